@@ -1,0 +1,361 @@
+//! `Container`: a Docker container. Its create-time configuration is the spec; it keeps its writable layer over stops.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the user wants of a container. `metadata.name` is its id: 64 lower-case hexadecimal digits.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "nuee.dev", version = "v1", kind = "Container", namespaced, status = "ContainerStatus", shortname = "ctr")]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerSpec {
+    /// Docker's name, without the leading slash; unique in its namespace.
+    pub name: String,
+    /// The machine that it is bound to; the scheduler fills it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// What it should be doing.
+    pub desired: Desired,
+    /// Counts requests to start; the agent starts it anew whenever this is above `status.observedStart`.
+    pub start_request: i64,
+    /// Image reference as the user wrote it.
+    pub image: String,
+    /// Image id (`sha256:…`) that the reference meant at creation.
+    pub image_id: String,
+    /// Program and arguments, entry point included.
+    pub command: Vec<String>,
+    /// How many words at the front of `command` are the entry point (Docker shows them apart).
+    pub entrypoint_length: usize,
+    /// Environment, `NAME=value`, image's own included.
+    pub environment: Vec<String>,
+    /// Working directory; empty means `/`.
+    pub working_directory: String,
+    /// `user[:group]`, names or numbers; empty means root.
+    pub user: String,
+    /// Host name; empty means the first 12 digits of the id.
+    pub hostname: String,
+    /// Domain name.
+    pub domainname: String,
+    /// Give the main process a terminal.
+    pub terminal: bool,
+    /// Keep standard input open.
+    pub open_stdin: bool,
+    /// Close standard input when the first attached client leaves.
+    pub stdin_once: bool,
+    /// Labels as Docker has them (free-form, unlike Kubernetes' labels).
+    pub labels: BTreeMap<String, String>,
+    /// Delete the object when the container ends.
+    pub auto_remove: bool,
+    /// When to start it again by itself.
+    pub restart_policy: RestartPolicy,
+    /// Signal that asks it to stop; empty means `SIGTERM`.
+    pub stop_signal: String,
+    /// How long a stop waits before SIGKILL; Units: seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_timeout_seconds: Option<i64>,
+    /// Mounts of host paths, volumes and tmpfs.
+    pub mounts: Vec<Mount>,
+    /// Ports to publish on the host.
+    pub ports: Vec<PortMapping>,
+    /// Ports that the image or the user declared (`80/tcp`), published or not.
+    pub exposed_ports: Vec<String>,
+    /// `bridge`, `none`, `host`, `container:<id>` or the name of a network.
+    pub network_mode: String,
+    /// Networks to join (by `Network` object name), with options; empty with mode bridge means the default network.
+    pub networks: BTreeMap<String, NetworkEndpoint>,
+    /// Extra lines of /etc/hosts, `name:address`.
+    pub extra_hosts: Vec<String>,
+    /// Name servers; empty means the host's, or Nuée's own on user networks.
+    pub dns: Vec<String>,
+    /// Search domains.
+    pub dns_search: Vec<String>,
+    /// Resolver options.
+    pub dns_options: Vec<String>,
+    /// Bounds.
+    pub resources: Resources,
+    /// Security settings.
+    pub security: Security,
+    /// An init process that reaps orphans.
+    pub init: bool,
+    /// Size of /dev/shm; 0 means 64 MiB. Units: bytes.
+    pub shm_size_bytes: i64,
+    /// Kernel settings of its namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// ulimits: name, soft, hard.
+    pub ulimits: Vec<Ulimit>,
+    /// Health check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthCheck>,
+    /// Largest size of one log file before rotation; 0 means the default. Units: bytes.
+    pub log_max_size_bytes: i64,
+    /// Number of rotated log files to keep; 0 means the default.
+    pub log_max_files: i64,
+    /// The dialect's own create request (JSON text), given back by inspect; the agent never reads it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub dialect_config: String,
+}
+
+/// What the user wants the container to be doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    /// Made but never started.
+    #[default]
+    Created,
+    /// Running.
+    Running,
+    /// Stopped; keeps its writable layer.
+    Stopped,
+    /// Frozen.
+    Paused,
+}
+
+/// Docker's restart policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestartPolicy {
+    /// `no` (or empty), `always`, `unless-stopped`, `on-failure`.
+    pub name: String,
+    /// For `on-failure`: at most so many restarts; 0 means no limit.
+    pub maximum_retry_count: i64,
+}
+
+/// One mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mount {
+    /// `bind`, `volume` or `tmpfs`.
+    pub kind: String,
+    /// Host path, or name of a `Volume` object; empty for tmpfs.
+    pub source: String,
+    /// Absolute path in the container.
+    pub target: String,
+    /// Not writable.
+    pub read_only: bool,
+    /// For volumes: do not copy the image's content at the target into a new volume.
+    pub no_copy: bool,
+    /// Mount propagation for binds; empty means `rprivate`.
+    pub propagation: String,
+    /// For tmpfs: size bound; 0 means none. Units: bytes.
+    pub tmpfs_size_bytes: i64,
+    /// For tmpfs: mode bits; 0 means 0o1777.
+    pub tmpfs_mode: u32,
+}
+
+/// One published port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortMapping {
+    /// Port in the container.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Address on the host; empty means all.
+    pub host_ip: String,
+    /// Port on the host; 0 means any free one (the choice is in the status).
+    pub host_port: u16,
+}
+
+/// How a container joins a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkEndpoint {
+    /// Extra names in the network's DNS.
+    pub aliases: Vec<String>,
+    /// Wanted address; empty means any.
+    pub ipv4_address: String,
+    /// Wanted MAC address; empty means any.
+    pub mac_address: String,
+}
+
+/// Bounds on a container; 0 means none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// Processor time; Units: billionths of a CPU.
+    pub nano_cpus: i64,
+    /// CPU shares (relative weight).
+    pub cpu_shares: i64,
+    /// CFS quota; Units: microseconds.
+    pub cpu_quota_us: i64,
+    /// CFS period; Units: microseconds.
+    pub cpu_period_us: i64,
+    /// CPUs it may use (`0-1`); empty means all.
+    pub cpuset_cpus: String,
+    /// Memory bound; Units: bytes.
+    pub memory_bytes: i64,
+    /// Memory plus swap bound; Units: bytes; -1 means no bound on swap.
+    pub memory_swap_bytes: i64,
+    /// Soft memory bound; Units: bytes.
+    pub memory_reservation_bytes: i64,
+    /// Most tasks.
+    pub pids_limit: i64,
+    /// Do not kill on out-of-memory.
+    pub oom_kill_disable: bool,
+}
+
+/// Security settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Security {
+    /// Everything allowed.
+    pub privileged: bool,
+    /// Capabilities to add (`NET_ADMIN`, `ALL`).
+    pub capabilities_add: Vec<String>,
+    /// Capabilities to drop.
+    pub capabilities_drop: Vec<String>,
+    /// Root file system not writable.
+    pub read_only_root: bool,
+    /// `no-new-privileges`.
+    pub no_new_privileges: bool,
+    /// `default`, `unconfined`, or a JSON profile; empty means default.
+    pub seccomp: String,
+    /// Supplementary groups.
+    pub groups: Vec<String>,
+    /// Share the host's process namespace (`host`) or another container's (`container:<id>`).
+    pub pid_mode: String,
+    /// Share the host's IPC namespace (`host`), or `private`.
+    pub ipc_mode: String,
+    /// Share the host's UTS namespace (`host`).
+    pub uts_mode: String,
+    /// Devices: host path, container path, permissions, separated by colons.
+    pub devices: Vec<String>,
+    /// Masked paths; `None` means the usual ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masked_paths: Option<Vec<String>>,
+    /// Read-only paths; `None` means the usual ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readonly_paths: Option<Vec<String>>,
+    /// OOM score adjustment.
+    pub oom_score_adj: i32,
+}
+
+/// A ulimit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ulimit {
+    /// `nofile`, `nproc`…
+    pub name: String,
+    /// Soft bound; -1 means unlimited.
+    pub soft: i64,
+    /// Hard bound; -1 means unlimited.
+    pub hard: i64,
+}
+
+/// A health check. Units: nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HealthCheck {
+    /// `["CMD", …]`, `["CMD-SHELL", text]` or `["NONE"]`.
+    pub test: Vec<String>,
+    /// Time between two checks; 0 means 30 s.
+    pub interval_ns: i64,
+    /// Time for one check; 0 means 30 s.
+    pub timeout_ns: i64,
+    /// Grace time after the start.
+    pub start_period_ns: i64,
+    /// Time between checks during the grace time; 0 means 5 s.
+    pub start_interval_ns: i64,
+    /// Failures in a row that mean unhealthy; 0 means 3.
+    pub retries: i64,
+}
+
+/// What the agent saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    /// Where it is in its life.
+    pub state: State,
+    /// The `spec.startRequest` that was acted on last.
+    pub observed_start: i64,
+    /// Host process id; 0 when it does not run.
+    pub pid: i64,
+    /// Exit code of the last run.
+    pub exit_code: i64,
+    /// The last run was ended by the OOM killer.
+    pub oom_killed: bool,
+    /// Why it could not be started.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// Start of the last run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// End of the last run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Restarts by policy since the last start request.
+    pub restart_count: i64,
+    /// Addresses by network name.
+    pub networks: BTreeMap<String, NetworkAttachment>,
+    /// Ports as they were bound on the host.
+    pub ports: Vec<PortMapping>,
+    /// `starting`, `healthy`, `unhealthy`; empty without a health check.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub health: String,
+    /// Results of the last health checks, newest last, at most five.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub health_log: Vec<HealthResult>,
+    /// Failures in a row.
+    pub health_failing_streak: i64,
+    /// Where mounted volumes lie on the machine, by target path.
+    pub volume_paths: BTreeMap<String, String>,
+    /// Path of the log file on the machine.
+    pub log_path: String,
+}
+
+/// One health check's result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HealthResult {
+    /// Its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Time>,
+    /// Its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<Time>,
+    /// Exit code; 0 healthy.
+    pub exit_code: i64,
+    /// First 4 KiB of what it printed.
+    pub output: String,
+}
+
+/// Life of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not started yet.
+    #[default]
+    Created,
+    /// Running.
+    Running,
+    /// Frozen.
+    Paused,
+    /// Ended; waits for its next start by policy.
+    Restarting,
+    /// Ended.
+    Exited,
+    /// Cannot be used any more.
+    Dead,
+}
+
+/// A container's place on a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkAttachment {
+    /// Address.
+    pub ip: String,
+    /// Length of the subnet's prefix. Units: bits.
+    pub prefix_length: u8,
+    /// Gateway.
+    pub gateway: String,
+    /// MAC address.
+    pub mac: String,
+    /// Names in the network's DNS.
+    pub aliases: Vec<String>,
+    /// Interface in the container.
+    pub interface: String,
+}

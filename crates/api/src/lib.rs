@@ -1,0 +1,11 @@
+//! The kinds: Rust types of Nuée's own objects (group `nuee.dev/v1`), and names that the whole house shares. Kubernetes'
+//! own kinds come from `k8s-openapi`. No I/O here.
+
+pub mod container;
+pub mod names;
+pub mod network;
+pub mod volume;
+
+pub use container::{Container, ContainerSpec, ContainerStatus};
+pub use network::{Network, NetworkSpec, NetworkStatus};
+pub use volume::{Volume, VolumeSpec, VolumeStatus};

@@ -1,0 +1,52 @@
+//! `Network`: a layer-2 segment with one IPv4 subnet that containers, pods and VMs share.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the user wants of a network. `metadata.name` is a DNS label; `spec.name` is what Docker shows.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "nuee.dev", version = "v1", kind = "Network", namespaced, status = "NetworkStatus", shortname = "net")]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkSpec {
+    /// Name as Docker shows it; unique in its namespace.
+    pub name: String,
+    /// Docker's id: 64 hexadecimal digits.
+    pub id: String,
+    /// `bridge`, `host` or `none`.
+    pub driver: String,
+    /// IPv4 subnet (`10.89.0.0/24`); empty: the agent takes a free one and writes it to the status.
+    pub subnet: String,
+    /// Range inside the subnet to allot from; empty means all of it.
+    pub ip_range: String,
+    /// Gateway; empty means the first address.
+    pub gateway: String,
+    /// No way out.
+    pub internal: bool,
+    /// Containers may be attached by hand.
+    pub attachable: bool,
+    /// Labels as Docker has them.
+    pub labels: BTreeMap<String, String>,
+    /// Driver options as Docker has them.
+    pub options: BTreeMap<String, String>,
+}
+
+/// What the agent made of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkStatus {
+    /// The subnet in force.
+    pub subnet: String,
+    /// The gateway in force.
+    pub gateway: String,
+    /// Name of the bridge on the machine.
+    pub bridge: String,
+    /// `Ready`, `Pending` or `Failed`.
+    pub phase: String,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
