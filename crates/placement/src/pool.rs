@@ -1,0 +1,230 @@
+//! The snapshot: machines, what runs on them, and what wants a place. Kept up to date by small changes, so that a decision
+//! costs nothing but the decision.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Amounts of the things that machines have and workloads ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Processor time; Units: thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Memory; Units: bytes.
+    pub memory_bytes: u64,
+    /// Local disk; Units: bytes.
+    pub ephemeral_storage_bytes: u64,
+    /// Anything else that machines advertise, by name.
+    pub extended: BTreeMap<String, u64>,
+}
+
+impl Resources {
+    /// Adds, stopping at the largest number.
+    pub fn add(&mut self, other: &Resources) {
+        self.cpu_millis = self.cpu_millis.saturating_add(other.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+        self.ephemeral_storage_bytes = self.ephemeral_storage_bytes.saturating_add(other.ephemeral_storage_bytes);
+        for (name, amount) in &other.extended {
+            let entry = self.extended.entry(name.clone()).or_default();
+            *entry = entry.saturating_add(*amount);
+        }
+    }
+
+    /// Subtracts, stopping at zero.
+    pub fn subtract(&mut self, other: &Resources) {
+        self.cpu_millis = self.cpu_millis.saturating_sub(other.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_sub(other.memory_bytes);
+        self.ephemeral_storage_bytes = self.ephemeral_storage_bytes.saturating_sub(other.ephemeral_storage_bytes);
+        for (name, amount) in &other.extended {
+            if let Some(entry) = self.extended.get_mut(name) {
+                *entry = entry.saturating_sub(*amount);
+            }
+        }
+    }
+}
+
+/// What a taint does to workloads that do not tolerate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaintEffect {
+    /// Keeps new ones away.
+    NoSchedule,
+    /// Keeps new ones away if there is another place.
+    PreferNoSchedule,
+    /// Keeps new ones away and drives running ones out.
+    NoExecute,
+}
+
+/// A mark on a machine that keeps workloads away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
+    /// Its value, possibly empty.
+    pub value: String,
+    /// What it does.
+    pub effect: TaintEffect,
+}
+
+/// A workload's leave to ignore taints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Toleration {
+    /// Key that it covers; `None` covers all.
+    pub key: Option<String>,
+    /// Value that it covers; `None` covers all (operator `Exists`).
+    pub value: Option<String>,
+    /// Effect that it covers; `None` covers all.
+    pub effect: Option<TaintEffect>,
+}
+
+impl Toleration {
+    /// Whether it covers this taint. `Source:` Kubernetes API reference, Toleration v1 core.
+    pub fn covers(&self, taint: &Taint) -> bool {
+        self.effect.is_none_or(|effect| effect == taint.effect)
+            && self.key.as_ref().is_none_or(|key| *key == taint.key)
+            && self.value.as_ref().is_none_or(|value| *value == taint.value)
+    }
+}
+
+/// One condition on machine labels. `Source:` Kubernetes API reference, NodeSelectorRequirement v1 core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LabelRequirement {
+    /// The label has one of these values.
+    In(String, Vec<String>),
+    /// The label is absent or has none of these values.
+    NotIn(String, Vec<String>),
+    /// The label is there.
+    Exists(String),
+    /// The label is absent.
+    DoesNotExist(String),
+    /// The label is a number above this.
+    GreaterThan(String, i64),
+    /// The label is a number below this.
+    LessThan(String, i64),
+}
+
+impl LabelRequirement {
+    /// Whether these labels meet it.
+    pub fn met_by(&self, labels: &BTreeMap<String, String>) -> bool {
+        let number = |key: &String| labels.get(key).and_then(|value| value.parse::<i64>().ok());
+        match self {
+            Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Self::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Self::Exists(key) => labels.contains_key(key),
+            Self::DoesNotExist(key) => !labels.contains_key(key),
+            Self::GreaterThan(key, bound) => number(key).is_some_and(|value| value > *bound),
+            Self::LessThan(key, bound) => number(key).is_some_and(|value| value < *bound),
+        }
+    }
+}
+
+/// A machine and what it carries.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// Labels to select by.
+    pub labels: BTreeMap<String, String>,
+    /// Marks that keep workloads away.
+    pub taints: Vec<Taint>,
+    /// Closed for new workloads.
+    pub unschedulable: bool,
+    /// Reports that it works.
+    pub ready: bool,
+    /// What it can give away in all.
+    pub allocatable: Resources,
+    /// Most workloads at once.
+    pub workloads_max: usize,
+    /// What is given away.
+    pub used: Resources,
+    /// Host ports in use: protocol and port, with the number of holders.
+    pub host_ports: BTreeMap<(String, u16), usize>,
+    /// Number of workloads.
+    pub workloads: usize,
+}
+
+/// Something that wants a place, or has one.
+#[derive(Clone, Debug, Default)]
+pub struct Workload {
+    /// Its identity, unique in the pool.
+    pub id: String,
+    /// What it asks for.
+    pub requests: Resources,
+    /// Labels that the machine must have.
+    pub selector: BTreeMap<String, String>,
+    /// Alternatives, one of which the machine must meet in full; empty means any machine.
+    pub affinity: Vec<Vec<LabelRequirement>>,
+    /// Wishes: weight and conditions.
+    pub preferences: Vec<(u32, Vec<LabelRequirement>)>,
+    /// Taints that it ignores.
+    pub tolerations: Vec<Toleration>,
+    /// Host ports that it needs: protocol and port.
+    pub host_ports: BTreeSet<(String, u16)>,
+}
+
+/// All machines, in name order.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    machines: BTreeMap<String, Machine>,
+    placed: HashMap<String, (String, Workload)>,
+}
+
+impl Pool {
+    /// The machines, in name order.
+    pub fn machines(&self) -> impl ExactSizeIterator<Item = &Machine> {
+        self.machines.values()
+    }
+
+    /// Adds a machine or changes its description; what it carries stays.
+    pub fn set_machine(&mut self, mut machine: Machine) {
+        machine.used = Resources::default();
+        machine.workloads = 0;
+        machine.host_ports.clear();
+        for (name, workload) in self.placed.values() {
+            if *name == machine.name {
+                take(&mut machine, workload);
+            }
+        }
+        self.machines.insert(machine.name.clone(), machine);
+    }
+
+    /// Removes a machine; its workloads stay known, in case it comes back.
+    pub fn remove_machine(&mut self, name: &str) {
+        self.machines.remove(name);
+    }
+
+    /// Notes that a workload runs on a machine; moves it when it was elsewhere.
+    pub fn assign(&mut self, machine: &str, workload: Workload) {
+        self.remove(&workload.id);
+        if let Some(holder) = self.machines.get_mut(machine) {
+            take(holder, &workload);
+        }
+        self.placed.insert(workload.id.clone(), (machine.to_owned(), workload));
+    }
+
+    /// Notes that a workload is gone.
+    pub fn remove(&mut self, id: &str) {
+        let Some((name, workload)) = self.placed.remove(id) else { return };
+        let Some(machine) = self.machines.get_mut(&name) else { return };
+        machine.used.subtract(&workload.requests);
+        machine.workloads = machine.workloads.saturating_sub(1);
+        for port in &workload.host_ports {
+            if let Some(holders) = machine.host_ports.get_mut(port) {
+                *holders -= 1;
+                if *holders == 0 {
+                    machine.host_ports.remove(port);
+                }
+            }
+        }
+    }
+
+    /// The machine that a workload is on.
+    pub fn machine_of(&self, id: &str) -> Option<&str> {
+        self.placed.get(id).map(|(machine, _)| machine.as_str())
+    }
+}
+
+fn take(machine: &mut Machine, workload: &Workload) {
+    machine.used.add(&workload.requests);
+    machine.workloads += 1;
+    for port in &workload.host_ports {
+        *machine.host_ports.entry(port.clone()).or_default() += 1;
+    }
+}
