@@ -1,2 +1,29 @@
 //! The machinery that serves any kind: CRUD, list and watch, patches, apply, admission, authentication, authorization,
 //! audit. Knows the store and schemas; must never know HTTP routing or any dialect.
+//!
+//! A kind is one registration ([`Kind`]); everything else is generic. The way of a write: [`ApiServer::create`] and its
+//! siblings authorize, decode, default, admit, validate, record the field managers and commit one store transaction
+//! that compares revisions; then they wait until the watch cache has seen the write, so a writer reads its own writes.
+
+mod kind;
+mod kind_table;
+mod object;
+mod options;
+mod path;
+mod server;
+mod status;
+mod user;
+mod watch;
+
+pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource};
+pub use kind_table::{GroupVersion, KindTable};
+pub use object::{Meta, Object, ObjectList};
+pub use options::{
+    Body, DeleteOptions, Deleted, FieldValidation, GetOptions, ListOptions, PatchKind, Preconditions, Propagation,
+    ResourceVersionMatch, WriteOptions, Written,
+};
+pub use path::ResourcePath;
+pub use server::{ApiServer, Error, Options, StaticToken};
+pub use status::{Cause, Details, Reason, Status};
+pub use user::{Attributes, Decision, RequestContext, UserInfo};
+pub use watch::{EventKind, WatchEvent, WatchStream};

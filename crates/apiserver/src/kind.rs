@@ -1,0 +1,171 @@
+//! The registration of a kind: one value that says everything the machinery needs to serve it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::status::Cause;
+
+/// Where a column of `kubectl get` takes its value.
+#[derive(Clone, Debug)]
+pub enum ColumnValue {
+    /// A JSONPath relative to the object, e.g. `.spec.replicas`.
+    JsonPath(String),
+    /// A function of the object and the present.
+    Function(fn(&Value, Timestamp) -> Value),
+}
+
+/// A column of the `Table` form.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Heading.
+    pub name: String,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: String,
+    /// OpenAPI format; `name` marks the primary column.
+    pub format: String,
+    /// For people.
+    pub description: String,
+    /// 0 is always shown; above only with `-o wide`.
+    pub priority: i32,
+    /// Where the value comes from.
+    pub value: ColumnValue,
+}
+
+/// The fields behind a `scale` subresource, as JSON pointers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// Desired replicas, e.g. `/spec/replicas`.
+    pub spec_replicas: String,
+    /// Observed replicas, e.g. `/status/replicas`.
+    pub status_replicas: String,
+    /// A label selector, as text or as a `LabelSelector`; `None` when there is none.
+    pub selector: Option<String>,
+}
+
+/// A further subresource, for discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subresource {
+    /// `log`, `exec`, `binding`, `token`…
+    pub name: String,
+    /// Kind of its body.
+    pub kind: String,
+    /// Group of that kind; empty for the parent's.
+    pub group: String,
+    /// Version of that kind; empty for the parent's.
+    pub version: String,
+    /// Its verbs.
+    pub verbs: Vec<String>,
+}
+
+/// Values that must be unique across objects and that the machinery hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocator {
+    /// `clusterIP(s)` and `nodePort`s of a Service.
+    ServiceAddresses,
+}
+
+/// Everything about a kind in one version. Build it with `Kind { …, ..Kind::new(…) }`.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Kind, e.g. `Pod`.
+    pub kind: String,
+    /// Plural resource name, e.g. `pods`.
+    pub plural: String,
+    /// Singular name; may be empty.
+    pub singular: String,
+    /// Short names for the command line.
+    pub short_names: Vec<String>,
+    /// Categories such as `all`.
+    pub categories: Vec<String>,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+    /// Whether objects are stored. Reviews (`SubjectAccessReview`, `TokenReview`…) are answered, not stored.
+    pub stored: bool,
+    /// OpenAPI v3 schema of the object, with `x-kubernetes-*` extensions; `$ref`s are resolved by their last segment in
+    /// `definitions`, `$defs` or `components.schemas` of this same value.
+    pub schema: Arc<Value>,
+    /// Fields outside the schema are dropped, and defaults come from the schema (CustomResourceDefinitions).
+    pub structural: bool,
+    /// Columns of the `Table` form.
+    pub columns: Vec<Column>,
+    /// Fills in defaults.
+    pub default: fn(&mut Value),
+    /// Checks what the schema cannot say.
+    pub validate: fn(&Value, Option<&Value>) -> Vec<Cause>,
+    /// Last word before a create, after defaults; status was already dropped when there is a status subresource.
+    pub prepare_create: fn(&mut Value),
+    /// Last word before an update of the main resource: new object, old object.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// Whether `status` is a subresource.
+    pub status_subresource: bool,
+    /// The `scale` subresource.
+    pub scale: Option<ScalePaths>,
+    /// Other subresources, for discovery.
+    pub subresources: Vec<Subresource>,
+    /// Fields that field selectors may name, beside `metadata.name` and `metadata.namespace`: (label, JSON pointer).
+    pub selectable_fields: Vec<(String, String)>,
+    /// JSON pointer of a value that is unique among the kind's objects in a namespace, in the same transaction.
+    pub unique_field: Option<String>,
+    /// Unique values handed out by the machinery.
+    pub allocator: Option<Allocator>,
+    /// Version in which objects are stored; differs from `version` only for kinds with several versions.
+    pub storage_version: String,
+    /// Whether this version comes from a CustomResourceDefinition.
+    pub custom: bool,
+    /// Deprecation warning of this version.
+    pub deprecation: Option<String>,
+}
+
+impl Kind {
+    /// A namespaced kind with an open schema and no extras.
+    pub fn new(group: &str, version: &str, kind: &str, plural: &str) -> Kind {
+        Kind {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
+            singular: kind.to_lowercase(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced: true,
+            stored: true,
+            schema: Arc::new(serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})),
+            structural: false,
+            columns: Vec::new(),
+            default: |_| {},
+            validate: |_, _| Vec::new(),
+            prepare_create: |_| {},
+            prepare_update: |_, _| {},
+            status_subresource: false,
+            scale: None,
+            subresources: Vec::new(),
+            selectable_fields: Vec::new(),
+            unique_field: None,
+            allocator: None,
+            storage_version: version.to_owned(),
+            custom: false,
+            deprecation: None,
+        }
+    }
+
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// `pods` or `deployments.apps`.
+    pub fn qualified(&self) -> String {
+        crate::path::qualified(&self.plural, &self.group)
+    }
+
+    /// Whether this is the kind `plural` of `group`.
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.group == group && self.plural == plural
+    }
+}
