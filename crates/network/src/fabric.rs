@@ -1,126 +1,152 @@
-//! [`Fabric`]: the state of one machine's network, and every operation on it.
+//! [`Fabric`]: every operation on one machine's network. The work itself is short and blocking (netlink, small files), so
+//! each operation runs on a blocking thread; one lock orders all changes of state and of nftables, while the slower work
+//! on interfaces goes on outside of it.
+
+mod attachments;
+mod inner;
+mod monitor;
+mod publications;
 
 use std::collections::HashSet;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::subnet::Subnet;
-use crate::types::*;
+use crate::types::{
+    AttachRequest, Attachment, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig, PortMapping, ServiceRule,
+};
+use inner::Inner;
 
-/// The network of one machine. Methods are safe to call at once from many tasks, and idempotent.
+/// The network of one machine. Methods are idempotent, and safe to call at once from many tasks.
 pub struct Fabric {
-    options: FabricOptions,
-}
-
-/// The bridge that serves a network: `nuee0` for the default one, `nuee-<8 hex digits>` otherwise.
-pub fn bridge_name(network: &str) -> String {
-    if network == DEFAULT_NETWORK { DEFAULT_BRIDGE.to_owned() } else { format!("nuee-{:08x}", fnv(network)) }
-}
-
-/// FNV-1a, folded to 32 bits: short names for long ids. Not for security.
-fn fnv(text: &str) -> u32 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    ((hash >> 32) ^ (hash & 0xffff_ffff)) as u32
-}
-
-fn not_yet<T>(what: &str) -> Result<T> {
-    Err(Error::Invalid(format!("{what} is not supported yet")))
+    inner: Arc<Inner>,
+    /// Ends the watch over our tables when the fabric is dropped.
+    _monitor: monitor::Monitor,
 }
 
 impl Fabric {
-    /// Opens the fabric: reads what is on disk, sets the kernel's switches, repairs what is missing.
+    /// Opens the fabric: reads what is on disk, sets the kernel's switches, brings back what is missing. Service tables
+    /// that are installed already stay until the first [`Fabric::sync_services`], so that a restart of the daemon
+    /// interrupts nothing.
     pub async fn open(options: FabricOptions) -> Result<Arc<Fabric>> {
-        Ok(Arc::new(Fabric { options }))
+        let opened = tokio::task::spawn_blocking(move || {
+            let inner = Arc::new(Inner::open(options)?);
+            let monitor = monitor::Monitor::start(&inner)?;
+            inner.heal()?;
+            Ok(Arc::new(Fabric { inner, _monitor: monitor }))
+        });
+        opened.await.unwrap_or(Err(Error::WorkerLost("opening the network")))
+    }
+
+    async fn run<T: Send + 'static>(&self, what: &'static str, job: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || job(&inner)).await.unwrap_or(Err(Error::WorkerLost(what)))
     }
 
     /// Makes a network, or brings back what is missing of it.
+    ///
+    /// `Errors:` [`Error::SubnetOverlap`], [`Error::SubnetsExhausted`], [`Error::NetworkInUse`] when it exists with
+    /// another subnet and something is attached to it.
     pub async fn ensure_network(&self, config: NetworkConfig) -> Result<Network> {
-        not_yet(&config.id)
+        self.run("a network", move |inner| inner.ensure_network(&config)).await
     }
 
     /// Removes a network and its bridge. Removing what is not there is fine.
     ///
     /// `Errors:` [`Error::NetworkInUse`] while something is attached.
     pub async fn remove_network(&self, id: &str) -> Result<()> {
-        not_yet(id)
+        let id = id.to_owned();
+        self.run("a network", move |inner| inner.remove_network(&id)).await
     }
 
     /// Makes and pins a network namespace, with loopback up. Doing it again gives the same namespace.
     pub async fn create_namespace(&self, id: &str) -> Result<PathBuf> {
-        not_yet(id)
+        let id = id.to_owned();
+        self.run("a namespace", move |inner| inner.create_namespace(&id)).await
     }
 
     /// Lets go of a namespace; it ends with its last process.
     pub async fn remove_namespace(&self, id: &str) -> Result<()> {
-        not_yet(id)
+        let id = id.to_owned();
+        self.run("a namespace", move |inner| inner.remove_namespace(&id)).await
     }
 
     /// Path that [`Fabric::create_namespace`] gives.
     pub fn namespace_path(&self, id: &str) -> PathBuf {
-        self.options.run_dir.join("netns").join(id)
+        self.inner.namespace_path(id)
     }
 
-    /// Puts a namespace on a network.
+    /// Puts a namespace on a network. The same owner on the same network gets the same answer again; what is missing of it
+    /// is made.
+    ///
+    /// `Errors:` [`Error::NetworkNotFound`], [`Error::AddressTaken`], [`Error::AddressesExhausted`].
     pub async fn attach(&self, request: AttachRequest) -> Result<Attachment> {
-        not_yet(&request.owner)
+        self.run("an attachment", move |inner| inner.attach(&request)).await
     }
 
     /// Takes an owner off one network and frees the address. Nothing to do is fine.
     pub async fn detach(&self, owner: &str, network: &str) -> Result<()> {
-        not_yet(&format!("{owner}{network}"))
+        let (owner, network) = (owner.to_owned(), network.to_owned());
+        self.run("an attachment", move |inner| inner.detach(&owner, &network)).await
     }
 
     /// Takes an owner off all networks, and withdraws its published ports.
     pub async fn release(&self, owner: &str) -> Result<()> {
-        not_yet(owner)
+        let owner = owner.to_owned();
+        self.run("an owner", move |inner| inner.release(&owner)).await
     }
 
-    /// Publishes ports of `target`; replaces what this owner had published before. All or nothing.
+    /// Publishes ports of `target`, in place of what this owner had published before. All or nothing.
     ///
-    /// `Errors:` [`Error::PortTaken`] in Docker's words.
-    pub async fn publish(&self, owner: &str, target: std::net::Ipv4Addr, ports: Vec<PortMapping>) -> Result<Vec<PortMapping>> {
-        not_yet(&format!("{owner}{target}{ports:?}"))
+    /// `Errors:` [`Error::PortTaken`], in Docker's words; [`Error::PortsExhausted`].
+    pub async fn publish(&self, owner: &str, target: Ipv4Addr, ports: Vec<PortMapping>) -> Result<Vec<PortMapping>> {
+        let owner = owner.to_owned();
+        self.run("published ports", move |inner| inner.publish(&owner, target, &ports)).await
     }
 
     /// Withdraws the published ports of an owner.
     pub async fn unpublish(&self, owner: &str) -> Result<()> {
-        not_yet(owner)
+        let owner = owner.to_owned();
+        self.run("published ports", move |inner| inner.unpublish(&owner)).await
     }
 
-    /// Makes the kernel's service tables be exactly these rules, in one transaction, touching only what changed.
+    /// Makes the kernel's service tables be exactly these rules, in one transaction that touches only what changed.
+    /// Tracked UDP flows to endpoints that are gone are forgotten, so that clients reach the others.
     pub async fn sync_services(&self, rules: Vec<ServiceRule>) -> Result<()> {
-        not_yet(&format!("{}", rules.len()))
+        self.run("services", move |inner| inner.sync_services(&rules)).await
     }
 
-    /// A subnet that overlaps neither our networks nor the machine's routes.
+    /// A subnet that overlaps neither our networks nor the machine's routes. It is not reserved.
     pub async fn free_subnet(&self) -> Result<Subnet> {
-        not_yet("free_subnet")
+        self.run("a free subnet", |inner| inner.free_subnet(&inner.core())).await
     }
 
     /// What there is.
     pub fn list(&self) -> Inventory {
-        Inventory::default()
+        self.inner.list()
     }
 
     /// Frees everything (addresses, ports, namespaces) of owners that are not in the list. Returns who went.
     pub async fn collect_garbage(&self, live: &HashSet<String>) -> Result<Vec<String>> {
-        not_yet(&format!("{}", live.len()))
+        let live = live.clone();
+        self.run("garbage", move |inner| inner.collect_garbage(&live)).await
     }
 
-    /// Installs everything again from what is known: after a flush of the ruleset, or on doubt. Established connections
-    /// go on.
+    /// Installs everything again from what is known. Established connections go on. Nobody needs to call it after a flush
+    /// of the ruleset: the fabric watches its tables and brings them back by itself.
     pub async fn reconcile(&self) -> Result<()> {
-        not_yet("reconcile")
+        self.run("the network", Inner::reconcile).await
     }
 
     /// The kernel settings that were needed, and how they were found.
     pub fn kernel_settings(&self) -> Vec<KernelSetting> {
-        Vec::new()
+        self.inner.settings.clone()
     }
 
-    /// Removes every bridge, interface, namespace, table and file of ours.
+    /// Removes every bridge, interface, namespace, table and file of ours. The fabric is of no use afterwards.
     pub async fn destroy_all(&self) -> Result<()> {
-        not_yet("destroy_all")
+        self.run("the network", Inner::destroy_all).await
     }
 }

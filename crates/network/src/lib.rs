@@ -4,16 +4,24 @@
 //! | module | owns |
 //! |---|---|
 //! | [`types`], [`subnet`], [`error`] | the border |
-//! | [`fabric`] | the state of one machine's network, and every operation on it |
+//! | [`fabric`] | every operation on one machine's network |
 //! | [`dns`] | the name server for clusters and user networks |
+//! | `state` | what is known, in memory and on disk |
+//! | `nft` | rulesets as text, elements as netlink messages; pure but for one file each |
+//! | `kernel` | netlink, namespaces, kernel settings, connection tracking |
 
 pub mod dns;
 pub mod error;
 pub mod fabric;
+mod kernel;
+mod names;
+mod nft;
+mod state;
 pub mod subnet;
 pub mod types;
 
 pub use error::{Error, Result};
-pub use fabric::{Fabric, bridge_name};
+pub use fabric::Fabric;
+pub use names::bridge_name;
 pub use subnet::Subnet;
 pub use types::*;

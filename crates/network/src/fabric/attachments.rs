@@ -1,0 +1,167 @@
+//! Namespaces, and interfaces in them.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::inner::{Core, Inner, host_channel, netlink_error};
+use crate::error::{Error, Result};
+use crate::kernel::{link, namespace, netlink::Channel, sysctl};
+use crate::names::{check_id, check_interface, port_name};
+use crate::nft::elements::Batch;
+use crate::nft::ruleset;
+use crate::types::{AttachRequest, Attachment, Mac, Network};
+
+impl Inner {
+    pub(super) fn namespace_path(&self, id: &str) -> PathBuf {
+        self.options.run_dir.join("netns").join(id)
+    }
+
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.options.run_dir.join("netns")) else { return Vec::new() };
+        entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()
+    }
+
+    pub(super) fn create_namespace(&self, id: &str) -> Result<PathBuf> {
+        check_id(id)?;
+        let path = self.namespace_path(id);
+        if !namespace::is_pinned(&path) {
+            namespace::create(&path)?;
+        }
+        Ok(path)
+    }
+
+    pub(super) fn remove_namespace(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        namespace::remove(&self.namespace_path(id))
+    }
+
+    pub(super) fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
+        check_id(&request.owner)?;
+        let (network, attachment, is_new) = self.reserve(request)?;
+        let plugged = self.plug_in(request, &network, &attachment);
+        if plugged.is_err() && is_new {
+            // The first error is the one to tell; what cannot be undone now is garbage for later.
+            if let Err(error) = self.detach(&request.owner, &request.network) {
+                tracing::warn!(owner = request.owner, %error, "left over from a failed attachment");
+            }
+        }
+        plugged.map(|()| attachment)
+    }
+
+    /// Takes an address, and lets it speak before the interface exists: so there is no first packet without a check.
+    fn reserve(&self, request: &AttachRequest) -> Result<(Network, Attachment, bool)> {
+        let mut core = self.core();
+        let network = core.networks.get(&request.network).cloned();
+        let network = network.ok_or_else(|| Error::NetworkNotFound(request.network.clone()))?;
+        if let Some(found) = core.addresses.find(&request.owner, &request.network).cloned() {
+            let attachment = Attachment { namespace: request.namespace.clone(), ..found.clone() };
+            if attachment != found {
+                core.addresses.update(&attachment)?;
+            }
+            return Ok((network, attachment, false));
+        }
+        let interface = free_interface(&core, request)?;
+        let attachment = core.addresses.take(&network, request.address, |address| Attachment {
+            owner: request.owner.clone(),
+            network: network.id.clone(),
+            namespace: request.namespace.clone(),
+            interface: interface.clone(),
+            host_interface: port_name(&request.owner, &network.id),
+            address,
+            prefix: network.subnet.prefix(),
+            gateway: network.gateway,
+            mac: request.mac.unwrap_or_else(|| Mac::from_address(address)),
+        })?;
+        let mut batch = Batch::default();
+        ruleset::of_attachment(&attachment).into_iter().for_each(|e| batch.add(e));
+        if let Err(error) = self.apply(&mut core, &batch) {
+            core.addresses.release(&network.id, attachment.address)?;
+            return Err(error);
+        }
+        Ok((network, attachment, true))
+    }
+
+    /// Makes the interfaces, as far as they are missing.
+    fn plug_in(&self, request: &AttachRequest, network: &Network, attachment: &Attachment) -> Result<()> {
+        let failed = |what: &str| netlink_error(format!("{what} for {} on {}", attachment.owner, network.id));
+        let mut host = host_channel()?;
+        namespace::run_inside(&request.namespace, || {
+            let mut inside = Channel::route().map_err(failed("open netlink"))?;
+            let mut inner = link::find(&mut inside, &attachment.interface).map_err(failed("look for an interface"))?;
+            if inner.is_none() {
+                namespace::harden();
+                // A crash in between, or a namespace that is gone, may have left the other end.
+                link::delete(&mut host, &attachment.host_interface).map_err(failed("delete an old interface"))?;
+                let pair = link::VethPair {
+                    inner_name: &attachment.interface,
+                    inner_mac: attachment.mac,
+                    outer_name: &attachment.host_interface,
+                    outer_namespace: self.host_namespace.as_fd(),
+                    mtu: network.mtu,
+                };
+                link::create_veth(&mut inside, &pair).map_err(failed("make an interface"))?;
+                inner = link::find(&mut inside, &attachment.interface).map_err(failed("look for an interface"))?;
+            }
+            let inner = inner.ok_or_else(|| Error::Invalid(format!("interface {} vanished", attachment.interface)))?;
+            plug_outer(&mut host, network, attachment)?;
+            link::add_address(&mut inside, inner.index, attachment.address, &network.subnet).map_err(failed("address"))?;
+            link::set_up(&mut inside, inner.index).map_err(failed("bring up an interface"))?;
+            if !network.internal && !request.without_default_route {
+                link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn detach(&self, owner: &str, network: &str) -> Result<()> {
+        let Some(attachment) = self.core().addresses.find(owner, network).cloned() else { return Ok(()) };
+        self.unplug(&attachment)
+    }
+
+    fn unplug(&self, attachment: &Attachment) -> Result<()> {
+        link::delete(&mut host_channel()?, &attachment.host_interface)
+            .map_err(netlink_error(format!("delete the interface of {}", attachment.owner)))?;
+        let mut core = self.core();
+        let mut batch = Batch::default();
+        ruleset::of_attachment(attachment).into_iter().for_each(|e| batch.delete(e));
+        self.apply(&mut core, &batch)?;
+        // Last: as long as the address is taken, nobody can get the elements that were just deleted.
+        core.addresses.release(&attachment.network, attachment.address)
+    }
+
+    pub(super) fn release(&self, owner: &str) -> Result<()> {
+        self.unpublish(owner)?;
+        let attachments: Vec<Attachment> = self.core().addresses.all().filter(|a| a.owner == owner).cloned().collect();
+        attachments.iter().try_for_each(|a| self.unplug(a))
+    }
+}
+
+/// The wished name, or the first `eth<n>` that the owner has not.
+fn free_interface(core: &Core, request: &AttachRequest) -> Result<String> {
+    let used = |name: &str| core.addresses.all().any(|a| a.owner == request.owner && a.interface == name);
+    if !request.interface.is_empty() {
+        check_interface(&request.interface)?;
+        if used(&request.interface) {
+            return Err(Error::Invalid(format!("interface {} is in use", request.interface)));
+        }
+        return Ok(request.interface.clone());
+    }
+    let mut names = (0u16..=u16::MAX).map(|n| format!("eth{n}"));
+    names.find(|name| !used(name)).ok_or_else(|| Error::Invalid("too many interfaces".into()))
+}
+
+/// Plugs the machine's end into the bridge, without IPv6.
+fn plug_outer(host: &mut Channel, network: &Network, attachment: &Attachment) -> Result<()> {
+    let failed = |what: &str| netlink_error(format!("{what} {}", attachment.host_interface));
+    let find = |host: &mut Channel, name: &str| {
+        let found = link::find(host, name).map_err(failed("plug"))?;
+        found.ok_or_else(|| Error::Invalid(format!("interface {name} is missing")))
+    };
+    let bridge = find(host, &network.bridge)?;
+    let outer = find(host, &attachment.host_interface)?;
+    if let Err(error) = sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", attachment.host_interface), "1") {
+        tracing::debug!(%error, "no IPv6 to disable");
+    }
+    link::plug(host, outer.index, bridge.index, network.isolated_ports).map_err(failed("plug"))
+}

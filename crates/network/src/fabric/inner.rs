@@ -1,0 +1,357 @@
+//! The state behind a [`super::Fabric`], its networks, and the installation of the ruleset.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::error::{Error, IoContext, Result};
+use crate::kernel::netlink::Channel;
+use crate::kernel::{link, namespace, sysctl};
+use crate::names::{bridge_name, check_id, check_interface};
+use crate::nft::elements::{self, Batch, Family};
+use crate::nft::ruleset::{self, Fixed};
+use crate::nft::{TABLE, process, services::Tables};
+use crate::state::{addresses::AddressBook, files, ports::PortBook};
+use crate::subnet::{Subnet, first_free};
+use crate::types::{DEFAULT_NETWORK, FabricOptions, Inventory, KernelSetting, Mac, Network, NetworkConfig};
+
+/// MTU when nothing tells a better one.
+const ETHERNET_MTU: u32 = 1500;
+/// The smallest MTU that IPv4 allows.
+const MTU_MIN: u32 = 68;
+/// The largest MTU of a bridge.
+const MTU_MAX: u32 = 65_535;
+/// A `/31` has no room for a gateway and a workload beside network and broadcast.
+const PREFIX_MAX: u8 = 29;
+
+/// The state behind a [`super::Fabric`].
+pub(super) struct Inner {
+    pub(super) options: FabricOptions,
+    fixed: Fixed,
+    mtu: u32,
+    pub(super) settings: Vec<KernelSetting>,
+    /// The machine's own network namespace.
+    pub(super) host_namespace: File,
+    core: Mutex<Core>,
+}
+
+/// What changes, under one lock: state and nftables always agree when it is free.
+pub(super) struct Core {
+    pub(super) networks: BTreeMap<String, Network>,
+    pub(super) addresses: AddressBook,
+    pub(super) ports: PortBook,
+    /// Service objects in the kernel; `None`: those that an earlier process left there.
+    pub(super) services: Option<Tables>,
+    destroyed: bool,
+}
+
+/// Wraps an error of netlink with what was being done.
+pub(super) fn netlink_error(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Netlink { action, source }
+}
+
+/// A channel in the machine's namespace.
+pub(super) fn host_channel() -> Result<Channel> {
+    Channel::route().map_err(netlink_error("open netlink"))
+}
+
+impl Inner {
+    pub(super) fn open(options: FabricOptions) -> Result<Inner> {
+        namespace::prepare_directory(&options.run_dir.join("netns"))?;
+        let networks: BTreeMap<String, Network> =
+            files::read_all::<Network>(&options.state_dir.join("networks"))?.into_iter().collect();
+        let core = Core {
+            networks,
+            addresses: AddressBook::open(&options.state_dir.join("addresses"))?,
+            ports: PortBook::open(&options.state_dir.join("publications"))?,
+            services: None,
+            destroyed: false,
+        };
+        let settings = vec![sysctl::ensure("net/ipv4/ip_forward", "1")];
+        let fixed = Fixed {
+            service_cidr: options.service_cidr.to_string(),
+            node_ports: format!("{}-{}", options.node_ports.start(), options.node_ports.end()),
+            unmasqueraded: options.unmasqueraded.iter().map(Subnet::to_string).collect(),
+            masquerade_within: !Path::new("/proc/sys/net/bridge").exists(),
+        };
+        let mtu = match options.mtu {
+            Some(mtu) => mtu.clamp(MTU_MIN, MTU_MAX),
+            None => default_mtu(&mut host_channel()?)?,
+        };
+        let inner =
+            Inner { options, fixed, mtu, settings, host_namespace: namespace::current()?, core: Mutex::new(core) };
+        inner.restore_links(&inner.core())?;
+        Ok(inner)
+    }
+
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    fn network_path(&self, id: &str) -> PathBuf {
+        self.options.state_dir.join("networks").join(id)
+    }
+
+    pub(super) fn ensure_network(&self, config: &NetworkConfig) -> Result<Network> {
+        check_id(&config.id)?;
+        let mut core = self.core();
+        let old = core.networks.get(&config.id).cloned();
+        let network = self.resolve(&core, config, old.as_ref())?;
+        if let Some(old) = old.as_ref().filter(|o| **o != network) {
+            let moved = (old.subnet, old.gateway, &old.bridge) != (network.subnet, network.gateway, &network.bridge);
+            if moved && core.addresses.count(&config.id) > 0 {
+                return Err(Error::NetworkInUse(config.id.clone()));
+            }
+            if moved {
+                link::delete(&mut host_channel()?, &old.bridge).map_err(netlink_error("delete a bridge"))?;
+            }
+        }
+        self.ensure_bridge(&network)?;
+        if old.as_ref() != Some(&network) {
+            let mut batch = Batch::default();
+            old.iter().flat_map(ruleset::of_network).for_each(|e| batch.delete(e));
+            ruleset::of_network(&network).into_iter().for_each(|e| batch.add(e));
+            files::replace(&self.network_path(&network.id), &network)?;
+            core.networks.insert(network.id.clone(), network.clone());
+            self.apply(&mut core, &batch)?;
+        }
+        Ok(network)
+    }
+
+    /// Fills in what the wish leaves open, and refuses what cannot be.
+    fn resolve(&self, core: &Core, config: &NetworkConfig, old: Option<&Network>) -> Result<Network> {
+        let subnet = match (config.subnet, old) {
+            (Some(subnet), _) => subnet,
+            (None, Some(old)) => old.subnet,
+            (None, None) => self.free_subnet(core)?,
+        };
+        if subnet.prefix() > PREFIX_MAX {
+            return Err(Error::Invalid(format!("subnet {subnet} is too small: at most /{PREFIX_MAX}")));
+        }
+        let others = core.networks.values().filter(|n| n.id != config.id);
+        if let Some(other) = others.clone().find(|n| n.subnet.overlaps(&subnet)) {
+            let other = format!("{} of network {}", other.subnet, other.id);
+            return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
+        }
+        let kept = old.filter(|o| o.subnet == subnet).map(|o| o.gateway);
+        let gateway = config.gateway.or(kept).unwrap_or_else(|| subnet.first_host());
+        if !subnet.is_host(gateway) {
+            return Err(Error::Invalid(format!("no matching subnet for gateway {gateway}")));
+        }
+        if let Some(range) = config.ip_range.filter(|r| !subnet.contains(r.address()) || r.prefix() < subnet.prefix()) {
+            return Err(Error::Invalid(format!("no matching subnet for range {range}")));
+        }
+        let bridge = if config.bridge.is_empty() { bridge_name(&config.id) } else { config.bridge.clone() };
+        check_interface(&bridge)?;
+        if others.clone().any(|n| n.bridge == bridge) {
+            return Err(Error::Invalid(format!("bridge name {bridge} is in use by another network")));
+        }
+        Ok(Network {
+            id: config.id.clone(),
+            bridge,
+            subnet,
+            ip_range: config.ip_range,
+            gateway,
+            internal: config.internal,
+            routed: config.routed,
+            isolated_ports: config.isolated_ports,
+            mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
+        })
+    }
+
+    /// Makes the bridge as it should be, whatever is there of it.
+    fn ensure_bridge(&self, network: &Network) -> Result<()> {
+        let failed = |what: &str| netlink_error(format!("{what} bridge {}", network.bridge));
+        let mut channel = host_channel()?;
+        let found = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
+        if found.as_ref().is_some_and(|l| !l.is_bridge) {
+            return Err(Error::Invalid(format!("interface {} is there and is no bridge", network.bridge)));
+        }
+        if found.is_none() {
+            let mac = Mac::from_address(network.gateway);
+            link::create_bridge(&mut channel, &network.bridge, mac, network.mtu).map_err(failed("make"))?;
+        }
+        let bridge = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
+        let bridge = bridge.ok_or_else(|| Error::NetworkNotFound(network.id.clone()))?;
+        if bridge.mtu != network.mtu {
+            link::set_mtu(&mut channel, bridge.index, network.mtu).map_err(failed("set the MTU of"))?;
+        }
+        if !self.fixed.masquerade_within {
+            link::filter_bridged(&mut channel, bridge.index).map_err(failed("filter"))?;
+        }
+        for (path, wanted) in [
+            // Published ports can be reached by 127.0.0.1; the ruleset keeps everybody else out of 127.0.0.0/8.
+            (format!("net/ipv4/conf/{}/route_localnet", network.bridge), "1"),
+            (format!("net/ipv4/conf/{}/send_redirects", network.bridge), "0"),
+            (format!("net/ipv6/conf/{}/disable_ipv6", network.bridge), "1"),
+        ] {
+            if let Some(problem) = sysctl::ensure(&path, wanted).problem {
+                tracing::debug!(path, problem, "kernel setting left alone");
+            }
+        }
+        link::add_address(&mut channel, bridge.index, network.gateway, &network.subnet).map_err(failed("address"))?;
+        link::set_up(&mut channel, bridge.index).map_err(failed("bring up"))?;
+        if network.id == DEFAULT_NETWORK {
+            // Gives the machine itself a route to services even where it has no default route, and an address to come from.
+            link::add_link_route(&mut channel, self.options.service_cidr, bridge.index, network.gateway)
+                .map_err(failed("route services over"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_network(&self, id: &str) -> Result<()> {
+        let mut core = self.core();
+        let Some(network) = core.networks.get(id).cloned() else { return Ok(()) };
+        if core.addresses.count(id) > 0 {
+            return Err(Error::NetworkInUse(id.to_owned()));
+        }
+        link::delete(&mut host_channel()?, &network.bridge).map_err(netlink_error("delete a bridge"))?;
+        files::remove(&self.network_path(id))?;
+        core.addresses.forget(id)?;
+        core.networks.remove(id);
+        let mut batch = Batch::default();
+        ruleset::of_network(&network).into_iter().for_each(|e| batch.delete(e));
+        self.apply(&mut core, &batch)
+    }
+
+    pub(super) fn free_subnet(&self, core: &Core) -> Result<Subnet> {
+        let routes = link::routes(&mut host_channel()?).map_err(netlink_error("list routes"))?;
+        let mut used: Vec<Subnet> = routes.iter().map(|r| r.destination).filter(|d| d.prefix() > 0).collect();
+        used.extend(core.networks.values().map(|n| n.subnet));
+        used.push(self.options.service_cidr);
+        first_free(&self.options.subnet_pools, &used).ok_or(Error::SubnetsExhausted)
+    }
+
+    /// Applies changes to elements. When our tables are gone (somebody flushed them), installs everything instead.
+    pub(super) fn apply(&self, core: &mut Core, batch: &Batch) -> Result<()> {
+        match batch.apply() {
+            Err(Error::Netlink { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => self.install(core),
+            other => other,
+        }
+    }
+
+    /// Replaces both tables in one transaction.
+    pub(super) fn install(&self, core: &mut Core) -> Result<()> {
+        let mut all = Vec::new();
+        core.networks.values().for_each(|n| all.extend(ruleset::of_network(n)));
+        core.addresses.all().for_each(|a| all.extend(ruleset::of_attachment(a)));
+        core.ports.all().for_each(|p| all.extend(ruleset::of_publication(p)));
+        let services = core.services.take().unwrap_or_default();
+        let script = ruleset::full(&ruleset::Input { elements: all, services: &services, fixed: &self.fixed });
+        let result = process::apply(&script);
+        // On failure the kernel keeps what it had: unknown to us, so the next attempt installs everything again.
+        core.services = result.is_ok().then_some(services);
+        result
+    }
+
+    /// Brings the tables back when they are missing or of another layout.
+    pub(super) fn heal(&self) -> Result<()> {
+        let mut core = self.core();
+        if core.destroyed || self.is_installed()? {
+            return Ok(());
+        }
+        tracing::info!("installing nftables tables");
+        self.install(&mut core)
+    }
+
+    fn is_installed(&self) -> Result<bool> {
+        Ok(elements::chain_exists(Family::Inet, &self.fixed.marker())? && elements::table_exists(Family::Bridge)?)
+    }
+
+    pub(super) fn reconcile(&self) -> Result<()> {
+        let mut core = self.core();
+        self.restore_links(&core)?;
+        // Services that an earlier process left must stay until we are told what they are.
+        if core.services.is_none() && self.is_installed()? {
+            let mut batch = Batch::default();
+            core.networks.values().flat_map(ruleset::of_network).for_each(|e| batch.add(e));
+            core.addresses.all().flat_map(ruleset::of_attachment).for_each(|e| batch.add(e));
+            core.ports.all().flat_map(ruleset::of_publication).for_each(|e| batch.add(e));
+            return self.apply(&mut core, &batch);
+        }
+        self.install(&mut core)
+    }
+
+    /// Bridges with their addresses, and attached interfaces on their bridges.
+    fn restore_links(&self, core: &Core) -> Result<()> {
+        for network in core.networks.values() {
+            self.ensure_bridge(network)?;
+        }
+        let mut channel = host_channel()?;
+        let links = link::list(&mut channel).map_err(netlink_error("list interfaces"))?;
+        let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);
+        for attachment in core.addresses.all() {
+            let Some(network) = core.networks.get(&attachment.network) else { continue };
+            if let (Some(port), Some(bridge)) = (index(&attachment.host_interface), index(&network.bridge)) {
+                link::plug(&mut channel, port, bridge, network.isolated_ports)
+                    .map_err(netlink_error(format!("plug {}", attachment.host_interface)))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn list(&self) -> Inventory {
+        let core = self.core();
+        Inventory {
+            networks: core.networks.values().cloned().collect(),
+            attachments: core.addresses.all().cloned().collect(),
+            publications: core.ports.all().cloned().collect(),
+            namespaces: self.namespaces(),
+        }
+    }
+
+    pub(super) fn collect_garbage(&self, live: &HashSet<String>) -> Result<Vec<String>> {
+        let inventory = self.list();
+        let mut dead: Vec<String> = inventory.attachments.into_iter().map(|a| a.owner).collect();
+        dead.extend(inventory.publications.into_iter().map(|p| p.owner));
+        dead.extend(inventory.namespaces);
+        dead.retain(|owner| !live.contains(owner));
+        dead.sort_unstable();
+        dead.dedup();
+        for owner in &dead {
+            self.release(owner)?;
+            self.remove_namespace(owner)?;
+        }
+        Ok(dead)
+    }
+
+    pub(super) fn destroy_all(&self) -> Result<()> {
+        let mut core = self.core();
+        core.destroyed = true;
+        let mut channel = host_channel()?;
+        let links = link::list(&mut channel).map_err(netlink_error("list interfaces"))?;
+        let bridges: HashSet<&str> = core.networks.values().map(|n| n.bridge.as_str()).collect();
+        for found in links {
+            if found.name.starts_with(ruleset::PORT_PREFIX) || bridges.contains(found.name.as_str()) {
+                link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
+            }
+        }
+        for id in self.namespaces() {
+            namespace::remove(&self.namespace_path(&id))?;
+        }
+        namespace::abandon_directory(&self.options.run_dir.join("netns"))?;
+        for family in [Family::Inet, Family::Bridge] {
+            process::apply(&format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n"))?;
+        }
+        let owners: Vec<String> = core.ports.all().map(|p| p.owner.clone()).collect();
+        owners.iter().try_for_each(|owner| core.ports.unpublish(owner).map(|_| ()))?;
+        core.networks.clear();
+        core.services = None;
+        match fs::remove_dir_all(&self.options.state_dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("remove", &self.options.state_dir),
+            _ => Ok(()),
+        }
+    }
+
+}
+
+/// MTU of the interface that leads out.
+fn default_mtu(channel: &mut Channel) -> Result<u32> {
+    let routes = link::routes(channel).map_err(netlink_error("list routes"))?;
+    let Some(way_out) = routes.iter().find(|r| r.destination.prefix() == 0) else { return Ok(ETHERNET_MTU) };
+    let links = link::list(channel).map_err(netlink_error("list interfaces"))?;
+    Ok(links.iter().find(|l| l.index == way_out.interface).map_or(ETHERNET_MTU, |l| l.mtu.clamp(MTU_MIN, MTU_MAX)))
+}

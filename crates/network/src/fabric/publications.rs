@@ -1,0 +1,91 @@
+//! Published ports and services.
+
+use std::net::Ipv4Addr;
+
+use super::inner::{Inner, netlink_error};
+use crate::error::{Error, Result};
+use crate::kernel::conntrack::{self, Frontends};
+use crate::nft::elements::Batch;
+use crate::nft::services::Tables;
+use crate::nft::{process, ruleset};
+use crate::types::{Endpoint, PortMapping, Protocol, Publication, ServiceRule};
+
+impl Inner {
+    pub(super) fn publish(&self, owner: &str, target: Ipv4Addr, ports: &[PortMapping]) -> Result<Vec<PortMapping>> {
+        if ports.is_empty() {
+            return self.unpublish(owner).map(|()| Vec::new());
+        }
+        let mut core = self.core();
+        let (before, now) = core.ports.publish(owner, target, ports)?;
+        let mut batch = Batch::default();
+        before.iter().flat_map(ruleset::of_publication).for_each(|e| batch.delete(e));
+        ruleset::of_publication(&now).into_iter().for_each(|e| batch.add(e));
+        if let Err(error) = self.apply(&mut core, &batch) {
+            core.ports.unpublish(owner)?;
+            return Err(error);
+        }
+        drop(core);
+        forget(&[before.as_ref().map(|p| datagrams(p, false)), Some(datagrams(&now, true))])?;
+        Ok(now.ports)
+    }
+
+    pub(super) fn unpublish(&self, owner: &str) -> Result<()> {
+        let mut core = self.core();
+        let Some(gone) = core.ports.unpublish(owner)? else { return Ok(()) };
+        let mut batch = Batch::default();
+        ruleset::of_publication(&gone).into_iter().for_each(|e| batch.delete(e));
+        self.apply(&mut core, &batch)?;
+        drop(core);
+        forget(&[Some(datagrams(&gone, false))])
+    }
+
+    pub(super) fn sync_services(&self, rules: &[ServiceRule]) -> Result<()> {
+        let new = Tables::compile(rules);
+        let mut core = self.core();
+        let frontends = match core.services.take() {
+            Some(old) => {
+                let script = new.script_from(&old);
+                if script.is_empty() {
+                    core.services = Some(old);
+                    return Ok(());
+                }
+                let frontends = new.changed_datagrams(&old);
+                if process::apply(&script).is_ok() {
+                    core.services = Some(new);
+                } else {
+                    // Somebody changed our tables behind our back: install everything.
+                    core.services = Some(new);
+                    self.install(&mut core)?;
+                }
+                frontends
+            }
+            None => {
+                let frontends = new.changed_datagrams(&Tables::default());
+                core.services = Some(new);
+                self.install(&mut core)?;
+                frontends
+            }
+        };
+        drop(core);
+        conntrack::forget_stale(&frontends).map_err(netlink_error("forget stale UDP flows")).map(|_| ())
+    }
+}
+
+/// The UDP ports of a publication, and where they lead.
+fn datagrams(publication: &Publication, is_published: bool) -> Frontends {
+    let mut frontends = Frontends::default();
+    for mapping in publication.ports.iter().filter(|p| p.protocol == Protocol::Udp) {
+        let address = Some(mapping.host_address).filter(|a| !a.is_unspecified());
+        let target = Endpoint { address: publication.target, port: mapping.target_port };
+        frontends.insert(address, mapping.host_port, if is_published { std::slice::from_ref(&target) } else { &[] });
+    }
+    frontends
+}
+
+fn forget(changes: &[Option<Frontends>]) -> Result<()> {
+    for frontends in changes.iter().flatten() {
+        conntrack::forget_stale(frontends)
+            .map_err(|source| Error::Netlink { action: "forget stale UDP flows".into(), source })?;
+    }
+    Ok(())
+}

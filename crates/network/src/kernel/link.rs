@@ -1,0 +1,240 @@
+//! Bridges, veth pairs, addresses and routes, by rtnetlink messages on a blocking channel.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::kernel::netlink::Channel;
+use crate::subnet::Subnet;
+use crate::types::Mac;
+
+/// Loopback is the first interface of every namespace.
+pub(crate) const LOOPBACK_INDEX: u32 = 1;
+
+/// `RT_TABLE_LOCAL`: the machine's own addresses.
+const TABLE_LOCAL: u8 = 255;
+
+/// What we want to know of an interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) is_bridge: bool,
+}
+
+fn link_of(message: &LinkMessage) -> Link {
+    let mut link = Link { index: message.header.index, name: String::new(), mtu: 0, is_bridge: false };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_bridge = infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Bridge)));
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// Finds an interface by name.
+pub(crate) fn find(channel: &mut Channel, name: &str) -> io::Result<Option<Link>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    match channel.get(RouteNetlinkMessage::GetLink(message))? {
+        Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(link_of(&message))),
+        _ => Ok(None),
+    }
+}
+
+/// All interfaces.
+pub(crate) fn list(channel: &mut Channel) -> io::Result<Vec<Link>> {
+    let found = channel.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(found
+        .iter()
+        .filter_map(|m| match m {
+            RouteNetlinkMessage::NewLink(message) => Some(link_of(message)),
+            _ => None,
+        })
+        .collect())
+}
+
+fn change(channel: &mut Channel, index: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = flags;
+    message.header.change_mask = flags;
+    message.attributes = attributes;
+    channel.execute(RouteNetlinkMessage::NewLink(message), 0)
+}
+
+/// Brings an interface up.
+pub(crate) fn set_up(channel: &mut Channel, index: u32) -> io::Result<()> {
+    change(channel, index, LinkFlags::Up, Vec::new())
+}
+
+/// Gives an interface an MTU.
+pub(crate) fn set_mtu(channel: &mut Channel, index: u32, mtu: u32) -> io::Result<()> {
+    change(channel, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
+}
+
+/// Makes a bridge. Its MAC is set, so that it does not change with its ports.
+pub(crate) fn create_bridge(channel: &mut Channel, name: &str, mac: Mac, mtu: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Address(mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    channel.execute(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Lets bridged IPv4 pass the IP hooks, so that answers of a service's endpoint on the same bridge are translated back.
+/// Fails where the kernel has no `br_netfilter`.
+pub(crate) fn filter_bridged(channel: &mut Channel, index: u32) -> io::Result<()> {
+    let data = InfoData::Bridge(vec![InfoBridge::NfCallIpTables(true)]);
+    let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)];
+    change(channel, index, LinkFlags::empty(), vec![LinkAttribute::LinkInfo(info)])
+}
+
+/// A veth pair to be made.
+pub(crate) struct VethPair<'a> {
+    /// Name on the side of the channel that makes it.
+    pub(crate) inner_name: &'a str,
+    pub(crate) inner_mac: Mac,
+    pub(crate) outer_name: &'a str,
+    /// Namespace of the other side.
+    pub(crate) outer_namespace: BorrowedFd<'a>,
+    pub(crate) mtu: u32,
+}
+
+/// Makes a veth pair, the inner end in the channel's namespace.
+pub(crate) fn create_veth(channel: &mut Channel, pair: &VethPair<'_>) -> io::Result<()> {
+    let mut outer = LinkMessage::default();
+    outer.attributes = vec![
+        LinkAttribute::IfName(pair.outer_name.to_owned()),
+        LinkAttribute::Mtu(pair.mtu),
+        LinkAttribute::NetNsFd(pair.outer_namespace.as_raw_fd()),
+    ];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(pair.inner_name.to_owned()),
+        LinkAttribute::Mtu(pair.mtu),
+        LinkAttribute::Address(pair.inner_mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(outer))),
+        ]),
+    ];
+    channel.execute(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Plugs an interface into a bridge: in hairpin mode, so that a workload can reach itself through a service, and apart
+/// from other such ports when `isolated`. Then brings it up.
+pub(crate) fn plug(channel: &mut Channel, index: u32, bridge: u32, isolated: bool) -> io::Result<()> {
+    change(channel, index, LinkFlags::empty(), vec![LinkAttribute::Controller(bridge)])?;
+    let data = vec![InfoBridgePort::HairpinMode(true), InfoBridgePort::Isolated(isolated)];
+    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(InfoPortData::BridgePort(data))];
+    change(channel, index, LinkFlags::Up, vec![LinkAttribute::LinkInfo(info)])
+}
+
+/// Deletes an interface, and with it the other end of a veth pair. Deleting what is not there is fine.
+pub(crate) fn delete(channel: &mut Channel, name: &str) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    match channel.execute(RouteNetlinkMessage::DelLink(message), 0) {
+        Err(e) if e.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+        other => other,
+    }
+}
+
+/// Gives an interface an address; it is fine when it has it.
+pub(crate) fn add_address(channel: &mut Channel, index: u32, address: Ipv4Addr, subnet: &Subnet) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = subnet.prefix();
+    message.header.index = index;
+    message.header.scope = AddressScope::Universe;
+    message.attributes = vec![
+        AddressAttribute::Local(IpAddr::V4(address)),
+        AddressAttribute::Address(IpAddr::V4(address)),
+        AddressAttribute::Broadcast(subnet.last()),
+    ];
+    channel.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = scope;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = attributes;
+    if let Some(subnet) = destination {
+        message.header.destination_prefix_length = subnet.prefix();
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(subnet.address())));
+    }
+    message
+}
+
+/// Sets the default route.
+pub(crate) fn add_default_route(channel: &mut Channel, gateway: Ipv4Addr) -> io::Result<()> {
+    let message =
+        route(None, vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))], RouteScope::Universe);
+    channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Says that a subnet lies behind an interface, and which of our addresses to show there.
+pub(crate) fn add_link_route(channel: &mut Channel, subnet: Subnet, index: u32, source: Ipv4Addr) -> io::Result<()> {
+    let attributes = vec![RouteAttribute::Oif(index), RouteAttribute::PrefSource(RouteAddress::Inet(source))];
+    let message = route(Some(subnet), attributes, RouteScope::Link);
+    channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// A route of the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) destination: Subnet,
+    pub(crate) interface: u32,
+}
+
+/// The machine's IPv4 routes, of all tables but the local one. The default route has prefix length 0.
+pub(crate) fn routes(channel: &mut Channel) -> io::Result<Vec<Route>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    let mut found = Vec::new();
+    for answer in channel.dump(RouteNetlinkMessage::GetRoute(message))? {
+        let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+        if message.header.kind != RouteType::Unicast || message.header.table == TABLE_LOCAL {
+            continue;
+        }
+        let mut address = Ipv4Addr::UNSPECIFIED;
+        let mut interface = 0;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(a)) => address = *a,
+                RouteAttribute::Oif(index) => interface = *index,
+                _ => {}
+            }
+        }
+        if let Ok(destination) = Subnet::containing(address, message.header.destination_prefix_length) {
+            found.push(Route { destination, interface });
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,153 @@
+//! Addresses of networks: allotted one after the other, so that a freed address rests as long as possible before somebody
+//! else gets it (neighbours and connection tracking may still remember it).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, IoContext, Result};
+use crate::names::check_id;
+use crate::state::files;
+use crate::types::{Attachment, Network};
+
+/// How often to try again when another process takes the address that we found free.
+const RACES_MAX: usize = 1024;
+
+/// The attachments of all networks; each holds an address.
+pub(crate) struct AddressBook {
+    directory: PathBuf,
+    networks: HashMap<String, BTreeMap<Ipv4Addr, Attachment>>,
+    /// Last allotted address per network.
+    cursors: HashMap<String, Ipv4Addr>,
+}
+
+impl AddressBook {
+    /// Reads what is on disk.
+    pub(crate) fn open(directory: &Path) -> Result<AddressBook> {
+        fs::create_dir_all(directory).at("create", directory)?;
+        let mut book = AddressBook { directory: directory.into(), networks: HashMap::new(), cursors: HashMap::new() };
+        for entry in fs::read_dir(directory).at("list", directory)? {
+            let path = entry.at("list", directory)?.path();
+            let Some(network) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else { continue };
+            let found: Vec<(String, Attachment)> = files::read_all(&path)?;
+            let addresses: BTreeMap<_, _> = found.into_iter().map(|(_, a)| (a.address, a)).collect();
+            if let Some(last) = addresses.keys().next_back() {
+                book.cursors.insert(network.clone(), *last);
+            }
+            book.networks.insert(network, addresses);
+        }
+        Ok(book)
+    }
+
+    fn path(&self, network: &str, address: Ipv4Addr) -> PathBuf {
+        self.directory.join(network).join(address.to_string())
+    }
+
+    /// The attachment of an owner to a network.
+    pub(crate) fn find(&self, owner: &str, network: &str) -> Option<&Attachment> {
+        self.networks.get(network)?.values().find(|a| a.owner == owner)
+    }
+
+    /// All attachments.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Attachment> {
+        self.networks.values().flat_map(BTreeMap::values)
+    }
+
+    /// How many there are on a network.
+    pub(crate) fn count(&self, network: &str) -> usize {
+        self.networks.get(network).map_or(0, BTreeMap::len)
+    }
+
+    /// Takes an address. `fill` makes the attachment for the address that was found.
+    ///
+    /// `Errors:` [`Error::AddressTaken`] for a wanted one, [`Error::AddressesExhausted`], [`Error::Invalid`] when the
+    /// wanted one is not the network's to give.
+    pub(crate) fn take(
+        &mut self,
+        network: &Network,
+        wanted: Option<Ipv4Addr>,
+        fill: impl Fn(Ipv4Addr) -> Attachment,
+    ) -> Result<Attachment> {
+        check_id(&network.id)?;
+        fs::create_dir_all(self.directory.join(&network.id)).at("create", self.directory.join(&network.id))?;
+        if let Some(address) = wanted {
+            if !network.subnet.is_host(address) {
+                return Err(Error::Invalid(format!("invalid address {address}: it does not belong to {}", network.subnet)));
+            }
+            if address == network.gateway {
+                return Err(Error::AddressTaken(address));
+            }
+            return self.try_take(&network.id, address, &fill)?.ok_or(Error::AddressTaken(address));
+        }
+        for _ in 0..RACES_MAX {
+            let Some(address) = self.next_free(network) else { break };
+            if let Some(attachment) = self.try_take(&network.id, address, &fill)? {
+                self.cursors.insert(network.id.clone(), address);
+                return Ok(attachment);
+            }
+            // Another process has it: remember that it is not ours to give.
+            self.cursors.insert(network.id.clone(), address);
+        }
+        Err(Error::AddressesExhausted(network.subnet.to_string()))
+    }
+
+    fn try_take(
+        &mut self,
+        network: &str,
+        address: Ipv4Addr,
+        fill: impl Fn(Ipv4Addr) -> Attachment,
+    ) -> Result<Option<Attachment>> {
+        let attachment = fill(address);
+        if self.networks.get(network).is_some_and(|n| n.contains_key(&address))
+            || !files::create(&self.path(network, address), &attachment)?
+        {
+            return Ok(None);
+        }
+        self.networks.entry(network.to_owned()).or_default().insert(address, attachment.clone());
+        Ok(Some(attachment))
+    }
+
+    /// The first free address after the last one allotted, around the end.
+    fn next_free(&self, network: &Network) -> Option<Ipv4Addr> {
+        let empty = BTreeMap::new();
+        let used = self.networks.get(&network.id).unwrap_or(&empty);
+        let range = network.ip_range.filter(|r| network.subnet.contains(r.address())).unwrap_or(network.subnet);
+        let (first, last) = (range.address().to_bits(), range.last().to_bits());
+        let start = self.cursors.get(&network.id).map_or(first, |c| c.to_bits().saturating_add(1)).clamp(first, last);
+        let free = |bits: &u32| {
+            let address = Ipv4Addr::from_bits(*bits);
+            network.subnet.is_host(address) && address != network.gateway && !used.contains_key(&address)
+        };
+        (start..=last).find(free).or_else(|| (first..start).find(free)).map(Ipv4Addr::from_bits)
+    }
+
+    /// Notes more about an attachment.
+    pub(crate) fn update(&mut self, attachment: &Attachment) -> Result<()> {
+        files::replace(&self.path(&attachment.network, attachment.address), attachment)?;
+        let addresses = self.networks.entry(attachment.network.clone()).or_default();
+        addresses.insert(attachment.address, attachment.clone());
+        Ok(())
+    }
+
+    /// Frees an address.
+    pub(crate) fn release(&mut self, network: &str, address: Ipv4Addr) -> Result<()> {
+        files::remove(&self.path(network, address))?;
+        if let Some(addresses) = self.networks.get_mut(network) {
+            addresses.remove(&address);
+        }
+        Ok(())
+    }
+
+    /// Forgets a network with all its addresses.
+    pub(crate) fn forget(&mut self, network: &str) -> Result<()> {
+        self.networks.remove(network);
+        self.cursors.remove(network);
+        let directory = self.directory.join(network);
+        match fs::remove_dir_all(&directory) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", directory),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Published host ports. Each is held by a bound socket, as Docker's proxy holds it: the kernel then refuses it to
+//! everybody else, and our own binding shows every conflict. TCP sockets are bound but never listen; UDP sockets never
+//! see a datagram, because it is translated before.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
+
+use crate::error::{Error, Result};
+use crate::names::check_id;
+use crate::state::files;
+use crate::types::{PortMapping, Protocol, Publication};
+
+/// Where the fabric takes host ports from when none is wished, as Docker does.
+pub(crate) const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+/// A bound on how many ports one owner may publish: each costs a descriptor.
+const PORTS_MAX: usize = 4096;
+
+/// All published ports.
+pub(crate) struct PortBook {
+    directory: PathBuf,
+    publications: BTreeMap<String, Held>,
+    /// Last ephemeral port given.
+    cursor: u16,
+}
+
+struct Held {
+    publication: Publication,
+    /// Never read: they hold the ports until they are dropped.
+    _sockets: Vec<OwnedFd>,
+}
+
+impl PortBook {
+    /// Reads what is on disk and takes the ports again. A port that somebody took in the meantime stays published.
+    pub(crate) fn open(directory: &Path) -> Result<PortBook> {
+        let mut book =
+            PortBook { directory: directory.into(), publications: BTreeMap::new(), cursor: *EPHEMERAL.end() };
+        for (owner, publication) in files::read_all::<Publication>(directory)? {
+            let sockets = publication.ports.iter().filter_map(|p| match hold(p) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::warn!(%owner, %error, "a published port is used by another process of this machine");
+                    None
+                }
+            });
+            let sockets = sockets.collect();
+            book.publications.insert(owner, Held { publication, _sockets: sockets });
+        }
+        Ok(book)
+    }
+
+    /// Publishes ports, in place of what the owner had. All or nothing. Gives what was there before, and what is now.
+    pub(crate) fn publish(
+        &mut self,
+        owner: &str,
+        target: Ipv4Addr,
+        ports: &[PortMapping],
+    ) -> Result<(Option<Publication>, Publication)> {
+        check_id(owner)?;
+        if ports.len() > PORTS_MAX {
+            return Err(Error::Invalid(format!("more than {PORTS_MAX} published ports")));
+        }
+        let before = self.publications.get(owner).map(|h| h.publication.clone());
+        if let Some(same) = before.as_ref().filter(|p| p.target == target && satisfies(&p.ports, ports)) {
+            return Ok((None, same.clone()));
+        }
+        // The owner's own sockets must not stand in its way; they come back if this fails.
+        let held = self.publications.remove(owner);
+        let taken = self.take_all(ports);
+        let result = taken.and_then(|(ports, sockets)| {
+            let publication = Publication { owner: owner.to_owned(), target, ports };
+            files::replace(&self.directory.join(owner), &publication)?;
+            Ok(Held { publication, _sockets: sockets })
+        });
+        match result {
+            Ok(new) => {
+                let publication = new.publication.clone();
+                self.publications.insert(owner.to_owned(), new);
+                Ok((before, publication))
+            }
+            Err(error) => {
+                if let Some(held) = held {
+                    self.publications.insert(owner.to_owned(), held);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn take_all(&mut self, ports: &[PortMapping]) -> Result<(Vec<PortMapping>, Vec<OwnedFd>)> {
+        let (mut chosen, mut sockets) = (Vec::new(), Vec::new());
+        for wanted in ports {
+            let (mapping, socket) = self.take(wanted, &chosen)?;
+            chosen.push(mapping);
+            sockets.extend(socket);
+        }
+        Ok((chosen, sockets))
+    }
+
+    fn take(&mut self, wanted: &PortMapping, siblings: &[PortMapping]) -> Result<(PortMapping, Option<OwnedFd>)> {
+        if wanted.target_port == 0 {
+            return Err(Error::Invalid("invalid port 0".into()));
+        }
+        let (candidates, last_error) = match (wanted.host_port, wanted.host_port_end) {
+            (0, _) => (self.ephemeral(), Error::PortsExhausted),
+            (port, end) if end > port => ((port..=end).collect(), Error::PortsExhausted),
+            (port, _) => (vec![port], taken(wanted, port)),
+        };
+        for port in candidates {
+            let mapping = PortMapping { host_port: port, host_port_end: 0, ..*wanted };
+            if self.conflicts(&mapping) || siblings.iter().any(|s| conflict(s, &mapping)) {
+                continue;
+            }
+            match hold(&mapping) {
+                Ok(socket) => {
+                    if wanted.host_port == 0 {
+                        self.cursor = port;
+                    }
+                    return Ok((mapping, socket));
+                }
+                Err(Error::PortTaken { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error)
+    }
+
+    fn ephemeral(&self) -> Vec<u16> {
+        let next = self.cursor.saturating_add(1);
+        let next = if EPHEMERAL.contains(&next) { next } else { *EPHEMERAL.start() };
+        (next..=*EPHEMERAL.end()).chain(*EPHEMERAL.start()..next).collect()
+    }
+
+    fn conflicts(&self, mapping: &PortMapping) -> bool {
+        self.publications.values().flat_map(|h| &h.publication.ports).any(|other| conflict(other, mapping))
+    }
+
+    /// Withdraws an owner's ports.
+    pub(crate) fn unpublish(&mut self, owner: &str) -> Result<Option<Publication>> {
+        if !self.publications.contains_key(owner) {
+            return Ok(None);
+        }
+        files::remove(&self.directory.join(owner))?;
+        Ok(self.publications.remove(owner).map(|h| h.publication))
+    }
+
+    /// All publications.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Publication> {
+        self.publications.values().map(|h| &h.publication)
+    }
+}
+
+fn taken(mapping: &PortMapping, port: u16) -> Error {
+    Error::PortTaken { host: mapping.host_address, port, protocol: mapping.protocol }
+}
+
+/// Whether what is published already is what is wished now, so that nothing has to change.
+fn satisfies(published: &[PortMapping], wanted: &[PortMapping]) -> bool {
+    published.len() == wanted.len()
+        && published.iter().zip(wanted).all(|(p, w)| {
+            let in_range = w.host_port == 0 || (w.host_port..=w.host_port.max(w.host_port_end)).contains(&p.host_port);
+            in_range && (p.host_address, p.target_port, p.protocol) == (w.host_address, w.target_port, w.protocol)
+        })
+}
+
+/// Whether two mappings want the same port; 0.0.0.0 is every address.
+fn conflict(a: &PortMapping, b: &PortMapping) -> bool {
+    a.protocol == b.protocol
+        && a.host_port == b.host_port
+        && (a.host_address == b.host_address || a.host_address.is_unspecified() || b.host_address.is_unspecified())
+}
+
+/// Binds a socket that holds the port. SCTP is not held: many kernels do not have it.
+fn hold(mapping: &PortMapping) -> Result<Option<OwnedFd>> {
+    let (kind, protocol) = match mapping.protocol {
+        Protocol::Tcp => (SocketType::STREAM, ipproto::TCP),
+        Protocol::Udp => (SocketType::DGRAM, ipproto::UDP),
+        Protocol::Sctp => return Ok(None),
+    };
+    let address = SocketAddrV4::new(mapping.host_address, mapping.host_port);
+    // SO_REUSEADDR lets us pass connections that linger in TIME_WAIT, as every server does; it is taken away again at once,
+    // because a listener of somebody else with the same option could otherwise share the port with us.
+    let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol)).and_then(|socket| {
+        set_socket_reuseaddr(&socket, mapping.protocol == Protocol::Tcp)?;
+        bind(&socket, &address)?;
+        set_socket_reuseaddr(&socket, false)?;
+        Ok(socket)
+    });
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
+        Err(Errno::ADDRINUSE) => Err(taken(mapping, mapping.host_port)),
+        Err(Errno::ADDRNOTAVAIL) => Err(Error::Invalid(format!(
+            "failed to bind host port for {}:{}: cannot assign requested address",
+            mapping.host_address, mapping.host_port
+        ))),
+        Err(errno) => Err(Error::Netlink { action: format!("hold host port {}", mapping.host_port), source: errno.into() }),
+    }
+}

@@ -1,0 +1,8 @@
+//! The fabric with real packets. Every test has a network namespace and a mount namespace of its own, which end with its
+//! threads: nothing is left behind, whatever happens.
+
+mod lab;
+
+mod attachments;
+mod published;
+mod services;

@@ -1,0 +1,133 @@
+//! Published ports: from everywhere, through restarts and flushes.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use network::{DEFAULT_NETWORK, Error, PortMapping, Protocol};
+
+use crate::lab::{
+    self, IMPATIENCE, MACHINE, PATIENCE, WORLD, ask, ask_udp, assert_alive, assert_refused, assert_unreachable, dial, serve_tcp,
+    serve_udp, shell, udp_socket,
+};
+
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+fn mapping(host_address: Ipv4Addr, host_port: u16, target_port: u16) -> PortMapping {
+    PortMapping { host_address, host_port, host_port_end: 0, target_port, protocol: Protocol::Tcp }
+}
+
+#[test]
+fn a_published_port_is_reached_from_everywhere() {
+    lab::run(|lab| async move {
+        lab.network("red", false).await;
+        let web = lab.workload("web", DEFAULT_NETWORK).await;
+        let neighbour = lab.workload("neighbour", DEFAULT_NETWORK).await;
+        let stranger = lab.workload("stranger", "red").await;
+        serve_tcp(Some(&web.namespace), 80, "web");
+        assert_eq!(lab.publish(&web, 8080, 80, Protocol::Tcp).await, 8080);
+        assert_eq!(ask(Some(&lab.world), MACHINE, 8080), format!("web {WORLD}"), "the client's address is kept");
+        assert_eq!(ask(None, LOCALHOST, 8080), format!("web {}", web.gateway));
+        assert_eq!(ask(None, MACHINE, 8080), format!("web {MACHINE}"));
+        assert_eq!(ask(None, web.gateway, 8080), format!("web {}", web.gateway));
+        assert!(ask(Some(&neighbour.namespace), MACHINE, 8080).starts_with("web "));
+        assert!(ask(Some(&neighbour.namespace), web.gateway, 8080).starts_with("web "));
+        assert!(ask(Some(&stranger.namespace), MACHINE, 8080).starts_with("web "));
+        assert!(ask(Some(&web.namespace), MACHINE, 8080).starts_with("web "), "hairpin to itself");
+        assert_unreachable(Some(&stranger.namespace), web.address, 80);
+        lab.fabric.unpublish("web").await.unwrap();
+        assert_refused(None, LOCALHOST, 8080);
+        assert_refused(Some(&lab.world), MACHINE, 8080);
+    });
+}
+
+#[test]
+fn localhost_stays_the_machines_own() {
+    lab::run(|lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        serve_tcp(None, 9000, "machine");
+        assert_eq!(ask(None, LOCALHOST, 9000), "machine 127.0.0.1");
+        shell(&format!(
+            "nsenter --net={} sh -c 'echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; ip addr del 127.0.0.1/8 dev lo; \
+             ip route add 127.0.0.0/8 via {} dev eth0'",
+            a.namespace.display(),
+            a.gateway
+        ));
+        assert_unreachable(Some(&a.namespace), LOCALHOST, 9000);
+    });
+}
+
+#[test]
+fn conflicts_are_told_in_dockers_words() {
+    lab::run(|lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        let b = lab.workload("b", DEFAULT_NETWORK).await;
+        let any = Ipv4Addr::UNSPECIFIED;
+        lab.publish(&a, 8080, 80, Protocol::Tcp).await;
+        let error = lab.fabric.publish("b", b.address, vec![mapping(any, 8080, 80)]).await.unwrap_err();
+        assert_eq!(error.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+        assert!(lab.fabric.publish("b", b.address, vec![mapping(LOCALHOST, 8080, 80)]).await.is_err());
+        let _listener = TcpListener::bind((LOCALHOST, 8081)).unwrap();
+        // All or nothing: the free one of the two is not kept.
+        let both = vec![mapping(any, 8082, 80), mapping(any, 8081, 80)];
+        assert!(matches!(lab.fabric.publish("b", b.address, both).await, Err(Error::PortTaken { port: 8081, .. })));
+        assert!(TcpListener::bind((any, 8082)).is_ok());
+        // A published port belongs to the workload: nobody else on the machine can listen there.
+        assert!(TcpListener::bind((any, 8080)).is_err());
+        // UDP is another matter.
+        lab.publish(&b, 8080, 53, Protocol::Udp).await;
+        assert!((32_768..=60_999).contains(&lab.publish(&b, 0, 80, Protocol::Tcp).await));
+        let range = PortMapping { host_port_end: 8083, ..mapping(any, 8080, 80) };
+        let chosen = lab.fabric.publish("b", b.address, vec![range, range]).await.unwrap();
+        assert_eq!(chosen.iter().map(|p| p.host_port).collect::<Vec<_>>(), [8082, 8083]);
+        assert_eq!(lab.fabric.publish("b", b.address, vec![range, range]).await.unwrap(), chosen);
+    });
+}
+
+#[test]
+fn a_port_of_one_address_is_not_a_port_of_another() {
+    lab::run(|lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        serve_tcp(Some(&a.namespace), 80, "a");
+        lab.fabric.publish("a", a.address, vec![mapping(LOCALHOST, 8080, 80)]).await.unwrap();
+        assert!(ask(None, LOCALHOST, 8080).starts_with("a "));
+        assert_refused(Some(&lab.world), MACHINE, 8080);
+    });
+}
+
+#[test]
+fn published_udp_follows_its_target() {
+    lab::run(|lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        let b = lab.workload("b", DEFAULT_NETWORK).await;
+        serve_udp(Some(&a.namespace), 53, "a");
+        serve_udp(Some(&b.namespace), 53, "b");
+        lab.publish(&a, 5353, 53, Protocol::Udp).await;
+        let client = udp_socket(Some(&lab.world));
+        assert_eq!(ask_udp(&client, MACHINE, 5353, PATIENCE).unwrap(), format!("a {WORLD}"));
+        lab.fabric.unpublish("a").await.unwrap();
+        lab.publish(&b, 5353, 53, Protocol::Udp).await;
+        assert_eq!(ask_udp(&client, MACHINE, 5353, PATIENCE).unwrap(), format!("b {WORLD}"), "the old flow is forgotten");
+        lab.fabric.unpublish("b").await.unwrap();
+        assert!(ask_udp(&client, MACHINE, 5353, IMPATIENCE).is_err());
+    });
+}
+
+#[test]
+fn a_flush_heals_itself_and_connections_live_on() {
+    lab::run(|mut lab| async move {
+        let web = lab.workload("web", DEFAULT_NETWORK).await;
+        serve_tcp(Some(&web.namespace), 80, "web");
+        lab.publish(&web, 8080, 80, Protocol::Tcp).await;
+        let (mut stream, _) = dial(Some(&lab.world), MACHINE, 8080, PATIENCE).unwrap();
+        lab.fabric.reconcile().await.unwrap();
+        assert_alive(&mut stream);
+        lab.restart().await;
+        assert_alive(&mut stream);
+        shell("nft flush ruleset");
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !shell("nft list tables").contains("bridge nuee") {
+            assert!(std::time::Instant::now() < deadline, "the tables did not come back");
+        }
+        assert_alive(&mut stream);
+        assert_eq!(ask(Some(&lab.world), MACHINE, 8080), format!("web {WORLD}"));
+    });
+}
