@@ -1,0 +1,281 @@
+//! The scheduler: gives every pod and container a machine. The choice is `placement`'s; this file keeps its snapshot in step with
+//! the API and acts on its answers. Driven by events alone: it never polls.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use api::Container;
+use futures::stream::{BoxStream, select_all};
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, ResourceExt};
+use placement::Pool;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::{Result, chain, follow, watching};
+
+mod act;
+mod convert;
+
+pub use convert::{machine, pod_workload};
+
+/// Bind requests under way at once.
+const PARALLEL_BINDS: usize = 64;
+/// Changes taken in before the next round of placement.
+const BATCH: usize = 512;
+/// Verdicts of bind requests that may wait to be read; a verdict that finds no room waits for its turn.
+const VERDICT_QUEUE: usize = 1024;
+
+/// A change in the world, as the scheduler sees it.
+enum Change {
+    Pod(Event<Pod>),
+    Container(Event<Container>),
+    Node(Event<Node>),
+    /// A bind request failed.
+    Unbound(String),
+}
+
+/// What waits for a place.
+#[derive(Clone)]
+struct Pending {
+    target: act::Target,
+    workload: placement::Workload,
+    /// Higher goes first; then the older.
+    priority: i32,
+    age: jiff::Timestamp,
+    /// Why it could not be placed last time, so that the same is not reported twice.
+    refused: Option<String>,
+}
+
+struct Scheduler {
+    client: Client,
+    pool: Pool,
+    pending: BTreeMap<String, Pending>,
+    /// Names that still have to be tried in this round.
+    fresh: HashSet<String>,
+    /// Bound by us, not yet seen bound: kept so that a failed request can be undone.
+    assumed: HashMap<String, Pending>,
+    /// For each kind that is being listed anew: what was seen so far.
+    listing: HashMap<&'static str, HashSet<String>>,
+    known: HashMap<&'static str, HashSet<String>>,
+    unsynced: HashSet<&'static str>,
+    binds: Arc<Semaphore>,
+    verdicts: mpsc::Sender<Change>,
+}
+
+/// Runs until the watches end.
+pub async fn run(client: Client) -> Result<()> {
+    let (sender, receiver) = mpsc::channel(VERDICT_QUEUE);
+    let verdicts = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let sources: Vec<BoxStream<'static, Change>> = vec![
+        follow(Api::<Node>::all(client.clone()), watching()).map(Change::Node).boxed(),
+        follow(Api::<Pod>::all(client.clone()), watching()).map(Change::Pod).boxed(),
+        follow(Api::<Container>::all(client.clone()), watching()).map(Change::Container).boxed(),
+        verdicts.boxed(),
+    ];
+    let mut scheduler = Scheduler {
+        client,
+        pool: Pool::default(),
+        pending: BTreeMap::new(),
+        fresh: HashSet::new(),
+        assumed: HashMap::new(),
+        listing: HashMap::new(),
+        known: HashMap::new(),
+        unsynced: ["node", "pod", "container"].into_iter().collect(),
+        binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
+        verdicts: sender,
+    };
+    let mut changes = select_all(sources).ready_chunks(BATCH);
+    while let Some(batch) = changes.next().await {
+        for change in batch {
+            scheduler.take_in(change);
+        }
+        if scheduler.unsynced.is_empty() {
+            scheduler.place_all();
+        }
+    }
+    Ok(())
+}
+
+impl Scheduler {
+    fn take_in(&mut self, change: Change) {
+        match change {
+            Change::Node(event) => self.track("node", event, |this, node| {
+                this.pool.set_machine(machine(node));
+                this.retry_all();
+                node.name_any()
+            }),
+            Change::Pod(event) => self.track("pod", event, Self::see_pod),
+            Change::Container(event) => self.track("container", event, Self::see_container),
+            Change::Unbound(id) => {
+                if let Some(pending) = self.assumed.remove(&id) {
+                    self.pool.remove(&id);
+                    self.fresh.insert(id.clone());
+                    self.pending.insert(id, pending);
+                }
+            }
+        }
+    }
+
+    /// Handles a watch event of one kind; after a new list, forgets what is not in it.
+    fn track<K: ResourceExt>(&mut self, kind: &'static str, event: Event<K>, see: fn(&mut Self, &K) -> String) {
+        match event {
+            Event::Init => {
+                self.listing.insert(kind, HashSet::new());
+            }
+            Event::InitApply(object) => {
+                let id = see(self, &object);
+                self.listing.entry(kind).or_default().insert(id);
+            }
+            Event::InitDone => {
+                let listed = self.listing.remove(kind).unwrap_or_default();
+                let known = self.known.insert(kind, listed.clone()).unwrap_or_default();
+                for id in known.difference(&listed) {
+                    self.forget(kind, id);
+                }
+                self.unsynced.remove(kind);
+                self.retry_all();
+            }
+            Event::Apply(object) => {
+                let id = see(self, &object);
+                self.known.entry(kind).or_default().insert(id);
+            }
+            Event::Delete(object) => {
+                let id = see(self, &object);
+                self.known.entry(kind).or_default().remove(&id);
+                self.forget(kind, &id);
+            }
+        }
+    }
+
+    fn forget(&mut self, kind: &'static str, id: &str) {
+        if kind == "node" {
+            self.pool.remove_machine(id);
+            return;
+        }
+        self.pool.remove(id);
+        self.pending.remove(id);
+        self.assumed.remove(id);
+        self.retry_all();
+    }
+
+    fn see_pod(&mut self, pod: &Pod) -> String {
+        let workload = pod_workload(pod);
+        let id = workload.id.clone();
+        let spec = pod.spec.as_ref();
+        let node = spec.and_then(|spec| spec.node_name.clone()).filter(|name| !name.is_empty());
+        let ours = spec.and_then(|spec| spec.scheduler_name.as_deref()).is_none_or(|name| name == "default-scheduler");
+        let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
+        let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
+        let ended = crate::pods::has_ended(pod);
+        let deleted = pod.metadata.deletion_timestamp.is_some();
+        let waits = ours && !gated && !deleted;
+        self.see(&id, node, ended, waits, || Pending {
+            target: act::Target::pod(pod),
+            workload,
+            priority,
+            age: created(pod),
+            refused: None,
+        });
+        id
+    }
+
+    fn see_container(&mut self, container: &Container) -> String {
+        let workload = convert::container_workload(container);
+        let id = workload.id.clone();
+        let waits = container.metadata.deletion_timestamp.is_none();
+        self.see(&id, container.spec.node_name.clone(), false, waits, || Pending {
+            target: act::Target::container(container),
+            workload,
+            priority: 0,
+            age: created(container),
+            refused: None,
+        });
+        id
+    }
+
+    fn see(&mut self, id: &str, node: Option<String>, ended: bool, waits: bool, pending: impl FnOnce() -> Pending) {
+        if ended {
+            if self.pool.machine_of(id).is_some() {
+                self.pool.remove(id);
+                self.retry_all();
+            }
+            self.pending.remove(id);
+            self.assumed.remove(id);
+        } else if let Some(node) = node {
+            self.assumed.remove(id);
+            self.pending.remove(id);
+            self.pool.assign(&node, pending().workload);
+        } else if waits && !self.assumed.contains_key(id) {
+            let mut next = pending();
+            next.refused = self.pending.get(id).and_then(|before| before.refused.clone());
+            self.fresh.insert(id.to_owned());
+            self.pending.insert(id.to_owned(), next);
+        } else if !waits {
+            self.pending.remove(id);
+        }
+    }
+
+    fn retry_all(&mut self) {
+        self.fresh.extend(self.pending.keys().cloned());
+    }
+
+    fn place_all(&mut self) {
+        let mut round: Vec<(std::cmp::Reverse<i32>, jiff::Timestamp, String)> = self
+            .fresh
+            .drain()
+            .filter_map(|id| {
+                self.pending.get(&id).map(|pending| (std::cmp::Reverse(pending.priority), pending.age, id))
+            })
+            .collect();
+        round.sort();
+        for (_, _, id) in round {
+            let Some(mut pending) = self.pending.remove(&id) else { continue };
+            match placement::place(&self.pool, &pending.workload) {
+                Ok(choice) => {
+                    self.pool.assign(&choice.machine, pending.workload.clone());
+                    self.bind(id.clone(), pending.clone(), choice.machine);
+                    self.assumed.insert(id, pending);
+                }
+                Err(refusal) => {
+                    let reason = refusal.to_string();
+                    if pending.refused.as_ref() != Some(&reason) {
+                        self.report(&pending, reason.clone());
+                        pending.refused = Some(reason);
+                    }
+                    self.pending.insert(id, pending);
+                }
+            }
+        }
+    }
+
+    fn bind(&self, id: String, pending: Pending, machine: String) {
+        let (client, binds, verdicts) = (self.client.clone(), self.binds.clone(), self.verdicts.clone());
+        tokio::spawn(async move {
+            let Ok(_permit) = binds.acquire().await else { return };
+            match pending.target.bind(&client, &machine).await {
+                Ok(()) => pending.target.report_success(&client, &machine).await,
+                Err(error) if crate::is_missing(&error) => {
+                    tracing::debug!(workload = id, "gone before it was bound");
+                }
+                Err(error) => {
+                    tracing::warn!(workload = id, error = chain(&error), "cannot bind; placing it again");
+                    tokio::time::sleep(crate::RETRY).await;
+                    if verdicts.send(Change::Unbound(id)).await.is_err() {
+                        tracing::debug!("the scheduler ended");
+                    }
+                }
+            }
+        });
+    }
+
+    fn report(&self, pending: &Pending, reason: String) {
+        let (client, target) = (self.client.clone(), pending.target.clone());
+        tokio::spawn(async move { target.report_failure(&client, &reason).await });
+    }
+}
+
+fn created<K: ResourceExt>(object: &K) -> jiff::Timestamp {
+    object.creation_timestamp().map_or(jiff::Timestamp::UNIX_EPOCH, |time| time.0)
+}

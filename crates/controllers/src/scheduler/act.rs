@@ -1,0 +1,96 @@
+//! What the scheduler writes: bindings, and the reasons why there is none.
+
+use api::Container;
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+
+use crate::{chain, events};
+
+/// The object to bind.
+#[derive(Clone)]
+pub struct Target {
+    reference: ObjectReference,
+}
+
+impl Target {
+    /// A pod.
+    pub fn pod(pod: &Pod) -> Self {
+        Self { reference: events::reference(pod) }
+    }
+
+    /// A container.
+    pub fn container(container: &Container) -> Self {
+        Self { reference: events::reference(container) }
+    }
+
+    fn name(&self) -> &str {
+        self.reference.name.as_deref().unwrap_or_default()
+    }
+
+    fn namespace(&self) -> &str {
+        self.reference.namespace.as_deref().unwrap_or_default()
+    }
+
+    fn is_pod(&self) -> bool {
+        self.reference.kind.as_deref() == Some("Pod")
+    }
+
+    /// Binds it to a machine. The uid goes along, so that a namesake born meanwhile is not hit.
+    pub async fn bind(&self, client: &Client, machine: &str) -> Result<(), kube::Error> {
+        if !self.is_pod() {
+            let patch = json!({ "metadata": { "uid": self.reference.uid }, "spec": { "nodeName": machine } });
+            let api = Api::<Container>::namespaced(client.clone(), self.namespace());
+            api.patch(self.name(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+            return Ok(());
+        }
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: self.reference.name.clone(),
+                namespace: self.reference.namespace.clone(),
+                uid: self.reference.uid.clone(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Node".into()),
+                name: Some(machine.into()),
+                ..ObjectReference::default()
+            },
+        };
+        let body = serde_json::to_vec(&binding).map_err(kube::Error::SerdeError)?;
+        let url = format!("/api/v1/namespaces/{}/pods", self.namespace());
+        let request = kube::api::Request::new(url)
+            .create_subresource("binding", self.name(), &PostParams::default(), body)
+            .map_err(kube::Error::BuildRequest)?;
+        client.request_text(request).await?;
+        Ok(())
+    }
+
+    /// Tells the user where it went.
+    pub async fn report_success(&self, client: &Client, machine: &str) {
+        if self.is_pod() {
+            let text = format!("Successfully assigned {}/{} to {machine}", self.namespace(), self.name());
+            events::publish(client, &self.reference, "Normal", "Scheduled", &text).await;
+        }
+    }
+
+    /// Tells the user why there is no place.
+    pub async fn report_failure(&self, client: &Client, reason: &str) {
+        events::publish(client, &self.reference, "Warning", "FailedScheduling", reason).await;
+        if !self.is_pod() {
+            return;
+        }
+        let api = Api::<Pod>::namespaced(client.clone(), self.namespace());
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": reason,
+            "lastTransitionTime": jiff::Timestamp::now(),
+        });
+        let patch = json!({ "metadata": { "uid": self.reference.uid }, "status": { "conditions": [condition] } });
+        let written = api.patch_status(self.name(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+        if let Err(error) = written {
+            tracing::debug!(pod = self.name(), error = chain(&error), "cannot write why it waits");
+        }
+    }
+}

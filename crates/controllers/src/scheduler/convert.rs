@@ -1,0 +1,215 @@
+//! From objects to `placement`'s plain structs.
+
+use std::collections::BTreeMap;
+
+use api::Container;
+use k8s_openapi::api::core::v1::{self as core, Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+use placement::pool::LabelRequirement;
+use placement::{Machine, Resources, Taint, TaintEffect, Toleration, Workload};
+
+use crate::quantity;
+
+/// Pods on a machine that does not say how many it takes. `Source:` Kubernetes' kubelet default.
+const DEFAULT_PODS: usize = 110;
+
+/// A machine from its `Node`.
+pub fn machine(node: &Node) -> Machine {
+    let spec = node.spec.clone().unwrap_or_default();
+    let status = node.status.clone().unwrap_or_default();
+    let allocatable = status.allocatable.or(status.capacity).unwrap_or_default();
+    let workloads_max = allocatable.get("pods").and_then(quantity::units);
+    let conditions = status.conditions.unwrap_or_default();
+    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let mut taints: Vec<Taint> = spec.taints.iter().flatten().filter_map(taint).collect();
+    if !ready && !taints.iter().any(|taint| taint.key == "node.kubernetes.io/not-ready") {
+        let key = "node.kubernetes.io/not-ready".into();
+        taints.push(Taint { key, value: String::new(), effect: TaintEffect::NoSchedule });
+    }
+    Machine {
+        name: node.name_any(),
+        labels: node.labels().clone(),
+        taints,
+        unschedulable: spec.unschedulable.unwrap_or(false),
+        ready,
+        allocatable: resources(&allocatable),
+        workloads_max: workloads_max.and_then(|count| usize::try_from(count).ok()).unwrap_or(DEFAULT_PODS),
+        ..Machine::default()
+    }
+}
+
+fn taint(taint: &core::Taint) -> Option<Taint> {
+    Some(Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone().unwrap_or_default(),
+        effect: effect(&taint.effect)?,
+    })
+}
+
+fn effect(text: &str) -> Option<TaintEffect> {
+    match text {
+        "NoSchedule" => Some(TaintEffect::NoSchedule),
+        "PreferNoSchedule" => Some(TaintEffect::PreferNoSchedule),
+        "NoExecute" => Some(TaintEffect::NoExecute),
+        _ => None,
+    }
+}
+
+fn resources(amounts: &BTreeMap<String, Quantity>) -> Resources {
+    let mut resources = Resources::default();
+    for (name, amount) in amounts {
+        match name.as_str() {
+            "cpu" => resources.cpu_millis = quantity::millis(amount).unwrap_or(0),
+            "memory" => resources.memory_bytes = quantity::units(amount).unwrap_or(0),
+            "ephemeral-storage" => resources.ephemeral_storage_bytes = quantity::units(amount).unwrap_or(0),
+            "pods" => {}
+            _ => {
+                resources.extended.insert(name.clone(), quantity::units(amount).unwrap_or(0));
+            }
+        }
+    }
+    resources
+}
+
+/// A workload from a pod.
+pub fn pod_workload(pod: &Pod) -> Workload {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let (affinity, preferences) = node_affinity(&spec);
+    let pinned = spec.node_name.clone().filter(|name| !name.is_empty());
+    Workload {
+        id: format!("pod/{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
+        requests: pod_requests(&spec),
+        selector: if pinned.is_some() { BTreeMap::new() } else { spec.node_selector.clone().unwrap_or_default() },
+        affinity,
+        preferences,
+        tolerations: spec.tolerations.iter().flatten().map(toleration).collect(),
+        host_ports: spec
+            .containers
+            .iter()
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| {
+                let number = u16::try_from(port.host_port?).ok().filter(|number| *number > 0)?;
+                Some((port.protocol.clone().unwrap_or_else(|| "TCP".into()), number))
+            })
+            .collect(),
+    }
+}
+
+/// What a pod asks for: its containers together, or its largest init container, whichever is more; init containers that go on
+/// running count with the containers. `Source:` Kubernetes documentation, Init Containers, "Resource sharing".
+fn pod_requests(spec: &core::PodSpec) -> Resources {
+    let of = |container: &core::Container| {
+        let asked = container.resources.clone().unwrap_or_default();
+        let mut amounts = asked.limits.unwrap_or_default();
+        amounts.extend(asked.requests.unwrap_or_default());
+        resources(&amounts)
+    };
+    let mut total = Resources::default();
+    for container in &spec.containers {
+        total.add(&of(container));
+    }
+    let mut sidecars = Resources::default();
+    let mut peak = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars.add(&of(container));
+            peak = larger(&peak, &sidecars);
+        } else {
+            let mut now = sidecars.clone();
+            now.add(&of(container));
+            peak = larger(&peak, &now);
+        }
+    }
+    total.add(&sidecars);
+    let mut total = larger(&total, &peak);
+    total.add(&resources(&spec.overhead.clone().unwrap_or_default()));
+    total
+}
+
+fn larger(one: &Resources, other: &Resources) -> Resources {
+    let mut extended = one.extended.clone();
+    for (name, amount) in &other.extended {
+        let entry = extended.entry(name.clone()).or_default();
+        *entry = (*entry).max(*amount);
+    }
+    Resources {
+        cpu_millis: one.cpu_millis.max(other.cpu_millis),
+        memory_bytes: one.memory_bytes.max(other.memory_bytes),
+        ephemeral_storage_bytes: one.ephemeral_storage_bytes.max(other.ephemeral_storage_bytes),
+        extended,
+    }
+}
+
+fn toleration(toleration: &core::Toleration) -> Toleration {
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    Toleration {
+        key: toleration.key.clone().filter(|key| !key.is_empty()),
+        value: if exists { None } else { Some(toleration.value.clone().unwrap_or_default()) },
+        effect: toleration.effect.as_deref().and_then(effect),
+    }
+}
+
+type Preferences = Vec<(u32, Vec<LabelRequirement>)>;
+
+fn node_affinity(spec: &core::PodSpec) -> (Vec<Vec<LabelRequirement>>, Preferences) {
+    let Some(affinity) = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()) else {
+        return (Vec::new(), Vec::new());
+    };
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref();
+    let required = required.map(|selector| selector.node_selector_terms.iter().map(term).collect());
+    let preferred = affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+    let preferred = preferred.map(|wish| (u32::try_from(wish.weight).unwrap_or(0), term(&wish.preference)));
+    (required.unwrap_or_default(), preferred.collect())
+}
+
+fn term(term: &core::NodeSelectorTerm) -> Vec<LabelRequirement> {
+    let conditions = term.match_expressions.iter().flatten().map(|condition| {
+        let (key, values) = (condition.key.clone(), condition.values.clone().unwrap_or_default());
+        let number = values.first().and_then(|text| text.parse().ok());
+        match (condition.operator.as_str(), number) {
+            ("In", _) => LabelRequirement::In(key, values),
+            ("NotIn", _) => LabelRequirement::NotIn(key, values),
+            ("Exists", _) => LabelRequirement::Exists(key),
+            ("DoesNotExist", _) => LabelRequirement::DoesNotExist(key),
+            ("Gt", Some(bound)) => LabelRequirement::GreaterThan(key, bound),
+            ("Lt", Some(bound)) => LabelRequirement::LessThan(key, bound),
+            // An operator that we do not know is met by no machine: safer than by all.
+            _ => LabelRequirement::In(key, Vec::new()),
+        }
+    });
+    conditions.collect()
+}
+
+/// A workload from a `Container`: it counts with what it reserves, as Docker's limits are no requests.
+pub fn container_workload(container: &Container) -> Workload {
+    let reserved = container.spec.resources.memory_reservation_bytes;
+    Workload {
+        id: format!("container/{}/{}", container.namespace().unwrap_or_default(), container.name_any()),
+        requests: Resources { memory_bytes: u64::try_from(reserved).unwrap_or(0), ..Resources::default() },
+        ..Workload::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_asks_for_its_largest_init_container_or_all_its_containers() {
+        let container = |cpu: &str| json!({ "name": "c", "resources": { "requests": { "cpu": cpu } } });
+        let object = json!({
+            "metadata": { "name": "p" },
+            "spec": { "containers": [container("100m"), container("200m")], "initContainers": [container("500m")] },
+        });
+        let pod: Pod = serde_json::from_value(object).unwrap_or_default();
+        assert_eq!(pod_workload(&pod).requests.cpu_millis, 500);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_is_tainted() {
+        let node: Node = serde_json::from_value(json!({ "metadata": { "name": "n" } })).unwrap_or_default();
+        assert_eq!(machine(&node).taints.len(), 1);
+    }
+}
