@@ -108,7 +108,7 @@ fn a_client_with_affinity_stays_with_its_endpoint() {
         for (attachment, name) in [(&a, "a"), (&b, "b"), (&c, "c")] {
             serve_tcp(Some(&attachment.namespace), 8080, name);
         }
-        let sticky = |endpoints| ServiceRule { affinity_seconds: Some(10_800), ..service(endpoints) };
+        let sticky = |endpoints: &[&Attachment]| ServiceRule { affinity_seconds: Some(10_800), ..service(endpoints) };
         lab.fabric.sync_services(vec![sticky(&[&a, &b])]).await.unwrap();
         let first = tally(Some(&client.namespace), VIP, 80, 20);
         assert_eq!(first.len(), 1, "{first:?}");
@@ -129,7 +129,7 @@ fn udp_clients_are_led_away_from_a_dead_endpoint() {
         let client = lab.workload("client", DEFAULT_NETWORK).await;
         serve_udp(Some(&a.namespace), 8080, "a");
         serve_udp(Some(&b.namespace), 8080, "b");
-        let udp = |endpoints| ServiceRule { protocol: Protocol::Udp, ..service(endpoints) };
+        let udp = |endpoints: &[&Attachment]| ServiceRule { protocol: Protocol::Udp, ..service(endpoints) };
         lab.fabric.sync_services(vec![udp(&[&a])]).await.unwrap();
         let socket = udp_socket(Some(&client.namespace));
         assert!(ask_udp(&socket, VIP, 80, PATIENCE).unwrap().starts_with("a "));

@@ -64,11 +64,11 @@ const INET_CHAINS: &str = r#"
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state established,related accept
+		ip daddr @virtual goto refuse
 		iifname . oifname @within accept
 		iifname @internal drop
 		oifname @internal drop
 		iifname @bridges udp dport 4789 drop
-		ip daddr @virtual goto refuse
 		ct status dnat accept
 		oifname @bridges goto inbound
 	}
@@ -99,7 +99,8 @@ const INET_CHAINS: &str = r#"
 		ip daddr @direct return
 		iifname @bridges masquerade
 		ct status dnat ct original ip daddr @virtual masquerade
-		ct status dnat ct original proto-dst NODE_PORTS masquerade
+		meta l4proto tcp ct status dnat ct original proto-dst NODE_PORTS masquerade
+		meta l4proto udp ct status dnat ct original proto-dst NODE_PORTS masquerade
 	}
 "#;
 
