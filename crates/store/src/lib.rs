@@ -3,6 +3,7 @@
 //!
 //! - `types`: what goes in and out; `error`: what can go wrong; the [`Store`] trait: the contract
 //! - `memory`: [`MemoryStore`], the model, a map with revisions; for tests
+//! - [`embedded`]: [`EmbeddedStore`], our own log in one directory
 //! - `watch`, `validate`, [`clock`]: what the engines in this process share
 
 mod error;
@@ -12,6 +13,7 @@ mod validate;
 mod watch;
 
 pub mod clock;
+pub mod embedded;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::Stream;
 
+pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use error::{Error, Result};
 pub use memory::MemoryStore;
 pub use types::*;
