@@ -1,1 +1,28 @@
-//! image
+//! Container images of one machine: a content-addressed store of blobs, layers unpacked once, snapshots for containers,
+//! archives, Dockerfile builds, and transfers by the OCI distribution protocol. Knows the OCI and Docker image formats;
+//! must never know what a container or a pod is, nor any dialect's requests.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`store`] | the image store: names, images, snapshots |
+//! | [`layer`] | reading, unpacking and packing layers |
+//! | [`build`] | Dockerfiles |
+//! | [`reference`](mod@reference) | names of images |
+//! | [`config`] | the image configuration |
+//! | [`digest`] | digests |
+
+pub mod build;
+pub mod config;
+pub mod digest;
+pub mod error;
+pub mod layer;
+pub mod reference;
+pub mod store;
+pub mod types;
+
+pub use config::ImageConfig;
+pub use digest::Digest;
+pub use error::{Error, Result};
+pub use reference::Reference;
+pub use store::{ImageStore, StoreOptions};
+pub use types::*;

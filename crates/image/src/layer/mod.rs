@@ -1,0 +1,23 @@
+//! Layers: reading hostile archives, unpacking them, and packing changes.
+
+/// Bounds on one layer or archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all files together.
+    pub total_bytes: u64,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Largest ratio of unpacked to packed bytes, judged after the first [`RATIO_GRACE_BYTES`].
+    pub ratio: u64,
+}
+
+/// Bytes that a layer may unpack to before its compression ratio is judged: small layers of zeros are common.
+pub const RATIO_GRACE_BYTES: u64 = 64 << 20;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        // The largest layers in public use are about 20 GiB (machine learning) and 400,000 entries. Real data packs at
+        // most about 50:1; gzip's bombs reach 1,000:1.
+        Limits { total_bytes: 64 << 30, entries: 1_000_000, ratio: 200 }
+    }
+}
