@@ -1,1 +1,39 @@
-//! runtime
+//! OCI containers on one machine: a small parent process per container (the *shim*), the OCI runtime underneath, control
+//! groups v1 and v2, standard streams, logs and exit statuses. Knows OCI bundles; must never know where an image came
+//! from, nor any kind or dialect.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`Runtime`] | the asynchronous interface that the agent uses |
+//! | [`shim`] | what `nuee shim` runs: single-threaded, poll-based, outlives the daemon |
+//! | [`init`] | what `nuee init` runs inside a container as process 1 |
+//! | [`logs`] | reading log files: tail, follow, rotation |
+//! | [`spec`] | defaults of an OCI specification: capabilities, seccomp, mounts, devices, users |
+//! | [`cgroup`] | control groups, v1 and v2 behind one type |
+//! | [`processes`] | process tables of containers |
+
+pub mod cgroup;
+mod config;
+mod error;
+mod exec;
+pub mod init;
+mod log_format;
+pub mod logs;
+mod oci;
+pub mod processes;
+mod protocol;
+mod runtime;
+mod session;
+pub mod shim;
+pub mod spec;
+mod state;
+mod sys;
+
+pub use config::{ContainerConfig, LogConfig, OciRuntimeChoice, RuntimeOptions};
+pub use error::Error;
+pub use processes::names;
+pub use runtime::Runtime;
+pub use state::{ContainerState, ContainerStatus, ExitRecord};
+
+/// Result of a call to the runtime.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,57 @@
+//! Process 1 of a container that asked for one (`docker run --init`): starts the program, passes signals on, collects
+//! orphans, ends as the program ends.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Runs as process 1; `args` are the program and its arguments, with or without a leading `--`.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter().skip_while(|word| word == "--");
+    let Some(program) = args.next() else { return ExitCode::from(127) };
+    // Everything is taken by waiting for it; the standard library gives the child an empty mask again.
+    let signals = SigSet::all();
+    if signals.thread_block().is_err() {
+        return ExitCode::from(126);
+    }
+    // A group of its own, so that the terminal's Ctrl-C does not reach it twice.
+    let child = match Command::new(&program).args(args).process_group(0).spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+            return ExitCode::from(code);
+        }
+    };
+    let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) else { return ExitCode::from(126) };
+    // Without a terminal there is no foreground to give.
+    let _ = nix::unistd::tcsetpgrp(std::io::stdin(), pid);
+    loop {
+        if let Some(code) = collect(pid) {
+            return ExitCode::from(code);
+        }
+        match signals.wait() {
+            Ok(Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU) | Err(_) => {}
+            Ok(signal) => crate::processes::kill(child.id(), signal as i32).then_some(()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Collects whatever has ended; the exit code when the program is among it.
+fn collect(program: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+            Ok(WaitStatus::StillAlive) | Err(_) => return code,
+            Ok(_) => continue,
+        };
+        if pid == program {
+            code = Some(u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+        }
+    }
+}

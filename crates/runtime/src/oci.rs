@@ -1,0 +1,140 @@
+//! The OCI runtime underneath: which one, how it is called, what its failures mean. Blocking and small: the shim uses it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, Hierarchies};
+use crate::sys::{self, Entry};
+use crate::{Error, OciRuntimeChoice, Result};
+
+/// Where programs of the system are.
+const PROGRAM_DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Longest message of the OCI runtime that is passed on.
+const MESSAGE_MAX_BYTES: u64 = 16 << 10;
+
+/// Which program is meant; they differ in who handles control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum OciKind {
+    /// crun with its control groups off: ours are entered before it starts.
+    Crun,
+    /// runc, which enters the groups itself.
+    Runc,
+}
+
+/// An OCI runtime and where it keeps its state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct OciRuntime {
+    pub kind: OciKind,
+    pub program: PathBuf,
+    pub root: PathBuf,
+    /// The v2 mount of a hybrid machine, which crun refuses to see.
+    pub hidden_mount: Option<PathBuf>,
+}
+
+impl OciRuntime {
+    /// Finds the chosen one.
+    pub fn find(choice: &OciRuntimeChoice, root: PathBuf, hierarchies: &Hierarchies) -> Result<Self> {
+        let (kind, program) = match choice {
+            OciRuntimeChoice::Crun(program) => (OciKind::Crun, Some(program.clone())),
+            OciRuntimeChoice::Runc(program) => (OciKind::Runc, Some(program.clone())),
+            OciRuntimeChoice::Auto => match find_program("crun") {
+                Some(program) => (OciKind::Crun, Some(program)),
+                None => (OciKind::Runc, find_program("runc")),
+            },
+        };
+        let program = program
+            .filter(|program| program.is_file())
+            .ok_or_else(|| Error::NotSupported("no OCI runtime: install the package crun (or runc)".to_owned()))?;
+        let hybrid = PathBuf::from("/sys/fs/cgroup/unified");
+        let hides = kind == OciKind::Crun
+            && matches!(hierarchies, Hierarchies::V1(_))
+            && hybrid.join("cgroup.controllers").exists();
+        Ok(Self { kind, program, root, hidden_mount: hides.then_some(hybrid) })
+    }
+
+    /// A command line up to the sub-command, with standard streams closed and messages going to `log`.
+    pub fn command(&self, log: &Path, cgroup: Option<&Cgroup>) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
+        let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), ..Entry::default() };
+        if self.kind == OciKind::Crun {
+            command.arg("--cgroup-manager=disabled");
+            entry.group_files = cgroup.map(Cgroup::entry_files).unwrap_or_default();
+        }
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sys::enter_before_exec(&mut command, &entry).map_err(Error::io("prepare", &self.program))?;
+        Ok(command)
+    }
+
+    /// Where it keeps the state of `id`.
+    pub fn state_dir(&self, id: &str) -> PathBuf {
+        self.root.join(id)
+    }
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}
+
+/// The last error in a log of the OCI runtime, and the log removed.
+pub(crate) fn take_message(log: &Path) -> Option<String> {
+    use std::io::Read;
+    #[derive(Deserialize)]
+    struct Line {
+        #[serde(default)]
+        level: String,
+        #[serde(default)]
+        msg: String,
+    }
+    let mut text = String::new();
+    std::fs::File::open(log).ok()?.take(MESSAGE_MAX_BYTES).read_to_string(&mut text).ok()?;
+    // A log that stays behind does no harm; the directory goes with the container.
+    let _ = std::fs::remove_file(log);
+    let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    lines.into_iter().rfind(|line| line.level == "error" || line.level == "fatal").map(|line| line.msg)
+}
+
+/// What a failure to start `program` means: the exit code that clients show, and the message in Docker's words.
+pub(crate) fn start_failure(message: &str, program: &str) -> (i32, String) {
+    let said = message.to_lowercase();
+    if said.contains("not found in $path") {
+        return (127, format!("exec: \"{program}\": executable file not found in $PATH"));
+    }
+    let about_program = said.contains("executable file") || said.contains("exec: ") || said.contains("open executable");
+    if about_program && said.contains("no such file or directory") {
+        let what = if program.starts_with('/') {
+            format!("stat {program}: no such file or directory")
+        } else {
+            "no such file or directory".to_owned()
+        };
+        return (127, format!("exec: \"{program}\": {what}"));
+    }
+    if about_program && (said.contains("permission denied") || said.contains("is a directory")) {
+        let reason = if said.contains("is a directory") { "is a directory" } else { "permission denied" };
+        return (126, format!("exec: \"{program}\": {reason}"));
+    }
+    if said.contains("exec format error") {
+        return (126, format!("exec {program}: exec format error"));
+    }
+    (126, message.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_as_docker_tells_them() {
+        assert_eq!(
+            start_failure("executable file `nope` not found in $PATH: No such file or directory", "nope"),
+            (127, "exec: \"nope\": executable file not found in $PATH".to_owned())
+        );
+        assert_eq!(
+            start_failure("open executable: Permission denied", "/etc/passwd"),
+            (126, "exec: \"/etc/passwd\": permission denied".to_owned())
+        );
+        assert_eq!(start_failure("something else", "x"), (126, "something else".to_owned()));
+    }
+}

@@ -1,0 +1,487 @@
+//! The asynchronous interface: creates, starts, stops and finds containers, by way of their shims.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+use crate::cgroup::{Cgroup, Hierarchies, Limits};
+use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
+use crate::oci::{OciKind, OciRuntime};
+use crate::protocol::{AttachRequest, Attached, FrameKind, encode_size};
+use crate::session::Connection;
+use crate::shim::{OCI_TIMEOUT, Report};
+use crate::state::{
+    ContainerState, ContainerStatus, EXIT_CODE_LOST, ExitRecord, ShimDir, ShimState, now_ns, read_json, write_json,
+};
+use crate::{Error, Result, exec, logs, processes, spec};
+
+/// How long a new shim may take to report; more than it grants the OCI runtime.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(OCI_TIMEOUT.as_secs() + 5);
+/// Longest report of a new shim.
+const REPORT_MAX_BYTES: u64 = 64 << 10;
+/// How long a container may take to end after SIGKILL before its shim is given up.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between looks at a shim that is about to end.
+const SHIM_PAUSE: Duration = Duration::from_millis(20);
+/// Longest id.
+const ID_MAX_BYTES: usize = 128;
+
+/// The containers of one machine. Cheap to clone; holds no state that is not on disk or in the kernel.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: RuntimeOptions,
+    oci: OciRuntime,
+    hierarchies: Hierarchies,
+}
+
+impl Runtime {
+    /// Opens the runtime: makes its directories, finds the OCI runtime and the control groups.
+    ///
+    /// Errors: `NotSupported` when the machine has no OCI runtime or no control groups.
+    pub fn open(options: RuntimeOptions) -> Result<Self> {
+        let hierarchies = Hierarchies::of_this_machine()?;
+        let oci = OciRuntime::find(&options.oci_runtime, options.run_dir.join("oci"), &hierarchies)?;
+        for directory in [&options.containers_dir, &oci.root] {
+            std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        }
+        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies }) })
+    }
+
+    /// The OCI runtime in use, for people.
+    pub fn oci_runtime(&self) -> &Path {
+        &self.shared.oci.program
+    }
+
+    fn directory(&self, id: &str) -> Result<ShimDir> {
+        check_id(id)?;
+        Ok(ShimDir(self.shared.options.containers_dir.join(id).join("shim")))
+    }
+
+    fn cgroup(&self, id: &str) -> Cgroup {
+        let path = format!("{}/{id}", self.shared.options.cgroup_root.trim_end_matches('/'));
+        Cgroup::new(self.shared.hierarchies.clone(), &path)
+    }
+
+    /// Creates a container up to the point where its process waits for [`Self::start`]. Returns its process id.
+    ///
+    /// Errors: `Conflict` when the id is in use; `CannotStart` when its program is not there or cannot be run;
+    /// nothing stays behind after an error.
+    pub async fn create(&self, config: ContainerConfig) -> Result<u32> {
+        let id = config.id.clone();
+        let directory = self.directory(&id)?;
+        if read_json::<serde_json::Value>(&directory.config())?.is_some() {
+            return Err(Error::Conflict(format!("container {id} exists already")));
+        }
+        let runtime = self.clone();
+        let prepared = directory.clone();
+        let limits = blocking(move || runtime.prepare(&prepared, config)).await?;
+        let created = match self.run_shim(&id, &directory).await {
+            Ok(pid) => {
+                // Only now: a tight limit must bind the container, not the OCI runtime that sets it up.
+                let cgroup = self.cgroup(&id);
+                blocking(move || cgroup.apply(&limits)).await.map(|()| pid)
+            }
+            Err(error) => Err(error),
+        };
+        if created.is_err() {
+            // The first error is the one to report.
+            let _ = self.delete(&id).await;
+        }
+        created
+    }
+
+    /// Writes everything that the shim reads, and makes the control group.
+    fn prepare(&self, directory: &ShimDir, config: ContainerConfig) -> Result<Limits> {
+        let ContainerConfig { id, bundle_dir, mut spec, terminal, open_stdin, stdin_once, log } = config;
+        let cgroup = self.cgroup(&id);
+        spec::check(&spec)?;
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+        let mut limits = resources.as_ref().map(Limits::from).unwrap_or_default();
+        self.adapt(&mut spec, &cgroup, terminal);
+        // Left-overs of a run that was cut off before its configuration was written.
+        cgroup.kill_all().and_then(|()| cgroup.remove())?;
+        let stale = self.shared.oci.state_dir(&id);
+        match std::fs::remove_dir_all(&stale) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &stale)(error));
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&directory.0).map_err(Error::io("create", &directory.0))?;
+        std::fs::create_dir_all(&bundle_dir).map_err(Error::io("create", &bundle_dir))?;
+        write_json(&bundle_dir.join("config.json"), &spec, false)?;
+        let oci = self.shared.oci.clone();
+        if oci.kind == OciKind::Runc {
+            // runc makes the group, enters it and sets the limits.
+            limits = Limits::default();
+        } else {
+            cgroup.create(&limits.devices)?;
+        }
+        let shim = ShimConfig { id, bundle_dir, oci, terminal, open_stdin, stdin_once, log, cgroup };
+        write_json(&directory.config(), &shim, false)?;
+        Ok(limits)
+    }
+
+    /// What the shim and the chosen OCI runtime need in a specification.
+    fn adapt(&self, spec: &mut Spec, cgroup: &Cgroup, terminal: bool) {
+        let mut process = spec.process().clone().unwrap_or_default();
+        process.set_terminal(Some(terminal));
+        spec.set_process(Some(process));
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_cgroups_path(Some(cgroup.path().into()));
+            if self.shared.oci.kind == OciKind::Crun {
+                linux.set_resources(None);
+            }
+        }
+    }
+
+    /// Starts the shim and waits for its report.
+    async fn run_shim(&self, id: &str, directory: &ShimDir) -> Result<u32> {
+        let program = &self.shared.options.shim_program;
+        let mut child = tokio::process::Command::new(program)
+            .arg("shim")
+            .arg(&directory.0)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(Error::io("start", program))?;
+        let stdout = child.stdout.take();
+        let pid = child.id().unwrap_or(0);
+        // Collects it when it ends; a shim outlives us otherwise.
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+        });
+        let bad = |message: String| Error::Shim { id: id.to_owned(), message };
+        let stdout = stdout.ok_or_else(|| bad("has no output".to_owned()))?;
+        let mut line = String::new();
+        let mut reader = BufReader::new(stdout.take(REPORT_MAX_BYTES));
+        match tokio::time::timeout(REPORT_TIMEOUT, reader.read_line(&mut line)).await {
+            Ok(read) => read.map_err(|error| bad(error.to_string()))?,
+            Err(_) => {
+                processes::kill(pid, libc::SIGKILL);
+                return Err(Error::Timeout(format!("the shim of {id} did not report")));
+            }
+        };
+        match serde_json::from_str(&line) {
+            Ok(Report::Created { pid }) => Ok(pid),
+            Ok(Report::Failed(refusal)) if refusal.code != 0 => {
+                Err(Error::CannotStart { code: refusal.code, message: refusal.message })
+            }
+            Ok(Report::Failed(refusal)) => Err(bad(refusal.message)),
+            Err(_) => Err(bad("ended without a report".to_owned())),
+        }
+    }
+
+    /// Lets a created container go.
+    ///
+    /// Errors: `Conflict` when it was started before or has ended.
+    pub async fn start(&self, id: &str) -> Result<()> {
+        self.request(id, FrameKind::Start, &[]).await.map(drop)
+    }
+
+    /// Sends a signal to the main process. SIGKILL also reaches a paused container.
+    ///
+    /// Errors: `Conflict` when it does not run.
+    pub async fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        self.request(id, FrameKind::Kill, &signal.to_le_bytes()).await?;
+        if signal == libc::SIGKILL {
+            let cgroup = self.cgroup(id);
+            blocking(move || if cgroup.is_frozen() { cgroup.thaw() } else { Ok(()) }).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the size of the main process' terminal.
+    pub async fn resize(&self, id: &str, size: node::TerminalSize) -> Result<()> {
+        self.request(id, FrameKind::Resize, &encode_size(size.columns, size.rows)).await.map(drop)
+    }
+
+    /// One request to the shim. A container that has ended has none: `Conflict`.
+    async fn request(&self, id: &str, kind: FrameKind, payload: &[u8]) -> Result<Vec<u8>> {
+        self.connect(id).await?.request(kind, payload).await
+    }
+
+    async fn connect(&self, id: &str) -> Result<Connection> {
+        let directory = self.directory(id)?;
+        match Connection::open(id, &directory).await {
+            Err(Error::NotFound(_)) if directory.config().exists() => {
+                Err(Error::Conflict(format!("container {id} is not running")))
+            }
+            other => other,
+        }
+    }
+
+    /// Waits for the end of a container, also of one that was created before this daemon was started, or that has
+    /// ended long ago.
+    ///
+    /// Errors: `NotFound`.
+    pub async fn wait(&self, id: &str) -> Result<node::ExitStatus> {
+        self.wait_record(id).await.map(Into::into)
+    }
+
+    /// Like [`Self::wait`], with the time of the end.
+    pub async fn wait_record(&self, id: &str) -> Result<ExitRecord> {
+        let directory = self.directory(id)?;
+        loop {
+            if let Some(exit) = read_json(&directory.exit())? {
+                return Ok(exit);
+            }
+            if !directory.config().exists() {
+                return Err(Error::NotFound(id.to_owned()));
+            }
+            if let Ok(connection) = Connection::open(id, &directory).await {
+                if let Some(exit) = connection.wait().await? {
+                    return Ok(exit);
+                }
+            }
+            // The shim has gone: it wrote the exit status first, or it was killed.
+            let runtime = self.clone();
+            let id = id.to_owned();
+            blocking(move || runtime.look(&id)).await?;
+            tokio::time::sleep(SHIM_PAUSE).await;
+        }
+    }
+
+    /// Runs one more process in a running container.
+    ///
+    /// Errors: `CannotStart` with 126 or 127 as Docker has them; `Conflict` when it does not run or is paused.
+    pub async fn exec(&self, id: &str, request: node::ExecRequest) -> Result<node::Session> {
+        let directory = self.directory(id)?;
+        let cgroup = self.cgroup(id);
+        let (stdin, id_for_spec) = (request.stdin, id.to_owned());
+        let start = blocking(move || {
+            if cgroup.is_frozen() {
+                return Err(Error::Conflict(format!("container {id_for_spec} is paused, unpause it before exec")));
+            }
+            let config: ShimConfig =
+                read_json(&directory.config())?.ok_or_else(|| Error::NotFound(id_for_spec.clone()))?;
+            exec::exec_start(&config.bundle_dir, request)
+        })
+        .await?;
+        let payload = serde_json::to_vec(&start).map_err(|error| Error::Invalid(error.to_string()))?;
+        if payload.len() > crate::protocol::PAYLOAD_MAX_BYTES {
+            return Err(Error::Invalid("arguments and environment are too large".to_owned()));
+        }
+        let mut connection = self.connect(id).await?;
+        let answer = connection.request(FrameKind::Exec, &payload).await?;
+        let pid = serde_json::from_slice(&answer).unwrap_or(0);
+        let lost = async { Err(node::Error::Unavailable("the connection to the process was lost".to_owned())) };
+        Ok(connection.into_session(stdin, pid, None, lost))
+    }
+
+    /// Connects to the main process. A created container may be attached to before its start; nothing is missed then.
+    ///
+    /// Errors: `Conflict` when it has ended and no replay is wanted.
+    pub async fn attach(&self, id: &str, options: node::AttachOptions) -> Result<node::Session> {
+        let request = AttachRequest { stdin: options.stdin, replay: options.replay_logs };
+        let payload = serde_json::to_vec(&request).map_err(|error| Error::Invalid(error.to_string()))?;
+        let mut connection = self.connect(id).await?;
+        let answer = connection.request(FrameKind::Attach, &payload).await?;
+        let attached: Attached = serde_json::from_slice(&answer).unwrap_or_default();
+        let mut before = None;
+        if options.replay_logs {
+            let directory = self.directory(id)?;
+            let config: Option<ShimConfig> = read_json(&directory.config())?;
+            if let Some(config) = config.filter(|config| !config.log.path.as_os_str().is_empty()) {
+                before = Some(logs::replay(config.log.path, attached.log_inode, attached.log_bytes));
+            }
+        }
+        let (runtime, owned) = (self.clone(), id.to_owned());
+        let fallback = async move { runtime.wait(&owned).await.map_err(node::Error::from) };
+        Ok(connection.into_session(options.stdin, attached.pid, before, fallback))
+    }
+
+    /// Freezes all processes of a container.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        self.require_running(id)?;
+        let cgroup = self.cgroup(id);
+        blocking(move || cgroup.freeze()).await
+    }
+
+    /// Lets a frozen container run again.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        self.require_running(id)?;
+        let cgroup = self.cgroup(id);
+        blocking(move || cgroup.thaw()).await
+    }
+
+    /// Changes the limits that `resources` names.
+    pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        self.require_running(id)?;
+        let (cgroup, limits) = (self.cgroup(id), Limits::from(resources));
+        blocking(move || cgroup.apply(&limits)).await
+    }
+
+    fn require_running(&self, id: &str) -> Result<ShimState> {
+        let directory = self.directory(id)?;
+        if !directory.config().exists() {
+            return Err(Error::NotFound(id.to_owned()));
+        }
+        match read_json::<ShimState>(&directory.state())? {
+            Some(state) if state.started_at_ns != 0 && !directory.exit().exists() => Ok(state),
+            _ => Err(Error::Conflict(format!("container {id} is not running"))),
+        }
+    }
+
+    /// Reads the figures of a running container.
+    pub async fn statistics(&self, id: &str) -> Result<node::Statistics> {
+        let state = self.require_running(id)?;
+        let cgroup = self.cgroup(id);
+        blocking(move || {
+            let mut figures = cgroup.statistics();
+            figures.network = processes::network_statistics(state.pid);
+            Ok(figures)
+        })
+        .await
+    }
+
+    /// Process ids of a running container, on the host.
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        self.require_running(id)?;
+        let cgroup = self.cgroup(id);
+        blocking(move || Ok(cgroup.pids())).await
+    }
+
+    /// State of one container.
+    ///
+    /// Errors: `NotFound`.
+    pub async fn state(&self, id: &str) -> Result<ContainerState> {
+        let (runtime, owned) = (self.clone(), id.to_owned());
+        blocking(move || runtime.look(&owned)).await?.ok_or_else(|| Error::NotFound(id.to_owned()))
+    }
+
+    /// All containers of this machine, from what their shims wrote. What lost its shim is ended here.
+    pub async fn list(&self) -> Result<Vec<ContainerState>> {
+        let runtime = self.clone();
+        blocking(move || {
+            let directory = &runtime.shared.options.containers_dir;
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))?.flatten() {
+                let Ok(id) = entry.file_name().into_string() else { continue };
+                if let (true, Some(state)) = (check_id(&id).is_ok(), runtime.look(&id)?) {
+                    found.push(state);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// What the files and the kernel say about one container; `None` when there is none.
+    fn look(&self, id: &str) -> Result<Option<ContainerState>> {
+        let directory = self.directory(id)?;
+        if !directory.config().exists() {
+            return Ok(None);
+        }
+        let state: Option<ShimState> = read_json(&directory.state())?;
+        let exit: Option<ExitRecord> = read_json(&directory.exit())?;
+        let mut found = ContainerState {
+            id: id.to_owned(),
+            status: ContainerStatus::Creating,
+            pid: 0,
+            exit,
+            created_at_ns: state.as_ref().map_or(0, |state| state.created_at_ns),
+            started_at_ns: state.as_ref().map_or(0, |state| state.started_at_ns),
+        };
+        if exit.is_some() {
+            found.status = ContainerStatus::Stopped;
+            return Ok(Some(found));
+        }
+        let Some(state) = state else { return Ok(Some(found)) };
+        if processes::start_ticks(state.shim_pid) != Some(state.shim_start_ticks) {
+            // It may have ended in good order between our two looks.
+            let record = match read_json(&directory.exit())? {
+                Some(record) => record,
+                None => self.bury(id, &directory)?,
+            };
+            found.exit = Some(record);
+            found.status = ContainerStatus::Stopped;
+            return Ok(Some(found));
+        }
+        found.pid = state.pid;
+        found.status = match state.started_at_ns {
+            0 => ContainerStatus::Created,
+            _ if self.cgroup(id).is_frozen() => ContainerStatus::Paused,
+            _ => ContainerStatus::Running,
+        };
+        Ok(Some(found))
+    }
+
+    /// Ends what has lost its shim: nobody can tell its exit status any more, nor feed or log it.
+    fn bury(&self, id: &str, directory: &ShimDir) -> Result<ExitRecord> {
+        let cgroup = self.cgroup(id);
+        cgroup.kill_all()?;
+        let out_of_memory = cgroup.out_of_memory_kills() > 0;
+        let record = ExitRecord { code: EXIT_CODE_LOST, out_of_memory, finished_at_ns: now_ns() };
+        write_json(&directory.exit(), &record, true)?;
+        Ok(record)
+    }
+
+    /// Ends a container if it runs, and removes everything that the runtime keeps of it. No error when there is none.
+    /// The bundle and the log belong to the caller.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        let directory = self.directory(id)?;
+        let cgroup = self.cgroup(id);
+        if directory.config().exists() && !directory.exit().exists() {
+            // It may be hung, or gone: what follows does not depend on it.
+            let gentle = async {
+                self.kill(id, libc::SIGKILL).await?;
+                self.wait(id).await
+            };
+            let _ = tokio::time::timeout(DELETE_TIMEOUT, gentle).await;
+        }
+        let runtime = self.clone();
+        let id = id.to_owned();
+        blocking(move || {
+            let shim: Option<ShimState> = read_json(&directory.state()).unwrap_or_default();
+            if let Some(state) = shim {
+                if processes::start_ticks(state.shim_pid) == Some(state.shim_start_ticks) {
+                    processes::kill(state.shim_pid, libc::SIGKILL);
+                }
+            }
+            cgroup.kill_all()?;
+            cgroup.remove()?;
+            for path in [runtime.shared.oci.state_dir(&id), directory.0.clone()] {
+                match std::fs::remove_dir_all(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+            // Only when the caller has nothing else in it.
+            let _ = std::fs::remove_dir(runtime.shared.options.containers_dir.join(&id));
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Runs blocking work beside the asynchronous tasks.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Shim { id: String::new(), message: format!("work was cut off: {error}") }),
+    }
+}
+
+/// Ids become file names and control groups.
+fn check_id(id: &str) -> Result<()> {
+    let fits = !id.is_empty()
+        && id.len() <= ID_MAX_BYTES
+        && !id.starts_with('.')
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    if fits { Ok(()) } else { Err(Error::Invalid(format!("{id:?} cannot be a container's id"))) }
+}

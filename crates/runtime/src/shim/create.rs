@@ -1,0 +1,318 @@
+//! From an empty process to a container that waits for its start: streams, socket, the OCI runtime's `create`.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::OCI_TIMEOUT;
+use super::events::Shim;
+use super::log_writer::LogWriter;
+use super::process::{Process, Streams, pipes, terminal};
+use crate::config::ShimConfig;
+use crate::oci::{self, OciKind};
+use crate::state::{ShimDir, ShimState, now_ns, read_json, write_json};
+use crate::{Error, Result};
+
+/// Where clients connect.
+const LISTEN_NAME: &str = "shim.sock";
+
+/// Creates the container of `directory`.
+pub(super) fn create(directory: ShimDir) -> Result<Shim> {
+    let config: ShimConfig =
+        read_json(&directory.config())?.ok_or_else(|| Error::NotFound(directory.0.display().to_string()))?;
+    let io = |what: &'static str| {
+        let path = directory.0.clone();
+        move |source: std::io::Error| Error::Io { action: what, path, source }
+    };
+    crate::sys::close_on_exec_from(3).map_err(io("close descriptors for"))?;
+    // A session of our own: no terminal's or daemon's signal reaches us. Fails only for one who leads a group already.
+    let _ = nix::unistd::setsid();
+    crate::sys::become_subreaper().map_err(io("become the parent of orphans for"))?;
+    let signals = block_signals().map_err(io("take signals for"))?;
+    let directory_fd = std::fs::File::open(&directory.0).map_err(Error::io("open", &directory.0))?;
+    let short = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), directory_fd.as_raw_fd()));
+    let listener = listen(&short.join(LISTEN_NAME)).map_err(io("listen in"))?;
+    let log = match config.log.path.as_os_str().is_empty() {
+        true => None,
+        false => Some(LogWriter::open(config.log.clone()).map_err(Error::io("open", &config.log.path))?),
+    };
+
+    let mut launched = Launch::main(&config, &directory.0, &short)?.spawn(log)?;
+    let outcome = wait_for(launched.child, &signals, Instant::now() + OCI_TIMEOUT);
+    let message = oci::take_message(&launched.message_log);
+    let created = match outcome {
+        Some(0) => launched.take_terminal().and_then(|()| {
+            launched.take_pid().ok_or_else(|| Error::Shim {
+                id: config.id.clone(),
+                message: "the OCI runtime named no process".to_owned(),
+            })
+        }),
+        other => Err(launch_failure(other, message, &program_of(&config.bundle_dir))),
+    };
+    let mut main = launched.process;
+    main.pid = match created {
+        Ok(pid) => pid,
+        Err(failure) => {
+            clean_up(&config);
+            return Err(failure);
+        }
+    };
+    let state = ShimState {
+        shim_pid: std::process::id(),
+        shim_start_ticks: crate::processes::start_ticks(std::process::id()).unwrap_or(0),
+        pid: main.pid,
+        pid_start_ticks: crate::processes::start_ticks(main.pid).unwrap_or(0),
+        created_at_ns: now_ns(),
+        started_at_ns: 0,
+    };
+    write_json(&directory.state(), &state, false)?;
+    Ok(Shim::new(config, directory, short, state, signals, listener, main))
+}
+
+/// What stays of a container that could not be created.
+fn clean_up(config: &ShimConfig) {
+    // Nothing here can be reported better than the failure that led here; the daemon's `delete` tries again.
+    let _ = config.cgroup.kill_all();
+    if config.oci.kind == OciKind::Crun {
+        let _ = std::fs::remove_dir_all(config.oci.state_dir(&config.id));
+    }
+}
+
+/// A failure of the OCI runtime's `create` or `exec` as an error.
+pub(super) fn launch_failure(outcome: Option<i32>, message: Option<String>, program: &str) -> Error {
+    match (outcome, message) {
+        (None, _) => Error::Timeout("the OCI runtime did not answer".to_owned()),
+        (_, Some(message)) => {
+            let (code, message) = oci::start_failure(&message, program);
+            Error::CannotStart { code, message }
+        }
+        (Some(status), None) => {
+            Error::CannotStart { code: 126, message: format!("the OCI runtime failed with status {status}") }
+        }
+    }
+}
+
+/// First word of the main process, for messages.
+fn program_of(bundle_dir: &Path) -> String {
+    let spec: Option<serde_json::Value> = read_json(&bundle_dir.join("config.json")).ok().flatten();
+    spec.and_then(|spec| spec.pointer("/process/args/0").and_then(|word| word.as_str()).map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// One call of the OCI runtime that starts a process.
+pub(super) struct Launch {
+    command: Command,
+    number: u32,
+    terminal: bool,
+    stdin: bool,
+    input_once: bool,
+    console: Option<UnixListener>,
+    pid_file: PathBuf,
+    message_log: PathBuf,
+}
+
+impl Launch {
+    /// `create` of the main process.
+    fn main(config: &ShimConfig, directory: &Path, short: &Path) -> Result<Self> {
+        let message_log = directory.join("oci.log");
+        let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
+        command.arg("create").arg("--bundle").arg(&config.bundle_dir);
+        Self::new(command, 0, config.terminal, config.open_stdin, config.stdin_once, directory, short, message_log).map(
+            |mut launch| {
+                launch.command.arg(&config.id);
+                launch
+            },
+        )
+    }
+
+    /// `exec` of one more process, whose description is in `process_file`.
+    pub fn exec(
+        config: &ShimConfig,
+        directory: &Path,
+        short: &Path,
+        number: u32,
+        request: &crate::protocol::ExecStart,
+        process_file: &Path,
+    ) -> Result<Self> {
+        let message_log = directory.join(format!("exec-{number}.log"));
+        let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
+        command.args(["exec", "--detach", "--process"]).arg(process_file);
+        Self::new(command, number, request.terminal, request.stdin, true, directory, short, message_log).map(
+            |mut launch| {
+                launch.command.arg(&config.id);
+                launch
+            },
+        )
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "private, called from the two functions above only")]
+    fn new(
+        mut command: Command,
+        number: u32,
+        terminal: bool,
+        stdin: bool,
+        input_once: bool,
+        directory: &Path,
+        short: &Path,
+        message_log: PathBuf,
+    ) -> Result<Self> {
+        let pid_file = directory.join(format!("pid-{number}"));
+        command.arg("--pid-file").arg(&pid_file);
+        let mut console = None;
+        if terminal {
+            let path = short.join(format!("console-{number}"));
+            console = Some(listen(&path).map_err(Error::io("listen on", &path))?);
+            command.arg("--console-socket").arg(&path);
+        }
+        Ok(Self { command, number, terminal, stdin, input_once, console, pid_file, message_log })
+    }
+
+    /// Starts the OCI runtime. A terminal's master arrives before the runtime ends, and is taken by [`Self::finish`].
+    pub fn spawn(mut self, log: Option<LogWriter>) -> Result<Launched> {
+        let program = PathBuf::from(self.command.get_program());
+        let io = Error::io("start", &program);
+        let streams = if self.terminal {
+            Streams { output: [None, None], input: None, terminal: true }
+        } else {
+            match pipes(self.stdin) {
+                Ok((streams, [stdin, stdout, stderr])) => {
+                    self.command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
+                    self.command.stdout(stdout.map_or_else(Stdio::null, Stdio::from));
+                    self.command.stderr(stderr.map_or_else(Stdio::null, Stdio::from));
+                    streams
+                }
+                Err(source) => return Err(io(source)),
+            }
+        };
+        let child = match self.command.spawn() {
+            Ok(child) => child.id(),
+            Err(source) => return Err(io(source)),
+        };
+        // The child's ends of the pipes are in the command, and closed with it here.
+        drop(self.command);
+        let process = Process::new(self.number, streams, log, self.input_once);
+        Ok(Launched {
+            process,
+            child,
+            console: self.console,
+            stdin: self.stdin,
+            pid_file: self.pid_file,
+            message_log: self.message_log,
+        })
+    }
+}
+
+/// A call of the OCI runtime on its way.
+pub(super) struct Launched {
+    pub process: Process,
+    /// The OCI runtime itself.
+    pub child: u32,
+    pub pid_file: PathBuf,
+    pub message_log: PathBuf,
+    console: Option<UnixListener>,
+    stdin: bool,
+}
+
+impl Launched {
+    /// Takes the master of the terminal, once the OCI runtime has ended well. Nothing to do without a terminal.
+    pub fn take_terminal(&mut self) -> Result<()> {
+        let Some(listener) = self.console.take() else { return Ok(()) };
+        let failed = |source: std::io::Error| Error::Io {
+            action: "take the terminal over",
+            path: PathBuf::from("console socket"),
+            source,
+        };
+        listener.set_nonblocking(true).map_err(failed)?;
+        let (stream, _) = listener.accept().map_err(failed)?;
+        let master = receive_descriptor(&stream).map_err(failed)?;
+        self.process.streams = terminal(master, self.stdin).map_err(failed)?;
+        Ok(())
+    }
+
+    /// The process id that the OCI runtime wrote, its files removed.
+    pub fn take_pid(&self) -> Option<u32> {
+        let pid = read_pid(&self.pid_file);
+        let _ = std::fs::remove_file(&self.pid_file);
+        pid
+    }
+}
+
+/// Receives one descriptor over a socket.
+fn receive_descriptor(stream: &UnixStream) -> std::io::Result<OwnedFd> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut byte = [0_u8; 256];
+    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            if let Some(raw) = descriptors.first() {
+                return Ok(crate::sys::own(*raw));
+            }
+        }
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "no terminal in the message"))
+}
+
+fn read_pid(path: &Path) -> Option<u32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Signals come through a descriptor; none ends us.
+fn block_signals() -> std::io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
+
+/// Waits for one child; `None` when it does not end in time, after which it is killed.
+fn wait_for(child: u32, signals: &SignalFd, deadline: Instant) -> Option<i32> {
+    use std::os::fd::AsFd;
+    let pid = Pid::from_raw(i32::try_from(child).ok()?);
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => return Some(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Some(128 + signal as i32),
+            Ok(_) => {}
+            Err(_) => return Some(-1),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            crate::sys::kill(child, libc::SIGKILL);
+            return None;
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut set = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        // A failing poll is an interrupted one; the loop looks again.
+        let _ = poll(&mut set, timeout);
+        while let Ok(Some(_)) = signals.read_signal() {}
+    }
+}
+
+/// Gives up the streams that came from the daemon.
+pub(super) fn close_standard_streams() -> std::io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}

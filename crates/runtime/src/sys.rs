@@ -1,0 +1,259 @@
+//! The one module that talks to the kernel without a safe wrapper: what runs between fork and exec, signals by number,
+//! terminal sizes, the BPF calls.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Sends a signal; whether there was such a process.
+pub(crate) fn kill(pid: u32, signal: i32) -> bool {
+    let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
+    if pid <= 1 {
+        // 0 and negative numbers mean groups, 1 is the machine's init: never what is meant here.
+        return false;
+    }
+    // SAFETY: kill(2) takes plain numbers and touches no memory of ours.
+    unsafe { libc::kill(pid, signal) == 0 }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: plain numbers in, a new descriptor or -1 out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a descriptor that has just been received from the kernel.
+pub(crate) fn own(raw: std::os::fd::RawFd) -> OwnedFd {
+    // SAFETY: callers pass what recvmsg(2) has made for this process; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
+
+/// Registers a descriptor with the asynchronous runtime.
+pub(crate) fn watch_readiness(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, which `AsyncFd` does after deregistering.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+}
+
+/// Marks every descriptor from `first` on close-on-exec, so that no child inherits what it was not given.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: plain numbers; only the close-on-exec flags of descriptors change.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Becomes the parent of orphaned descendants.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the size of a terminal.
+pub(crate) fn set_terminal_size(terminal: BorrowedFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: `size` lives for the call and is what TIOCSWINSZ reads.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps the allocator of a small single-threaded process small: large blocks go back to the kernel at once.
+pub(crate) fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only sets numbers of the allocator, before any other thread exists.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Where a child goes before it executes its program.
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    /// Files into which it writes `0`: the control groups that it enters.
+    pub group_files: Vec<PathBuf>,
+    /// A mount that it must not see; it gets a mount namespace of its own without it.
+    pub hidden_mount: Option<PathBuf>,
+}
+
+/// Makes `command`'s child go where `entry` says, without descriptors beyond the standard three.
+pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Result<()> {
+    let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let files: Vec<CString> = entry.group_files.iter().map(|path| c_string(path)).collect::<io::Result<_>>()?;
+    let hidden = match &entry.hidden_mount {
+        Some(mount) => Some((c_string(mount.parent().unwrap_or(Path::new("/")))?, c_string(mount)?)),
+        None => None,
+    };
+    let before_exec = move || {
+        close_on_exec_from(3)?;
+        for file in &files {
+            enter_group(file)?;
+        }
+        if let Some((parent, mount)) = &hidden {
+            hide_mount(parent, mount)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes only system calls on memory prepared above; it neither allocates
+    // nor takes a lock.
+    unsafe { command.pre_exec(before_exec) };
+    Ok(())
+}
+
+fn enter_group(file: &CString) -> io::Result<()> {
+    // SAFETY: `file` is a valid C string; the descriptor is used and closed here only.
+    unsafe {
+        let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let written = libc::write(fd, b"0".as_ptr().cast(), 1);
+        let error = io::Error::last_os_error();
+        libc::close(fd);
+        if written == 1 { Ok(()) } else { Err(error) }
+    }
+}
+
+fn hide_mount(parent: &CString, mount: &CString) -> io::Result<()> {
+    // SAFETY: valid C strings and null pointers where mount(2) allows them; only this child's mount namespace changes,
+    // because the parent mount no longer propagates.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let null = std::ptr::null();
+        if libc::mount(null, parent.as_ptr(), null, libc::MS_PRIVATE, null.cast()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::umount2(mount.as_ptr(), libc::MNT_DETACH) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// One eBPF instruction as the kernel takes it (`struct bpf_insn`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct BpfInstruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+impl BpfInstruction {
+    /// `to = *(u32 *)(from + offset)`
+    pub fn load_word(to: u8, from: u8, offset: i16) -> Self {
+        Self { code: 0x61, registers: to | from << 4, offset, immediate: 0 }
+    }
+    /// `register &= mask` (32 bits)
+    pub fn and(register: u8, mask: u32) -> Self {
+        Self { code: 0x54, registers: register, offset: 0, immediate: mask.cast_signed() }
+    }
+    /// `register >>= bits` (32 bits)
+    pub fn shift_right(register: u8, bits: u32) -> Self {
+        Self { code: 0x74, registers: register, offset: 0, immediate: bits.cast_signed() }
+    }
+    /// `to = from` (32 bits)
+    pub fn copy(to: u8, from: u8) -> Self {
+        Self { code: 0xbc, registers: to | from << 4, offset: 0, immediate: 0 }
+    }
+    /// `register = value`
+    pub fn set(register: u8, value: u32) -> Self {
+        Self { code: 0xb7, registers: register, offset: 0, immediate: value.cast_signed() }
+    }
+    /// Jumps when `register != value`; how far is set later.
+    pub fn jump_if_not_equal(register: u8, value: u32) -> Self {
+        Self { code: 0x55, registers: register, offset: 0, immediate: value.cast_signed() }
+    }
+    /// Jumps when `register == value`; how far is set later.
+    pub fn jump_if_equal(register: u8, value: u32) -> Self {
+        Self { code: 0x15, registers: register, offset: 0, immediate: value.cast_signed() }
+    }
+    /// Ends the program with the value of register 0.
+    pub fn exit() -> Self {
+        Self { code: 0x95, registers: 0, offset: 0, immediate: 0 }
+    }
+    /// Sets how far a jump goes; other instructions stay as they are.
+    pub fn jump_forward(&mut self, instructions: usize) {
+        if matches!(self.code, 0x55 | 0x15) {
+            self.offset = i16::try_from(instructions).unwrap_or(i16::MAX);
+        }
+    }
+}
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// Head of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// Head of `union bpf_attr` for `BPF_PROG_ATTACH`.
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttributes {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+    replace: u32,
+}
+
+/// Loads a device program and attaches it to a v2 control group.
+pub(crate) fn attach_device_program(group: BorrowedFd, program: &[BpfInstruction]) -> io::Result<()> {
+    let load = LoadAttributes {
+        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        ..LoadAttributes::default()
+    };
+    // SAFETY: the attributes and what they point to live for the call; the kernel only reads them.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<LoadAttributes>()) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
+    let raw = |fd: BorrowedFd| u32::try_from(fd.as_raw_fd()).map_err(io::Error::other);
+    let attach = AttachAttributes {
+        target: raw(group)?,
+        program: raw(loaded.as_fd())?,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+        replace: 0,
+    };
+    // SAFETY: as above.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<AttachAttributes>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,129 @@
+//! From creation to the end: exit codes, failures to start, adoption after the daemon's death.
+
+use std::time::{Duration, Instant};
+
+use runtime::{ContainerStatus, Error, OciRuntimeChoice};
+
+use crate::place::{Place, run, shell};
+
+#[tokio::test]
+async fn the_exit_code_and_the_log_arrive() {
+    let place = Place::new();
+    let (code, log) = place.run("one", shell("echo out; echo err >&2; exit 7")).await;
+    assert_eq!(code, 7);
+    assert!(log.contains("out\n") && log.contains("err\n"), "{log}");
+    let state = place.runtime.state("one").await.unwrap();
+    assert_eq!(state.status, ContainerStatus::Stopped);
+    assert!(state.started_at_ns > 0 && state.exit.unwrap().finished_at_ns >= state.started_at_ns);
+    place.close().await;
+}
+
+#[tokio::test]
+async fn a_signal_ends_with_128_and_its_number() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    place.runtime.kill("one", 9).await.unwrap();
+    assert_eq!(place.wait("one").await.code, 137);
+    assert!(matches!(place.runtime.kill("one", 9).await, Err(Error::Conflict(_))));
+    place.close().await;
+}
+
+#[tokio::test]
+async fn a_created_container_waits_until_it_is_started() {
+    let place = Place::new();
+    place.create("one", shell("echo ran")).await;
+    assert_eq!(place.runtime.state("one").await.unwrap().status, ContainerStatus::Created);
+    assert_eq!(place.log_text("one").await, "");
+    place.runtime.start("one").await.unwrap();
+    assert!(place.runtime.start("one").await.is_err());
+    place.wait("one").await;
+    assert_eq!(place.log_text("one").await, "ran\n");
+    place.close().await;
+}
+
+#[tokio::test]
+async fn a_missing_program_is_127_and_leaves_nothing() {
+    let place = Place::new();
+    let error = place.runtime.create(place.config("one", run(&["nope"]))).await.unwrap_err();
+    let Error::CannotStart { code, message } = error else { panic!("{error:?}") };
+    assert_eq!((code, message.as_str()), (127, "exec: \"nope\": executable file not found in $PATH"));
+    let error = place.runtime.create(place.config("one", run(&["/etc/passwd"]))).await.unwrap_err();
+    let Error::CannotStart { code, message } = error else { panic!("{error:?}") };
+    assert_eq!(code, 126, "{message}");
+    assert!(place.runtime.list().await.unwrap().is_empty());
+    place.close().await;
+}
+
+#[tokio::test]
+async fn an_id_is_used_once_and_deleted_again_and_again() {
+    let place = Place::new();
+    place.create("one", run(&["/bin/true"])).await;
+    assert!(matches!(place.runtime.create(place.config("one", run(&["/bin/true"]))).await, Err(Error::Conflict(_))));
+    place.runtime.delete("one").await.unwrap();
+    place.runtime.delete("one").await.unwrap();
+    assert!(matches!(place.runtime.wait("one").await, Err(Error::NotFound(_))));
+    assert!(matches!(place.runtime.delete("../one").await, Err(Error::Invalid(_))));
+    place.close().await;
+}
+
+#[tokio::test]
+async fn a_restarted_daemon_finds_its_containers_and_their_ends() {
+    let place = Place::new();
+    place.start("long", run(&["/bin/sleep", "1000"])).await;
+    place.start("short", shell("exit 3")).await;
+    place.wait("short").await;
+    let second = place.reopened();
+    let mut found = second.list().await.unwrap();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    let statuses: Vec<_> = found.iter().map(|state| (state.id.as_str(), state.status)).collect();
+    assert_eq!(statuses, [("long", ContainerStatus::Running), ("short", ContainerStatus::Stopped)]);
+    assert_eq!(second.wait("short").await.unwrap().code, 3);
+    second.kill("long", 15).await.unwrap();
+    second.kill("long", 9).await.unwrap();
+    assert_eq!(second.wait("long").await.unwrap().code, 137);
+    place.close().await;
+}
+
+#[tokio::test]
+async fn what_loses_its_shim_is_ended_and_reported() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let pid = place.runtime.state("one").await.unwrap().pid;
+    let text = std::fs::read_to_string(place.directory.path().join("containers/one/shim/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let shim = i32::try_from(state["shim_pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(place.wait("one").await.code, 137);
+    assert_ne!(std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default(), "sleep\n");
+    place.close().await;
+}
+
+#[tokio::test]
+async fn a_hung_shim_does_not_hold_its_callers() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let text = std::fs::read_to_string(place.directory.path().join("containers/one/shim/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let shim = nix::unistd::Pid::from_raw(i32::try_from(state["shim_pid"].as_i64().unwrap()).unwrap());
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    assert_eq!(place.runtime.list().await.unwrap().len(), 1);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    place.runtime.delete("one").await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(15));
+    place.close().await;
+}
+
+#[tokio::test]
+async fn runc_does_the_same_where_crun_is_missing() {
+    let Some(runc) = ["/usr/sbin/runc", "/usr/bin/runc"].into_iter().find(|path| std::path::Path::new(path).exists())
+    else {
+        return;
+    };
+    let place = Place::with(OciRuntimeChoice::Runc(runc.into()));
+    let (code, log) = place.run("one", shell("echo hello; exit 4")).await;
+    assert_eq!((code, log.as_str()), (4, "hello\n"));
+    place.start("two", run(&["/bin/sleep", "1000"])).await;
+    assert_eq!(place.exec("two", &["/bin/echo", "exec"]).await, (0, "exec\n".to_owned()));
+    place.close().await;
+}
