@@ -1,10 +1,26 @@
-//! DNS for the cluster and for the names on user networks.
+//! DNS for the cluster, and for names on user networks. What is neither is asked of the machine's own resolvers.
+//!
+//! Cluster names follow the Kubernetes DNS specification 1.1.0; names on user networks are Docker's, and are told only to
+//! who is on the network. The agent gives all of it as an immutable snapshot; nothing here watches anything.
+
+mod answer;
+mod cache;
+mod forward;
+mod listen;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use crate::error::Result;
 use crate::subnet::Subnet;
 use crate::types::Protocol;
 
@@ -68,6 +84,8 @@ pub struct HeadlessEndpoint {
 pub struct NetworkNames {
     /// The network's subnet: who asks from inside it may know its names.
     pub subnet: Option<Subnet>,
+    /// An internal network: its names only, nothing of the world outside.
+    pub internal: bool,
     /// Name of the network: `<container>.<network>` answers too.
     pub name: String,
     /// Lower-case names and aliases, each with all its addresses.
@@ -81,35 +99,86 @@ pub struct NetworkNames {
 pub struct Options {
     /// The cluster's domain.
     pub cluster_domain: String,
-    /// Where other names are asked for; empty reads `/etc/resolv.conf`.
+    /// Where other names are asked for; empty follows `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// Who may ask. By default the private ranges: a resolver that is open to the world is a weapon.
+    pub clients: Vec<Subnet>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cluster_domain: "cluster.local".into(), upstreams: Vec::new() }
+        Options {
+            cluster_domain: "cluster.local".into(),
+            upstreams: Vec::new(),
+            clients: vec![
+                Subnet::new_const(Ipv4Addr::new(127, 0, 0, 0), 8),
+                Subnet::new_const(Ipv4Addr::new(10, 0, 0, 0), 8),
+                Subnet::new_const(Ipv4Addr::new(172, 16, 0, 0), 12),
+                Subnet::new_const(Ipv4Addr::new(192, 168, 0, 0), 16),
+                Subnet::new_const(Ipv4Addr::new(100, 64, 0, 0), 10),
+            ],
+        }
     }
 }
 
 /// A name server. Listens where it is told, answers from the last snapshot.
 pub struct Server {
     options: Options,
+    view: ArcSwap<answer::View>,
+    forwarder: forward::Forwarder,
+    listeners: Mutex<HashMap<SocketAddr, [JoinHandle<()>; 2]>>,
+    limits: listen::Limits,
 }
 
 impl Server {
     /// A server that listens nowhere yet.
     pub fn new(options: Options) -> Arc<Server> {
-        Arc::new(Server { options })
+        let view = answer::View::new(Records::default(), &options.cluster_domain);
+        Arc::new(Server {
+            view: ArcSwap::from_pointee(view),
+            forwarder: forward::Forwarder::new(options.upstreams.clone()),
+            listeners: Mutex::new(HashMap::new()),
+            limits: listen::Limits::default(),
+            options,
+        })
     }
 
     /// Answers from these records from now on.
-    pub fn set_records(&self, _records: Records) {}
+    pub fn set_records(&self, records: Records) {
+        self.view.store(Arc::new(answer::View::new(records, &self.options.cluster_domain)));
+    }
 
     /// Listens on UDP and TCP. Listening twice on one address is fine.
+    ///
+    /// `Errors:` [`crate::Error::Io`] when the address is not ours or taken.
     pub async fn listen(self: &Arc<Self>, address: SocketAddr) -> Result<()> {
-        Err(Error::Invalid(format!("cannot listen on {address} for {} yet", self.options.cluster_domain)))
+        if self.listeners.lock().contains_key(&address) {
+            return Ok(());
+        }
+        let tasks = listen::start(self, address).await?;
+        self.forwarder.add_own(address);
+        let mut listeners = self.listeners.lock();
+        if let Some(old) = listeners.insert(address, tasks) {
+            old.iter().for_each(JoinHandle::abort);
+        }
+        Ok(())
     }
 
     /// Stops listening on an address.
-    pub fn stop(&self, _address: SocketAddr) {}
+    pub fn stop(&self, address: SocketAddr) {
+        if let Some(tasks) = self.listeners.lock().remove(&address) {
+            tasks.iter().for_each(JoinHandle::abort);
+        }
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.lock().keys().copied().collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.listeners.lock().values().flatten().for_each(JoinHandle::abort);
+    }
 }
