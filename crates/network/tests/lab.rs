@@ -26,7 +26,6 @@ pub struct Lab {
     pub fabric: Arc<Fabric>,
     pub options: FabricOptions,
     pub world: PathBuf,
-    _directory: tempfile::TempDir,
 }
 
 /// Runs a test on a fresh machine with the default network.
@@ -36,7 +35,8 @@ pub fn run<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static)
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let lab = Lab::new().await;
+            let directory = tempfile::tempdir().unwrap();
+            let lab = Lab::new(directory.path()).await;
             test(lab).await;
         });
     };
@@ -52,10 +52,9 @@ pub fn shell(command: &str) -> String {
 }
 
 impl Lab {
-    async fn new() -> Lab {
+    async fn new(directory: &Path) -> Lab {
         shell("ip link set lo up");
-        let directory = tempfile::tempdir().unwrap();
-        let mut options = FabricOptions::new(directory.path(), "0123abcd");
+        let mut options = FabricOptions::new(directory, "0123abcd");
         options.mtu = Some(1500);
         let fabric = Fabric::open(options.clone()).await.unwrap();
         let world = fabric.create_namespace("world").await.unwrap();
@@ -66,7 +65,7 @@ impl Lab {
         ));
         let subnet = Some("10.88.0.0/16".parse().unwrap());
         fabric.ensure_network(NetworkConfig { id: DEFAULT_NETWORK.into(), subnet, ..Default::default() }).await.unwrap();
-        Lab { fabric, options, world, _directory: directory }
+        Lab { fabric, options, world }
     }
 
     /// A user network.

@@ -4,5 +4,8 @@
 mod lab;
 
 mod attachments;
+mod cost;
+mod names;
 mod published;
 mod services;
+mod spoofing;

@@ -23,7 +23,7 @@ pub(super) enum Reply {
     /// These records.
     Found(Vec<Record>),
     /// An alias for a name that must be looked up in turn.
-    Alias(Record, Name),
+    Alias(Box<(Record, Name)>),
     /// The name is there, with other records.
     NoData,
     /// There is no such name.
@@ -212,7 +212,8 @@ fn ports_found(name: &Name, kind: RecordType, data: Vec<RData>) -> Reply {
 fn alias(name: &Name, target: &str) -> Reply {
     match Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) {
         Ok(target) => {
-            Reply::Alias(Record::from_rdata(name.clone(), TTL_SECONDS, RData::CNAME(CNAME(target.clone()))), target)
+            let record = Record::from_rdata(name.clone(), TTL_SECONDS, RData::CNAME(CNAME(target.clone())));
+            Reply::Alias(Box::new((record, target)))
         }
         Err(_) => Reply::NoData,
     }

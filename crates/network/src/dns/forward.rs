@@ -54,17 +54,17 @@ impl Forwarder {
     }
 
     fn upstreams(&self, now: Instant) -> Vec<SocketAddr> {
-        let found = if self.fixed.is_empty() { self.from_system(now) } else { self.fixed.clone() };
+        let found = if self.fixed.is_empty() { self.system(now) } else { self.fixed.clone() };
         let own = self.own.lock();
         found.into_iter().filter(|a| !own.contains(a)).take(UPSTREAMS_MAX).collect()
     }
 
-    fn from_system(&self, now: Instant) -> Vec<SocketAddr> {
+    fn system(&self, now: Instant) -> Vec<SocketAddr> {
         let mut read = self.read.lock();
-        if let Some((when, found)) = read.as_ref().filter(|(when, _)| now.saturating_duration_since(*when) < RESOLV_CONF_HOLDS)
-        {
-            let _ = when;
-            return found.clone();
+        if let Some((when, found)) = read.as_ref() {
+            if now.saturating_duration_since(*when) < RESOLV_CONF_HOLDS {
+                return found.clone();
+            }
         }
         let found = parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         *read = Some((now, found.clone()));

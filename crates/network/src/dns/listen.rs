@@ -173,7 +173,8 @@ impl Server {
                     answer.answers.extend(records);
                     return ResponseCode::NoError;
                 }
-                Reply::Alias(record, target) => {
+                Reply::Alias(alias) => {
+                    let (record, target) = *alias;
                     answer.answers.push(record);
                     if kind == RecordType::CNAME {
                         return ResponseCode::NoError;

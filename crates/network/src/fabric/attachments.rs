@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use super::inner::{Core, Inner, host_channel, netlink_error};
+use super::publications::forget_datagrams;
 use crate::error::{Error, Result};
 use crate::kernel::{link, namespace, netlink::Channel, sysctl};
 use crate::names::{check_id, check_interface, port_name};
@@ -115,25 +116,35 @@ impl Inner {
     }
 
     pub(super) fn detach(&self, owner: &str, network: &str) -> Result<()> {
-        let Some(attachment) = self.core().addresses.find(owner, network).cloned() else { return Ok(()) };
-        self.unplug(&attachment)
-    }
-
-    fn unplug(&self, attachment: &Attachment) -> Result<()> {
-        link::delete(&mut host_channel()?, &attachment.host_interface)
-            .map_err(netlink_error(format!("delete the interface of {}", attachment.owner)))?;
-        let mut core = self.core();
-        let mut batch = Batch::default();
-        ruleset::of_attachment(attachment).into_iter().for_each(|e| batch.delete(e));
-        self.apply(&mut core, &batch)?;
-        // Last: as long as the address is taken, nobody can get the elements that were just deleted.
-        core.addresses.release(&attachment.network, attachment.address)
+        let found = self.core().addresses.find(owner, network).cloned();
+        self.unplug(found.as_slice(), None)
     }
 
     pub(super) fn release(&self, owner: &str) -> Result<()> {
-        self.unpublish(owner)?;
         let attachments: Vec<Attachment> = self.core().addresses.all().filter(|a| a.owner == owner).cloned().collect();
-        attachments.iter().try_for_each(|a| self.unplug(a))
+        self.unplug(&attachments, Some(owner))
+    }
+
+    /// Deletes interfaces, and withdraws the ports of `publisher`. All elements go in one batch: after one that deletes, the
+    /// kernel lets the next wait for an RCU grace period (some 15 ms).
+    fn unplug(&self, attachments: &[Attachment], publisher: Option<&str>) -> Result<()> {
+        let mut host = host_channel()?;
+        for attachment in attachments {
+            link::delete(&mut host, &attachment.host_interface)
+                .map_err(netlink_error(format!("delete the interface of {}", attachment.owner)))?;
+        }
+        let mut core = self.core();
+        let mut batch = Batch::default();
+        let publication = publisher.map_or(Ok(None), |owner| core.ports.unpublish(owner))?;
+        publication.iter().flat_map(ruleset::of_publication).for_each(|e| batch.delete(e));
+        attachments.iter().flat_map(ruleset::of_attachment).for_each(|e| batch.delete(e));
+        self.apply(&mut core, &batch)?;
+        // Last: as long as the address is taken, nobody can get the elements that were just deleted.
+        for attachment in attachments {
+            core.addresses.release(&attachment.network, attachment.address)?;
+        }
+        drop(core);
+        publication.map_or(Ok(()), |gone| forget_datagrams(&gone))
     }
 }
 

@@ -36,7 +36,7 @@ impl Inner {
         ruleset::of_publication(&gone).into_iter().for_each(|e| batch.delete(e));
         self.apply(&mut core, &batch)?;
         drop(core);
-        forget(&[Some(datagrams(&gone, false))])
+        forget_datagrams(&gone)
     }
 
     pub(super) fn sync_services(&self, rules: &[ServiceRule]) -> Result<()> {
@@ -69,6 +69,11 @@ impl Inner {
         drop(core);
         conntrack::forget_stale(&frontends).map_err(netlink_error("forget stale UDP flows")).map(|_| ())
     }
+}
+
+/// Forgets the UDP flows to ports that are not published any more.
+pub(super) fn forget_datagrams(gone: &Publication) -> Result<()> {
+    forget(&[Some(datagrams(gone, false))])
 }
 
 /// The UDP ports of a publication, and where they lead.

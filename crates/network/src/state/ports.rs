@@ -3,7 +3,9 @@
 //! see a datagram, because it is translated before.
 
 use std::collections::BTreeMap;
+use std::iter::Chain;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,7 @@ use crate::state::files;
 use crate::types::{PortMapping, Protocol, Publication};
 
 /// Where the fabric takes host ports from when none is wished, as Docker does.
-pub(crate) const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
+pub(crate) const EPHEMERAL: RangeInclusive<u16> = 32_768..=60_999;
 /// A bound on how many ports one owner may publish: each costs a descriptor.
 const PORTS_MAX: usize = 4096;
 
@@ -108,8 +110,7 @@ impl PortBook {
         }
         let (candidates, last_error) = match (wanted.host_port, wanted.host_port_end) {
             (0, _) => (self.ephemeral(), Error::PortsExhausted),
-            (port, end) if end > port => ((port..=end).collect(), Error::PortsExhausted),
-            (port, _) => (vec![port], taken(wanted, port)),
+            (port, end) => ((port..=port.max(end)).chain(1..=0), if end > port { Error::PortsExhausted } else { taken(wanted, port) }),
         };
         for port in candidates {
             let mapping = PortMapping { host_port: port, host_port_end: 0, ..*wanted };
@@ -130,10 +131,11 @@ impl PortBook {
         Err(last_error)
     }
 
-    fn ephemeral(&self) -> Vec<u16> {
+    /// All ephemeral ports, from the one after the last given, around the end.
+    fn ephemeral(&self) -> Chain<RangeInclusive<u16>, RangeInclusive<u16>> {
         let next = self.cursor.saturating_add(1);
         let next = if EPHEMERAL.contains(&next) { next } else { *EPHEMERAL.start() };
-        (next..=*EPHEMERAL.end()).chain(*EPHEMERAL.start()..next).collect()
+        (next..=*EPHEMERAL.end()).chain(*EPHEMERAL.start()..=next - 1)
     }
 
     fn conflicts(&self, mapping: &PortMapping) -> bool {
