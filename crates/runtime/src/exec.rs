@@ -17,7 +17,9 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     let spec: Spec = read_json(&path)?.ok_or_else(|| Error::NotFound(path.display().to_string()))?;
     let mut process = spec.process().clone().unwrap_or_default();
     process.set_terminal(Some(request.terminal));
-    process.set_console_size(None);
+    let size = request.size.unwrap_or(node::TerminalSize { columns: 0, rows: 0 });
+    // Set by the OCI runtime as well as by the shim: the program may look before the shim has the terminal.
+    process.set_console_size(console_size(size)?);
     process.set_args(Some(request.command));
     if !request.working_directory.is_empty() {
         spec::check_working_directory(&request.working_directory)?;
@@ -51,7 +53,18 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     } else if process.user().uid() != 0 {
         spec::drop_effective_capabilities(&mut process);
     }
-    let size = request.size.unwrap_or(node::TerminalSize { columns: 0, rows: 0 });
     let process = serde_json::to_value(&process).map_err(|error| Error::Invalid(error.to_string()))?;
     Ok(ExecStart { process, terminal: request.terminal, stdin: request.stdin, columns: size.columns, rows: size.rows })
+}
+
+fn console_size(size: node::TerminalSize) -> Result<Option<oci_spec::runtime::Box>> {
+    if size.columns == 0 || size.rows == 0 {
+        return Ok(None);
+    }
+    oci_spec::runtime::BoxBuilder::default()
+        .width(size.columns)
+        .height(size.rows)
+        .build()
+        .map(Some)
+        .map_err(|error| Error::Invalid(error.to_string()))
 }

@@ -338,7 +338,7 @@ fn tail_start(file: &File, lines: usize) -> std::io::Result<(u64, usize)> {
         let mut line_end = block.len();
         while let Some(feed) = block.get(..line_end).and_then(|head| head.iter().rposition(|byte| *byte == b'\n')) {
             let line = block.get(feed + 1..line_end).unwrap_or_default();
-            let is_last = start + feed as u64 + 1 + line.len() as u64 >= size;
+            let is_last = start + feed as u64 + 1 + line.len() as u64 + 1 >= size;
             if ends_a_line(line, is_last) {
                 if found == lines {
                     return Ok((start + line_end as u64 + 1, found));

@@ -210,15 +210,24 @@ impl Runtime {
 
     /// One request to the shim. A container that has ended has none: `Conflict`.
     async fn request(&self, id: &str, kind: FrameKind, payload: &[u8]) -> Result<Vec<u8>> {
-        self.connect(id).await?.request(kind, payload).await
+        self.request_on(id, kind, payload).await.map(|(_, answer)| answer)
+    }
+
+    /// The same, with the connection on which the answer came.
+    async fn request_on(&self, id: &str, kind: FrameKind, payload: &[u8]) -> Result<(Connection, Vec<u8>)> {
+        let mut connection = self.connect(id).await?;
+        match connection.request(kind, payload).await {
+            Ok(answer) => Ok((connection, answer)),
+            // It ended in good order between our connection and our question.
+            Err(Error::Shim { .. }) if self.directory(id)?.exit().exists() => Err(not_running(id)),
+            Err(error) => Err(error),
+        }
     }
 
     async fn connect(&self, id: &str) -> Result<Connection> {
         let directory = self.directory(id)?;
         match Connection::open(id, &directory).await {
-            Err(Error::NotFound(_)) if directory.config().exists() => {
-                Err(Error::Conflict(format!("container {id} is not running")))
-            }
+            Err(Error::NotFound(_)) if directory.config().exists() => Err(not_running(id)),
             other => other,
         }
     }
@@ -274,8 +283,7 @@ impl Runtime {
         if payload.len() > crate::protocol::PAYLOAD_MAX_BYTES {
             return Err(Error::Invalid("arguments and environment are too large".to_owned()));
         }
-        let mut connection = self.connect(id).await?;
-        let answer = connection.request(FrameKind::Exec, &payload).await?;
+        let (connection, answer) = self.request_on(id, FrameKind::Exec, &payload).await?;
         let pid = serde_json::from_slice(&answer).unwrap_or(0);
         let lost = async { Err(node::Error::Unavailable("the connection to the process was lost".to_owned())) };
         Ok(connection.into_session(stdin, pid, None, lost))
@@ -287,8 +295,7 @@ impl Runtime {
     pub async fn attach(&self, id: &str, options: node::AttachOptions) -> Result<node::Session> {
         let request = AttachRequest { stdin: options.stdin, replay: options.replay_logs };
         let payload = serde_json::to_vec(&request).map_err(|error| Error::Invalid(error.to_string()))?;
-        let mut connection = self.connect(id).await?;
-        let answer = connection.request(FrameKind::Attach, &payload).await?;
+        let (connection, answer) = self.request_on(id, FrameKind::Attach, &payload).await?;
         let attached: Attached = serde_json::from_slice(&answer).unwrap_or_default();
         let mut before = None;
         if options.replay_logs {
@@ -331,7 +338,7 @@ impl Runtime {
         }
         match read_json::<ShimState>(&directory.state())? {
             Some(state) if state.started_at_ns != 0 && !directory.exit().exists() => Ok(state),
-            _ => Err(Error::Conflict(format!("container {id} is not running"))),
+            _ => Err(not_running(id)),
         }
     }
 
@@ -475,6 +482,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Ok(result) => result,
         Err(error) => Err(Error::Shim { id: String::new(), message: format!("work was cut off: {error}") }),
     }
+}
+
+fn not_running(id: &str) -> Error {
+    Error::Conflict(format!("container {id} is not running"))
 }
 
 /// Ids become file names and control groups.

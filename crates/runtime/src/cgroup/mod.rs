@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks at a group that is settling.
 const SETTLE_PAUSE: Duration = Duration::from_millis(2);
+/// Name of the v2 mount of a hybrid machine among the v1 ones.
+const HYBRID_NAME: &str = "name=unified";
 /// How deep groups made by the container itself are followed.
 const DEPTH_MAX: usize = 32;
 
@@ -64,7 +66,11 @@ impl Hierarchies {
         let limits_with_v1 = v1.iter().any(|(names, _)| names.iter().any(|name| name == "memory" || name == "pids"));
         match v2 {
             Some(mount) if !limits_with_v1 => Some(Self::V2(mount)),
-            _ if !v1.is_empty() => Some(Self::V1(v1)),
+            _ if !v1.is_empty() => {
+                // Without controllers, but runc uses it, and a process should not be told apart by where it stayed.
+                v1.extend(v2.map(|mount| (vec![HYBRID_NAME.to_owned()], mount)));
+                Some(Self::V1(v1))
+            }
             _ => None,
         }
     }

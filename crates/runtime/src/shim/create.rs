@@ -74,7 +74,13 @@ pub(super) fn create(directory: ShimDir) -> Result<Shim> {
         started_at_ns: 0,
     };
     write_json(&directory.state(), &state, false)?;
-    Ok(Shim::new(config, directory, short, state, signals, listener, main))
+    Ok(Shim::new(config, directory, Short { path: short, _descriptor: directory_fd }, state, signals, listener, main))
+}
+
+/// A name for the shim's directory that is short enough for socket addresses: through a descriptor that stays open.
+pub(super) struct Short {
+    pub path: PathBuf,
+    _descriptor: std::fs::File,
 }
 
 /// What stays of a container that could not be created.

@@ -12,7 +12,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::client::{Client, Role};
-use super::create::{Launched, launch_failure};
+use super::create::{Launched, Short, launch_failure};
 use super::process::Process;
 use super::{
     CLIENTS_MAX, DRAIN_TIMEOUT, LINGER_TIMEOUT, OCI_TIMEOUT, READ_BYTES, STALL_TIMEOUT, STDIN_QUEUE_MAX_BYTES,
@@ -53,7 +53,7 @@ pub(super) struct Shim {
     pub config: ShimConfig,
     pub directory: ShimDir,
     /// The same directory under a name short enough for socket addresses.
-    pub short: PathBuf,
+    pub short: Short,
     pub state: ShimState,
     signals: SignalFd,
     listener: UnixListener,
@@ -72,7 +72,7 @@ impl Shim {
     pub fn new(
         config: ShimConfig,
         directory: ShimDir,
-        short: PathBuf,
+        short: Short,
         state: ShimState,
         signals: SignalFd,
         listener: UnixListener,

@@ -190,8 +190,8 @@ impl Shim {
         let process_file = self.directory.0.join(format!("process-{number}.json"));
         crate::state::write_json(&process_file, &request.process, false)?;
         let program = request.process.pointer("/args/0").and_then(|word| word.as_str()).unwrap_or_default().to_owned();
-        let launched =
-            Launch::exec(&self.config, &self.directory.0, &self.short, number, request, &process_file)?.spawn(None)?;
+        let launched = Launch::exec(&self.config, &self.directory.0, &self.short.path, number, request, &process_file)?
+            .spawn(None)?;
         let size = (request.columns, request.rows);
         Ok((launched.child, TaskKind::Exec { launched: Box::new(launched), program, process_file, size }))
     }

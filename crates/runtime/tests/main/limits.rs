@@ -57,18 +57,24 @@ async fn a_container_sees_its_own_limits() {
 #[tokio::test]
 async fn a_fork_bomb_stays_in_its_group_and_goes_with_it() {
     let place = Place::new();
-    let mut wanted = shell("bomb() { bomb | bomb & }; bomb; while true; do sleep 1; done");
+    // The first fills its group and stays full; the second forks as fast as it can while it is killed.
+    let mut wanted = shell("(while true; do sleep 1000 & done); exec sleep 1000");
     wanted.change = Box::new(pids(40));
     place.start("one", wanted).await;
+    let mut wanted = shell("bomb() { bomb | bomb & }; bomb; while true; do sleep 1; done");
+    wanted.change = Box::new(pids(40));
+    place.start("bomb", wanted).await;
     let full = async {
-        while place.runtime.statistics("one").await.unwrap().pids < 20 {
+        while place.runtime.statistics("one").await.unwrap().pids < 39 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(PATIENCE, full).await.unwrap();
     let figures = place.runtime.statistics("one").await.unwrap();
     assert!(figures.pids <= 40 && figures.pids_limit == 40, "{figures:?}");
-    tokio::time::timeout(PATIENCE, place.runtime.delete("one")).await.unwrap().unwrap();
+    for id in ["bomb", "one"] {
+        tokio::time::timeout(PATIENCE, place.runtime.delete(id)).await.unwrap().unwrap();
+    }
     place.close().await;
 }
 

@@ -16,7 +16,7 @@ async fn only_the_three_streams_are_inherited() {
     // A descriptor of the daemon that is not marked close-on-exec must not arrive.
     let leaked = std::fs::File::open("/etc/hostname").unwrap();
     nix::fcntl::fcntl(&leaked, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-    let (_, log) = place.run("one", shell("ls /proc/1/fd")).await;
+    let (_, log) = place.run("one", shell("ls /proc/1/fd; true")).await;
     let descriptors: Vec<&str> = log.split_whitespace().collect();
     assert!(descriptors.iter().all(|fd| ["0", "1", "2"].contains(fd)), "{log}");
     place.start("two", run(&["/bin/sleep", "1000"])).await;
