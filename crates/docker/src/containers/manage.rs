@@ -1,0 +1,188 @@
+//! Rename, update, remove, prune.
+
+use std::sync::Arc;
+
+use api::Container;
+use api::container::State;
+use http::StatusCode;
+use kube::ResourceExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::config;
+use super::create::{ANONYMOUS_LABEL, check_name, name_conflict};
+use super::echo::Echo;
+use super::inspect::{created_ns, sizes};
+use super::lifecycle::status_of;
+use super::wire::RestartRequest;
+use crate::call::Call;
+use crate::error::{Error, Result};
+use crate::filters::Filters;
+use crate::operation::Reply;
+use crate::state::Docker;
+use crate::{body, time};
+
+/// Gives a container another name.
+pub(crate) async fn container_rename(docker: Arc<Docker>, call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    let name = call.query.text("name").unwrap_or("");
+    let name = name.strip_prefix('/').unwrap_or(name);
+    if name.is_empty() {
+        return Err(Error::Invalid("Neither old nor new names may be empty".into()));
+    }
+    check_name(name)?;
+    if container.spec.name == name {
+        return Err(Error::Conflict("Renaming a container with the same name as its current name".into()));
+    }
+    match docker.containers.patch(&container.name_any(), &json!({ "spec": { "name": name } })).await {
+        Ok(_) => Ok(body::empty(StatusCode::NO_CONTENT)),
+        Err(Error::Conflict(_)) => Err(name_conflict(&docker, name)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Body of update. Each field is changed only when it is there and not zero, as Docker has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Update {
+    restart_policy: RestartRequest,
+    memory: i64,
+    memory_swap: i64,
+    memory_reservation: i64,
+    nano_cpus: i64,
+    cpu_shares: i64,
+    cpu_quota: i64,
+    cpu_period: i64,
+    cpuset_cpus: String,
+    pids_limit: Option<i64>,
+}
+
+/// Changes bounds and the restart policy.
+pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    let update: Update = call.json().await?;
+    if container.metadata.deletion_timestamp.is_some() {
+        return Err(Error::Conflict("Container is marked for removal and cannot be \"update\".".into()));
+    }
+    let mut resources = container.spec.resources.clone();
+    let mut echo = Echo::of(&container);
+    if !echo.host_config.is_object() {
+        echo.host_config = json!({});
+    }
+    let numbers = [
+        ("Memory", update.memory, &mut resources.memory_bytes),
+        ("MemorySwap", update.memory_swap, &mut resources.memory_swap_bytes),
+        ("MemoryReservation", update.memory_reservation, &mut resources.memory_reservation_bytes),
+        ("NanoCpus", update.nano_cpus, &mut resources.nano_cpus),
+        ("CpuShares", update.cpu_shares, &mut resources.cpu_shares),
+        ("CpuQuota", update.cpu_quota, &mut resources.cpu_quota_us),
+        ("CpuPeriod", update.cpu_period, &mut resources.cpu_period_us),
+    ];
+    for (name, value, place) in numbers {
+        if value != 0 {
+            *place = value;
+            echo.host_config[name] = json!(value);
+        }
+    }
+    if !update.cpuset_cpus.is_empty() {
+        resources.cpuset_cpus.clone_from(&update.cpuset_cpus);
+        echo.host_config["CpusetCpus"] = json!(update.cpuset_cpus);
+    }
+    if let Some(limit) = update.pids_limit {
+        resources.pids_limit = limit.max(0);
+        echo.host_config["PidsLimit"] = json!(limit);
+    }
+    if resources.memory_bytes > 0
+        && resources.memory_swap_bytes > 0
+        && resources.memory_bytes > resources.memory_swap_bytes
+    {
+        return Err(Error::Conflict(
+            "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+                .into(),
+        ));
+    }
+    let mut change = json!({ "spec": { "resources": resources, "dialectConfig": "" } });
+    if !update.restart_policy.name.is_empty() {
+        config::check_restart(&update.restart_policy, container.spec.auto_remove)?;
+        change["spec"]["restartPolicy"] = json!({
+            "name": update.restart_policy.name,
+            "maximumRetryCount": update.restart_policy.maximum_retry_count,
+        });
+        echo.host_config["RestartPolicy"] = json!(update.restart_policy);
+    }
+    change["spec"]["dialectConfig"] = json!(echo.to_text());
+    let changed = docker.containers.patch(&container.name_any(), &change).await?;
+    docker.events.container(&changed, "update", &[]);
+    body::json(&json!({ "Warnings": [] }))
+}
+
+/// Removes a container.
+pub(crate) async fn container_delete(docker: Arc<Docker>, call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    if call.query.flag("link") {
+        return Err(Error::Invalid("legacy links are not available".into()));
+    }
+    let state = status_of(&container).state;
+    let name = &container.spec.name;
+    if container.metadata.deletion_timestamp.is_some() {
+        if call.query.flag("force") {
+            docker.containers.wait_gone(&container.name_any()).await;
+            return Ok(body::empty(StatusCode::NO_CONTENT));
+        }
+        return Err(Error::Conflict(format!("removal of container {} is already in progress", container.name_any())));
+    }
+    if !call.query.flag("force") {
+        let why = match state {
+            State::Running => Some("container is running: stop the container before removing or force remove"),
+            State::Paused => Some("container is paused and must be unpaused first"),
+            State::Restarting => Some("container is restarting: stop the container before removing or force remove"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Error::Conflict(format!("cannot remove container \"/{name}\": {why}")));
+        }
+    } else if matches!(state, State::Running | State::Paused) {
+        docker.events.container(&container, "kill", &[("signal", "9".into())]);
+    }
+    remove(&docker, &container, call.query.flag("v")).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+/// Deletes the object, waits until the agent let go of it, and takes its anonymous volumes along when asked.
+async fn remove(docker: &Docker, container: &Container, with_volumes: bool) -> Result<()> {
+    let id = container.name_any();
+    docker.containers.delete(&id).await?;
+    docker.containers.wait_gone(&id).await;
+    docker.execs.lock().retain(|_, exec| exec.container != id);
+    if with_volumes {
+        for mount in container.spec.mounts.iter().filter(|mount| mount.kind == "volume") {
+            let Some(volume) = docker.volumes.get(&mount.source) else { continue };
+            if volume.spec.labels.contains_key(ANONYMOUS_LABEL) && docker.volume_users(&mount.source).is_empty() {
+                docker.volumes.delete(&mount.source).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes all containers that do not run.
+pub(crate) async fn container_prune(docker: Arc<Docker>, call: Call) -> Reply {
+    let filters = Filters::of(&call.query, &["until", "label", "label!"])?;
+    let until = filters.values("until").first().map(|text| time::parse_point(text, time::now_ns())).transpose()?;
+    let mut deleted: Vec<Value> = Vec::new();
+    let mut reclaimed = 0;
+    for container in docker.containers.all() {
+        let idle = matches!(status_of(&container).state, State::Created | State::Exited | State::Dead);
+        let old = until.is_none_or(|until| created_ns(&container) < until);
+        if !idle || !old || !filters.labels(&container.spec.labels) || container.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let (own, _) = sizes(&docker, &container).await;
+        remove(&docker, &container, false).await?;
+        reclaimed += own;
+        deleted.push(json!(container.name_any()));
+    }
+    docker.events.publish("container", "prune", "", [("reclaimed".to_owned(), reclaimed.to_string())].into());
+    let list = if deleted.is_empty() { Value::Null } else { Value::Array(deleted) };
+    body::json(&json!({ "ContainersDeleted": list, "SpaceReclaimed": reclaimed }))
+}

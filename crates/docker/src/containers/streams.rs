@@ -1,0 +1,210 @@
+//! A container's streams: logs, attach, resize, top.
+
+use std::sync::Arc;
+
+use api::Container;
+use api::container::State;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::{Method, StatusCode};
+use kube::ResourceExt;
+use node::{AttachOptions, LogLine, LogOptions, TerminalSize};
+use serde_json::json;
+
+use super::lifecycle::status_of;
+use crate::call::Call;
+use crate::error::{Error, Result};
+use crate::hijack::{self, DetachKeys, Streams, Wanted};
+use crate::operation::{Operation, Reply, run};
+use crate::state::Docker;
+use crate::{body, time};
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("ContainerLogs", Method::GET, "/containers/{id}/logs", "get", "containers", run!(container_logs))
+        .partial("details of log drivers"),
+    Operation::new(
+        "ContainerAttach",
+        Method::POST,
+        "/containers/{id}/attach",
+        "connect",
+        "containers",
+        run!(container_attach),
+    ),
+    Operation::new(
+        "ContainerResize",
+        Method::POST,
+        "/containers/{id}/resize",
+        "update",
+        "containers",
+        run!(container_resize),
+    ),
+    Operation::new("ContainerTop", Method::GET, "/containers/{id}/top", "get", "containers", run!(container_top)),
+    Operation::new(
+        "ContainerStats",
+        Method::GET,
+        "/containers/{id}/stats",
+        "get",
+        "containers",
+        run!(super::stats::container_stats),
+    ),
+];
+
+async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
+    let (stdout, stderr) = (call.query.flag("stdout"), call.query.flag("stderr"));
+    if !stdout && !stderr {
+        return Err(Error::Invalid("Bad parameters: you must choose at least one stream".into()));
+    }
+    let container = docker.container(call.parameter("id"))?;
+    let now = time::now_ns();
+    let point = |name: &str| -> Result<Option<i64>> {
+        call.query.text(name).filter(|text| *text != "0").map(|text| time::parse_point(text, now)).transpose()
+    };
+    let tail = match call.query.text("tail") {
+        None | Some("all") => None,
+        // Docker takes what is no number, or a negative one, for "all".
+        Some(text) => text.parse::<usize>().ok(),
+    };
+    let options = LogOptions {
+        follow: call.query.flag("follow"),
+        tail,
+        since_ns: point("since")?,
+        until_ns: point("until")?,
+        previous: false,
+        without_stdout: !stdout,
+        without_stderr: !stderr,
+    };
+    let timestamps = call.query.flag("timestamps");
+    let terminal = container.spec.terminal;
+    let lines = docker.state.node.logs(&docker.workload(&container.name_any()), options).await?;
+    let pieces = lines.map(move |line| {
+        line.map(|line| encode_line(&line, timestamps, terminal)).map_err(|e| std::io::Error::other(e.to_string()))
+    });
+    let content_type =
+        if terminal || call.version.minor < 42 { hijack::RAW_STREAM } else { hijack::MULTIPLEXED_STREAM };
+    Ok(body::stream(content_type, pieces))
+}
+
+/// One line as it goes over the wire.
+fn encode_line(line: &LogLine, timestamps: bool, terminal: bool) -> Bytes {
+    let data = if timestamps {
+        let mut data = BytesMut::from(time::rfc3339_fixed(line.timestamp_ns).as_bytes());
+        data.extend_from_slice(b" ");
+        data.extend_from_slice(&line.data);
+        data.freeze()
+    } else {
+        line.data.clone()
+    };
+    if terminal { data } else { hijack::frame(line.stream, &data) }
+}
+
+async fn container_attach(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    let query = &call.query;
+    let (stream, logs) = (query.flag("stream"), query.flag("logs"));
+    let wanted = Wanted {
+        stdin: query.flag("stdin"),
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        terminal: container.spec.terminal,
+    };
+    let keys = DetachKeys::parse(query.text("detachKeys"));
+    let status = status_of(&container);
+    if status.state == State::Paused {
+        return Err(Error::Conflict(format!(
+            "container {} is paused, unpause the container before attach",
+            container.name_any()
+        )));
+    }
+    if status.state == State::Restarting {
+        return Err(Error::Conflict(format!(
+            "container {} is restarting, wait until the container is running",
+            container.name_any()
+        )));
+    }
+    let workload = docker.workload(&container.name_any());
+    if !stream {
+        let options =
+            LogOptions { without_stdout: !wanted.stdout, without_stderr: !wanted.stderr, ..LogOptions::default() };
+        let lines: Vec<LogLine> = if logs {
+            docker.state.node.logs(&workload, options).await?.filter_map(|line| async { line.ok() }).collect().await
+        } else {
+            Vec::new()
+        };
+        let output = futures::stream::iter(lines.into_iter().map(|l| node::Output { stream: l.stream, data: l.data }));
+        let streams =
+            Streams { stdin: None, output: Box::pin(output), wanted, detach_keys: keys, detached: Box::new(|| ()) };
+        return Ok(hijack::respond(&mut call, streams));
+    }
+    let options = AttachOptions {
+        stdin: wanted.stdin && container.spec.open_stdin,
+        replay_logs: logs,
+        wait_for_start: !matches!(status.state, State::Running),
+    };
+    let session = docker.state.node.attach(&workload, options).await?;
+    docker.events.container(&container, "attach", &[]);
+    let (events, left) = (docker.events.clone(), container.clone());
+    let streams = Streams {
+        stdin: session.stdin.filter(|_| wanted.stdin),
+        output: session.output,
+        wanted,
+        detach_keys: keys,
+        detached: Box::new(move || events.container(&left, "detach", &[])),
+    };
+    Ok(hijack::respond(&mut call, streams))
+}
+
+/// `h` and `w` of a resize.
+pub(crate) fn terminal_size(call: &Call) -> Result<TerminalSize> {
+    let side = |name: &str| -> Result<u16> {
+        let text = call.query.get(name).unwrap_or("");
+        text.parse()
+            .map_err(|_| Error::Invalid(format!("invalid resize {name} {}: invalid syntax", crate::text::quote(text))))
+    };
+    Ok(TerminalSize { rows: side("h")?, columns: side("w")? })
+}
+
+async fn container_resize(docker: Arc<Docker>, call: Call) -> Reply {
+    let size = terminal_size(&call)?;
+    let container = docker.container(call.parameter("id"))?;
+    running(&container)?;
+    docker.state.node.resize(&docker.workload(&container.name_any()), size).await?;
+    let sizes = [("height", size.rows.to_string()), ("width", size.columns.to_string())];
+    docker.events.container(&container, "resize", &sizes);
+    Ok(body::empty(StatusCode::OK))
+}
+
+/// Refuses what needs a process.
+pub(crate) fn running(container: &Container) -> Result<()> {
+    let id = container.name_any();
+    match status_of(container).state {
+        State::Running | State::Paused => Ok(()),
+        State::Restarting => {
+            Err(Error::Conflict(format!("Container {id} is restarting, wait until the container is running")))
+        }
+        _ => Err(Error::Conflict(format!("container {id} is not running"))),
+    }
+}
+
+async fn container_top(docker: Arc<Docker>, call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    running(&container)?;
+    let arguments = call.query.text("ps_args").unwrap_or("");
+    let table = docker.state.node.processes(&docker.workload(&container.name_any()), arguments).await?;
+    docker.events.container(&container, "top", &[]);
+    body::json(&json!({ "Titles": table.titles, "Processes": table.processes }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node::OutputStream;
+
+    #[test]
+    fn log_lines_are_framed_with_their_timestamps_inside() {
+        let line = LogLine { timestamp_ns: 0, stream: OutputStream::Stdout, data: Bytes::from_static(b"hi\n") };
+        assert_eq!(&encode_line(&line, false, true)[..], b"hi\n");
+        assert_eq!(&encode_line(&line, true, true)[..], b"1970-01-01T00:00:00.000000000Z hi\n");
+        assert_eq!(&encode_line(&line, false, false)[..8], b"\x01\0\0\0\0\0\0\x03");
+    }
+}

@@ -1,0 +1,268 @@
+//! Exec instances: create, start, resize, inspect. They are not objects: like Docker's, they belong to a running container
+//! and to the daemon that made them.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use http::{Method, StatusCode};
+use kube::ResourceExt;
+use node::{ExecRequest, TerminalSize};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::body;
+use crate::call::Call;
+use crate::containers::streams::{running, terminal_size};
+use crate::containers::wire::Words;
+use crate::error::{Error, Result};
+use crate::hijack::{self, DetachKeys, Streams, Wanted};
+use crate::operation::{Operation, Reply, run};
+use crate::policy::{self, Privilege};
+use crate::state::Docker;
+use crate::text;
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("ContainerExec", Method::POST, "/containers/{id}/exec", "connect", "containers", run!(exec_create)),
+    Operation::new("ExecStart", Method::POST, "/exec/{id}/start", "connect", "containers", run!(exec_start)),
+    Operation::new("ExecResize", Method::POST, "/exec/{id}/resize", "connect", "containers", run!(exec_resize)),
+    Operation::new("ExecInspect", Method::GET, "/exec/{id}/json", "get", "containers", run!(exec_inspect)),
+];
+
+/// Most instances that are remembered; beyond it the finished ones go.
+const REMEMBERED_MAX: usize = 4_096;
+
+/// Body of exec create.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Create {
+    attach_stdin: bool,
+    attach_stdout: bool,
+    attach_stderr: bool,
+    console_size: Option<[u16; 2]>,
+    detach_keys: String,
+    tty: bool,
+    env: Vec<String>,
+    cmd: Option<Words>,
+    privileged: bool,
+    user: String,
+    working_dir: String,
+}
+
+/// Body of exec start.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Start {
+    detach: bool,
+    tty: bool,
+    console_size: Option<[u16; 2]>,
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Debug, Default)]
+enum Phase {
+    /// Made.
+    #[default]
+    Created,
+    /// Being started, or running.
+    Running { pid: u32, resize: Option<mpsc::Sender<TerminalSize>> },
+    /// Ended.
+    Ended { code: i32, pid: u32 },
+}
+
+/// One instance.
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    /// Id of its container.
+    pub(crate) container: String,
+    request: Create,
+    command: Vec<String>,
+    phase: Mutex<Phase>,
+}
+
+impl Exec {
+    /// Made or running, but not ended.
+    pub(crate) fn is_live(&self) -> bool {
+        !matches!(*self.phase.lock(), Phase::Ended { .. })
+    }
+}
+
+fn find(docker: &Docker, id: &str) -> Result<Arc<Exec>> {
+    let found = docker.execs.lock().get(id).cloned();
+    found.ok_or_else(|| Error::NotFound(format!("No such exec instance: {id}")))
+}
+
+async fn exec_create(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let container = docker.container(call.parameter("id"))?;
+    let request: Create = call.json().await?;
+    let command = request.cmd.clone().unwrap_or_default().0;
+    if command.is_empty() {
+        return Err(Error::Invalid("No exec command specified".into()));
+    }
+    running(&container)?;
+    if container.status.as_ref().is_some_and(|s| s.state == api::container::State::Paused) {
+        return Err(Error::Conflict(format!(
+            "container {} is paused, unpause the container before exec",
+            container.name_any()
+        )));
+    }
+    let asked = if request.privileged { vec![Privilege::Privileged] } else { Vec::new() };
+    policy::judge(docker.state.endpoint, &asked)?;
+    let exec = Arc::new(Exec {
+        id: text::new_id(),
+        container: container.name_any(),
+        request,
+        command,
+        phase: Mutex::default(),
+    });
+    let mut execs = docker.execs.lock();
+    if execs.len() >= REMEMBERED_MAX {
+        execs.retain(|_, exec| exec.is_live());
+    }
+    if execs.len() >= REMEMBERED_MAX {
+        return Err(Error::Unavailable("too many exec instances are live".into()));
+    }
+    execs.insert(exec.id.clone(), exec.clone());
+    drop(execs);
+    let line = exec.command.join(" ");
+    docker.events.container(&container, format!("exec_create: {line}"), &[("execID", exec.id.clone())]);
+    body::json_with(StatusCode::CREATED, &json!({ "Id": exec.id }))
+}
+
+async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let exec = find(&docker, call.parameter("id"))?;
+    // With an upgrade, the body ends where its length says; what follows is the stream.
+    let start: Start = call.json().await?;
+    let container = docker
+        .container(&exec.container)
+        .map_err(|_| Error::Conflict(format!("container {} is not running", exec.container)))?;
+    running(&container)?;
+    claim(&exec)?;
+    let terminal = exec.request.tty || (start.tty && !start.detach);
+    let stdin = exec.request.attach_stdin && !start.detach;
+    let size = start.console_size.or(exec.request.console_size);
+    let request = ExecRequest {
+        command: exec.command.clone(),
+        terminal,
+        stdin,
+        environment: exec.request.env.clone(),
+        working_directory: exec.request.working_dir.clone(),
+        user: exec.request.user.clone(),
+        privileged: exec.request.privileged,
+        size: size
+            .filter(|[rows, columns]| *rows > 0 && *columns > 0)
+            .map(|[rows, columns]| TerminalSize { columns, rows }),
+    };
+    let session = match docker.state.node.exec(&docker.workload(&exec.container), request).await {
+        Ok(session) => session,
+        Err(error) => return Err(refuse(&exec, error)),
+    };
+    *exec.phase.lock() = Phase::Running { pid: session.pid, resize: Some(session.resize.clone()) };
+    let line = exec.command.join(" ");
+    docker.events.container(&container, format!("exec_start: {line}"), &[("execID", exec.id.clone())]);
+    let node::Session { stdin, output, exit, pid, .. } = session;
+    let (ended, events, owner) = (exec.clone(), docker.events.clone(), container.clone());
+    let watch = tokio::spawn(async move {
+        let code = exit.await.map_or(-1, |status| status.code);
+        *ended.phase.lock() = Phase::Ended { code, pid };
+        let facts = [("execID", ended.id.clone()), ("exitCode", code.to_string())];
+        events.container(&owner, "exec_die", &facts);
+    });
+    if start.detach {
+        tokio::spawn(output.for_each(|_| std::future::ready(())));
+        return Ok(body::empty(StatusCode::OK));
+    }
+    // The stream ends only after the exit code is known: clients inspect right after the stream's end.
+    let output = output.chain(futures::stream::once(async move { watch.await }).filter_map(|_| async { None }));
+    let wanted = Wanted {
+        stdin: exec.request.attach_stdin,
+        stdout: exec.request.attach_stdout,
+        stderr: exec.request.attach_stderr,
+        terminal,
+    };
+    let (events, execution) = (docker.events.clone(), exec.id.clone());
+    let streams = Streams {
+        stdin,
+        output: Box::pin(output),
+        wanted,
+        detach_keys: DetachKeys::parse(Some(&exec.request.detach_keys)),
+        detached: Box::new(move || events.container(&container, "exec_detach", &[("execID", execution)])),
+    };
+    Ok(hijack::respond(&mut call, streams))
+}
+
+/// An instance runs once.
+fn claim(exec: &Exec) -> Result<()> {
+    let mut phase = exec.phase.lock();
+    match *phase {
+        Phase::Created => {
+            *phase = Phase::Running { pid: 0, resize: None };
+            Ok(())
+        }
+        Phase::Running { .. } => Err(Error::Conflict(format!("Exec command {} is already running", exec.id))),
+        Phase::Ended { .. } => Err(Error::Conflict(format!("Exec command {} has already run", exec.id))),
+    }
+}
+
+/// Docker's words for a program that cannot be run; the exit code is kept for inspect.
+fn refuse(exec: &Exec, error: node::Error) -> Error {
+    let (code, error) = match error {
+        node::Error::CannotStart { code, message } => {
+            let prefix = "OCI runtime exec failed: exec failed: unable to start container process: ";
+            let known = message.starts_with("OCI runtime");
+            (code, Error::Invalid(if known { message } else { format!("{prefix}{message}") }))
+        }
+        other => (126, other.into()),
+    };
+    *exec.phase.lock() = Phase::Ended { code, pid: 0 };
+    error
+}
+
+async fn exec_resize(docker: Arc<Docker>, call: Call) -> Reply {
+    let exec = find(&docker, call.parameter("id"))?;
+    let size = terminal_size(&call)?;
+    let sender = match &*exec.phase.lock() {
+        Phase::Running { resize, .. } => resize.clone(),
+        Phase::Created => None,
+        Phase::Ended { .. } => {
+            return Err(Error::Conflict(format!("Exec command {} is not running", exec.id)));
+        }
+    };
+    let Some(sender) = sender else {
+        return Err(Error::Conflict(format!("exec process {} is not started", exec.id)));
+    };
+    // A process that ended meanwhile needs no size.
+    let _ = sender.send(size).await;
+    Ok(body::empty(StatusCode::OK))
+}
+
+async fn exec_inspect(docker: Arc<Docker>, call: Call) -> Reply {
+    let exec = find(&docker, call.parameter("id"))?;
+    let (is_running, code, pid) = match &*exec.phase.lock() {
+        Phase::Created => (false, Value::Null, 0),
+        Phase::Running { pid, .. } => (true, Value::Null, *pid),
+        Phase::Ended { code, pid } => (false, json!(code), *pid),
+    };
+    let request = &exec.request;
+    body::json(&json!({
+        "ID": exec.id,
+        "Running": is_running,
+        "ExitCode": code,
+        "ProcessConfig": {
+            "tty": request.tty,
+            "entrypoint": exec.command.first().cloned().unwrap_or_default(),
+            "arguments": exec.command.get(1..).unwrap_or_default(),
+            "privileged": request.privileged,
+            "user": request.user,
+        },
+        "OpenStdin": request.attach_stdin,
+        "OpenStderr": request.attach_stderr,
+        "OpenStdout": request.attach_stdout,
+        "CanRemove": !is_running && !code.is_null(),
+        "ContainerID": exec.container,
+        "DetachKeys": "",
+        "Pid": pid,
+    }))
+}

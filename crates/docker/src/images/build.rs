@@ -1,0 +1,124 @@
+//! `POST /build`: the classic builder's protocol. The context comes as a tar stream, progress goes back as JSON lines.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::Method;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::library::BuildRequest;
+use super::transfer::{error_line, line};
+use crate::body;
+use crate::call::Call;
+use crate::error::{Error, Result};
+use crate::operation::{Operation, Reply, run};
+use crate::policy::{self, Privilege};
+use crate::state::Docker;
+use crate::text;
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("ImageBuild", Method::POST, "/build", "create", "images", run!(image_build))
+        .partial("classic builder; context from the request only"),
+    Operation::new("BuildPrune", Method::POST, "/build/prune", "delete", "images", run!(build_prune))
+        .partial("the layer cache is the images themselves, so there is nothing of its own to prune"),
+];
+
+/// Lines of output that wait for a slow client; the build waits with them.
+const OUTPUT_QUEUE: usize = 256;
+
+/// A query value that holds JSON.
+fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str) -> Result<T> {
+    match call.query.text(name) {
+        None => Ok(T::default()),
+        Some(text) => crate::json::parse(text.as_bytes())
+            .map_err(|error| Error::Invalid(format!("error reading {name}: {error}"))),
+    }
+}
+
+fn request(call: &Call) -> Result<BuildRequest> {
+    let query = &call.query;
+    if query.text("version") == Some("2") {
+        return Err(Error::NotImplemented("BuildKit is not available; build with DOCKER_BUILDKIT=0".into()));
+    }
+    if query.text("remote").is_some_and(|remote| remote != "client-session") {
+        return Err(Error::NotImplemented("building from a remote context is not available yet".into()));
+    }
+    let build_args: BTreeMap<String, Option<String>> = json_value(call, "buildargs")?;
+    Ok(BuildRequest {
+        dockerfile: query.text("dockerfile").unwrap_or("").to_owned(),
+        tags: query.all("t").filter(|tag| !tag.is_empty()).map(super::with_tag).collect(),
+        build_args,
+        labels: json_value(call, "labels")?,
+        target: query.text("target").unwrap_or("").to_owned(),
+        no_cache: query.flag("nocache"),
+        pull: query.flag("pull"),
+        network_mode: query.text("networkmode").unwrap_or("").to_owned(),
+    })
+}
+
+async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
+    let request = request(&call)?;
+    let mut asked = Vec::new();
+    if request.network_mode == "host" {
+        asked.push(Privilege::HostNamespace("network"));
+    }
+    if let Some(parent) = call.query.text("cgroupparent") {
+        asked.push(Privilege::CgroupParent(parent.to_owned()));
+    }
+    if call.query.text("securityopt").is_some_and(|text| text.contains("unconfined") || text.contains("insecure")) {
+        asked.push(Privilege::Unconfined("the build's protection".into()));
+    }
+    policy::judge(docker.state.endpoint, &asked)?;
+    let quiet = call.query.flag("q");
+    let context = body::byte_stream(call.body);
+    let (output, mut lines) = mpsc::channel::<String>(OUTPUT_QUEUE);
+    let (sender, pieces) = body::channel();
+    let tags = request.tags.clone();
+    tokio::spawn(async move {
+        let forward = async {
+            while let Some(text) = lines.recv().await {
+                if !quiet && sender.send(line(&json!({ "stream": text }))).await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        let build = docker.state.images.build(context, request, output);
+        tokio::pin!(build);
+        tokio::pin!(forward);
+        // A client that leaves ends the build: dropping it drops its steps.
+        let result = tokio::select! {
+            result = &mut build => { forward.await; result }
+            here = &mut forward => if here { build.await } else { return },
+        };
+        match result {
+            Ok(id) => {
+                for tag in &tags {
+                    docker.events.image(&id, tag, "tag");
+                }
+                if quiet {
+                    let _ = sender.send(line(&json!({ "stream": format!("{id}\n") }))).await;
+                    return;
+                }
+                let _ = sender.send(line(&json!({ "aux": { "ID": id } }))).await;
+                let built = format!("Successfully built {}\n", text::short_id(&id));
+                let _ = sender.send(line(&json!({ "stream": built }))).await;
+                for tag in &tags {
+                    let tagged = format!("Successfully tagged {tag}\n");
+                    let _ = sender.send(line(&json!({ "stream": tagged }))).await;
+                }
+            }
+            Err(error) => {
+                let _ = sender.send(error_line(&error)).await;
+            }
+        }
+    });
+    Ok(body::stream("application/json", pieces))
+}
+
+async fn build_prune(_docker: Arc<Docker>, _call: Call) -> Reply {
+    body::json(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))
+}

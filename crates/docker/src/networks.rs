@@ -1,0 +1,515 @@
+//! Networks: list, inspect, create, remove, connect, disconnect, prune.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::container::{Container, State};
+use api::network::{Network, NetworkSpec};
+use http::{Method, StatusCode};
+use kube::ResourceExt;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::cache::Slot;
+use crate::call::Call;
+use crate::containers::lifecycle::status_of;
+use crate::containers::wire::EndpointConfig;
+use crate::error::{Error, Result};
+use crate::filters::{Filters, name_matches};
+use crate::operation::{Operation, Reply, run};
+use crate::state::Docker;
+use crate::{body, policy, text, time};
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("NetworkList", Method::GET, "/networks", "list", "networks", run!(network_list)),
+    Operation::new("NetworkCreate", Method::POST, "/networks/create", "create", "networks", run!(network_create))
+        .partial("one IPv4 subnet, driver bridge"),
+    Operation::new("NetworkPrune", Method::POST, "/networks/prune", "delete", "networks", run!(network_prune))
+        .since(25),
+    Operation::new("NetworkInspect", Method::GET, "/networks/{id}", "get", "networks", run!(network_inspect)),
+    Operation::new("NetworkDelete", Method::DELETE, "/networks/{id}", "delete", "networks", run!(network_delete)),
+    Operation::new(
+        "NetworkConnect",
+        Method::POST,
+        "/networks/{id}/connect",
+        "update",
+        "networks",
+        run!(network_connect),
+    ),
+    Operation::new(
+        "NetworkDisconnect",
+        Method::POST,
+        "/networks/{id}/disconnect",
+        "update",
+        "networks",
+        run!(network_disconnect),
+    ),
+];
+
+/// Networks that are always there and cannot be removed.
+const PREDEFINED: [&str; 3] = [api::names::DEFAULT_NETWORK, "host", "none"];
+/// Longest wait for the agent to plug or unplug a running container, or to make a network.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What stands for a network that no object stands for.
+pub(crate) fn predefined(name: &str) -> Network {
+    let driver = match name {
+        "host" => "host",
+        "none" => "null",
+        _ => "bridge",
+    };
+    let spec = NetworkSpec {
+        name: name.to_owned(),
+        id: text::id_of_name(&format!("network/{name}")),
+        driver: driver.to_owned(),
+        ..NetworkSpec::default()
+    };
+    Network::new(name, spec)
+}
+
+/// Body of create.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Create {
+    name: String,
+    driver: String,
+    scope: String,
+    internal: bool,
+    attachable: bool,
+    ingress: bool,
+    #[serde(rename = "IPAM")]
+    ipam: Ipam,
+    #[serde(rename = "EnableIPv6")]
+    enable_ipv6: bool,
+    options: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Ipam {
+    driver: String,
+    config: Vec<IpamConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct IpamConfig {
+    subnet: String,
+    #[serde(rename = "IPRange")]
+    ip_range: String,
+    gateway: String,
+}
+
+/// Body of connect.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Connect {
+    container: String,
+    endpoint_config: EndpointConfig,
+}
+
+/// Body of disconnect.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Disconnect {
+    container: String,
+    force: bool,
+}
+
+impl Docker {
+    /// Containers that run on a network, or (`stopped`) that would.
+    fn members(&self, object: &str, stopped: bool) -> Vec<Arc<Container>> {
+        let mut members = self.containers.all();
+        members.retain(|container| {
+            let status = status_of(container);
+            let alive = matches!(status.state, State::Running | State::Paused);
+            if alive {
+                status.networks.contains_key(object)
+            } else {
+                stopped && container.spec.networks.contains_key(object)
+            }
+        });
+        members
+    }
+}
+
+async fn network_list(docker: Arc<Docker>, call: Call) -> Reply {
+    let accepted = ["dangling", "driver", "id", "label", "name", "scope", "type"];
+    let filters = Filters::of(&call.query, &accepted)?;
+    let dangling = filters.boolean("dangling")?;
+    if let Some(bad) = filters.values("type").iter().find(|t| !matches!(t.as_str(), "custom" | "builtin")) {
+        return Err(Error::Invalid(format!("invalid filter 'type={bad}'")));
+    }
+    let mut networks = docker.all_networks();
+    networks.retain(|network| {
+        let spec = &network.spec;
+        let builtin = PREDEFINED.contains(&spec.name.as_str());
+        filters.any("driver", |driver| driver == spec.driver)
+            && filters.any("id", |prefix| spec.id.starts_with(prefix))
+            && filters.any("name", |pattern| name_matches(pattern, &spec.name))
+            && filters.labels(&spec.labels)
+            && filters.any("scope", |scope| scope == "local")
+            && filters.any("type", |kind| (kind == "builtin") == builtin)
+            && dangling
+                .is_none_or(|wanted| (!builtin && docker.members(&network.name_any(), false).is_empty()) == wanted)
+    });
+    networks.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    body::json(&networks.iter().map(|network| describe(network)).collect::<Vec<_>>())
+}
+
+fn describe(network: &Network) -> Value {
+    let spec = &network.spec;
+    let status = network.status.clone().unwrap_or_default();
+    let created = network.metadata.creation_timestamp.as_ref();
+    let pick = |first: &str, second: &str| if first.is_empty() { second.to_owned() } else { first.to_owned() };
+    let mut addresses = Map::new();
+    for (name, value) in [
+        ("Subnet", pick(&status.subnet, &spec.subnet)),
+        ("IPRange", spec.ip_range.clone()),
+        ("Gateway", pick(&status.gateway, &spec.gateway)),
+    ] {
+        if !value.is_empty() {
+            addresses.insert(name.into(), json!(value));
+        }
+    }
+    json!({
+        "Name": spec.name,
+        "Id": spec.id,
+        "Created": time::of_object(created),
+        "Scope": "local",
+        "Driver": if spec.driver == "none" { "null" } else { &spec.driver },
+        "EnableIPv4": true,
+        "EnableIPv6": false,
+        "IPAM": { "Driver": "default", "Options": null, "Config": if addresses.is_empty() { json!([]) } else { json!([addresses]) } },
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "Ingress": false,
+        "ConfigFrom": { "Network": "" },
+        "ConfigOnly": false,
+        "Containers": {},
+        "Options": spec.options,
+        "Labels": spec.labels,
+    })
+}
+
+async fn network_inspect(docker: Arc<Docker>, call: Call) -> Reply {
+    if call.query.text("scope").is_some_and(|scope| scope != "local") {
+        return Err(Error::NotFound(format!("network {} not found", call.parameter("id"))));
+    }
+    let network = docker.network(call.parameter("id"))?;
+    let object = network.name_any();
+    let mut shown = describe(&network);
+    let members: Map<String, Value> = docker
+        .members(&object, false)
+        .into_iter()
+        .map(|container| {
+            let place = status_of(&container).networks.get(&object).cloned().unwrap_or_default();
+            let address =
+                if place.ip.is_empty() { String::new() } else { format!("{}/{}", place.ip, place.prefix_length) };
+            let row = json!({
+                "Name": container.spec.name,
+                "EndpointID": text::id_of_name(&format!("{}/{}", container.name_any(), network.spec.id)),
+                "MacAddress": place.mac,
+                "IPv4Address": address,
+                "IPv6Address": "",
+            });
+            (container.name_any(), row)
+        })
+        .collect();
+    shown["Containers"] = Value::Object(members);
+    body::json(&shown)
+}
+
+async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Create = call.json().await?;
+    check(&request)?;
+    if docker.all_networks().iter().any(|network| network.spec.name == request.name) {
+        return Err(Error::Conflict(format!("network with name {} already exists", request.name)));
+    }
+    let addresses = request.ipam.config.into_iter().next().unwrap_or_default();
+    let id = text::new_id();
+    let spec = NetworkSpec {
+        name: request.name.clone(),
+        id: id.clone(),
+        driver: "bridge".into(),
+        subnet: addresses.subnet,
+        ip_range: addresses.ip_range,
+        gateway: addresses.gateway,
+        internal: request.internal,
+        attachable: request.attachable,
+        labels: request.labels,
+        options: request.options,
+    };
+    check_overlap(&docker, &spec)?;
+    let is_label = !request.name.contains('.') && text::object_name(&request.name) == request.name;
+    let object = if is_label { request.name.clone() } else { format!("n-{}", text::short_id(&id)) };
+    let network = Network::new(&object, spec);
+    match docker.networks.create(&network).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            return Err(Error::Conflict(format!("network with name {} already exists", request.name)));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    body::json_with(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" }))
+}
+
+/// What Docker checks of a request.
+fn check(request: &Create) -> Result<()> {
+    let invalid = |text: String| Err(Error::Invalid(text));
+    let name = request.name.as_str();
+    if name.trim().is_empty() {
+        return invalid("network name cannot be empty".into());
+    }
+    if PREDEFINED.contains(&name) || name == "default" || name.starts_with("container:") {
+        return Err(Error::Forbidden(format!("operation is not permitted on predefined {name} network")));
+    }
+    let readable = |c: char| c.is_ascii_alphanumeric() || "_.- ".contains(c);
+    if name.len() > 255 || !name.chars().all(readable) {
+        return invalid(format!("invalid network name {}", text::quote(name)));
+    }
+    match request.driver.as_str() {
+        "" | "bridge" | "default" => {}
+        driver @ ("host" | "null") => {
+            return Err(Error::Forbidden(format!("only one instance of {} network is allowed", text::quote(driver))));
+        }
+        driver => {
+            return Err(Error::NotFound(format!(
+                "could not find plugin {driver} in v1 plugin registry: plugin not found"
+            )));
+        }
+    }
+    if request.ingress || request.scope == "swarm" {
+        return Err(Error::Unavailable("This node is not a swarm manager.".into()));
+    }
+    if request.enable_ipv6 {
+        return Err(Error::NotImplemented("networks with IPv6 are not available yet".into()));
+    }
+    if !matches!(request.ipam.driver.as_str(), "" | "default") {
+        return invalid(format!("could not resolve IPAM driver {}", text::quote(&request.ipam.driver)));
+    }
+    if request.ipam.config.len() > 1 {
+        return invalid("bridge driver doesn't support multiple subnets".into());
+    }
+    for config in &request.ipam.config {
+        let subnet = parse_subnet(&config.subnet)?;
+        let inside = |address: &str| -> bool {
+            let Some((base, prefix)) = subnet else { return true };
+            address.parse().is_ok_and(|ip: std::net::Ipv4Addr| mask(ip, prefix) == base)
+        };
+        if !config.gateway.is_empty() && !inside(&config.gateway) {
+            return invalid(format!("no matching subnet for gateway {}", config.gateway));
+        }
+        if parse_subnet(&config.ip_range)?.is_some_and(|(base, _)| !inside(&base.to_string())) {
+            return invalid(format!("no matching subnet for range {}", config.ip_range));
+        }
+    }
+    Ok(())
+}
+
+fn mask(ip: std::net::Ipv4Addr, prefix: u32) -> std::net::Ipv4Addr {
+    let bits = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+    std::net::Ipv4Addr::from_bits(ip.to_bits() & bits)
+}
+
+/// An IPv4 subnet as base and prefix length; `None` when empty.
+fn parse_subnet(text: &str) -> Result<Option<(std::net::Ipv4Addr, u32)>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let invalid = || Error::Invalid(format!("invalid subnet {text}: invalid CIDR address: {text}"));
+    let (ip, prefix) = text.split_once('/').ok_or_else(invalid)?;
+    let ip: std::net::Ipv4Addr = ip.parse().map_err(|_| invalid())?;
+    let prefix: u32 = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(invalid)?;
+    Ok(Some((mask(ip, prefix), prefix)))
+}
+
+/// Two networks of one machine must not share addresses.
+fn check_overlap(docker: &Docker, spec: &NetworkSpec) -> Result<()> {
+    let Some((base, prefix)) = parse_subnet(&spec.subnet)? else { return Ok(()) };
+    for other in docker.networks.all() {
+        let taken = other.status.as_ref().map_or(&other.spec.subnet, |s| &s.subnet);
+        let Ok(Some((other_base, other_prefix))) = parse_subnet(taken) else { continue };
+        let shorter = prefix.min(other_prefix);
+        if mask(base, shorter) == mask(other_base, shorter) {
+            return Err(Error::Forbidden(
+                "invalid pool request: Pool overlaps with other one on this address space".into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn network_delete(docker: Arc<Docker>, call: Call) -> Reply {
+    let network = docker.network(call.parameter("id"))?;
+    let name = &network.spec.name;
+    if PREDEFINED.contains(&name.as_str()) {
+        return Err(Error::Forbidden(format!("{name} is a pre-defined network and cannot be removed")));
+    }
+    if let Some(member) = docker.members(&network.name_any(), false).first() {
+        return Err(Error::Forbidden(format!(
+            "error while removing network: network {name} has active endpoints (name:{} id:{})",
+            text::quote(&member.spec.name),
+            text::quote(text::short_id(&member.name_any()))
+        )));
+    }
+    docker.networks.delete(&network.name_any()).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+async fn network_connect(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Connect = call.json().await?;
+    let network = docker.network(call.parameter("id"))?;
+    let container = docker.container(&request.container)?;
+    let (object, id) = (network.name_any(), container.name_any());
+    policy_of_network(&docker, &network)?;
+    match container.spec.network_mode.as_str() {
+        "host" => {
+            return Err(Error::Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in host mode".into(),
+            ));
+        }
+        "none" if container.spec.networks.is_empty() && docker.was_none(&container) => {
+            return Err(Error::Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                    .into(),
+            ));
+        }
+        mode if mode.starts_with("container:") => {
+            return Err(Error::Forbidden("container sharing network namespace with another container or host cannot be connected to any other network".into()));
+        }
+        _ => {}
+    }
+    let alive = matches!(status_of(&container).state, State::Running | State::Paused);
+    let default_only =
+        container.spec.networks.is_empty() && matches!(container.spec.network_mode.as_str(), "" | "bridge");
+    if container.spec.networks.contains_key(&object) || (default_only && object == api::names::DEFAULT_NETWORK) {
+        return Err(Error::Forbidden(format!(
+            "endpoint with name {} already exists in network {}",
+            container.spec.name, network.spec.name
+        )));
+    }
+    let mut networks = json!({ &object: request.endpoint_config.into_object() });
+    if default_only {
+        networks[api::names::DEFAULT_NETWORK] = json!({});
+    }
+    let mut change = json!({ "spec": { "networks": networks } });
+    if container.spec.network_mode == "none" {
+        change["spec"]["networkMode"] = json!(object);
+    }
+    docker.containers.patch(&id, &change).await?;
+    if alive {
+        plugged(&docker, &id, &object, true).await?;
+    }
+    Ok(body::empty(StatusCode::OK))
+}
+
+/// The host's network is for those who may have it.
+fn policy_of_network(docker: &Docker, network: &Network) -> Result<()> {
+    let asked =
+        if network.spec.name == "host" { vec![policy::Privilege::HostNamespace("network")] } else { Vec::new() };
+    policy::judge(docker.state.endpoint, &asked)
+}
+
+impl Docker {
+    /// Whether a container was *made* without a network (and is not just unplugged from all).
+    fn was_none(&self, container: &Container) -> bool {
+        let echo: Value = serde_json::from_str(&container.spec.dialect_config).unwrap_or_default();
+        echo.pointer("/hostConfig/NetworkMode").and_then(Value::as_str) == Some("none")
+    }
+}
+
+/// Waits until the agent has plugged a running container in or out.
+async fn plugged(docker: &Docker, id: &str, object: &str, wanted: bool) -> Result<()> {
+    let reached = docker.containers.wait_for(id, |slot| match slot {
+        Slot::Gone(_) => true,
+        Slot::There(container) => {
+            let status = status_of(container);
+            !matches!(status.state, State::Running | State::Paused) || status.networks.contains_key(object) == wanted
+        }
+    });
+    match tokio::time::timeout(AGENT_TIMEOUT, reached).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Unavailable("the machine did not change the container's networks in time".into())),
+    }
+}
+
+async fn network_disconnect(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Disconnect = call.json().await?;
+    let network = docker.network(call.parameter("id"))?;
+    let object = network.name_any();
+    let container = match docker.container(&request.container) {
+        Ok(container) => container,
+        // A container that is gone is disconnected; `force` says that this is what is wanted.
+        Err(Error::NotFound(_)) if request.force => return Ok(body::empty(StatusCode::OK)),
+        Err(error) => return Err(error),
+    };
+    let id = container.name_any();
+    let spec = &container.spec;
+    let on_default = spec.networks.is_empty() && matches!(spec.network_mode.as_str(), "" | "bridge");
+    let is_member = spec.networks.contains_key(&object) || (on_default && object == api::names::DEFAULT_NETWORK);
+    if !is_member {
+        return Err(Error::Forbidden(format!("container {id} is not connected to network {}", network.spec.name)));
+    }
+    if spec.network_mode == "host" {
+        return Err(Error::Forbidden(
+            "container cannot be disconnected from host network or connected to host network".into(),
+        ));
+    }
+    let last = spec.networks.keys().all(|name| *name == object);
+    let mut change = json!({ "spec": { "networks": { &object: null } } });
+    if last {
+        // No network left: an empty set would mean the default one.
+        change["spec"]["networkMode"] = json!("none");
+    } else if spec.network_mode == object {
+        let next = spec.networks.keys().find(|name| **name != object);
+        change["spec"]["networkMode"] = json!(next);
+    }
+    docker.containers.patch(&id, &change).await?;
+    if matches!(status_of(&container).state, State::Running | State::Paused) {
+        plugged(&docker, &id, &object, false).await?;
+    }
+    Ok(body::empty(StatusCode::OK))
+}
+
+async fn network_prune(docker: Arc<Docker>, call: Call) -> Reply {
+    let filters = Filters::of(&call.query, &["until", "label", "label!"])?;
+    let until = filters.values("until").first().map(|text| time::parse_point(text, time::now_ns())).transpose()?;
+    let mut deleted = Vec::new();
+    for network in docker.networks.all() {
+        let created = network.metadata.creation_timestamp.as_ref().map_or(0, |at| time::nanoseconds(at.0));
+        let keep = PREDEFINED.contains(&network.spec.name.as_str())
+            || !filters.labels(&network.spec.labels)
+            || until.is_some_and(|until| created >= until)
+            || !docker.members(&network.name_any(), true).is_empty();
+        if !keep {
+            docker.networks.delete(&network.name_any()).await?;
+            deleted.push(network.spec.name.clone());
+        }
+    }
+    docker.events.publish("network", "prune", "", [("reclaimed".to_owned(), "0".to_owned())].into());
+    body::json(&json!({ "NetworksDeleted": if deleted.is_empty() { Value::Null } else { json!(deleted) } }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_are_read_and_masked() {
+        let base = "10.1.2.0".parse().unwrap();
+        assert_eq!(parse_subnet("10.1.2.3/24").unwrap(), Some((base, 24)));
+        assert_eq!(parse_subnet("").unwrap(), None);
+        assert!(parse_subnet("10.1.2.3").is_err() && parse_subnet("10.1.2.3/33").is_err());
+        assert_eq!(mask("255.1.1.1".parse().unwrap(), 0), "0.0.0.0".parse::<std::net::Ipv4Addr>().unwrap());
+    }
+
+    #[test]
+    fn predefined_networks_keep_their_ids() {
+        assert_eq!(predefined("host").spec.id, predefined("host").spec.id);
+        assert_eq!(predefined("none").spec.driver, "null");
+    }
+}

@@ -1,0 +1,206 @@
+//! Volumes: list, inspect, create, remove, prune.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::Container;
+use api::volume::{Volume, VolumeSpec};
+use http::{Method, StatusCode};
+use kube::ResourceExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::call::Call;
+use crate::containers::mounts::{check_driver, check_volume_name, volume_privileges};
+use crate::error::{Error, Result};
+use crate::filters::{Filters, name_matches};
+use crate::operation::{Operation, Reply, run};
+use crate::state::Docker;
+use crate::{body, policy, text, time};
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("VolumeList", Method::GET, "/volumes", "list", "volumes", run!(volume_list)),
+    Operation::new("VolumeCreate", Method::POST, "/volumes/create", "create", "volumes", run!(volume_create))
+        .partial("driver local"),
+    Operation::new("VolumePrune", Method::POST, "/volumes/prune", "delete", "volumes", run!(volume_prune)).since(25),
+    Operation::new("VolumeInspect", Method::GET, "/volumes/{name}", "get", "volumes", run!(volume_inspect)),
+    Operation::new("VolumeDelete", Method::DELETE, "/volumes/{name}", "delete", "volumes", run!(volume_delete)),
+];
+
+/// Label of volumes that nobody named.
+const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
+
+/// Body of create.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Create {
+    name: String,
+    driver: String,
+    driver_opts: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+    cluster_volume_spec: Value,
+}
+
+impl Docker {
+    /// Name of the object that stands for a volume.
+    pub(crate) fn volume_object(&self, name: &str) -> String {
+        self.volume(name).map_or_else(|_| text::object_name(name), |volume| volume.name_any())
+    }
+
+    /// Containers that mount a volume (by its object's name), running or not.
+    pub(crate) fn volume_users(&self, object: &str) -> Vec<Arc<Container>> {
+        let mut users = self.containers.all();
+        users.retain(|c| c.spec.mounts.iter().any(|mount| mount.kind == "volume" && mount.source == object));
+        users
+    }
+
+    /// Makes a volume unless it is there.
+    pub(crate) async fn ensure_volume(&self, name: &str, spec: VolumeSpec) -> Result<Arc<Volume>> {
+        if let Ok(there) = self.volume(name) {
+            return Ok(there);
+        }
+        match self.volumes.create(&Volume::new(&text::object_name(name), spec)).await {
+            Ok(made) => Ok(made),
+            // Somebody was faster.
+            Err(kube::Error::Api(status)) if status.code == 409 => self.volume(name),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn describe(volume: &Volume) -> Value {
+    let spec = &volume.spec;
+    json!({
+        "CreatedAt": time::of_object(volume.metadata.creation_timestamp.as_ref()),
+        "Driver": if spec.driver.is_empty() { "local" } else { &spec.driver },
+        "Labels": if spec.labels.is_empty() { Value::Null } else { json!(spec.labels) },
+        "Mountpoint": volume.status.as_ref().map_or("", |s| s.path.as_str()),
+        "Name": spec.name,
+        "Options": if spec.options.is_empty() { Value::Null } else { json!(spec.options) },
+        "Scope": "local",
+    })
+}
+
+/// All volumes as `docker system df -v` shows them.
+pub(crate) fn describe_all_with_use(docker: &Docker) -> Vec<Value> {
+    let rows = docker.volumes.all().into_iter().map(|volume| {
+        let mut row = describe(&volume);
+        // Docker's word for a size that was not measured is -1.
+        row["UsageData"] = json!({ "Size": -1, "RefCount": docker.volume_users(&volume.name_any()).len() });
+        row
+    });
+    rows.collect()
+}
+
+async fn volume_list(docker: Arc<Docker>, call: Call) -> Reply {
+    let filters = Filters::of(&call.query, &["dangling", "driver", "label", "name"])?;
+    let dangling = filters.boolean("dangling")?;
+    let mut volumes = docker.volumes.all();
+    volumes.retain(|volume| {
+        filters.any("driver", |driver| driver == "local")
+            && filters.any("name", |pattern| name_matches(pattern, &volume.spec.name))
+            && filters.labels(&volume.spec.labels)
+            && dangling.is_none_or(|wanted| docker.volume_users(&volume.name_any()).is_empty() == wanted)
+    });
+    volumes.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    let shown: Vec<Value> = volumes.iter().map(|volume| describe(volume)).collect();
+    body::json(&json!({ "Volumes": shown, "Warnings": null }))
+}
+
+async fn volume_inspect(docker: Arc<Docker>, call: Call) -> Reply {
+    body::json(&describe(&*docker.volume(call.parameter("name"))?))
+}
+
+async fn volume_create(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Create = call.json().await?;
+    if !request.cluster_volume_spec.is_null() {
+        return Err(Error::Unavailable("This node is not a swarm manager.".into()));
+    }
+    check_driver(&request.driver)?;
+    check_options(&request.driver_opts)?;
+    policy::judge(docker.state.endpoint, &volume_privileges(&request.driver_opts))?;
+    let mut labels = request.labels;
+    let name = if request.name.is_empty() {
+        labels.insert(ANONYMOUS_LABEL.into(), String::new());
+        text::new_id()
+    } else {
+        check_volume_name(&request.name)?;
+        request.name
+    };
+    if let Ok(there) = docker.volume(&name) {
+        if !request.driver_opts.is_empty() && there.spec.options != request.driver_opts {
+            return Err(Error::Conflict(format!("volume {name} already exists with other options")));
+        }
+        return body::json_with(StatusCode::CREATED, &describe(&there));
+    }
+    let spec = VolumeSpec {
+        name: name.clone(),
+        driver: "local".into(),
+        labels,
+        options: request.driver_opts,
+        node_name: docker.state.node_name.clone(),
+    };
+    let made = docker.ensure_volume(&name, spec).await?;
+    body::json_with(StatusCode::CREATED, &describe(&made))
+}
+
+/// The local driver's rules.
+fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
+    if let Some(bad) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
+        return Err(Error::Invalid(format!("invalid option: {}", text::quote(bad))));
+    }
+    if !options.is_empty() && !options.contains_key("size") {
+        if let Some(lacking) = ["device", "type"].iter().find(|key| !options.contains_key(**key)) {
+            return Err(Error::Invalid(format!("missing required option: {}", text::quote(lacking))));
+        }
+    }
+    Ok(())
+}
+
+async fn volume_delete(docker: Arc<Docker>, call: Call) -> Reply {
+    let name = call.parameter("name");
+    let volume = match docker.volume(name) {
+        Ok(volume) => volume,
+        Err(Error::NotFound(_)) if call.query.flag("force") => return Ok(body::empty(StatusCode::NO_CONTENT)),
+        Err(error) => return Err(error),
+    };
+    let users: Vec<String> = docker.volume_users(&volume.name_any()).iter().map(|c| c.name_any()).collect();
+    if !users.is_empty() {
+        return Err(Error::Conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+    }
+    docker.volumes.delete(&volume.name_any()).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+async fn volume_prune(docker: Arc<Docker>, call: Call) -> Reply {
+    let filters = Filters::of(&call.query, &["all", "label", "label!"])?;
+    // Since 1.42 only volumes that nobody named go, unless all are asked for.
+    let all = filters.boolean("all")?.unwrap_or(call.version.minor < 42);
+    let mut deleted = Vec::new();
+    for volume in docker.volumes.all() {
+        let object = volume.name_any();
+        let anonymous = volume.spec.labels.contains_key(ANONYMOUS_LABEL);
+        if (all || anonymous) && filters.labels(&volume.spec.labels) && docker.volume_users(&object).is_empty() {
+            docker.volumes.delete(&object).await?;
+            deleted.push(volume.spec.name.clone());
+        }
+    }
+    docker.events.publish("volume", "prune", "", [("reclaimed".to_owned(), "0".to_owned())].into());
+    let list = if deleted.is_empty() { Value::Null } else { json!(deleted) };
+    body::json(&json!({ "VolumesDeleted": list, "SpaceReclaimed": 0 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_local_driver_are_checked() {
+        let options = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        assert!(check_options(&options(&[])).is_ok());
+        assert!(check_options(&options(&[("type", "none"), ("device", "/x"), ("o", "bind")])).is_ok());
+        assert!(check_options(&options(&[("type", "none")])).is_err());
+        assert!(check_options(&options(&[("nope", "1")])).is_err());
+    }
+}
