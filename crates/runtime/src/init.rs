@@ -35,7 +35,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         match signals.wait() {
             Ok(Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU) | Err(_) => {}
-            Ok(signal) => crate::processes::kill(child.id(), signal as i32).then_some(()).unwrap_or_default(),
+            Ok(signal) => {
+                // It may have ended; that is collected next.
+                let _ = crate::processes::kill(child.id(), signal as i32);
+            }
         }
     }
 }

@@ -49,7 +49,7 @@ fn row(pid: u32) -> Option<Vec<String>> {
     let user = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.to_owned();
     let seconds = (number(11)? + number(12)?) / TICKS_PER_SECOND;
     let age_s = uptime_s()?.saturating_sub(number(19)? / TICKS_PER_SECOND);
-    let used_percent = if age_s == 0 { 0 } else { (seconds * 100 / age_s).min(99) };
+    let used_percent = (seconds * 100).checked_div(age_s).unwrap_or(0).min(99);
     let parent = number(1)?;
     Some(vec![
         user,

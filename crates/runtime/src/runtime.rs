@@ -250,10 +250,10 @@ impl Runtime {
             if !directory.config().exists() {
                 return Err(Error::NotFound(id.to_owned()));
             }
-            if let Ok(connection) = Connection::open(id, &directory).await {
-                if let Some(exit) = connection.wait().await? {
-                    return Ok(exit);
-                }
+            if let Ok(connection) = Connection::open(id, &directory).await
+                && let Some(exit) = connection.wait().await?
+            {
+                return Ok(exit);
             }
             // The shim has gone: it wrote the exit status first, or it was killed.
             let runtime = self.clone();
@@ -453,10 +453,10 @@ impl Runtime {
         let id = id.to_owned();
         blocking(move || {
             let shim: Option<ShimState> = read_json(&directory.state()).unwrap_or_default();
-            if let Some(state) = shim {
-                if processes::start_ticks(state.shim_pid) == Some(state.shim_start_ticks) {
-                    processes::kill(state.shim_pid, libc::SIGKILL);
-                }
+            if let Some(state) = shim
+                && processes::start_ticks(state.shim_pid) == Some(state.shim_start_ticks)
+            {
+                processes::kill(state.shim_pid, libc::SIGKILL);
             }
             cgroup.kill_all()?;
             cgroup.remove()?;

@@ -11,6 +11,8 @@ const TICKS_PER_SECOND: u64 = 100;
 const UNLIMITED_FROM: u64 = 1 << 62;
 
 type DirectoryOf<'a> = &'a dyn Fn(&str) -> Option<PathBuf>;
+/// Writes a value, if there is one, to a controller's file.
+type SetFile<'a> = &'a dyn Fn(&str, &str, Option<String>) -> Result<()>;
 
 pub(super) fn create(mounts: &[(Vec<String>, PathBuf)], path: &str, devices: &[DeviceRule]) -> Result<()> {
     for (names, mount) in mounts {
@@ -74,7 +76,7 @@ pub(super) fn apply(directory_of: DirectoryOf, limits: &Limits) -> Result<()> {
 }
 
 /// Memory must stay below memory-and-swap at each step, so the order depends on the direction of the change.
-fn apply_memory(set: &dyn Fn(&str, &str, Option<String>) -> Result<()>, limits: &Limits) -> Result<()> {
+fn apply_memory(set: SetFile, limits: &Limits) -> Result<()> {
     let memory = || set("memory", "memory.limit_in_bytes", limits.memory_bytes.map(|value| value.to_string()));
     let swap = || {
         let result =

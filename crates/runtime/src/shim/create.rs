@@ -259,10 +259,10 @@ fn receive_descriptor(stream: &UnixStream) -> std::io::Result<OwnedFd> {
     let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
     let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            if let Some(raw) = descriptors.first() {
-                return Ok(crate::sys::own(*raw));
-            }
+        if let ControlMessageOwned::ScmRights(descriptors) = control
+            && let Some(raw) = descriptors.first()
+        {
+            return Ok(crate::sys::own(*raw));
         }
     }
     Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "no terminal in the message"))

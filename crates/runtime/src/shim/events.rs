@@ -114,11 +114,11 @@ impl Shim {
             self.announce_ends(now);
             self.clients.retain(|(_, client)| !client.closed);
             self.processes.retain(|process| process.number == 0 || !process.announced);
-            if let Some(deadline) = self.linger_deadline {
-                if self.clients.is_empty() || now >= deadline {
-                    let _ = std::fs::remove_file(self.directory.socket());
-                    return ExitCode::SUCCESS;
-                }
+            if let Some(deadline) = self.linger_deadline
+                && (self.clients.is_empty() || now >= deadline)
+            {
+                let _ = std::fs::remove_file(self.directory.socket());
+                return ExitCode::SUCCESS;
             }
         }
     }
@@ -205,10 +205,10 @@ impl Shim {
                 }
             }
             Source::Client(index) => {
-                if flags.contains(PollFlags::POLLOUT) {
-                    if let Some((_, client)) = self.clients.get_mut(index) {
-                        client.write(Instant::now());
-                    }
+                if flags.contains(PollFlags::POLLOUT)
+                    && let Some((_, client)) = self.clients.get_mut(index)
+                {
+                    client.write(Instant::now());
                 }
                 if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
                     self.read_client(index);
@@ -282,11 +282,11 @@ impl Shim {
 
     /// A client's input has ended: the process' ends as well if it was promised one input only.
     pub fn end_input(&mut self, number: u32) {
-        if let Some(process) = self.processes.iter_mut().find(|process| process.number == number) {
-            if process.input_once {
-                process.input_ends = true;
-                process.write_input();
-            }
+        if let Some(process) = self.processes.iter_mut().find(|process| process.number == number)
+            && process.input_once
+        {
+            process.input_ends = true;
+            process.write_input();
         }
     }
 
