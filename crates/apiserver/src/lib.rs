@@ -5,15 +5,38 @@
 //! siblings authorize, decode, default, admit, validate, record the field managers and commit one store transaction
 //! that compares revisions; then they wait until the watch cache has seen the write, so a writer reads its own writes.
 
+mod admission;
+mod allocation;
+mod apply;
+mod audit;
+mod authentication;
+mod authorization;
+mod bootstrap;
+mod cache;
+mod custom;
+mod encoding;
+mod fairness;
+mod json;
+mod keys;
 mod kind;
 mod kind_table;
 mod object;
 mod options;
+mod patch;
 mod path;
+pub mod quantity;
+mod read;
+mod review;
+mod scale;
+mod schema;
+pub mod selector;
 mod server;
 mod status;
+mod subresource;
 mod user;
+mod validation;
 mod watch;
+mod write;
 
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource};
 pub use kind_table::{GroupVersion, KindTable};
@@ -25,5 +48,7 @@ pub use options::{
 pub use path::ResourcePath;
 pub use server::{ApiServer, Error, Options, StaticToken};
 pub use status::{Cause, Details, Reason, Status};
-pub use user::{Attributes, Decision, RequestContext, UserInfo};
+pub use user::{
+    Attributes, Decision, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, RequestContext, UserInfo,
+};
 pub use watch::{EventKind, WatchEvent, WatchStream};

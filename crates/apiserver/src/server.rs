@@ -5,7 +5,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jiff::Timestamp;
+use store::SharedStore;
 
+use crate::audit::AuditLog;
+use crate::authentication::Authenticator;
+use crate::authorization::RbacCache;
+use crate::cache::{Caches, Feed, Progress, WatchCache};
+use crate::fairness::Fairness;
+use crate::keys;
 use crate::kind::Kind;
 use crate::kind_table::KindTable;
 use crate::object::{Object, ObjectList};
@@ -24,6 +31,13 @@ pub struct StaticToken {
     pub user: UserInfo,
 }
 
+impl StaticToken {
+    /// Hashes a token.
+    pub fn new(token: &str, user: UserInfo) -> StaticToken {
+        StaticToken { sha256: crate::authentication::sha256(token.as_bytes()), user }
+    }
+}
+
 /// Options of [`ApiServer::open`].
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -37,6 +51,8 @@ pub struct Options {
     pub token_key: Option<Vec<u8>>,
     /// Static bearer tokens.
     pub tokens: Vec<StaticToken>,
+    /// Whether new pods get a projected volume with their service account's token; needs an agent that serves it.
+    pub mount_service_account_tokens: bool,
     /// File of the audit log; `None`: no audit log.
     pub audit_log: Option<std::path::PathBuf>,
     /// The clock.
@@ -51,6 +67,7 @@ impl Default for Options {
             token_issuer: "https://kubernetes.default.svc".to_owned(),
             token_key: None,
             tokens: Vec::new(),
+            mount_service_account_tokens: false,
             audit_log: None,
             now: Timestamp::now,
         }
@@ -66,6 +83,15 @@ pub enum Error {
     /// A default object could not be written.
     #[error("cannot create the default objects")]
     Bootstrap(#[from] Status),
+    /// The audit log cannot be opened.
+    #[error("cannot open the audit log {path}")]
+    AuditLog {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// An option makes no sense.
     #[error("invalid option {option}: {detail}")]
     Option {
@@ -78,18 +104,60 @@ pub enum Error {
 
 /// The machinery over one store. Cheap to share; all methods take `&self`.
 pub struct ApiServer {
-    kinds: ArcSwap<KindTable>,
+    pub(crate) store: SharedStore,
+    pub(crate) options: Options,
+    pub(crate) kinds: ArcSwap<KindTable>,
+    pub(crate) builtin: Vec<Arc<Kind>>,
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) rbac: RbacCache,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) fairness: Fairness,
+    pub(crate) addresses: crate::allocation::AddressRanges,
+    pub(crate) quota_locks: crate::admission::QuotaLocks,
+    pub(crate) patterns: crate::schema::Patterns,
+    audit: Option<AuditLog>,
+    feed: Feed,
 }
 
 impl ApiServer {
     /// Loads the watch caches, creates the default namespaces, roles and bindings, and starts the feed.
-    pub async fn open(
-        _store: store::SharedStore,
-        kinds: Vec<Kind>,
-        _options: Options,
-    ) -> Result<Arc<ApiServer>, Error> {
-        let table = KindTable::new(kinds.into_iter().map(Arc::new), 1);
-        Ok(Arc::new(ApiServer { kinds: ArcSwap::from_pointee(table) }))
+    ///
+    /// Errors: the store cannot be read or written, or an option makes no sense.
+    pub async fn open(store: SharedStore, kinds: Vec<Kind>, options: Options) -> Result<Arc<ApiServer>, Error> {
+        let addresses = crate::allocation::AddressRanges::new(&options)?;
+        let audit = options.audit_log.as_deref().map(AuditLog::open).transpose()?;
+        let caches = Arc::new(Caches::default());
+        let builtin: Vec<Arc<Kind>> = kinds.into_iter().map(Arc::new).collect();
+        for kind in &builtin {
+            caches.get(&keys::resource(&kind.group, &kind.plural)).set_selectable(&kind.selectable_fields);
+        }
+        let revision = crate::cache::load(&store, &caches).await?;
+        let progress = Arc::new(Progress::default());
+        let (changed, listener) = crate::custom::change_channel();
+        let feed = Feed::start(store.clone(), caches.clone(), &progress, revision, listener);
+        let authenticator = Authenticator::open(&store, &options).await?;
+        let server = Arc::new(ApiServer {
+            kinds: ArcSwap::from_pointee(KindTable::new(builtin.iter().cloned(), 1)),
+            builtin,
+            caches,
+            progress,
+            rbac: RbacCache::default(),
+            authenticator,
+            fairness: Fairness::default(),
+            addresses,
+            quota_locks: crate::admission::QuotaLocks::default(),
+            patterns: crate::schema::Patterns::default(),
+            audit,
+            feed,
+            store,
+            options,
+        });
+        // From here on the feed itself keeps the kinds in step, before a writer hears of its write.
+        let _ = changed.set(Arc::downgrade(&server));
+        crate::custom::refresh(&server);
+        crate::bootstrap::run(&server).await?;
+        Ok(server)
     }
 
     /// All kinds at this moment.
@@ -97,82 +165,186 @@ impl ApiServer {
         self.kinds.load_full()
     }
 
+    /// The newest revision that the caches know.
+    pub fn revision(&self) -> u64 {
+        self.progress.revision()
+    }
+
+    /// Whether the caches still follow the store.
+    pub fn is_live(&self) -> bool {
+        self.feed.is_running()
+    }
+
+    /// The address that the `kubernetes` Service is to have: the first of the range.
+    pub fn service_address(&self) -> std::net::Ipv4Addr {
+        self.addresses.api_address()
+    }
+
+    /// The public half of the key that signs service account tokens, as a JWK set.
+    pub fn token_keys(&self) -> serde_json::Value {
+        self.authenticator.jwks()
+    }
+
     /// Reads one object, or its `status`/`scale` subresource.
-    pub async fn get(&self, _: &RequestContext, path: &ResourcePath, _: &GetOptions) -> Result<Object, Status> {
-        Err(not_yet(path))
+    pub async fn get(&self, ctx: &RequestContext, path: &ResourcePath, o: &GetOptions) -> Result<Object, Status> {
+        let _turn = self.admit(ctx, path, "get").await?;
+        self.recorded(ctx, path, "get", self.get_object(path, o).await)
     }
 
     /// Lists a collection.
-    pub async fn list(&self, _: &RequestContext, path: &ResourcePath, _: &ListOptions) -> Result<ObjectList, Status> {
-        Err(not_yet(path))
+    pub async fn list(&self, ctx: &RequestContext, path: &ResourcePath, o: &ListOptions) -> Result<ObjectList, Status> {
+        let _turn = self.admit(ctx, &self.named_by_field(path, o), "list").await?;
+        self.recorded(ctx, path, "list", self.list_objects(path, o).await)
     }
 
     /// Watches a collection, or one object when the path has a name.
-    pub async fn watch(&self, _: &RequestContext, path: &ResourcePath, _: &ListOptions) -> Result<WatchStream, Status> {
-        Err(not_yet(path))
+    pub async fn watch(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        o: &ListOptions,
+    ) -> Result<WatchStream, Status> {
+        let turn = self.admit(ctx, &self.named_by_field(path, o), "watch").await?;
+        drop(turn);
+        let place = self.fairness.watch(&ctx.user)?;
+        self.recorded(ctx, path, "watch", self.watch_objects(path, o, place).await)
     }
 
     /// Creates an object, or posts to a subresource (`binding`, `eviction`, `token`).
     pub async fn create(
         &self,
-        _: &RequestContext,
+        ctx: &RequestContext,
         path: &ResourcePath,
-        _body: impl Into<Body> + Send,
-        _: &WriteOptions,
+        body: impl Into<Body> + Send,
+        o: &WriteOptions,
     ) -> Result<Written, Status> {
-        Err(not_yet(path))
+        let _turn = self.admit(ctx, path, "create").await?;
+        self.recorded(ctx, path, "create", self.create_object(ctx, path, body.into(), o).await)
     }
 
     /// Replaces an object or its `status`/`scale`.
     pub async fn update(
         &self,
-        _: &RequestContext,
+        ctx: &RequestContext,
         path: &ResourcePath,
-        _body: impl Into<Body> + Send,
-        _: &WriteOptions,
+        body: impl Into<Body> + Send,
+        o: &WriteOptions,
     ) -> Result<Written, Status> {
-        Err(not_yet(path))
+        let _turn = self.admit(ctx, path, "update").await?;
+        self.recorded(ctx, path, "update", self.update_object(ctx, path, body.into(), o).await)
     }
 
     /// Patches an object or its `status`/`scale`; apply creates what is missing.
     pub async fn patch(
         &self,
-        _: &RequestContext,
+        ctx: &RequestContext,
         path: &ResourcePath,
-        _: PatchKind,
-        _body: Bytes,
-        _: &WriteOptions,
+        format: PatchKind,
+        body: Bytes,
+        o: &WriteOptions,
     ) -> Result<Written, Status> {
-        Err(not_yet(path))
+        let _turn = self.admit(ctx, path, "patch").await?;
+        self.recorded(ctx, path, "patch", self.patch_object(ctx, path, format, body, o).await)
     }
 
     /// Deletes an object, at once or after its grace period and finalizers.
-    pub async fn delete(&self, _: &RequestContext, path: &ResourcePath, _: &DeleteOptions) -> Result<Deleted, Status> {
-        Err(not_yet(path))
+    pub async fn delete(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        o: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
+        let _turn = self.admit(ctx, path, "delete").await?;
+        self.recorded(ctx, path, "delete", self.delete_object(ctx, path, o).await)
     }
 
     /// Deletes all selected objects of a collection; answers those that it deleted.
     pub async fn delete_collection(
         &self,
-        _: &RequestContext,
+        ctx: &RequestContext,
         path: &ResourcePath,
-        _: &DeleteOptions,
-        _: &ListOptions,
+        o: &DeleteOptions,
+        selection: &ListOptions,
     ) -> Result<ObjectList, Status> {
-        Err(not_yet(path))
+        let _turn = self.admit(ctx, path, "deletecollection").await?;
+        self.recorded(ctx, path, "deletecollection", self.delete_objects(ctx, path, o, selection).await)
     }
 
     /// Whether `user` may do this.
-    pub fn authorize(&self, user: &UserInfo, _: &Attributes) -> Decision {
-        Decision { allowed: user.is_in(crate::user::GROUP_MASTERS), reason: String::new() }
+    pub fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+        self.rbac.authorize(&self.caches, user, attributes)
     }
 
-    /// Who a bearer token stands for.
-    pub async fn authenticate_token(&self, _token: &str) -> Result<UserInfo, Status> {
-        Err(Status::unauthorized())
+    /// Whom a bearer token stands for.
+    ///
+    /// Errors: unauthorized when it is unknown, expired, revoked, or its service account or pod is gone.
+    pub async fn authenticate_token(&self, token: &str) -> Result<UserInfo, Status> {
+        self.authenticator.authenticate(token, &self.caches, (self.options.now)()).map(|known| known.user)
     }
-}
 
-fn not_yet(path: &ResourcePath) -> Status {
-    Status::unavailable(format!("{} cannot be served yet", path.qualified()))
+    /// Writes the audit record of a request that the dialect serves itself (exec, log, proxy…).
+    pub fn audit(&self, ctx: &RequestContext, path: &ResourcePath, verb: &str, code: u16) {
+        if let Some(audit) = &self.audit {
+            audit.record(ctx, path, verb, code, (self.options.now)());
+        }
+    }
+
+    /// Authorizes, then waits for the user's turn.
+    async fn admit(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        verb: &str,
+    ) -> Result<crate::fairness::Turn, Status> {
+        let attributes = path.attributes(verb);
+        let decision = self.authorize(&ctx.user, &attributes);
+        if !decision.allowed {
+            let status = crate::authorization::refusal(&ctx.user, &attributes, &decision.reason);
+            self.audit(ctx, path, verb, status.code);
+            return Err(status);
+        }
+        self.fairness.turn(&ctx.user).await
+    }
+
+    fn recorded<T>(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        verb: &str,
+        result: Result<T, Status>,
+    ) -> Result<T, Status> {
+        let code = match &result {
+            Ok(_) => 200,
+            Err(status) => status.code,
+        };
+        self.audit(ctx, path, verb, code);
+        result
+    }
+
+    pub(crate) fn kind(&self, path: &ResourcePath) -> Result<Arc<Kind>, Status> {
+        let kinds = self.kinds.load();
+        let kind = kinds.lookup(&path.group, &path.version, &path.resource).ok_or_else(Status::no_such_resource)?;
+        if !kind.namespaced && path.namespace.is_some() {
+            return Err(Status::no_such_resource());
+        }
+        Ok(kind.clone())
+    }
+
+    pub(crate) fn cache(&self, kind: &Kind) -> Arc<WatchCache> {
+        self.caches.get(&keys::resource(&kind.group, &kind.plural))
+    }
+
+    pub(crate) fn cache_of(&self, group: &str, plural: &str) -> Arc<WatchCache> {
+        self.caches.get(&keys::resource(group, plural))
+    }
+
+    /// The present object, or not found.
+    pub(crate) fn present(&self, kind: &Kind, path: &ResourcePath) -> Result<Object, Status> {
+        let name = path.name.as_deref().unwrap_or_default();
+        if kind.namespaced && path.namespace.is_none() {
+            return Err(Status::bad_request("an object of a namespaced kind needs a namespace"));
+        }
+        let relative = keys::relative(path.namespace.as_deref().unwrap_or_default(), name);
+        self.cache(kind).get(&relative).ok_or_else(|| Status::not_found(&kind.group, &kind.plural, name))
+    }
 }

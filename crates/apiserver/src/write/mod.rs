@@ -1,0 +1,24 @@
+//! The way of a write: body, defaults, admission, field managers, one transaction.
+
+mod body;
+mod commit;
+mod create;
+mod delete;
+mod finalize;
+mod graceful;
+mod metadata;
+mod patch;
+mod update;
+
+pub(crate) use body::Decoded;
+pub(crate) use commit::{Commit, Expect, Outcome};
+pub(crate) use metadata::{generate_name, time};
+pub(crate) use update::Change;
+
+/// What a write does, as admission sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Create,
+    Update,
+    Delete,
+}
