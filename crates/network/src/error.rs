@@ -31,7 +31,9 @@ pub enum Error {
     #[error("no available IPv4 addresses on this network's address pools: {0}")]
     AddressesExhausted(String),
     /// All subnets of the pools are taken.
-    #[error("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network")]
+    #[error(
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
+    )]
     SubnetsExhausted,
     /// Somebody has this address.
     #[error("Address already in use: {0}")]

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::subnet::Subnet;
 use crate::types::{
-    AttachRequest, Attachment, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig, PortMapping, ServiceRule,
+    AttachRequest, Attachment, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig, PortMapping,
+    ServiceRule,
 };
 use inner::Inner;
 
@@ -40,7 +41,11 @@ impl Fabric {
         opened.await.unwrap_or(Err(Error::WorkerLost("opening the network")))
     }
 
-    async fn run<T: Send + 'static>(&self, what: &'static str, job: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn run<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        job: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || job(&inner)).await.unwrap_or(Err(Error::WorkerLost(what)))
     }

@@ -116,7 +116,9 @@ pub fn first_free(pools: &[(Subnet, u8)], used: &[Subnet]) -> Option<Subnet> {
             match used.iter().find(|u| u.overlaps(&candidate)) {
                 None => return Some(candidate),
                 // Jump behind the obstacle, so that a large used range costs one step.
-                Some(obstacle) => base = base.max(u64::from(obstacle.last().to_bits())).next_multiple_of(step).max(base + step),
+                Some(obstacle) => {
+                    base = base.max(u64::from(obstacle.last().to_bits())).next_multiple_of(step).max(base + step)
+                }
             }
         }
     }

@@ -117,7 +117,10 @@ fn a_workload_cannot_speak_with_anothers_address_or_mac() {
         serve_tcp(Some(&b.namespace), 80, "b");
         assert_eq!(ask(Some(&a.namespace), b.address, 80), format!("b {}", a.address));
         // Another's address: neither its packets nor its ARP get through.
-        pretend(&a.namespace, "ip addr add 10.88.99.99/16 dev eth0 && ip route add 10.88.0.3/32 dev eth0 src 10.88.99.99");
+        pretend(
+            &a.namespace,
+            "ip addr add 10.88.99.99/16 dev eth0 && ip route add 10.88.0.3/32 dev eth0 src 10.88.99.99",
+        );
         assert_unreachable(Some(&a.namespace), b.address, 80);
         pretend(&a.namespace, "ip route del 10.88.0.3/32 && ip addr del 10.88.99.99/16 dev eth0");
         assert_eq!(ask(Some(&a.namespace), b.address, 80), format!("b {}", a.address));

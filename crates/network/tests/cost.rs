@@ -15,7 +15,12 @@ fn cpu() -> Duration {
         .map(|who| {
             let usage = getrusage(who).unwrap();
             let times = [usage.user_time(), usage.system_time()];
-            times.iter().map(|t| Duration::new(t.tv_sec().unsigned_abs(), 0) + Duration::from_micros(t.tv_usec().unsigned_abs())).sum::<Duration>()
+            times
+                .iter()
+                .map(|t| {
+                    Duration::new(t.tv_sec().unsigned_abs(), 0) + Duration::from_micros(t.tv_usec().unsigned_abs())
+                })
+                .sum::<Duration>()
         })
         .sum()
 }

@@ -9,7 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::{AttachRequest, Attachment, DEFAULT_NETWORK, Fabric, FabricOptions, NetworkConfig, PortMapping, Protocol};
+use network::{
+    AttachRequest, Attachment, DEFAULT_NETWORK, Fabric, FabricOptions, NetworkConfig, PortMapping, Protocol,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -64,7 +66,10 @@ impl Lab {
             world.display()
         ));
         let subnet = Some("10.88.0.0/16".parse().unwrap());
-        fabric.ensure_network(NetworkConfig { id: DEFAULT_NETWORK.into(), subnet, ..Default::default() }).await.unwrap();
+        fabric
+            .ensure_network(NetworkConfig { id: DEFAULT_NETWORK.into(), subnet, ..Default::default() })
+            .await
+            .unwrap();
         Lab { fabric, options, world }
     }
 
@@ -82,7 +87,8 @@ impl Lab {
 
     /// Publishes one port on all addresses.
     pub async fn publish(&self, to: &Attachment, host_port: u16, target_port: u16, protocol: Protocol) -> u16 {
-        let mapping = PortMapping { host_address: Ipv4Addr::UNSPECIFIED, host_port, host_port_end: 0, target_port, protocol };
+        let mapping =
+            PortMapping { host_address: Ipv4Addr::UNSPECIFIED, host_port, host_port_end: 0, target_port, protocol };
         self.fabric.publish(&to.owner, to.address, vec![mapping]).await.unwrap()[0].host_port
     }
 

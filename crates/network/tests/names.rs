@@ -14,7 +14,8 @@ async fn look_up(namespace: &std::path::Path, name: &str, server: Ipv4Addr) -> S
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
     let job = move || {
         let path = format!("--net={}", namespace.display());
-        let output = Command::new("nsenter").args([&path, "busybox", "nslookup", &name, &server.to_string()]).output().unwrap();
+        let output =
+            Command::new("nsenter").args([&path, "busybox", "nslookup", &name, &server.to_string()]).output().unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     };
     tokio::task::spawn_blocking(job).await.unwrap()

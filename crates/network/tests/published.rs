@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use network::{DEFAULT_NETWORK, Error, PortMapping, Protocol};
 
 use crate::lab::{
-    self, IMPATIENCE, MACHINE, PATIENCE, WORLD, ask, ask_udp, assert_alive, assert_refused, assert_unreachable, dial, serve_tcp,
-    serve_udp, shell, udp_socket,
+    self, IMPATIENCE, MACHINE, PATIENCE, WORLD, ask, ask_udp, assert_alive, assert_refused, assert_unreachable, dial,
+    serve_tcp, serve_udp, shell, udp_socket,
 };
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -105,7 +105,11 @@ fn published_udp_follows_its_target() {
         assert_eq!(ask_udp(&client, MACHINE, 5353, PATIENCE).unwrap(), format!("a {WORLD}"));
         lab.fabric.unpublish("a").await.unwrap();
         lab.publish(&b, 5353, 53, Protocol::Udp).await;
-        assert_eq!(ask_udp(&client, MACHINE, 5353, PATIENCE).unwrap(), format!("b {WORLD}"), "the old flow is forgotten");
+        assert_eq!(
+            ask_udp(&client, MACHINE, 5353, PATIENCE).unwrap(),
+            format!("b {WORLD}"),
+            "the old flow is forgotten"
+        );
         lab.fabric.unpublish("b").await.unwrap();
         assert!(ask_udp(&client, MACHINE, 5353, IMPATIENCE).is_err());
     });

@@ -8,7 +8,8 @@ use std::time::Instant;
 use network::{Attachment, DEFAULT_NETWORK, Endpoint, Protocol, ServiceRule};
 
 use crate::lab::{
-    self, MACHINE, PATIENCE, WORLD, ask, ask_udp, assert_alive, assert_refused, dial, serve_tcp, serve_udp, shell, udp_socket,
+    self, MACHINE, PATIENCE, WORLD, ask, ask_udp, assert_alive, assert_refused, dial, serve_tcp, serve_udp, shell,
+    udp_socket,
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
@@ -48,7 +49,10 @@ fn a_service_spreads_over_its_endpoints_from_everywhere() {
         lab.fabric.sync_services(vec![service(&[&a, &b])]).await.unwrap();
         let found = tally(Some(&client.namespace), VIP, 80, 60);
         assert!(found["a"] >= 10 && found["b"] >= 10, "{found:?}");
-        assert!(ask(Some(&client.namespace), VIP, 80).ends_with(&format!(" {}", client.address)), "the address is kept");
+        assert!(
+            ask(Some(&client.namespace), VIP, 80).ends_with(&format!(" {}", client.address)),
+            "the address is kept"
+        );
         // To itself, when chance wants it.
         assert_eq!(tally(Some(&a.namespace), VIP, 80, 30).len(), 2);
         // The machine itself, and its node port from outside, by loopback too? Kubernetes' nftables mode says no.
@@ -113,7 +117,10 @@ fn a_client_with_affinity_stays_with_its_endpoint() {
         let first = tally(Some(&client.namespace), VIP, 80, 20);
         assert_eq!(first.len(), 1, "{first:?}");
         lab.fabric.sync_services(vec![sticky(&[&a, &b, &c])]).await.unwrap();
-        assert_eq!(tally(Some(&client.namespace), VIP, 80, 20).keys().collect::<Vec<_>>(), first.keys().collect::<Vec<_>>());
+        assert_eq!(
+            tally(Some(&client.namespace), VIP, 80, 20).keys().collect::<Vec<_>>(),
+            first.keys().collect::<Vec<_>>()
+        );
         let left = if first.contains_key("a") { [&b, &c] } else { [&a, &c] };
         lab.fabric.sync_services(vec![sticky(&left)]).await.unwrap();
         let second = tally(Some(&client.namespace), VIP, 80, 20);
@@ -165,7 +172,9 @@ fn a_thousand_services_install_and_change_fast() {
             name: format!("default/s{number}:http"),
             cluster_ip: Some(Ipv4Addr::from_bits(VIP.to_bits() + number)),
             node_port: None,
-            endpoints: (0..3).map(|e| Endpoint { address: Ipv4Addr::from_bits(0x0a58_0100 + number * 3 + e), port: 80 }).collect(),
+            endpoints: (0..3)
+                .map(|e| Endpoint { address: Ipv4Addr::from_bits(0x0a58_0100 + number * 3 + e), port: 80 })
+                .collect(),
             ..service(&[])
         };
         let mut rules: Vec<_> = (0..1000).map(rule).collect();

@@ -19,7 +19,8 @@ fn packet_socket(namespace: &Path) -> OwnedFd {
     inside(Some(namespace), || {
         // SAFETY: socket(2) takes no pointers; the descriptor is fresh and owned by nobody else.
         unsafe {
-            let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(EVERYTHING.to_be()));
+            let descriptor =
+                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(EVERYTHING.to_be()));
             assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
             OwnedFd::from_raw_fd(descriptor)
         }
@@ -29,10 +30,7 @@ fn packet_socket(namespace: &Path) -> OwnedFd {
 /// Sends a frame out of `eth0` of a namespace.
 fn send(namespace: &Path, frame: &[u8]) {
     let socket = packet_socket(namespace);
-    let index: i32 = inside(Some(namespace), || shell("ip -o link show eth0 | cut -d: -f1"))
-        .trim()
-        .parse()
-        .unwrap();
+    let index: i32 = inside(Some(namespace), || shell("ip -o link show eth0 | cut -d: -f1")).trim().parse().unwrap();
     // SAFETY: the address is plain data for which zeros are valid, and the pointers and lengths are those of live objects.
     let sent = unsafe {
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
@@ -51,14 +49,16 @@ fn receive(socket: &OwnedFd, last: &str) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && !seen.iter().any(|s| s == last) {
         // SAFETY: the buffer is live and as long as we say.
-        let count = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+        let count =
+            unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
         let Ok(count) = usize::try_from(count) else {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         };
         let frame = &buffer[..count];
         if let Some(at) = frame.windows(MARK.len()).position(|w| w == MARK) {
-            let name: Vec<u8> = frame[at + MARK.len()..].iter().copied().take_while(u8::is_ascii_alphanumeric).collect();
+            let name: Vec<u8> =
+                frame[at + MARK.len()..].iter().copied().take_while(u8::is_ascii_alphanumeric).collect();
             seen.push(String::from_utf8(name).unwrap());
         }
     }
@@ -100,7 +100,10 @@ fn forged_frames_reach_nobody() {
             ("ip", frame(all, evil.mac, 0x0800, &datagram(gateway, 53, 5353, "ip"), "ip")),
             ("mac", frame(all, other, 0x0800, &datagram(evil.address, 53, 5353, "mac"), "mac")),
             ("dhcp", frame(all, evil.mac, 0x0800, &datagram(evil.address, 67, 68, "dhcp"), "dhcp")),
-            ("dhcpclient", frame(all, evil.mac, 0x0800, &datagram(Ipv4Addr::UNSPECIFIED, 68, 67, "dhcpclient"), "dhcpclient")),
+            (
+                "dhcpclient",
+                frame(all, evil.mac, 0x0800, &datagram(Ipv4Addr::UNSPECIFIED, 68, 67, "dhcpclient"), "dhcpclient"),
+            ),
             ("ipv6", frame([0x33, 0x33, 0, 0, 0, 1], evil.mac, 0x86dd, &[0x60, 0, 0, 0, 0, 32, 58, 255], "ipv6")),
             ("vlan", frame(all, evil.mac, 0x8100, &[0, 1, 8, 0], "vlan")),
             ("qinq", frame(all, evil.mac, 0x88a8, &[0, 1, 0x81, 0, 0, 1, 8, 0], "qinq")),
@@ -113,7 +116,7 @@ fn forged_frames_reach_nobody() {
             // The control: what it may say does arrive, and comes last.
             let last = format!("honest{round}");
             send(&evil.namespace, &frame(all, evil.mac, 0x0800, &datagram(evil.address, 53, 5353, &last), &last));
-            assert_eq!(receive(&socket, &last), [last.clone()]);
+            assert_eq!(receive(&socket, &last), std::slice::from_ref(&last));
             if round == 0 {
                 let start = Instant::now();
                 shell("nft flush ruleset");
@@ -121,7 +124,10 @@ fn forged_frames_reach_nobody() {
                 while !shell("nft list tables").contains("bridge nuee") {
                     assert!(Instant::now() < deadline);
                 }
-                eprintln!("healed {:?} after the start of the flush (processes of this test included)", start.elapsed());
+                eprintln!(
+                    "healed {:?} after the start of the flush (processes of this test included)",
+                    start.elapsed()
+                );
             }
         }
     });

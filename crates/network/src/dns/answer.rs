@@ -225,7 +225,11 @@ fn addresses<'a>(endpoints: impl Iterator<Item = &'a HeadlessEndpoint>) -> Vec<R
 
 /// The label of an endpoint under its service: its hostname, or its address with dashes.
 fn host_label(endpoint: &HeadlessEndpoint) -> String {
-    if endpoint.hostname.is_empty() { endpoint.address.to_string().replace('.', "-") } else { endpoint.hostname.to_ascii_lowercase() }
+    if endpoint.hostname.is_empty() {
+        endpoint.address.to_string().replace('.', "-")
+    } else {
+        endpoint.hostname.to_ascii_lowercase()
+    }
 }
 
 fn matching<'a>(ports: &'a [ServicePort], port: &str, protocol: &str) -> impl Iterator<Item = &'a ServicePort> {

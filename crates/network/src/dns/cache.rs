@@ -100,7 +100,8 @@ mod tests {
         let answer = Answer { code: ResponseCode::NoError, answers: vec![record], authorities: Vec::new() };
         let mut cache = Cache::default();
         cache.put(&name, RecordType::A, &answer, start);
-        let later = cache.get(&Name::from_ascii("EXAMPLE.org.").unwrap(), RecordType::A, start + Duration::from_secs(4));
+        let later =
+            cache.get(&Name::from_ascii("EXAMPLE.org.").unwrap(), RecordType::A, start + Duration::from_secs(4));
         assert_eq!(later.unwrap().answers[0].ttl, 6);
         assert_eq!(cache.get(&name, RecordType::A, start + Duration::from_secs(10)), None);
         assert_eq!(cache.get(&name, RecordType::AAAA, start), None);

@@ -61,10 +61,10 @@ impl Forwarder {
 
     fn system(&self, now: Instant) -> Vec<SocketAddr> {
         let mut read = self.read.lock();
-        if let Some((when, found)) = read.as_ref() {
-            if now.saturating_duration_since(*when) < RESOLV_CONF_HOLDS {
-                return found.clone();
-            }
+        if let Some((when, found)) = read.as_ref()
+            && now.saturating_duration_since(*when) < RESOLV_CONF_HOLDS
+        {
+            return found.clone();
         }
         let found = parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         *read = Some((now, found.clone()));

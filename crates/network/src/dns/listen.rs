@@ -123,7 +123,10 @@ impl Server {
             return Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok();
         };
         let answer = self.respond(&question, client).await;
-        let limit = question.edns.as_ref().map_or(PLAIN_PAYLOAD_BYTES, |e| e.max_payload().clamp(PLAIN_PAYLOAD_BYTES, PAYLOAD_BYTES));
+        let limit = question
+            .edns
+            .as_ref()
+            .map_or(PLAIN_PAYLOAD_BYTES, |e| e.max_payload().clamp(PLAIN_PAYLOAD_BYTES, PAYLOAD_BYTES));
         let encoded = answer.to_vec().ok()?;
         if is_datagram && encoded.len() > usize::from(limit) {
             return answer.truncate().to_vec().ok();

@@ -23,7 +23,8 @@ fn records() -> Records {
         address: Ipv4Addr::new(10, 88, 0, last),
         ports: vec![port("sql", Protocol::Tcp, 5432)],
     };
-    let web = ServiceRecord::Cluster { address: Ipv4Addr::new(10, 96, 0, 7), ports: vec![port("http", Protocol::Tcp, 80)] };
+    let web =
+        ServiceRecord::Cluster { address: Ipv4Addr::new(10, 96, 0, 7), ports: vec![port("http", Protocol::Tcp, 80)] };
     let network = |name: &str, internal, third, host: &str| NetworkNames {
         subnet: Some(Subnet::new_const(Ipv4Addr::new(10, 89, third, 0), 24)),
         internal,
@@ -198,7 +199,8 @@ fn large_answers_are_cut_over_udp_and_whole_over_tcp() {
 
 #[test]
 fn resolv_conf_is_read_as_glibc_reads_it() {
-    let found = super::forward::parse_resolv_conf("# x\nnameserver 192.0.2.1\nsearch a b\nnameserver ::1\nnameserver bad\n");
+    let found =
+        super::forward::parse_resolv_conf("# x\nnameserver 192.0.2.1\nsearch a b\nnameserver ::1\nnameserver bad\n");
     assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
 }
 

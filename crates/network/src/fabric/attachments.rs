@@ -106,7 +106,8 @@ impl Inner {
             }
             let inner = inner.ok_or_else(|| Error::Invalid(format!("interface {} vanished", attachment.interface)))?;
             plug_outer(&mut host, network, attachment)?;
-            link::add_address(&mut inside, inner.index, attachment.address, &network.subnet).map_err(failed("address"))?;
+            link::add_address(&mut inside, inner.index, attachment.address, &network.subnet)
+                .map_err(failed("address"))?;
             link::set_up(&mut inside, inner.index).map_err(failed("bring up an interface"))?;
             if !network.internal && !request.without_default_route {
                 link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
@@ -125,8 +126,7 @@ impl Inner {
         self.unplug(&attachments, Some(owner))
     }
 
-    /// Deletes interfaces, and withdraws the ports of `publisher`. All elements go in one batch: after one that deletes, the
-    /// kernel lets the next wait for an RCU grace period (some 15 ms).
+    /// Deletes interfaces, and withdraws the ports of `publisher`; all elements go in one batch.
     fn unplug(&self, attachments: &[Attachment], publisher: Option<&str>) -> Result<()> {
         let mut host = host_channel()?;
         for attachment in attachments {

@@ -45,6 +45,8 @@ pub(super) struct Core {
     /// Service objects in the kernel; `None`: those that an earlier process left there.
     pub(super) services: Option<Tables>,
     destroyed: bool,
+    /// For changes to elements.
+    channel: Option<Channel>,
 }
 
 /// Wraps an error of netlink with what was being done.
@@ -69,6 +71,7 @@ impl Inner {
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
             destroyed: false,
+            channel: None,
         };
         let settings = vec![sysctl::ensure("net/ipv4/ip_forward", "1")];
         let fixed = Fixed {
@@ -227,7 +230,7 @@ impl Inner {
 
     /// Applies changes to elements. When our tables are gone (somebody flushed them), installs everything instead.
     pub(super) fn apply(&self, core: &mut Core, batch: &Batch) -> Result<()> {
-        match batch.apply() {
+        match batch.apply(&mut core.channel) {
             Err(Error::Netlink { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => self.install(core),
             other => other,
         }
@@ -345,7 +348,6 @@ impl Inner {
             _ => Ok(()),
         }
     }
-
 }
 
 /// MTU of the interface that leads out.

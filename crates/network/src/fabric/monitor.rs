@@ -7,9 +7,9 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
-use nix::fcntl::OFlag;
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::inner::{Inner, netlink_error};

@@ -45,7 +45,9 @@ impl Frontends {
     fn is_stale(&self, flow: &Flow) -> bool {
         let target = Endpoint { address: flow.reply_source, port: flow.reply_source_port };
         let exact = self.0.get(&(Some(flow.destination), flow.destination_port));
-        exact.or_else(|| self.0.get(&(None, flow.destination_port))).is_some_and(|endpoints| !endpoints.contains(&target))
+        exact
+            .or_else(|| self.0.get(&(None, flow.destination_port)))
+            .is_some_and(|endpoints| !endpoints.contains(&target))
     }
 }
 
@@ -101,7 +103,9 @@ fn delete_request(body: &[u8]) -> Builder {
 fn attributes_copy(builder: &mut Builder, bytes: &[u8]) {
     for (kind, value) in attributes(bytes) {
         match kind {
-            CTA_TUPLE_IP | CTA_TUPLE_PROTO => builder.nest(kind, |n| attributes(value).for_each(|(k, v)| n.attribute(k, v))),
+            CTA_TUPLE_IP | CTA_TUPLE_PROTO => {
+                builder.nest(kind, |n| attributes(value).for_each(|(k, v)| n.attribute(k, v)))
+            }
             _ => builder.attribute(kind, value),
         }
     }
@@ -159,7 +163,12 @@ mod tests {
     use super::*;
 
     fn flow(target: [u8; 4]) -> Flow {
-        Flow { destination: Ipv4Addr::new(10, 96, 0, 10), destination_port: 53, reply_source: target.into(), reply_source_port: 53 }
+        Flow {
+            destination: Ipv4Addr::new(10, 96, 0, 10),
+            destination_port: 53,
+            reply_source: target.into(),
+            reply_source_port: 53,
+        }
     }
 
     #[test]

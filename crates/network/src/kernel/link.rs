@@ -194,8 +194,7 @@ fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: Ro
 
 /// Sets the default route.
 pub(crate) fn add_default_route(channel: &mut Channel, gateway: Ipv4Addr) -> io::Result<()> {
-    let message =
-        route(None, vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))], RouteScope::Universe);
+    let message = route(None, vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))], RouteScope::Universe);
     channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 

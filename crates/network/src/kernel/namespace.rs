@@ -92,7 +92,8 @@ pub(crate) fn create(path: &Path) -> Result<()> {
         let mut channel = Channel::route().at("open netlink in", path)?;
         link::set_up(&mut channel, link::LOOPBACK_INDEX).at("bring up loopback in", path)?;
         harden();
-        mount(Some(THREAD_NAMESPACE), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).at("pin network namespace", path)
+        mount(Some(THREAD_NAMESPACE), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .at("pin network namespace", path)
     })
 }
 

@@ -148,7 +148,8 @@ pub(crate) fn message_kind(message: &[u8]) -> u16 {
 }
 
 fn error_of(message: &[u8]) -> io::Result<()> {
-    let code = message.get(HEADER_BYTES..HEADER_BYTES + 4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    let code =
+        message.get(HEADER_BYTES..HEADER_BYTES + 4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
 }
 
@@ -188,7 +189,14 @@ const NESTED: u16 = 0x8000;
 
 impl Builder {
     /// Appends a message; `fill` adds its attributes.
-    pub(crate) fn message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, fill: impl FnOnce(&mut Builder)) {
+    pub(crate) fn message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        fill: impl FnOnce(&mut Builder),
+    ) {
         let start = self.bytes.len();
         self.sequence += 1;
         self.bytes.extend([0; 4]);

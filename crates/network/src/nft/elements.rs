@@ -138,14 +138,23 @@ impl Batch {
         self.delete.push(element);
     }
 
-    /// Applies the batch in the calling thread's namespace. Deletions come first.
-    pub(crate) fn apply(&self) -> Result<()> {
+    /// Applies the batch over a channel that stays open: closing a netfilter socket waits until the kernel has disposed
+    /// of everything that was deleted, an RCU grace period (some 15 ms) that nobody else needs to wait for. Deletions
+    /// come first.
+    pub(crate) fn apply(&self, channel: &mut Option<Channel>) -> Result<()> {
         if self.add.is_empty() && self.delete.is_empty() {
             return Ok(());
         }
         let failed = |source: io::Error| Error::Netlink { action: "change elements of nftables sets".into(), source };
         let (bytes, expected) = self.encode();
-        Channel::open(NETLINK_NETFILTER).and_then(|mut channel| channel.send_raw(&bytes, expected)).map_err(failed)
+        let mut open = match channel.take() {
+            Some(open) => open,
+            None => Channel::open(NETLINK_NETFILTER).map_err(failed)?,
+        };
+        open.send_raw(&bytes, expected).map_err(failed)?;
+        // After an error answers may be left in it, so only a channel that did well is kept.
+        *channel = Some(open);
+        Ok(())
     }
 
     fn encode(&self) -> (Vec<u8>, usize) {
@@ -184,7 +193,9 @@ fn element_message(builder: &mut Builder, kind: u16, flags: u16, element: &Eleme
 
 /// Whether one of our tables is there.
 pub(crate) fn table_exists(family: Family) -> Result<bool> {
-    exists("look for an nftables table", |b| b.message(GET_TABLE, NLM_F_ACK, family.number(), 0, |m| m.string(1, TABLE)))
+    exists("look for an nftables table", |b| {
+        b.message(GET_TABLE, NLM_F_ACK, family.number(), 0, |m| m.string(1, TABLE))
+    })
 }
 
 /// Whether one of our tables has a chain.

@@ -56,7 +56,13 @@ impl Tables {
     }
 
     /// Leads addresses (`None`: the node port) to endpoints.
-    fn add_frontends(&mut self, rule: &ServiceRule, part: &str, addresses: Vec<Option<Ipv4Addr>>, endpoints: &[Endpoint]) {
+    fn add_frontends(
+        &mut self,
+        rule: &ServiceRule,
+        part: &str,
+        addresses: Vec<Option<Ipv4Addr>>,
+        endpoints: &[Endpoint],
+    ) {
         let endpoints: Vec<Endpoint> = endpoints.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         if rule.protocol == Protocol::Udp {
             for address in &addresses {
@@ -80,7 +86,9 @@ impl Tables {
             None => {
                 self.chains.insert(chain, vec![random_rule(rule.protocol, &endpoints)]);
             }
-            Some(seconds) => self.add_affinity(&chain, rule.protocol, &endpoints, seconds.clamp(1, AFFINITY_SECONDS_MAX)),
+            Some(seconds) => {
+                self.add_affinity(&chain, rule.protocol, &endpoints, seconds.clamp(1, AFFINITY_SECONDS_MAX))
+            }
         }
     }
 
@@ -171,4 +179,135 @@ fn random_rule(protocol: Protocol, endpoints: &[Endpoint]) -> String {
     let choices: Vec<String> = endpoints.iter().enumerate().map(|(index, e)| format!("{index} : {e}")).collect();
     let count = endpoints.len();
     format!("meta l4proto {protocol} dnat ip to numgen random mod {count} map {{ {} }}", choices.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A kernel that knows as much of nftables as our scripts use, and is as strict about references.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    struct Kernel {
+        sets: BTreeSet<String>,
+        chains: BTreeMap<String, Vec<String>>,
+        elements: BTreeMap<(String, String), String>,
+    }
+
+    impl Kernel {
+        fn run(&mut self, script: &str) {
+            for line in script.lines() {
+                let words: Vec<&str> = line.splitn(6, ' ').collect();
+                let (name, rest) = (words[4].to_owned(), words.get(5).copied().unwrap_or_default());
+                match (words[0], words[1]) {
+                    ("add", "set") => assert!(self.sets.insert(name), "{line}"),
+                    ("add", "chain") => assert!(self.chains.insert(name, Vec::new()).is_none(), "{line}"),
+                    ("flush", "chain") => self.chains.get_mut(&name).expect(line).clear(),
+                    ("add", "rule") => {
+                        for referred in references(rest) {
+                            assert!(self.sets.contains(&referred) || self.chains.contains_key(&referred), "{line}");
+                        }
+                        self.chains.get_mut(&name).expect(line).push(rest.to_owned());
+                    }
+                    ("delete", "chain") => {
+                        assert!(self.chains.remove(&name).expect(line).is_empty());
+                        assert!(!self.is_referred(&name), "{line}");
+                    }
+                    ("delete", "set") => assert!(self.sets.remove(&name) && !self.is_referred(&name), "{line}"),
+                    (verb, "element") => {
+                        let (key, chain) = rest.trim_matches(['{', '}', ' ']).split_once(" : goto ").expect(line);
+                        let key = (name, key.to_owned());
+                        if verb == "add" {
+                            assert!(self.chains.contains_key(chain), "{line}");
+                            assert!(self.elements.insert(key, chain.to_owned()).is_none(), "{line}");
+                        } else {
+                            assert_eq!(self.elements.remove(&key).as_deref(), Some(chain), "{line}");
+                        }
+                    }
+                    _ => panic!("{line}"),
+                }
+            }
+        }
+
+        fn is_referred(&self, name: &str) -> bool {
+            self.elements.values().any(|c| c == name)
+                || self.chains.values().flatten().any(|r| references(r).any(|referred| referred == name))
+        }
+    }
+
+    fn references(rule: &str) -> impl Iterator<Item = String> {
+        rule.split([' ', ',', '@'])
+            .filter(|w| ["svc-", "ep-", "aff-"].iter().any(|p| w.starts_with(p)))
+            .map(str::to_owned)
+    }
+
+    fn rule() -> impl Strategy<Value = ServiceRule> {
+        let endpoint = (1u8..6).prop_map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, i), port: 8080 });
+        (
+            (0u8..4, 0u8..4, any::<bool>(), proptest::option::of(30_000u16..30_003)),
+            proptest::collection::vec(endpoint.clone(), 0..4),
+            proptest::option::of(proptest::collection::vec(endpoint, 0..3)),
+            proptest::option::of(1u32..3),
+        )
+            .prop_map(|((name, ip, udp, node_port), endpoints, external_endpoints, affinity_seconds)| {
+                ServiceRule {
+                    name: format!("s{name}"),
+                    cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
+                    external_addresses: Vec::new(),
+                    port: 80,
+                    protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                    node_port,
+                    endpoints,
+                    external_endpoints,
+                    affinity_seconds,
+                }
+            })
+    }
+
+    fn rules() -> impl Strategy<Value = Vec<ServiceRule>> {
+        proptest::collection::vec(rule(), 0..5).prop_map(|mut rules| {
+            rules.sort_by(|a, b| a.name.cmp(&b.name));
+            rules.dedup_by(|a, b| a.name == b.name);
+            rules
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_step_is_valid_and_ends_where_a_fresh_installation_would(states in proptest::collection::vec(rules(), 1..6)) {
+            let (mut kernel, mut old) = (Kernel::default(), Tables::default());
+            for rules in &states {
+                let new = Tables::compile(rules);
+                kernel.run(&new.script_from(&old));
+                let mut fresh = Kernel::default();
+                fresh.run(&new.script_from(&Tables::default()));
+                prop_assert_eq!(&kernel, &fresh);
+                prop_assert_eq!(new.script_from(&new), "");
+                old = new;
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_touched() {
+        let service = |name: &str, ip, endpoints: &[u8]| ServiceRule {
+            name: name.into(),
+            cluster_ip: Some(Ipv4Addr::new(10, 96, 0, ip)),
+            external_addresses: Vec::new(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            node_port: None,
+            endpoints: endpoints.iter().map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, *i), port: 80 }).collect(),
+            external_endpoints: None,
+            affinity_seconds: None,
+        };
+        let old = Tables::compile(&[service("a", 1, &[1, 2]), service("b", 2, &[3])]);
+        let new = Tables::compile(&[service("a", 1, &[2]), service("b", 2, &[3])]);
+        let chain = format!("svc-{:016x}", hash("a"));
+        let expected = format!(
+            "flush chain inet nuee {chain}\nadd rule inet nuee {chain} meta l4proto tcp dnat ip to 10.88.0.2:80\n"
+        );
+        assert_eq!(new.script_from(&old), expected);
+    }
 }

@@ -74,7 +74,10 @@ impl AddressBook {
         fs::create_dir_all(self.directory.join(&network.id)).at("create", self.directory.join(&network.id))?;
         if let Some(address) = wanted {
             if !network.subnet.is_host(address) {
-                return Err(Error::Invalid(format!("invalid address {address}: it does not belong to {}", network.subnet)));
+                return Err(Error::Invalid(format!(
+                    "invalid address {address}: it does not belong to {}",
+                    network.subnet
+                )));
             }
             if address == network.gateway {
                 return Err(Error::AddressTaken(address));
@@ -149,5 +152,147 @@ impl AddressBook {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", directory),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::Mac;
+
+    fn network(subnet: &str, range: Option<&str>) -> Network {
+        let subnet: crate::subnet::Subnet = subnet.parse().unwrap();
+        Network {
+            id: "net".into(),
+            bridge: "nuee0".into(),
+            subnet,
+            ip_range: range.map(|r| r.parse().unwrap()),
+            gateway: subnet.first_host(),
+            internal: false,
+            routed: false,
+            isolated_ports: false,
+            mtu: 1500,
+        }
+    }
+
+    fn attachment(owner: &str, address: Ipv4Addr) -> Attachment {
+        Attachment {
+            owner: owner.into(),
+            network: "net".into(),
+            namespace: "/ns".into(),
+            interface: "eth0".into(),
+            host_interface: "nuv0".into(),
+            address,
+            prefix: 28,
+            gateway: address,
+            mac: Mac::from_address(address),
+        }
+    }
+
+    fn take(book: &mut AddressBook, network: &Network, wanted: Option<Ipv4Addr>, owner: &str) -> Result<Ipv4Addr> {
+        book.take(network, wanted, |a| attachment(owner, a)).map(|a| a.address)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Take,
+        TakeThis(u8),
+        Release(u8),
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => Just(Step::Take),
+            2 => (0u8..18).prop_map(Step::TakeThis),
+            4 => (0u8..18).prop_map(Step::Release),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn an_address_has_one_owner_at_most_whatever_happens(steps in proptest::collection::vec(step(), 1..60)) {
+            let directory = tempfile::tempdir().unwrap();
+            let network = network("10.0.0.0/28", None);
+            let mut book = AddressBook::open(directory.path()).unwrap();
+            let mut model: HashSet<Ipv4Addr> = HashSet::new();
+            // 16 addresses less network, broadcast and gateway.
+            const HOSTS: usize = 13;
+            for step in steps {
+                match step {
+                    Step::Take => match take(&mut book, &network, None, "o") {
+                        Ok(address) => {
+                            prop_assert!(network.subnet.is_host(address) && address != network.gateway);
+                            prop_assert!(model.insert(address), "{} given twice", address);
+                        }
+                        Err(error) => {
+                            prop_assert!(matches!(error, Error::AddressesExhausted(_)), "{}", error);
+                            prop_assert_eq!(model.len(), HOSTS);
+                        }
+                    },
+                    Step::TakeThis(last) => {
+                        let address = Ipv4Addr::new(10, 0, 0, last);
+                        let possible = (2..=14).contains(&last) && !model.contains(&address);
+                        prop_assert_eq!(take(&mut book, &network, Some(address), "o").is_ok(), possible);
+                        if possible {
+                            model.insert(address);
+                        }
+                    }
+                    Step::Release(last) => {
+                        let address = Ipv4Addr::new(10, 0, 0, last);
+                        book.release("net", address).unwrap();
+                        model.remove(&address);
+                    }
+                    Step::Restart => book = AddressBook::open(directory.path()).unwrap(),
+                }
+                prop_assert_eq!(book.all().map(|a| a.address).collect::<HashSet<_>>(), model.clone());
+            }
+        }
+    }
+
+    #[test]
+    fn two_processes_never_give_the_same_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let network = network("10.0.0.0/24", None);
+        let take_many = |owner: &'static str| {
+            let mut book = AddressBook::open(directory.path()).unwrap();
+            (0..100).map(|_| take(&mut book, &network, None, owner).unwrap()).collect::<Vec<_>>()
+        };
+        let all: Vec<Ipv4Addr> = std::thread::scope(|scope| {
+            let workers = ["a", "b"].map(|owner| scope.spawn(move || take_many(owner)));
+            workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
+        });
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 200);
+    }
+
+    #[test]
+    fn a_freed_address_rests_and_a_range_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let network = network("10.0.0.0/24", Some("10.0.0.64/30"));
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        let first = take(&mut book, &network, None, "o").unwrap();
+        assert_eq!(first, Ipv4Addr::new(10, 0, 0, 64));
+        book.release("net", first).unwrap();
+        assert_eq!(take(&mut book, &network, None, "o").unwrap(), Ipv4Addr::new(10, 0, 0, 65));
+        let rest: Vec<_> = (0..3).map(|_| take(&mut book, &network, None, "o").unwrap().octets()[3]).collect();
+        assert_eq!(rest, [66, 67, 64]);
+        assert!(take(&mut book, &network, None, "o").is_err());
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_takes_no_address() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("net")).unwrap();
+        fs::write(directory.path().join("net/10.0.0.2"), "{\"owner\":\"o\"").unwrap();
+        fs::write(directory.path().join("net/.tmp-1-1"), "{}").unwrap();
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        assert_eq!(book.all().count(), 0);
+        assert_eq!(take(&mut book, &network("10.0.0.0/24", None), None, "o").unwrap(), Ipv4Addr::new(10, 0, 0, 2));
     }
 }

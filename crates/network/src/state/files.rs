@@ -13,11 +13,16 @@ use crate::error::{Error, IoContext, Result};
 /// A bound on what we read back: our files are a few hundred bytes, publications of many ports some kilobytes.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
+/// How the names of this process' temporary files begin.
+fn own_prefix() -> String {
+    format!(".tmp-{}-", std::process::id())
+}
+
 /// Writes a temporary file next to `path`.
 fn write_temporary<T: Serialize>(path: &Path, value: &T) -> Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_file_name(format!(".tmp-{}-{number}", std::process::id()));
+    let temporary = path.with_file_name(format!("{}{number}", own_prefix()));
     let bytes = serde_json::to_vec(value).map_err(io::Error::from).at("encode", path)?;
     File::create(&temporary).and_then(|mut f| f.write_all(&bytes)).at("write", &temporary)?;
     Ok(temporary)
@@ -57,6 +62,10 @@ pub(crate) fn read_all<T: DeserializeOwned>(directory: &Path) -> Result<Vec<(Str
         let path = entry.at("list", directory)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if path.is_dir() {
+            continue;
+        }
+        // A temporary file of this very process is being written by another thread.
+        if name.starts_with(&own_prefix()) {
             continue;
         }
         match read(&path) {

@@ -3,9 +3,8 @@
 //! see a datagram, because it is translated before.
 
 use std::collections::BTreeMap;
-use std::iter::Chain;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -108,11 +107,11 @@ impl PortBook {
         if wanted.target_port == 0 {
             return Err(Error::Invalid("invalid port 0".into()));
         }
-        let (candidates, last_error) = match (wanted.host_port, wanted.host_port_end) {
-            (0, _) => (self.ephemeral(), Error::PortsExhausted),
-            (port, end) => ((port..=port.max(end)).chain(1..=0), if end > port { Error::PortsExhausted } else { taken(wanted, port) }),
-        };
-        for port in candidates {
+        let first = wanted.host_port;
+        let last = first.max(wanted.host_port_end);
+        // The second range is empty but for ephemeral ports, which go around the end.
+        let (candidates, rest) = if first == 0 { self.ephemeral() } else { (first..=last, 0..0) };
+        for port in candidates.chain(rest) {
             let mapping = PortMapping { host_port: port, host_port_end: 0, ..*wanted };
             if self.conflicts(&mapping) || siblings.iter().any(|s| conflict(s, &mapping)) {
                 continue;
@@ -128,14 +127,14 @@ impl PortBook {
                 Err(error) => return Err(error),
             }
         }
-        Err(last_error)
+        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, first) })
     }
 
     /// All ephemeral ports, from the one after the last given, around the end.
-    fn ephemeral(&self) -> Chain<RangeInclusive<u16>, RangeInclusive<u16>> {
+    fn ephemeral(&self) -> (RangeInclusive<u16>, Range<u16>) {
         let next = self.cursor.saturating_add(1);
         let next = if EPHEMERAL.contains(&next) { next } else { *EPHEMERAL.start() };
-        (next..=*EPHEMERAL.end()).chain(*EPHEMERAL.start()..=next - 1)
+        (next..=*EPHEMERAL.end(), *EPHEMERAL.start()..next)
     }
 
     fn conflicts(&self, mapping: &PortMapping) -> bool {
@@ -200,6 +199,8 @@ fn hold(mapping: &PortMapping) -> Result<Option<OwnedFd>> {
             "failed to bind host port for {}:{}: cannot assign requested address",
             mapping.host_address, mapping.host_port
         ))),
-        Err(errno) => Err(Error::Netlink { action: format!("hold host port {}", mapping.host_port), source: errno.into() }),
+        Err(errno) => {
+            Err(Error::Netlink { action: format!("hold host port {}", mapping.host_port), source: errno.into() })
+        }
     }
 }
