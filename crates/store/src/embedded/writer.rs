@@ -250,15 +250,7 @@ impl Writer {
     fn alone(&mut self, request: Request) {
         let (reply, outcome) = match request {
             Request::Transact(transaction, reply) => return self.transact(vec![(transaction, reply)]),
-            Request::Seal => {
-                if self.shared.failed().is_none()
-                    && self.log.fits(FrameBuilder::new().len())
-                    && let Err(LogError::Fatal(text)) = self.log.append(FrameBuilder::new())
-                {
-                    let _ = self.shared.fail(text);
-                }
-                return;
-            }
+            Request::Seal => return self.seal(),
             Request::LeaseGrant(lease, ttl_seconds, reply) => (reply, self.lease_grant(lease, ttl_seconds)),
             Request::LeaseEnd(lease, only_if_over, reply) => (reply, self.lease_end(lease, only_if_over)),
             Request::Compact(revision, reply) => (reply, self.compact(revision)),
@@ -277,6 +269,20 @@ impl Writer {
             Ok(()) => Ok(()),
             Err(LogError::NoSpace) => Err(Error::NoSpace),
             Err(LogError::Fatal(text)) => Err(self.shared.fail(text)),
+        }
+    }
+
+    /// Writes an empty frame. It is synced like any other: the next frame may only follow a durable one.
+    fn seal(&mut self) {
+        let sealed = self.guarded(|writer| {
+            if writer.log.fits(FrameBuilder::new().len()) {
+                writer.log.append(FrameBuilder::new())?;
+                writer.sync()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = sealed {
+            tracing::warn!(%error, "cannot seal the log");
         }
     }
 

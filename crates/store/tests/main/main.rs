@@ -1,4 +1,9 @@
 //! The store's integration tests, one binary: the contract on every engine, and what each engine must survive.
 
 mod conformance;
+mod crash;
+mod embedded;
+mod model;
+mod power;
+mod simdisk;
 mod support;
