@@ -7,6 +7,7 @@ use api::container::State;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
+use image::{Credentials, ListFilter};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Deserialize;
@@ -31,8 +32,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("SystemEvents", Method::GET, "/events", "get", "system", run!(system_events)),
     Operation::new("SystemDataUsage", Method::GET, "/system/df", "get", "system", run!(system_data_usage))
         .partial("sizes of volumes"),
-    Operation::new("SystemAuth", Method::POST, "/auth", "get", "system", run!(system_auth))
-        .partial("credentials are checked when they are first used"),
+    Operation::new("SystemAuth", Method::POST, "/auth", "get", "system", run!(system_auth)),
 ];
 
 /// Our own version.
@@ -104,7 +104,7 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         line.unwrap_or("").trim_matches('"').to_owned()
     };
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let images = docker.state.images.list().await.map_or(0, |images| images.len());
+    let images = docker.state.images.list(&ListFilter::default()).await.map_or(0, |images| images.len());
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let mut security = vec!["name=seccomp,profile=builtin"];
     security.extend(unified.then_some("name=cgroupns"));
@@ -281,10 +281,11 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
     let mut shown = json!({});
     let containers = docker.containers.all();
     if wants("image") {
-        let images = docker.state.images.list().await?;
+        let images = docker.state.images.list(&ListFilter::default()).await?;
         shown["LayersSize"] = json!(images.iter().map(|image| image.size_bytes).sum::<u64>());
         let uses = |id: &str| containers.iter().filter(|c| c.spec.image_id == id).count();
-        shown["Images"] = images.iter().map(|image| crate::images::summary(image, uses(&image.id))).collect();
+        shown["Images"] =
+            images.iter().map(|image| crate::images::summary(image, uses(&image.id.to_string()))).collect();
     }
     if wants("container") {
         let rows: Vec<Value> = containers.iter().map(|c| container_usage(c)).collect();
@@ -327,14 +328,28 @@ struct Auth {
     password: String,
     #[serde(alias = "identityToken")]
     identitytoken: String,
+    serveraddress: String,
 }
 
-async fn system_auth(_docker: Arc<Docker>, mut call: Call) -> Reply {
+async fn system_auth(docker: Arc<Docker>, mut call: Call) -> Reply {
     let auth: Auth = call.json().await?;
     if auth.identitytoken.is_empty() && (auth.username.is_empty() || auth.password.is_empty()) {
         return Err(Error::Unauthorized("username and password are required".into()));
     }
-    body::json(&json!({ "Status": "Login Succeeded", "IdentityToken": auth.identitytoken }))
+    let host = auth.serveraddress.trim_start_matches("https://").trim_start_matches("http://");
+    let host = host.split('/').next().unwrap_or("");
+    let registry = if host.is_empty() || host == "index.docker.io" { image::reference::DEFAULT_REGISTRY } else { host };
+    let credentials = Credentials {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identitytoken,
+        ..Credentials::default()
+    };
+    docker.state.images.login(registry, &credentials).await.map_err(|error| match error {
+        image::Error::Unauthorized(text) => Error::Unauthorized(text),
+        other => other.into(),
+    })?;
+    body::json(&json!({ "Status": "Login Succeeded", "IdentityToken": "" }))
 }
 
 #[cfg(test)]

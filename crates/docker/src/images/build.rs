@@ -4,19 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
+use image::build::{BuildEvent, BuildOptions};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::library::BuildRequest;
-use super::transfer::{error_line, line};
+use super::transfer::{error_line, line, progress_line};
 use crate::body;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
 use crate::policy::{self, Privilege};
 use crate::state::Docker;
-use crate::text;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
@@ -38,7 +37,7 @@ fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str) -> Result<
     }
 }
 
-fn request(call: &Call) -> Result<BuildRequest> {
+fn request(call: &Call) -> Result<BuildOptions> {
     let query = &call.query;
     if query.text("version") == Some("2") {
         return Err(Error::NotImplemented("BuildKit is not available; build with DOCKER_BUILDKIT=0".into()));
@@ -47,7 +46,7 @@ fn request(call: &Call) -> Result<BuildRequest> {
         return Err(Error::NotImplemented("building from a remote context is not available yet".into()));
     }
     let build_args: BTreeMap<String, Option<String>> = json_value(call, "buildargs")?;
-    Ok(BuildRequest {
+    Ok(BuildOptions {
         dockerfile: query.text("dockerfile").unwrap_or("").to_owned(),
         tags: query.all("t").filter(|tag| !tag.is_empty()).map(super::with_tag).collect(),
         build_args,
@@ -55,14 +54,51 @@ fn request(call: &Call) -> Result<BuildRequest> {
         target: query.text("target").unwrap_or("").to_owned(),
         no_cache: query.flag("nocache"),
         pull: query.flag("pull"),
-        network_mode: query.text("networkmode").unwrap_or("").to_owned(),
+        quiet: query.flag("q"),
+        network: query.text("networkmode").unwrap_or("default").to_owned(),
+        cache_from: json_value(call, "cachefrom")?,
+        extra_hosts: query
+            .all("extrahosts")
+            .flat_map(|l| l.split(','))
+            .filter(|l| !l.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        platform: query.text("platform").unwrap_or("").to_owned(),
+        memory_bytes: query.number("memory")?.unwrap_or(0),
+        credentials: credentials(call)?,
     })
+}
+
+/// `X-Registry-Config`: credentials by registry host.
+fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Auth {
+        username: String,
+        password: String,
+        identitytoken: String,
+        registrytoken: String,
+    }
+    let Some(text) = call.header("x-registry-config").filter(|text| !text.is_empty()) else {
+        return Ok(BTreeMap::new());
+    };
+    let bytes = super::transfer::decode_header(text)
+        .ok_or_else(|| Error::Invalid("invalid X-Registry-Config header".into()))?;
+    let all: BTreeMap<String, Auth> =
+        serde_json::from_slice(&bytes).map_err(|_| Error::Invalid("invalid X-Registry-Config header".into()))?;
+    let convert = |auth: Auth| image::Credentials {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identitytoken,
+        registry_token: auth.registrytoken,
+    };
+    Ok(all.into_iter().map(|(host, auth)| (host, convert(auth))).collect())
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     let request = request(&call)?;
     let mut asked = Vec::new();
-    if request.network_mode == "host" {
+    if request.network == "host" {
         asked.push(Privilege::HostNamespace("network"));
     }
     if let Some(parent) = call.query.text("cgroupparent") {
@@ -74,13 +110,18 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     policy::judge(docker.state.endpoint, &asked)?;
     let quiet = call.query.flag("q");
     let context = body::byte_stream(call.body);
-    let (output, mut lines) = mpsc::channel::<String>(OUTPUT_QUEUE);
+    let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
     let (sender, pieces) = body::channel();
     let tags = request.tags.clone();
     tokio::spawn(async move {
         let forward = async {
-            while let Some(text) = lines.recv().await {
-                if !quiet && sender.send(line(&json!({ "stream": text }))).await.is_err() {
+            while let Some(event) = events.recv().await {
+                let text = match event {
+                    BuildEvent::Stream(text) => line(&json!({ "stream": text })),
+                    BuildEvent::Pull(progress) => progress_line(&progress),
+                    BuildEvent::Built(id) => line(&json!({ "aux": { "ID": id.to_string() } })),
+                };
+                if !quiet && sender.send(text).await.is_err() {
                     return false;
                 }
             }
@@ -101,14 +142,6 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
                 }
                 if quiet {
                     let _ = sender.send(line(&json!({ "stream": format!("{id}\n") }))).await;
-                    return;
-                }
-                let _ = sender.send(line(&json!({ "aux": { "ID": id } }))).await;
-                let built = format!("Successfully built {}\n", text::short_id(&id));
-                let _ = sender.send(line(&json!({ "stream": built }))).await;
-                for tag in &tags {
-                    let tagged = format!("Successfully tagged {tag}\n");
-                    let _ = sender.send(line(&json!({ "stream": tagged }))).await;
                 }
             }
             Err(error) => {

@@ -1,166 +1,127 @@
-//! The images, as this dialect needs them: one trait between the wire and the store of images. Knows no HTTP.
+//! The images behind an endpoint, as one object-safe trait: the store of one machine today, of a cluster later. Its words
+//! are those of the `image` crate; it knows no HTTP.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use node::ByteStream;
-use serde_json::Value;
+use image::build::{BuildEvent, BuildOptions, StepRunner};
+use image::{
+    ByteStream, CommitOptions, Credentials, HistoryEntry, ImageRecord, ImageStore, ImageSummary, ImageUser,
+    ImportOptions, ListFilter, Loaded, Progress, PullOptions, Pulled, Pushed, Reference, Removal, RemoveOptions,
+    Result,
+};
 use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
 
-/// What went wrong with an image.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// No such image, or no such repository in the registry.
-    #[error("{0}")]
-    NotFound(String),
-    /// It is in use, or a name means several.
-    #[error("{0}")]
-    Conflict(String),
-    /// A reference, an archive or a Dockerfile is malformed.
-    #[error("{0}")]
-    Invalid(String),
-    /// The registry wants other credentials.
-    #[error("{0}")]
-    Unauthorized(String),
-    /// A step of a build ended with a code other than 0.
-    #[error("{message}")]
-    BuildStep {
-        /// Its exit code.
-        code: i32,
-        /// What Docker's client shows.
-        message: String,
-    },
-    /// The registry cannot be reached.
-    #[error("{0}")]
-    Unavailable(String),
-    /// Anything else.
-    #[error("{0}")]
-    Internal(String),
-}
-
-/// Result of work on images.
-pub type ImageResult<T> = std::result::Result<T, ImageError>;
-
-/// One image.
-#[derive(Clone, Debug, Default)]
-pub struct ImageRecord {
-    /// `sha256:…` of its configuration.
-    pub id: String,
-    /// Names with tags that point to it, in Docker's short form (`busybox:latest`).
-    pub references: Vec<String>,
-    /// Names with digests (`busybox@sha256:…`).
-    pub digests: Vec<String>,
-    /// The whole image configuration, as stored.
-    pub config: Value,
-    /// Size of its unpacked layers. Units: bytes.
-    pub size_bytes: u64,
-}
-
-/// One thing that a removal did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// A name went.
-    Untagged(String),
-    /// An image or layer went.
-    Deleted(String),
-}
-
-/// How far a transfer is; one line of Docker's progress stream.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Short id of the layer; empty for lines about the whole.
-    pub id: String,
-    /// `Downloading`, `Pull complete`…
-    pub status: String,
-    /// Bytes done and in all, when known.
-    pub bytes: Option<(u64, u64)>,
-}
-
-/// Credentials for a registry.
-#[derive(Clone, Debug, Default)]
-pub struct RegistryAuth {
-    /// User name.
-    pub username: String,
-    /// Password.
-    pub password: String,
-    /// Bearer token in place of both.
-    pub token: String,
-}
-
-/// A build, as Docker's classic builder takes it.
-#[derive(Clone, Debug, Default)]
-pub struct BuildRequest {
-    /// Path of the Dockerfile in the context; empty means `Dockerfile`.
-    pub dockerfile: String,
-    /// Names for the result.
-    pub tags: Vec<String>,
-    /// `ARG` values; `None` takes the value of the builder's environment (there is none).
-    pub build_args: BTreeMap<String, Option<String>>,
-    /// Labels for the result.
-    pub labels: BTreeMap<String, String>,
-    /// Stage to build; empty means the last.
-    pub target: String,
-    /// Do not use the layer cache.
-    pub no_cache: bool,
-    /// Pull base images even when they are there.
-    pub pull: bool,
-    /// Network of the steps.
-    pub network_mode: String,
-}
-
-/// A commit of a container's changes.
-#[derive(Clone, Debug, Default)]
-pub struct CommitRequest {
-    /// Image that the container was made from.
-    pub base: String,
-    /// The configuration's `config` member of the new image.
-    pub config: Value,
-    /// Name for the result; empty means none.
-    pub reference: String,
-    /// Who made it.
-    pub author: String,
-    /// Why.
-    pub comment: String,
-}
-
-/// A store of images that can also pull, push and build.
+/// Images that can be listed, moved and built. Errors are the `image` crate's.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
     /// Finds one by name, digest, id or the beginning of an id.
-    async fn find(&self, reference: &str) -> ImageResult<ImageRecord>;
-    /// All images.
-    async fn list(&self) -> ImageResult<Vec<ImageRecord>>;
+    async fn get(&self, name: &str) -> Result<ImageRecord>;
+    /// Lists.
+    async fn list(&self, filter: &ListFilter) -> Result<Vec<ImageSummary>>;
     /// Gives an image another name.
-    async fn tag(&self, reference: &str, new_reference: &str) -> ImageResult<()>;
-    /// Takes a name away, and the image with the last one; `force` takes an id's names all at once.
-    async fn remove(&self, reference: &str, force: bool) -> ImageResult<Vec<Removal>>;
-    /// Reads a docker-archive or oci-archive; names or ids of what came.
-    async fn load(&self, archive: ByteStream) -> ImageResult<Vec<String>>;
+    async fn tag(&self, source: &str, target: &str) -> Result<()>;
+    /// Takes a name away, and the image with the last one.
+    async fn remove(&self, name: &str, options: &RemoveOptions) -> Result<Vec<Removal>>;
+    /// Removes what nobody uses; what went and the bytes won.
+    async fn prune(&self, filter: &ListFilter, users: &[ImageUser]) -> Result<(Vec<Removal>, u64)>;
+    /// How an image came about, newest first.
+    async fn history(&self, name: &str) -> Result<Vec<HistoryEntry>>;
+    /// Reads a docker-archive or oci-archive.
+    async fn load(&self, archive: ByteStream, progress: &Progress) -> Result<Vec<Loaded>>;
     /// Writes a docker-archive.
-    async fn save(&self, references: &[String]) -> ImageResult<ByteStream>;
+    async fn save(&self, names: &[String]) -> Result<ByteStream>;
     /// Makes an image of a root file system; its id.
-    async fn import(&self, archive: ByteStream, request: CommitRequest) -> ImageResult<String>;
+    async fn import(&self, archive: ByteStream, options: ImportOptions) -> Result<String>;
     /// Makes an image of a container's changes; its id.
-    async fn commit(&self, layer: ByteStream, request: CommitRequest) -> ImageResult<String>;
+    async fn commit(&self, layer: ByteStream, options: CommitOptions) -> Result<String>;
     /// Fetches from a registry.
-    async fn pull(
-        &self,
-        reference: &str,
-        auth: Option<RegistryAuth>,
-        progress: mpsc::Sender<Progress>,
-    ) -> ImageResult<ImageRecord>;
-    /// Sends to a registry; digest and size of the manifest.
+    async fn pull(&self, reference: &Reference, options: &PullOptions, progress: &Progress) -> Result<Pulled>;
+    /// Sends to a registry.
     async fn push(
         &self,
-        reference: &str,
-        auth: Option<RegistryAuth>,
-        progress: mpsc::Sender<Progress>,
-    ) -> ImageResult<(String, u64)>;
-    /// Builds an image; its id. Text goes to `output` as the steps run.
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<Pushed>;
+    /// Tries credentials on a registry.
+    async fn login(&self, registry: &str, credentials: &Credentials) -> Result<()>;
+    /// Builds an image; its id.
     async fn build(
         &self,
         context: ByteStream,
-        request: BuildRequest,
-        output: mpsc::Sender<String>,
-    ) -> ImageResult<String>;
+        options: BuildOptions,
+        events: mpsc::Sender<BuildEvent>,
+    ) -> Result<String>;
+}
+
+/// The images of one machine.
+pub struct MachineImages {
+    store: Arc<ImageStore>,
+    runner: Arc<dyn StepRunner>,
+}
+
+impl MachineImages {
+    /// Images of a store, built with a runner for their RUN steps.
+    pub fn new(store: Arc<ImageStore>, runner: Arc<dyn StepRunner>) -> Arc<Self> {
+        Arc::new(Self { store, runner })
+    }
+}
+
+#[async_trait]
+impl Images for MachineImages {
+    async fn get(&self, name: &str) -> Result<ImageRecord> {
+        self.store.get(name)
+    }
+    async fn list(&self, filter: &ListFilter) -> Result<Vec<ImageSummary>> {
+        self.store.list(filter)
+    }
+    async fn tag(&self, source: &str, target: &str) -> Result<()> {
+        self.store.tag(source, target)
+    }
+    async fn remove(&self, name: &str, options: &RemoveOptions) -> Result<Vec<Removal>> {
+        self.store.remove(name, options)
+    }
+    async fn prune(&self, filter: &ListFilter, users: &[ImageUser]) -> Result<(Vec<Removal>, u64)> {
+        self.store.prune(filter, users)
+    }
+    async fn history(&self, name: &str) -> Result<Vec<HistoryEntry>> {
+        self.store.history(name)
+    }
+    async fn load(&self, archive: ByteStream, progress: &Progress) -> Result<Vec<Loaded>> {
+        self.store.load(StreamReader::new(archive), progress).await
+    }
+    async fn save(&self, names: &[String]) -> Result<ByteStream> {
+        self.store.save(names).await
+    }
+    async fn import(&self, archive: ByteStream, options: ImportOptions) -> Result<String> {
+        Ok(self.store.import(StreamReader::new(archive), options).await?.to_string())
+    }
+    async fn commit(&self, layer: ByteStream, options: CommitOptions) -> Result<String> {
+        Ok(self.store.commit(StreamReader::new(layer), options).await?.to_string())
+    }
+    async fn pull(&self, reference: &Reference, options: &PullOptions, progress: &Progress) -> Result<Pulled> {
+        self.store.pull(reference, options, progress).await
+    }
+    async fn push(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<Pushed> {
+        self.store.push(reference, credentials, progress).await
+    }
+    async fn login(&self, registry: &str, credentials: &Credentials) -> Result<()> {
+        self.store.login(registry, credentials).await
+    }
+    async fn build(
+        &self,
+        context: ByteStream,
+        options: BuildOptions,
+        events: mpsc::Sender<BuildEvent>,
+    ) -> Result<String> {
+        let reader = StreamReader::new(context);
+        Ok(image::build::build(&self.store, reader, options, self.runner.clone(), events).await?.to_string())
+    }
 }

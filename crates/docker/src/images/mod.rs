@@ -4,12 +4,12 @@ pub(crate) mod build;
 pub mod library;
 pub(crate) mod transfer;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::container::State;
 use futures::StreamExt;
 use http::{Method, StatusCode};
-use jiff::Timestamp;
+use image::{CommitOptions, ImageRecord, ImageSummary, ImageUser, ListFilter, Removal, RemoveOptions};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -20,8 +20,7 @@ use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
-use crate::{body, text, time};
-use library::{CommitRequest, ImageError, ImageRecord, Removal};
+use crate::{body, time};
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
@@ -32,20 +31,24 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageTag", Method::POST, "/images/{name...}/tag", "update", "images", run!(image_tag)),
     Operation::new("ImageDelete", Method::DELETE, "/images/{name...}", "delete", "images", run!(image_delete)),
     Operation::new("ImageCommit", Method::POST, "/commit", "create", "images", run!(image_commit))
-        .partial("changes other than CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, WORKDIR"),
+        .partial("the container is not paused meanwhile"),
 ];
 
-impl From<ImageError> for Error {
-    fn from(error: ImageError) -> Self {
-        let message = error.to_string();
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        let message = error.chain();
         match error {
-            ImageError::NotFound(_) => Error::NotFound(message),
-            ImageError::Conflict(_) => Error::Conflict(message),
-            ImageError::Invalid(_) => Error::Invalid(message),
-            ImageError::Unauthorized(_) | ImageError::Unavailable(_) | ImageError::Internal(_) => {
-                Error::Internal(message)
-            }
-            ImageError::BuildStep { .. } => Error::Invalid(message),
+            image::Error::NotFound(_) => Error::NotFound(message),
+            image::Error::Conflict(_) => Error::Conflict(message),
+            image::Error::Invalid(_)
+            | image::Error::Hostile(_)
+            | image::Error::Corrupt(_)
+            | image::Error::StepFailed { .. } => Error::Invalid(message),
+            image::Error::NotSupported(_) => Error::NotImplemented(message),
+            image::Error::Unauthorized(_)
+            | image::Error::Unavailable(_)
+            | image::Error::Io { .. }
+            | image::Error::Internal(_) => Error::Internal(message),
         }
     }
 }
@@ -56,37 +59,11 @@ pub(crate) fn with_tag(reference: &str) -> String {
     if last.contains(':') || reference.contains('@') { reference.to_owned() } else { format!("{reference}:latest") }
 }
 
-/// The text list at a place of an image's configuration.
-fn texts(config: &Value, name: &str) -> Vec<String> {
-    let list = config.get(name).and_then(Value::as_array).into_iter().flatten();
-    list.filter_map(|v| v.as_str().map(str::to_owned)).collect()
-}
-
-fn keys(config: &Value, name: &str) -> Vec<String> {
-    config.get(name).and_then(Value::as_object).map(|set| set.keys().cloned().collect()).unwrap_or_default()
-}
-
-fn string(config: &Value, name: &str) -> String {
-    config.get(name).and_then(Value::as_str).unwrap_or("").to_owned()
-}
-
-fn labels_of(image: &ImageRecord) -> BTreeMap<String, String> {
-    image
-        .config
-        .pointer("/config/Labels")
-        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
-        .unwrap_or_default()
-}
-
-fn created_ns(image: &ImageRecord) -> i64 {
-    string(&image.config, "created").parse::<Timestamp>().map_or(0, time::nanoseconds)
-}
-
 impl Docker {
     /// Finds an image, in Docker's words when there is none.
     pub(crate) async fn image(&self, reference: &str) -> Result<ImageRecord> {
-        self.state.images.find(reference).await.map_err(|error| match error {
-            ImageError::NotFound(_) => Error::NotFound(format!("No such image: {}", with_tag(reference))),
+        self.state.images.get(reference).await.map_err(|error| match error {
+            image::Error::NotFound(_) => Error::NotFound(format!("No such image: {}", with_tag(reference))),
             other => other.into(),
         })
     }
@@ -94,101 +71,85 @@ impl Docker {
     /// What an image says about containers made from it.
     pub(crate) async fn image_defaults(&self, reference: &str) -> Result<ImageDefaults> {
         let image = self.image(reference).await?;
-        let config = image.config.get("config").cloned().unwrap_or_default();
+        let config = image.config.config;
         Ok(ImageDefaults {
-            id: image.id.clone(),
-            entrypoint: texts(&config, "Entrypoint"),
-            cmd: texts(&config, "Cmd"),
-            environment: texts(&config, "Env"),
-            working_directory: string(&config, "WorkingDir"),
-            user: string(&config, "User"),
-            labels: labels_of(&image),
-            exposed_ports: keys(&config, "ExposedPorts"),
-            volumes: keys(&config, "Volumes"),
-            stop_signal: string(&config, "StopSignal"),
-            healthcheck: config
-                .get("Healthcheck")
-                .filter(|check| check.is_object())
-                .and_then(|check| serde_json::from_value::<HealthConfig>(check.clone()).ok()),
+            id: image.id.to_string(),
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            cmd: config.cmd.unwrap_or_default(),
+            environment: config.env,
+            working_directory: config.working_dir,
+            user: config.user,
+            labels: config.labels,
+            exposed_ports: config.exposed_ports.into_keys().collect(),
+            volumes: config.volumes.into_keys().collect(),
+            stop_signal: config.stop_signal.unwrap_or_default(),
+            healthcheck: config.healthcheck.map(|check| HealthConfig {
+                test: check.test,
+                interval: check.interval,
+                timeout: check.timeout,
+                start_period: check.start_period,
+                start_interval: check.start_interval,
+                retries: check.retries,
+            }),
         })
     }
 
     /// Size of an image; 0 when it is gone.
     pub(crate) async fn image_size(&self, id: &str) -> u64 {
-        self.state.images.find(id).await.map_or(0, |image| image.size_bytes)
+        self.state.images.get(id).await.map_or(0, |image| image.size_bytes)
+    }
+
+    /// Containers as users of images.
+    fn image_users(&self) -> Vec<ImageUser> {
+        let alive = |state| matches!(state, State::Running | State::Paused | State::Restarting);
+        let users = self.containers.all().into_iter().map(|container| ImageUser {
+            container_id: container.name_any(),
+            image_id: container.spec.image_id.clone(),
+            running: container.status.as_ref().is_some_and(|status| alive(status.state)),
+        });
+        users.collect()
     }
 }
 
-async fn image_list(docker: Arc<Docker>, call: Call) -> Reply {
-    let accepted = ["before", "dangling", "label", "label!", "reference", "since", "until"];
-    let filters = Filters::of(&call.query, &accepted)?;
-    let dangling = filters.boolean("dangling")?;
-    let mut bounds = [None, None];
-    for (bound, name) in bounds.iter_mut().zip(["before", "since"]) {
-        if let Some(reference) = filters.values(name).last() {
-            *bound = Some(created_ns(&docker.image(reference).await?));
-        }
-    }
+/// The filters that list and prune share.
+fn list_filter(filters: &Filters) -> Result<ListFilter> {
     let until = filters.values("until").first().map(|text| time::parse_point(text, time::now_ns())).transpose()?;
-    let mut images = docker.state.images.list().await?;
-    images.retain(|image| {
-        let created = created_ns(image);
-        bounds[0].is_none_or(|bound| created < bound)
-            && bounds[1].is_none_or(|bound| created > bound)
-            && until.is_none_or(|bound| created < bound)
-            && dangling.is_none_or(|wanted| image.references.is_empty() == wanted)
-            && filters.labels(&labels_of(image))
-            && filters.any("reference", |pattern| image.references.iter().any(|r| reference_matches(pattern, r)))
-    });
-    images.sort_by(|a, b| created_ns(b).cmp(&created_ns(a)).then_with(|| a.id.cmp(&b.id)));
-    let containers = docker.containers.all();
+    Ok(ListFilter {
+        all: false,
+        dangling: filters.boolean("dangling")?,
+        references: filters.values("reference").to_vec(),
+        labels: filters.values("label").to_vec(),
+        before: filters.values("before").last().cloned(),
+        since: filters.values("since").last().cloned(),
+        until_ns: until,
+    })
+}
+
+async fn image_list(docker: Arc<Docker>, call: Call) -> Reply {
+    let accepted = ["before", "dangling", "label", "reference", "since", "until"];
+    let filters = Filters::of(&call.query, &accepted)?;
+    let filter = ListFilter { all: call.query.flag("all"), ..list_filter(&filters)? };
+    let mut images = docker.state.images.list(&filter).await?;
+    images.sort_by(|a, b| b.created_ns.cmp(&a.created_ns).then_with(|| a.id.to_string().cmp(&b.id.to_string())));
+    let users = docker.image_users();
     let shown: Vec<Value> = images
         .iter()
-        .map(|image| summary(image, containers.iter().filter(|c| c.spec.image_id == image.id).count()))
+        .map(|image| {
+            let id = image.id.to_string();
+            summary(image, users.iter().filter(|user| user.image_id == id).count())
+        })
         .collect();
     body::json(&shown)
 }
 
-/// Patterns of `--filter reference=`: `*` within a path segment, the tag optional.
-fn reference_matches(pattern: &str, reference: &str) -> bool {
-    let name = reference.rsplit_once(':').map_or(reference, |(name, _)| name);
-    glob(pattern.as_bytes(), reference.as_bytes()) || glob(pattern.as_bytes(), name.as_bytes())
-}
-
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    // Classic two-pointer match: linear with backtracking to the last star only.
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(c) if *c == text[t] || (*c == b'?' && text[t] != b'/') => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((at, from)) if text[from] != b'/' => {
-                    p = at + 1;
-                    t = from + 1;
-                    star = Some((at, t));
-                }
-                _ => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|c| *c == b'*')
-}
-
 /// One row of the list.
-pub(crate) fn summary(image: &ImageRecord, containers: usize) -> Value {
+pub(crate) fn summary(image: &ImageSummary, containers: usize) -> Value {
     json!({
         "Containers": containers,
-        "Created": created_ns(image).div_euclid(1_000_000_000),
-        "Id": image.id,
-        "Labels": labels_of(image),
-        "ParentId": "",
+        "Created": image.created_ns.div_euclid(1_000_000_000),
+        "Id": image.id.to_string(),
+        "Labels": image.labels,
+        "ParentId": image.parent.as_ref().map(ToString::to_string).unwrap_or_default(),
         "RepoDigests": image.digests,
         "RepoTags": image.references,
         "SharedSize": -1,
@@ -199,48 +160,46 @@ pub(crate) fn summary(image: &ImageRecord, containers: usize) -> Value {
 async fn image_inspect(docker: Arc<Docker>, call: Call) -> Reply {
     let image = docker.image(call.parameter("name")).await?;
     let config = &image.config;
-    let layers = config.pointer("/rootfs/diff_ids").cloned().unwrap_or_else(|| json!([]));
-    let comment = config.get("history").and_then(Value::as_array).and_then(|h| h.last()).map(|h| string(h, "comment"));
+    let layers: Vec<String> = image.layers.iter().map(ToString::to_string).collect();
+    let comment = config.comment.clone().or_else(|| config.history.last().and_then(|step| step.comment.clone()));
+    let tagged = if image.last_tagged_ns == 0 { time::ZERO.to_owned() } else { time::rfc3339(image.last_tagged_ns) };
     body::json(&json!({
-        "Id": image.id,
+        "Id": image.id.to_string(),
         "RepoTags": image.references,
         "RepoDigests": image.digests,
-        "Parent": "",
+        "Parent": image.parent.as_ref().map(ToString::to_string).unwrap_or_default(),
         "Comment": comment.unwrap_or_default(),
-        "Created": string(config, "created"),
-        "DockerVersion": "",
-        "Author": string(config, "author"),
-        "Config": config.get("config").cloned().unwrap_or_else(|| json!({})),
-        "Architecture": string(config, "architecture"),
-        "Variant": string(config, "variant"),
-        "Os": string(config, "os"),
+        "Created": config.created.clone().unwrap_or_else(|| time::ZERO.to_owned()),
+        "DockerVersion": config.docker_version.clone().unwrap_or_default(),
+        "Author": config.author.clone().unwrap_or_default(),
+        "Config": config.config,
+        "Architecture": config.architecture,
+        "Variant": config.variant.clone().unwrap_or_default(),
+        "Os": config.os,
         "Size": image.size_bytes,
         "GraphDriver": { "Name": "overlay2", "Data": null },
         "RootFS": { "Type": "layers", "Layers": layers },
-        "Metadata": { "LastTagTime": time::ZERO },
+        "Metadata": { "LastTagTime": tagged },
     }))
 }
 
 async fn image_history(docker: Arc<Docker>, call: Call) -> Reply {
-    let image = docker.image(call.parameter("name")).await?;
-    let history = image.config.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
-    let count = history.len();
-    let rows: Vec<Value> = history
-        .iter()
-        .enumerate()
-        .rev()
-        .map(|(at, step)| {
-            let top = at + 1 == count;
-            let empty = step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
-            // Only the sum of the layers is known here; it is told with the top layer that has content.
-            let first_full = history.iter().rposition(|s| s.get("empty_layer").and_then(Value::as_bool) != Some(true));
+    let name = call.parameter("name");
+    docker.image(name).await?;
+    let rows: Vec<Value> = docker
+        .state
+        .images
+        .history(name)
+        .await?
+        .into_iter()
+        .map(|step| {
             json!({
-                "Id": if top { image.id.as_str() } else { "<missing>" },
-                "Created": string(step, "created").parse::<Timestamp>().map_or(0, |t| t.as_second()),
-                "CreatedBy": string(step, "created_by"),
-                "Tags": if top && !image.references.is_empty() { json!(image.references) } else { Value::Null },
-                "Size": if !empty && first_full == Some(at) { image.size_bytes } else { 0 },
-                "Comment": string(step, "comment"),
+                "Id": step.id.map_or_else(|| "<missing>".to_owned(), |id| id.to_string()),
+                "Created": step.created_ns.div_euclid(1_000_000_000),
+                "CreatedBy": step.created_by,
+                "Tags": if step.references.is_empty() { Value::Null } else { json!(step.references) },
+                "Size": step.size_bytes,
+                "Comment": step.comment,
             })
         })
         .collect();
@@ -251,8 +210,9 @@ async fn image_tag(docker: Arc<Docker>, call: Call) -> Reply {
     let image = docker.image(call.parameter("name")).await?;
     let reference = named(&call, "repo", "tag")
         .ok_or_else(|| Error::Invalid("repository name must have at least one component".into()))?;
-    docker.state.images.tag(&image.id, &reference).await?;
-    docker.events.image(&image.id, &reference, "tag");
+    let id = image.id.to_string();
+    docker.state.images.tag(&id, &reference).await?;
+    docker.events.image(&id, &reference, "tag");
     Ok(body::empty(StatusCode::CREATED))
 }
 
@@ -269,10 +229,13 @@ fn named(call: &Call, repository: &str, tag: &str) -> Option<String> {
 async fn image_delete(docker: Arc<Docker>, call: Call) -> Reply {
     let reference = call.parameter("name");
     let image = docker.image(reference).await?;
-    let force = call.query.flag("force");
-    refuse_used(&docker, &image, reference, force)?;
-    let removed = docker.state.images.remove(reference, force).await?;
-    body::json(&removed.iter().map(|removal| tell(&docker, &image.id, removal)).collect::<Vec<_>>())
+    let options = RemoveOptions {
+        force: call.query.flag("force"),
+        no_prune: call.query.flag("noprune"),
+        users: docker.image_users(),
+    };
+    let removed = docker.state.images.remove(reference, &options).await?;
+    body::json(&removed.iter().map(|removal| tell(&docker, &image.id.to_string(), removal)).collect::<Vec<_>>())
 }
 
 /// Publishes a removal and renders it.
@@ -289,67 +252,13 @@ fn tell(docker: &Docker, id: &str, removal: &Removal) -> Value {
     }
 }
 
-/// An image that a container needs keeps at least one name.
-fn refuse_used(docker: &Docker, image: &ImageRecord, reference: &str, force: bool) -> Result<()> {
-    let by_id = text::is_id_prefix(reference.strip_prefix("sha256:").unwrap_or(reference))
-        && !image.references.iter().any(|r| *r == with_tag(reference));
-    let short = text::short_id(&image.id);
-    if by_id && image.references.len() > 1 && !force {
-        return Err(Error::Conflict(format!(
-            "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
-        )));
-    }
-    if !by_id && image.references.len() > 1 {
-        return Ok(());
-    }
-    for container in docker.containers.all().into_iter().filter(|c| c.spec.image_id == image.id) {
-        let user = text::short_id(&container.name_any()).to_owned();
-        let runs = container
-            .status
-            .as_ref()
-            .is_some_and(|s| matches!(s.state, api::container::State::Running | api::container::State::Paused));
-        if runs {
-            let shown = if by_id { short } else { reference };
-            let how = if by_id { "cannot be forced" } else { "must force" };
-            if by_id || !force {
-                return Err(Error::Conflict(format!(
-                    "conflict: unable to {} {shown} ({how}) - {} {user}",
-                    if by_id { "delete" } else { "remove repository reference" },
-                    if by_id { "image is being used by running container" } else { "container" },
-                )));
-            }
-        } else if !force {
-            return Err(Error::Conflict(if by_id {
-                format!(
-                    "conflict: unable to delete {short} (must be forced) - image is being used by stopped container {user}"
-                )
-            } else {
-                format!(
-                    "conflict: unable to remove repository reference \"{reference}\" (must force) - container {user} is using its referenced image {short}"
-                )
-            }));
-        }
-    }
-    Ok(())
-}
-
 async fn image_prune(docker: Arc<Docker>, call: Call) -> Reply {
-    let filters = Filters::of(&call.query, &["dangling", "label", "label!", "until"])?;
-    let dangling_only = filters.boolean("dangling")?.unwrap_or(true);
-    let until = filters.values("until").first().map(|text| time::parse_point(text, time::now_ns())).transpose()?;
-    let used: Vec<String> = docker.containers.all().iter().map(|c| c.spec.image_id.clone()).collect();
-    let (mut deleted, mut reclaimed) = (Vec::new(), 0);
-    for image in docker.state.images.list().await? {
-        let keep = used.contains(&image.id)
-            || (dangling_only && !image.references.is_empty())
-            || !filters.labels(&labels_of(&image))
-            || until.is_some_and(|bound| created_ns(&image) >= bound);
-        if !keep {
-            let removed = docker.state.images.remove(&image.id, true).await?;
-            deleted.extend(removed.iter().map(|removal| tell(&docker, &image.id, removal)));
-            reclaimed += image.size_bytes;
-        }
-    }
+    let filters = Filters::of(&call.query, &["dangling", "label", "until"])?;
+    let mut filter = list_filter(&filters)?;
+    // `dangling=false` means "all that is not used", not "all that has a name".
+    filter.dangling = if filter.dangling.unwrap_or(true) { Some(true) } else { None };
+    let (removed, reclaimed) = docker.state.images.prune(&filter, &docker.image_users()).await?;
+    let deleted: Vec<Value> = removed.iter().map(|removal| tell(&docker, "", removal)).collect();
     docker.events.publish("image", "prune", "", [("reclaimed".to_owned(), reclaimed.to_string())].into());
     let list = if deleted.is_empty() { Value::Null } else { Value::Array(deleted) };
     body::json(&json!({ "ImagesDeleted": list, "SpaceReclaimed": reclaimed }))
@@ -384,58 +293,28 @@ async fn image_commit(docker: Arc<Docker>, mut call: Call) -> Reply {
             config[name] = value.clone();
         }
     }
-    for change in call.query.all("changes").flat_map(str::lines) {
-        apply_change(&mut config, change)?;
-    }
-    let request = CommitRequest {
-        base: spec.image_id.clone(),
-        config,
-        reference: named(&call, "repo", "tag").unwrap_or_default(),
+    let config = serde_json::from_value(config).map_err(|e| Error::Invalid(format!("invalid JSON: {e}")))?;
+    let options = CommitOptions {
+        parent: spec.image_id.clone(),
+        config: Some(config),
+        changes: changes(&call),
+        reference: named(&call, "repo", "tag"),
         author: call.query.text("author").unwrap_or("").to_owned(),
         comment: call.query.text("comment").unwrap_or("").to_owned(),
+        created_by: spec.command.join(" "),
     };
+    let facts = [("comment", options.comment.clone()), ("imageRef", options.reference.clone().unwrap_or_default())];
     let layer = docker.state.node.changes_layer(&docker.workload(&container.name_any())).await?;
-    let id = docker.state.images.commit(Box::pin(layer.fuse()), request.clone()).await?;
-    docker.events.container(
-        &container,
-        "commit",
-        &[("comment", request.comment.clone()), ("imageID", id.clone()), ("imageRef", request.reference.clone())],
-    );
+    let id = docker.state.images.commit(Box::pin(layer.fuse()), options).await?;
+    let mut facts = facts.to_vec();
+    facts.push(("imageID", id.clone()));
+    docker.events.container(&container, "commit", &facts);
     body::json_with(StatusCode::CREATED, &json!({ "Id": id }))
 }
 
-/// One `--change` line.
-fn apply_change(config: &mut Value, line: &str) -> Result<()> {
-    let (word, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
-    let rest = rest.trim();
-    let words = || -> Value {
-        serde_json::from_str::<Vec<String>>(rest).map_or_else(|_| json!(["/bin/sh", "-c", rest]), |list| json!(list))
-    };
-    match word.to_ascii_uppercase().as_str() {
-        "" => {}
-        "CMD" => config["Cmd"] = words(),
-        "ENTRYPOINT" => config["Entrypoint"] = words(),
-        "USER" => config["User"] = json!(rest),
-        "WORKDIR" => config["WorkingDir"] = json!(rest),
-        "EXPOSE" => {
-            for port in rest.split_whitespace() {
-                let key = if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") };
-                config["ExposedPorts"][key] = json!({});
-            }
-        }
-        "ENV" | "LABEL" => {
-            let (key, value) = rest.split_once('=').or_else(|| rest.split_once(' ')).unwrap_or((rest, ""));
-            let value = value.trim().trim_matches('"');
-            if word.eq_ignore_ascii_case("LABEL") {
-                config["Labels"][key] = json!(value);
-            } else if let Some(list) = config["Env"].as_array_mut() {
-                list.retain(|line| !line.as_str().is_some_and(|l| l.starts_with(&format!("{key}="))));
-                list.push(json!(format!("{key}={value}")));
-            }
-        }
-        other => return Err(Error::Invalid(format!("{other} is not a valid change command"))),
-    }
-    Ok(())
+/// The `changes` of commit and import: Dockerfile instructions.
+fn changes(call: &Call) -> Vec<String> {
+    call.query.all("changes").flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -443,30 +322,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_match_by_pattern_with_or_without_the_tag() {
-        assert!(reference_matches("busybox", "busybox:latest"));
-        assert!(reference_matches("busy*:latest", "busybox:latest"));
-        assert!(reference_matches("a/*:1", "a/b:1"));
-        assert!(!reference_matches("b*", "a/b:1") && !reference_matches("a*", "a/b:1"));
-    }
-
-    #[test]
     fn tags_are_spelled_out() {
         assert_eq!(with_tag("busybox"), "busybox:latest");
         assert_eq!(with_tag("host:5000/x"), "host:5000/x:latest");
         assert_eq!(with_tag("x@sha256:ab"), "x@sha256:ab");
-    }
-
-    #[test]
-    fn commit_changes_edit_the_configuration() {
-        let mut config = json!({ "Env": ["A=1"], "Labels": {}, "ExposedPorts": {} });
-        for line in ["CMD [\"a\",\"b\"]", "ENV A=2", "LABEL k=\"v\"", "EXPOSE 80"] {
-            apply_change(&mut config, line).unwrap();
-        }
-        assert_eq!(
-            config,
-            json!({ "Env": ["A=2"], "Labels": {"k":"v"}, "ExposedPorts": {"80/tcp":{}}, "Cmd": ["a","b"] })
-        );
-        assert!(apply_change(&mut config, "RUN x").is_err());
     }
 }

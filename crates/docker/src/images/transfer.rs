@@ -7,11 +7,10 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::{alphabet, engine::DecodePaddingMode};
 use bytes::Bytes;
 use http::Method;
+use image::{Credentials, ImportOptions, Progress, ProgressEvent, PullOptions, Reference};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
-use super::library::{CommitRequest, ImageError, Progress, RegistryAuth};
 use super::{named, with_tag};
 use crate::body;
 use crate::call::Call;
@@ -29,9 +28,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageGet", Method::GET, "/images/{name...}/get", "get", "images", run!(image_get)),
 ];
 
-/// Progress lines that wait for a slow client; the transfer waits with them.
-const PROGRESS_QUEUE: usize = 64;
-
 /// One line of a progress stream.
 pub(crate) fn line(value: &Value) -> Bytes {
     let mut text = value.to_string();
@@ -40,22 +36,22 @@ pub(crate) fn line(value: &Value) -> Bytes {
 }
 
 /// The line that ends a stream with an error.
-pub(crate) fn error_line(error: &ImageError) -> Bytes {
-    let message = error.to_string();
+pub(crate) fn error_line(error: &image::Error) -> Bytes {
+    let message = error.chain();
     let mut detail = json!({ "message": message });
-    if let ImageError::BuildStep { code, .. } = error {
+    if let image::Error::StepFailed { code, .. } = error {
         detail["code"] = json!(code);
     }
     line(&json!({ "errorDetail": detail, "error": message }))
 }
 
-fn progress_line(progress: &Progress) -> Bytes {
+pub(crate) fn progress_line(progress: &ProgressEvent) -> Bytes {
     let mut value = json!({ "status": progress.status });
     if !progress.id.is_empty() {
         value["id"] = json!(progress.id);
         value["progressDetail"] = json!({});
     }
-    if let Some((done, total)) = progress.bytes {
+    if let (Some(done), Some(total)) = (progress.current, progress.total) {
         value["progressDetail"] = json!({ "current": done, "total": total });
         value["progress"] = json!(bar(done, total));
     }
@@ -77,8 +73,15 @@ fn bar(done: u64, total: u64) -> String {
     )
 }
 
+/// Decodes base64 of either alphabet, padded or not.
+pub(crate) fn decode_header(text: &str) -> Option<Vec<u8>> {
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let text = text.replace('+', "-").replace('/', "_");
+    GeneralPurpose::new(&alphabet::URL_SAFE, config).decode(text).ok()
+}
+
 /// `X-Registry-Auth`: base64 (of either alphabet) of JSON.
-pub(crate) fn registry_auth(call: &Call) -> Result<Option<RegistryAuth>> {
+pub(crate) fn registry_auth(call: &Call) -> Result<Option<Credentials>> {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default)]
     struct Auth {
@@ -89,28 +92,26 @@ pub(crate) fn registry_auth(call: &Call) -> Result<Option<RegistryAuth>> {
         registrytoken: String,
     }
     let Some(text) = call.header("x-registry-auth").filter(|text| !text.is_empty()) else { return Ok(None) };
-    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let text = text.replace('+', "-").replace('/', "_");
     let invalid = || Error::Invalid("invalid X-Registry-Auth header".into());
-    let bytes = GeneralPurpose::new(&alphabet::URL_SAFE, config).decode(text).map_err(|_| invalid())?;
+    let bytes = decode_header(text).ok_or_else(invalid)?;
     if bytes.is_empty() || bytes == b"null" {
         return Ok(None);
     }
     let auth: Auth = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-    let mut result = RegistryAuth { username: auth.username, password: auth.password, token: auth.registrytoken };
-    if result.token.is_empty() {
-        result.token = auth.identitytoken;
-    }
+    let mut result = Credentials {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identitytoken,
+        registry_token: auth.registrytoken,
+    };
     if result.username.is_empty() && !auth.auth.is_empty() {
-        let standard = GeneralPurpose::new(&alphabet::STANDARD, config);
-        let plain = standard.decode(auth.auth).ok().and_then(|b| String::from_utf8(b).ok()).ok_or_else(invalid)?;
+        let plain = decode_header(&auth.auth).and_then(|b| String::from_utf8(b).ok()).ok_or_else(invalid)?;
         if let Some((user, password)) = plain.split_once(':') {
             result.username = user.to_owned();
             result.password = password.to_owned();
         }
     }
-    let given = !result.username.is_empty() || !result.token.is_empty();
-    Ok(given.then_some(result))
+    Ok((result != Credentials::default()).then_some(result))
 }
 
 async fn image_create(docker: Arc<Docker>, call: Call) -> Reply {
@@ -123,17 +124,21 @@ async fn image_create(docker: Arc<Docker>, call: Call) -> Reply {
         Some(tag) => format!("{from}:{tag}"),
         None => with_tag(from),
     };
-    let auth = registry_auth(&call)?;
-    let before = docker.state.images.find(&reference).await.ok().map(|image| image.id);
-    let (progress, mut lines) = mpsc::channel(PROGRESS_QUEUE);
-    let (worker, wanted) = (docker.clone(), reference.clone());
-    let mut pull = tokio::spawn(async move { worker.state.images.pull(&wanted, auth, progress).await });
+    let wanted = Reference::parse_tagged(&reference)?;
+    let options = PullOptions { credentials: registry_auth(&call)?, platform: platform(&call) };
+    let (progress, mut lines) = Progress::channel();
+    let worker = docker.clone();
+    let parsed = wanted.clone();
+    let mut pull = tokio::spawn(async move { worker.state.images.pull(&parsed, &options, &progress).await });
     // Docker answers with a status code when nothing was sent yet, so wait for the first line.
     let first = lines.recv().await;
-    if first.is_none()
-        && let Ok(Err(error)) = (&mut pull).await
-    {
-        return Err(pull_refused(error, from));
+    let mut done = None;
+    if first.is_none() {
+        match (&mut pull).await {
+            Ok(Err(error)) => return Err(pull_refused(error, from)),
+            Ok(Ok(pulled)) => done = Some(Ok(pulled)),
+            Err(error) => return Err(Error::Internal(format!("the pull ended: {error}"))),
+        }
     }
     let (sender, pieces) = body::channel();
     tokio::spawn(async move {
@@ -146,22 +151,34 @@ async fn image_create(docker: Arc<Docker>, call: Call) -> Reply {
             }
             next = lines.recv().await;
         }
-        let last = match pull.await {
-            Ok(Ok(image)) => {
-                docker.events.image(&reference, &reference, "pull");
-                let news = before.is_none_or(|id| id != image.id);
-                let word = if news { "Downloaded newer image" } else { "Image is up to date" };
-                if let Some((_, digest)) = image.digests.iter().find_map(|d| d.split_once('@')) {
-                    let _ = sender.send(line(&json!({ "status": format!("Digest: {digest}") }))).await;
-                }
-                line(&json!({ "status": format!("Status: {word} for {reference}") }))
+        let result = match done {
+            Some(result) => result,
+            None => match pull.await {
+                Ok(result) => result,
+                Err(error) => Err(image::Error::Internal(format!("the pull ended: {error}"))),
+            },
+        };
+        let last = match result {
+            Ok(pulled) => {
+                let name = wanted.familiar();
+                docker.events.image(&name, &name, "pull");
+                let word = if pulled.up_to_date { "Image is up to date" } else { "Downloaded newer image" };
+                let _ = sender.send(line(&json!({ "status": format!("Digest: {}", pulled.digest) }))).await;
+                line(&json!({ "status": format!("Status: {word} for {name}") }))
             }
-            Ok(Err(error)) => error_line(&error),
-            Err(_) => return,
+            Err(error) => error_line(&error),
         };
         let _ = sender.send(last).await;
     });
     Ok(body::stream("application/json", pieces))
+}
+
+/// `platform=linux/arm64/v8`; absent means the machine's.
+fn platform(call: &Call) -> Option<image::Platform> {
+    let mut parts = call.query.text("platform")?.split('/').map(str::to_owned);
+    let os = parts.next()?;
+    let architecture = parts.next()?;
+    Some(image::Platform { os, architecture, variant: parts.next().unwrap_or_default() })
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);
@@ -172,9 +189,9 @@ impl Drop for AbortOnDrop {
 }
 
 /// Docker's words for a pull that cannot begin.
-fn pull_refused(error: ImageError, repository: &str) -> Error {
+fn pull_refused(error: image::Error, repository: &str) -> Error {
     match error {
-        ImageError::NotFound(_) | ImageError::Unauthorized(_) => Error::NotFound(format!(
+        image::Error::NotFound(_) | image::Error::Unauthorized(_) => Error::NotFound(format!(
             "pull access denied for {repository}, repository does not exist or may require 'docker login': {error}"
         )),
         other => other.into(),
@@ -185,15 +202,11 @@ async fn image_import(docker: Arc<Docker>, call: Call) -> Reply {
     if call.query.text("fromSrc") != Some("-") {
         return Err(Error::NotImplemented("import from a URL is not available yet".into()));
     }
-    let mut config = json!({});
-    for change in call.query.all("changes").flat_map(str::lines) {
-        super::apply_change(&mut config, change)?;
-    }
-    let request = CommitRequest {
-        config,
-        reference: named(&call, "repo", "tag").unwrap_or_default(),
-        comment: call.query.text("message").unwrap_or("Imported from -").to_owned(),
-        ..CommitRequest::default()
+    let request = ImportOptions {
+        reference: named(&call, "repo", "tag"),
+        changes: super::changes(&call),
+        message: call.query.text("message").unwrap_or("Imported from -").to_owned(),
+        platform: call.query.text("platform").unwrap_or("").to_owned(),
     };
     let id = docker.state.images.import(body::byte_stream(call.body), request).await?;
     docker.events.image(&id, &id, "import");
@@ -205,17 +218,18 @@ fn lines_response(lines: Vec<Bytes>) -> axum::response::Response {
 }
 
 async fn image_load(docker: Arc<Docker>, call: Call) -> Reply {
-    let loaded = docker.state.images.load(body::byte_stream(call.body)).await?;
+    let loaded = docker.state.images.load(body::byte_stream(call.body), &Progress::none()).await?;
     let mut lines = Vec::new();
-    for name in loaded {
-        let id = docker.state.images.find(&name).await.map_or_else(|_| name.clone(), |image| image.id);
-        docker.events.image(&id, &name, "load");
-        let text = if name.starts_with("sha256:") {
-            format!("Loaded image ID: {name}\n")
-        } else {
-            format!("Loaded image: {name}\n")
-        };
-        lines.push(line(&json!({ "stream": text })));
+    for image in loaded {
+        let id = image.id.to_string();
+        for name in &image.references {
+            docker.events.image(&id, name, "load");
+            lines.push(line(&json!({ "stream": format!("Loaded image: {name}\n") })));
+        }
+        if image.references.is_empty() {
+            docker.events.image(&id, &id, "load");
+            lines.push(line(&json!({ "stream": format!("Loaded image ID: {id}\n") })));
+        }
     }
     Ok(lines_response(lines))
 }
@@ -223,7 +237,7 @@ async fn image_load(docker: Arc<Docker>, call: Call) -> Reply {
 async fn save(docker: Arc<Docker>, references: Vec<String>) -> Reply {
     for reference in &references {
         let image = docker.image(reference).await?;
-        docker.events.image(&image.id, reference, "save");
+        docker.events.image(&image.id.to_string(), reference, "save");
     }
     let archive = docker.state.images.save(&references).await?;
     Ok(body::stream("application/x-tar", archive))
@@ -251,19 +265,19 @@ async fn image_push(docker: Arc<Docker>, call: Call) -> Reply {
     let image = docker
         .state
         .images
-        .find(&reference)
+        .get(&reference)
         .await
         .map_err(|_| Error::NotFound(format!("An image does not exist locally with the tag: {name}")))?;
     let auth = registry_auth(&call)?;
-    let (progress, mut lines) = mpsc::channel(PROGRESS_QUEUE);
-    let (worker, wanted) = (docker.clone(), reference.clone());
-    let push = tokio::spawn(async move { worker.state.images.push(&wanted, auth, progress).await });
+    let wanted = Reference::parse_tagged(&reference)?;
+    let shown_name = wanted.name();
+    let (progress, mut lines) = Progress::channel();
+    let worker = docker.clone();
+    let push = tokio::spawn(async move { worker.state.images.push(&wanted, auth.as_ref(), &progress).await });
     let (sender, pieces) = body::channel();
-    let tag = reference.rsplit(':').next().unwrap_or("latest").to_owned();
-    let name = name.to_owned();
     tokio::spawn(async move {
         let _abort = AbortOnDrop(push.abort_handle());
-        let first = json!({ "status": format!("The push refers to repository [{name}]") });
+        let first = json!({ "status": format!("The push refers to repository [{shown_name}]") });
         if sender.send(line(&first)).await.is_err() {
             return;
         }
@@ -273,8 +287,9 @@ async fn image_push(docker: Arc<Docker>, call: Call) -> Reply {
             }
         }
         match push.await {
-            Ok(Ok((digest, size))) => {
-                docker.events.image(&image.id, &reference, "push");
+            Ok(Ok(image::Pushed { tag, digest, size_bytes: size })) => {
+                docker.events.image(&image.id.to_string(), &reference, "push");
+                let digest = digest.to_string();
                 let status = format!("{tag}: digest: {digest} size: {size}");
                 let _ = sender.send(line(&json!({ "status": status }))).await;
                 let aux = json!({ "Tag": tag, "Digest": digest, "Size": size });
