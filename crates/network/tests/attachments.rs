@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use network::{AttachRequest, DEFAULT_NETWORK, Error, NetworkConfig};
+use network::{AttachRequest, DEFAULT_NETWORK, Error, NetworkConfig, PortMapping, Protocol};
 
 use crate::lab::{self, MACHINE, WORLD, ask, assert_unreachable, inside, serve_tcp, shell};
 
@@ -85,6 +85,37 @@ fn attaching_again_detaching_and_garbage_collection() {
         assert!(left.attachments.is_empty() && left.publications.is_empty());
         assert_eq!(left.namespaces.len(), 2);
         assert_eq!(shell("ip -br link | grep -c nuv || true").trim(), "0");
+    });
+}
+
+#[test]
+fn many_come_and_go_at_once() {
+    lab::run(|lab| async move {
+        let fabric = &lab.fabric;
+        let one = |number: u32| async move {
+            let owner = format!("w{number}");
+            let namespace = fabric.create_namespace(&owner).await.unwrap();
+            let request = AttachRequest { owner: owner.clone(), namespace, network: DEFAULT_NETWORK.into(), ..Default::default() };
+            let attachment = fabric.attach(request).await.unwrap();
+            let any = std::net::Ipv4Addr::UNSPECIFIED;
+            let port = PortMapping { host_address: any, host_port: 0, host_port_end: 0, target_port: 80, protocol: Protocol::Tcp };
+            let port = fabric.publish(&owner, attachment.address, vec![port]).await.unwrap()[0].host_port;
+            if number % 2 == 0 {
+                fabric.release(&owner).await.unwrap();
+                fabric.remove_namespace(&owner).await.unwrap();
+                return None;
+            }
+            Some((attachment.address, port))
+        };
+        let kept: Vec<_> = futures::future::join_all((0..40).map(one)).await.into_iter().flatten().collect();
+        assert_eq!(kept.iter().map(|k| k.0).collect::<HashSet<_>>().len(), 20);
+        assert_eq!(kept.iter().map(|k| k.1).collect::<HashSet<_>>().len(), 20);
+        assert_eq!(shell("ip -br link | grep -c nuv").trim(), "20");
+        assert_eq!(shell("nft list set bridge nuee ports | grep -c nuv").trim(), "20");
+        assert_eq!(fabric.list().attachments.len(), 20);
+        let gone = fabric.collect_garbage(&HashSet::from(["world".to_owned()])).await.unwrap();
+        assert_eq!(gone.len(), 20);
+        assert!(!shell("nft list ruleset").contains("nuv0") && !shell("ip -br link").contains("nuv"));
     });
 }
 

@@ -146,6 +146,23 @@ fn udp_clients_are_led_away_from_a_dead_endpoint() {
 }
 
 #[test]
+fn an_endpoint_may_be_the_machine_itself() {
+    lab::run(|lab| async move {
+        let client = lab.workload("client", DEFAULT_NETWORK).await;
+        let stranger = {
+            lab.network("red", false).await;
+            lab.workload("stranger", "red").await
+        };
+        serve_tcp(None, 6443, "machine");
+        let endpoint = Endpoint { address: MACHINE, port: 6443 };
+        lab.fabric.sync_services(vec![ServiceRule { endpoints: vec![endpoint], ..service(&[]) }]).await.unwrap();
+        assert_eq!(ask(Some(&client.namespace), VIP, 80), format!("machine {}", client.address));
+        assert!(ask(Some(&stranger.namespace), VIP, 80).starts_with("machine "));
+        assert!(ask(None, VIP, 80).starts_with("machine "));
+    });
+}
+
+#[test]
 fn local_external_traffic_policy_and_external_addresses() {
     lab::run(|lab| async move {
         let a = lab.workload("a", DEFAULT_NETWORK).await;
