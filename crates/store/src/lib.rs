@@ -4,9 +4,12 @@
 //! - `types`: what goes in and out; `error`: what can go wrong; the [`Store`] trait: the contract
 //! - `memory`: [`MemoryStore`], the model, a map with revisions; for tests
 //! - [`embedded`]: [`EmbeddedStore`], our own log in one directory
+//! - `etcd`: [`EtcdStore`], an etcd v3 cluster (cargo feature `etcd`)
 //! - `watch`, `validate`, [`clock`]: what the engines in this process share
 
 mod error;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod memory;
 mod types;
 mod validate;
@@ -23,6 +26,8 @@ use futures::Stream;
 
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use error::{Error, Result};
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use memory::MemoryStore;
 pub use types::*;
 

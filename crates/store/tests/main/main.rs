@@ -3,6 +3,8 @@
 mod conformance;
 mod crash;
 mod embedded;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod model;
 mod power;
 mod simdisk;
