@@ -16,6 +16,7 @@ pub mod cgroup;
 mod config;
 mod error;
 mod exec;
+mod filters;
 pub mod init;
 mod log_format;
 pub mod logs;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::cgroup::{Cgroup, Hierarchies, Limits};
 use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
+use crate::filters::Filters;
 use crate::oci::{OciKind, OciRuntime};
 use crate::protocol::{AttachRequest, Attached, FrameKind, encode_size};
 use crate::session::Connection;
@@ -41,6 +42,7 @@ struct Shared {
     options: RuntimeOptions,
     oci: OciRuntime,
     hierarchies: Hierarchies,
+    filters: Filters,
 }
 
 impl Runtime {
@@ -53,7 +55,8 @@ impl Runtime {
         for directory in [&options.containers_dir, &oci.root] {
             std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         }
-        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies }) })
+        let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
+        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters }) })
     }
 
     /// The OCI runtime in use, for people.
@@ -83,12 +86,19 @@ impl Runtime {
         }
         let runtime = self.clone();
         let prepared = directory.clone();
-        let limits = blocking(move || runtime.prepare(&prepared, config)).await?;
+        let (limits, filter) = blocking(move || runtime.prepare(&prepared, config)).await?;
         let created = match self.run_shim(&id, &directory).await {
             Ok(pid) => {
                 // Only now: a tight limit must bind the container, not the OCI runtime that sets it up.
-                let cgroup = self.cgroup(&id);
-                blocking(move || cgroup.apply(&limits)).await.map(|()| pid)
+                let (runtime, id) = (self.clone(), id.clone());
+                blocking(move || {
+                    if let Some(filter) = filter {
+                        runtime.shared.filters.keep(&filter, &runtime.shared.oci.state_dir(&id));
+                    }
+                    runtime.cgroup(&id).apply(&limits)
+                })
+                .await
+                .map(|()| pid)
             }
             Err(error) => Err(error),
         };
@@ -99,9 +109,11 @@ impl Runtime {
         created
     }
 
-    /// Writes everything that the shim reads, and makes the control group.
-    fn prepare(&self, directory: &ShimDir, config: ContainerConfig) -> Result<Limits> {
+    /// Writes everything that the shim reads, and makes the control group. Also returns the name of a system-call filter
+    /// that is to be kept once the OCI runtime has compiled it.
+    fn prepare(&self, directory: &ShimDir, config: ContainerConfig) -> Result<(Limits, Option<String>)> {
         let ContainerConfig { id, bundle_dir, mut spec, terminal, open_stdin, stdin_once, log } = config;
+        let filter = self.shared.filters.look_up(&mut spec);
         let cgroup = self.cgroup(&id);
         spec::check(&spec)?;
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
@@ -128,7 +140,7 @@ impl Runtime {
         }
         let shim = ShimConfig { id, bundle_dir, oci, terminal, open_stdin, stdin_once, log, cgroup };
         write_json(&directory.config(), &shim, false)?;
-        Ok(limits)
+        Ok((limits, filter))
     }
 
     /// What the shim and the chosen OCI runtime need in a specification.

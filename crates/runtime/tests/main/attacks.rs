@@ -80,6 +80,30 @@ async fn working_directories_through_descriptors_are_refused() {
 }
 
 #[tokio::test]
+async fn the_filter_of_system_calls_holds_when_compiled_and_when_kept() {
+    let place = Place::new();
+    // The first container compiles the filter, the second takes the kept one; an annotation cannot replace it.
+    for id in ["compiled", "kept"] {
+        let mut wanted = shell(
+            "while read line; do case $line in Seccomp:*) echo $line;; esac; done < /proc/self/status; unshare -m true || echo refused; exec sleep 1000",
+        );
+        wanted.change = Box::new(|spec: &mut Spec| {
+            let allow_all = "BgAAAAAA/38=".to_owned();
+            spec.set_annotations(Some([("run.oci.seccomp_bpf_data".to_owned(), allow_all)].into()));
+        });
+        place.start(id, wanted).await;
+        place.until_logged(id, "refused").await;
+        let log = place.log_text(id).await;
+        assert!(log.starts_with("Seccomp:\t2") || log.starts_with("Seccomp: 2"), "{id}: {log}");
+        let (code, _) = place.exec(id, &["unshare", "-m", "true"]).await;
+        assert_ne!(code, 0, "{id}");
+    }
+    let kept = std::fs::read_dir(place.directory.path().join("run/seccomp")).unwrap().count();
+    assert!(kept <= 1);
+    place.close().await;
+}
+
+#[tokio::test]
 async fn links_in_place_of_mount_points_stay_inside() {
     let place = Place::new();
     let canary = place.directory.path().join("canary");

@@ -197,7 +197,7 @@ fn make_rootfs(rootfs: &Path) {
     std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
     for name in [
         "sh", "cat", "echo", "sleep", "true", "id", "stty", "ls", "head", "dd", "env", "yes", "ps", "mknod",
-        "readlink", "umount", "mount",
+        "readlink", "umount", "unshare", "tty", "grep", "mount",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
     }
