@@ -7,6 +7,9 @@ use crate::pool::{Machine, TaintEffect, Workload};
 ///
 /// `Errors:` the reason, in the words that Kubernetes users know.
 pub fn check(machine: &Machine, workload: &Workload) -> Result<(), String> {
+    if workload.machine.as_ref().is_some_and(|wanted| *wanted != machine.name) {
+        return Err("node(s) didn't match the requested node name".into());
+    }
     if machine.unschedulable {
         return Err("node(s) were unschedulable".into());
     }
@@ -16,16 +19,20 @@ pub fn check(machine: &Machine, workload: &Workload) -> Result<(), String> {
     if let Some(taint) = untolerated {
         return Err(format!("node(s) had untolerated taint {{{}: {}}}", taint.key, taint.value));
     }
-    let selected = workload.selector.iter().all(|(key, value)| machine.labels.get(key) == Some(value));
-    let affine = workload.affinity.is_empty()
-        || workload.affinity.iter().any(|term| term.iter().all(|condition| condition.met_by(&machine.labels)));
-    if !selected || !affine {
+    if !is_eligible(machine, workload) {
         return Err("node(s) didn't match Pod's node affinity/selector".into());
     }
     if workload.host_ports.iter().any(|port| machine.host_ports.contains_key(port)) {
         return Err("node(s) didn't have free ports for the requested pod ports".into());
     }
     fits(machine, workload)
+}
+
+/// Whether the machine's labels are those that the workload asks for.
+pub(crate) fn is_eligible(machine: &Machine, workload: &Workload) -> bool {
+    workload.selector.iter().all(|(key, value)| machine.labels.get(key) == Some(value))
+        && (workload.affinity.is_empty()
+            || workload.affinity.iter().any(|term| term.iter().all(|condition| condition.met_by(&machine.labels))))
 }
 
 fn fits(machine: &Machine, workload: &Workload) -> Result<(), String> {

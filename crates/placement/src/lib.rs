@@ -4,10 +4,13 @@
 pub mod explain;
 pub mod filter;
 pub mod pool;
+pub mod relations;
 pub mod score;
 
 pub use explain::Unschedulable;
 pub use pool::{Machine, Pool, Resources, Taint, TaintEffect, Toleration, Workload};
+pub use relations::{Relation, Spread};
+pub use score::Policy;
 
 /// Where a workload goes, and why there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +28,21 @@ pub struct Choice {
 ///
 /// `Errors:` [`Unschedulable`] counts, per reason, the machines that were refused.
 pub fn place(pool: &Pool, workload: &Workload) -> Result<Choice, Unschedulable> {
+    place_by(pool, workload, Policy::default())
+}
+
+/// The same, under a policy.
+pub fn place_by(pool: &Pool, workload: &Workload, policy: Policy) -> Result<Choice, Unschedulable> {
+    let counts = relations::Counts::new(pool, workload);
     let mut refusals = Unschedulable::new(pool.machines().len());
     let mut best: Option<(u32, &Machine)> = None;
     let mut feasible = 0;
     for machine in pool.machines() {
-        match filter::check(machine, workload) {
+        match filter::check(machine, workload).and_then(|()| counts.check(machine)) {
             Err(reason) => refusals.count(reason),
             Ok(()) => {
                 feasible += 1;
-                let score = score::score(machine, workload);
+                let score = score::score(machine, workload, policy, counts.score(machine));
                 if best.is_none_or(|(highest, _)| score > highest) {
                     best = Some((score, machine));
                 }

@@ -93,6 +93,7 @@ pub fn pod_workload(pod: &Pod) -> Workload {
                 Some((port.protocol.clone().unwrap_or_else(|| "TCP".into()), number))
             })
             .collect(),
+        ..Workload::default()
     }
 }
 
