@@ -1,1 +1,34 @@
-//! kubernetes
+//! The Kubernetes dialect: HTTP in front of the `apiserver` machinery, and the built-in kinds. Owns certificates, TLS,
+//! authentication, content negotiation, discovery, OpenAPI, and the streams of `kubectl logs|exec|attach|port-forward`.
+//! Must never know the store, nor any other dialect.
+//!
+//! Where to look: a non-resource path is one row of [`endpoints::ENDPOINTS`]; a kind is one file section under `kinds/`;
+//! everything about resources goes through `resource.rs`.
+
+mod body;
+mod client;
+mod discovery;
+mod endpoints;
+mod health;
+mod identity;
+mod jsonpath;
+pub mod kinds;
+mod metrics;
+mod negotiate;
+mod openapi;
+mod openapi_v2;
+pub mod pki;
+mod pods;
+mod query;
+mod resource;
+mod router;
+mod serve;
+mod table;
+mod time;
+mod watch;
+
+pub use client::client;
+pub use endpoints::{ENDPOINTS, Endpoint};
+pub use kinds::builtin_kinds;
+pub use router::{RouterOptions, router};
+pub use serve::{ServeError, ServeLimits, serve};

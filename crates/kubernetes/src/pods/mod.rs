@@ -1,0 +1,137 @@
+//! The subresources of pods that are streams: `log`, `exec`, `attach`, `portforward`. The machine does the work through
+//! `node::Node`; this module checks rights and the pod, and speaks the wire protocols.
+
+mod log;
+mod port_forward;
+mod session;
+mod spdy;
+mod spdy_headers;
+mod spdy_session;
+mod websocket;
+
+use apiserver::{GetOptions, RequestContext, ResourcePath, Status};
+use axum::response::Response;
+use http::Method;
+use node::Workload;
+use serde_json::Value;
+
+use crate::resource::{Call, not_allowed};
+
+/// Which protocol a subresource speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// A text stream.
+    Log,
+    /// A new process.
+    Exec,
+    /// The main process.
+    Attach,
+    /// TCP ports.
+    PortForward,
+}
+
+/// The protocol of a path; `None` for plain resources.
+pub(crate) fn protocol(path: &ResourcePath) -> Option<Protocol> {
+    if !path.group.is_empty() || path.resource != "pods" {
+        return None;
+    }
+    match path.subresource.as_deref()? {
+        "log" => Some(Protocol::Log),
+        "exec" => Some(Protocol::Exec),
+        "attach" => Some(Protocol::Attach),
+        "portforward" => Some(Protocol::PortForward),
+        _ => None,
+    }
+}
+
+/// Serves one of the streams.
+pub(crate) async fn serve(protocol: Protocol, call: Call) -> Result<Response, Status> {
+    // Opening a stream into a container is a write, whatever the HTTP method; a WebSocket can only be opened by GET.
+    let (verb, methods): (_, &[Method]) = match protocol {
+        Protocol::Log => ("get", &[Method::GET]),
+        _ => ("create", &[Method::GET, Method::POST]),
+    };
+    if !methods.contains(&call.parts.method) {
+        return Err(not_allowed(&call));
+    }
+    authorize(&call, verb)?;
+    let pod = pod(&call).await?;
+    match protocol {
+        Protocol::Log => log::serve(&call, &pod).await,
+        Protocol::Exec | Protocol::Attach => session::serve(protocol, call, &pod).await,
+        Protocol::PortForward => port_forward::serve(call, &pod).await,
+    }
+}
+
+fn authorize(call: &Call, verb: &str) -> Result<(), Status> {
+    let user = &call.context.user;
+    if call.state.api.authorize(user, &call.path.attributes(verb)).allowed {
+        return Ok(());
+    }
+    let resource = format!("pods/{}", call.path.subresource.as_deref().unwrap_or_default());
+    let detail = format!(
+        "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"\" in the namespace \"{}\"",
+        user.name,
+        call.path.namespace.as_deref().unwrap_or_default()
+    );
+    Err(Status::forbidden("", "pods", call.path.name.as_deref().unwrap_or_default(), &detail))
+}
+
+/// The pod. Who may read its log need not have the right to read the pod itself.
+async fn pod(call: &Call) -> Result<Value, Status> {
+    let path = ResourcePath { subresource: None, ..call.path.clone() };
+    let context = RequestContext::internal("system:apiserver");
+    Ok(call.state.api.get(&context, &path, &GetOptions::default()).await?.to_value())
+}
+
+/// The container that is meant: named, or the default one, or the only one.
+fn container(call: &Call, pod: &Value) -> Result<String, Status> {
+    let lists = ["containers", "initContainers", "ephemeralContainers"];
+    let names = |list: &str| -> Vec<String> {
+        let items = pod["spec"][list].as_array().into_iter().flatten();
+        items.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
+    };
+    let pod_name = call.path.name.as_deref().unwrap_or_default();
+    if let Some(wanted) = call.query.text("container") {
+        let known = lists.iter().any(|list| names(list).contains(&wanted));
+        return if known {
+            Ok(wanted)
+        } else {
+            Err(Status::bad_request(format!("container {wanted} is not valid for pod {pod_name}")))
+        };
+    }
+    let containers = names("containers");
+    let annotation =
+        pod.pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container").and_then(Value::as_str);
+    if let Some(default) = annotation.filter(|name| containers.iter().any(|one| one == name)) {
+        return Ok(default.to_owned());
+    }
+    match containers.as_slice() {
+        [only] => Ok(only.clone()),
+        many => {
+            let choices = many.join(" ");
+            Err(Status::bad_request(format!(
+                "a container name must be specified for pod {pod_name}, choose one of: [{choices}]"
+            )))
+        }
+    }
+}
+
+fn workload(call: &Call, container: String) -> Workload {
+    Workload::PodContainer {
+        namespace: call.path.namespace.clone().unwrap_or_default(),
+        pod: call.path.name.clone().unwrap_or_default(),
+        container,
+    }
+}
+
+/// A machine's error as a status.
+fn node_status(error: node::Error) -> Status {
+    match error {
+        node::Error::NotFound(message) => Status::new(404, apiserver::Reason::NotFound, message),
+        node::Error::Conflict(message) | node::Error::Invalid(message) => Status::bad_request(message),
+        node::Error::NotSupported(message) => Status::new(501, apiserver::Reason::Unknown, message),
+        node::Error::Unavailable(message) => Status::unavailable(message),
+        other => Status::internal(other),
+    }
+}
