@@ -12,6 +12,9 @@ pub fn parse(text: &str) -> Option<i128> {
         Some(rest) => (-1, rest),
         None => (1, number.strip_prefix('+').unwrap_or(number)),
     };
+    if number.contains(['+', '-']) {
+        return None;
+    }
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && part.is_empty() || part.len() > 18 {
         return None;

@@ -35,12 +35,15 @@ pub fn merge(
     let mut result = live.clone();
     merge_value(schema, &mut result, config);
     let before: FieldSet = own.into_iter().flat_map(|entry| entry.fields).collect();
-    for path in before.iter().rev().filter(|path| !wanted.contains_key(*path)) {
+    // A container that becomes empty stays when someone manages it as a whole.
+    let stays = |path: &[String]| wanted.contains_key(path) || others.iter().any(|entry| entry.fields.contains(path));
+    // Elements come before what is in them, so that an element goes whole while its keys still name it.
+    for path in before.iter().filter(|path| !wanted.contains_key(*path)) {
         // Who manages something below an element keeps the element.
         let kept = others.iter().any(|entry| entry.fields.contains(path) || has_below(&entry.fields, path))
             || wanted.keys().any(|own| own.len() > path.len() && own.starts_with(path));
         if !kept {
-            remove(schema, &mut result, path);
+            remove(schema, &mut result, path, 0, &stays);
         }
     }
     Ok(result)
@@ -115,11 +118,10 @@ fn merge_list(items: SchemaRef<'_>, keys: &[String], live: &mut Vec<Value>, conf
     for (name, value) in order.iter().zip(config) {
         if let Some(at) = rest.iter().position(|(own, _)| own == name) {
             // What stands before it in the live list and in no configuration goes first.
-            let ahead: Vec<usize> = (0..at).filter(|index| !order.contains(&rest[*index].0)).collect();
-            for index in ahead.into_iter().rev() {
-                let (_, item) = rest.remove(index);
-                result.push(item);
-            }
+            let tail = rest.split_off(at);
+            let (waiting, ahead): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(own, _)| order.contains(own));
+            result.extend(ahead.into_iter().map(|(_, item)| item));
+            rest = waiting.into_iter().chain(tail).collect();
             if let Some(at) = rest.iter().position(|(own, _)| own == name) {
                 let (_, mut item) = rest.remove(at);
                 merge_value(items, &mut item, value);
@@ -133,17 +135,20 @@ fn merge_list(items: SchemaRef<'_>, keys: &[String], live: &mut Vec<Value>, conf
     *live = result;
 }
 
-/// Removes the field at a path, and containers that become empty by that.
-fn remove(schema: SchemaRef<'_>, value: &mut Value, path: &[String]) {
-    let Some((step, rest)) = path.split_first() else { return };
-    let empties =
-        |value: &Value| value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
+/// Removes the field at `path[depth..]` below `value`, and containers that become empty by that and that nobody keeps.
+fn remove(schema: SchemaRef<'_>, value: &mut Value, path: &Path, depth: usize, stays: &impl Fn(&[String]) -> bool) {
+    let Some(step) = path.get(depth) else { return };
+    let last = depth + 1 == path.len();
+    let empties = |value: &Value| {
+        let empty = value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
+        empty && !stays(&path[..=depth])
+    };
     match (value, step.split_once(':')) {
         (Value::Object(map), Some(("f", name))) => {
-            if rest.is_empty() {
+            if last {
                 map.remove(name);
             } else if let Some(inner) = map.get_mut(name) {
-                remove(schema.property(name), inner, rest);
+                remove(schema.property(name), inner, path, depth + 1, stays);
                 if empties(inner) {
                     map.remove(name);
                 }
@@ -153,10 +158,14 @@ fn remove(schema: SchemaRef<'_>, value: &mut Value, path: &[String]) {
         (Value::Array(list), Some(("k", _))) => {
             let ListKind::Map(keys) = schema.list_kind() else { return };
             let at = list.iter().position(|item| key_step(schema.items(), &keys, item) == *step);
+            // The keys are the element's identity; they go only with it.
+            let is_key = |step: &String| step.strip_prefix("f:").is_some_and(|name| keys.iter().any(|key| key == name));
             match at {
-                Some(at) if rest.is_empty() => drop(list.remove(at)),
-                Some(at) => remove(schema.items(), &mut list[at], rest),
-                None => {}
+                Some(at) if last => drop(list.remove(at)),
+                Some(at) if !path.get(depth + 1).is_some_and(is_key) => {
+                    remove(schema.items(), &mut list[at], path, depth + 1, stays);
+                }
+                _ => {}
             }
         }
         _ => {}

@@ -60,7 +60,9 @@ impl<'a> SchemaRef<'a> {
     where
         'a: 'b,
     {
-        let node = self.node.and_then(|node| node.get("properties")?.get(name).or_else(|| additional(node)));
+        let node = self.node.and_then(|node| {
+            node.get("properties").and_then(|properties| properties.get(name)).or_else(|| additional(node))
+        });
         self.at(node, self.field, name)
     }
 

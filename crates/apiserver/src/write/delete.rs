@@ -38,6 +38,9 @@ impl ApiServer {
         if kind.is("", "namespaces") && IMMORTAL_NAMESPACES.contains(&name) {
             return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }
+        if crate::custom::is_definition(&kind) && !o.dry_run {
+            self.delete_instances(ctx, path).await?;
+        }
         for _ in 0..ATTEMPTS {
             let present = self.present(&kind, path)?;
             if let Some(deleted) = self.try_delete(ctx, &kind, path, o, &present).await? {
@@ -46,6 +49,17 @@ impl ApiServer {
             self.catch_up(&present).await;
         }
         Err(Status::modified(&kind.group, &kind.plural, name))
+    }
+
+    /// A definition takes its objects with it.
+    async fn delete_instances(&self, ctx: &RequestContext, path: &ResourcePath) -> Result<(), Status> {
+        let Some((plural, group)) = path.name.as_deref().unwrap_or_default().split_once('.') else { return Ok(()) };
+        let Some(kind) = self.kinds.load().lookup_any_version(group, plural).filter(|kind| kind.custom).cloned() else {
+            return Ok(());
+        };
+        let all = ResourcePath::collection(group, &kind.version, plural, None);
+        Box::pin(self.delete_objects(ctx, &all, &DeleteOptions::default(), &ListOptions::default())).await?;
+        Ok(())
     }
 
     /// One attempt; `None` when someone came in between.
