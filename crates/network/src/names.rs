@@ -20,6 +20,12 @@ pub fn bridge_name(network: &str) -> String {
     if network == DEFAULT_NETWORK { DEFAULT_BRIDGE.to_owned() } else { format!("nuee-{:08x}", hash(network) >> 32) }
 }
 
+/// Whether a name is one that [`bridge_name`] gives.
+pub(crate) fn is_bridge_name(name: &str) -> bool {
+    let digits = name.strip_prefix("nuee-").filter(|d| d.len() == 8);
+    name == DEFAULT_BRIDGE || digits.is_some_and(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// The machine's end of an attachment's veth pair.
 pub(crate) fn port_name(owner: &str, network: &str) -> String {
     format!("{PORT_PREFIX}{:012x}", hash(&format!("{owner}/{network}")) >> 16)
@@ -54,6 +60,7 @@ mod tests {
             assert_eq!(port_name(id, id).len(), INTERFACE_CHARACTERS_MAX);
         }
         assert_eq!(bridge_name("default"), "nuee0");
+        assert!(is_bridge_name("nuee0") && is_bridge_name(&bridge_name("x")) && !is_bridge_name("nuee-lan"));
     }
 
     #[test]

@@ -89,16 +89,50 @@ fn attaching_again_detaching_and_garbage_collection() {
 }
 
 #[test]
+fn what_a_crash_leaves_is_repaired() {
+    lab::run(|mut lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        let b = lab.workload("b", DEFAULT_NETWORK).await;
+        serve_tcp(Some(&b.namespace), 80, "b");
+        // As after kill -9 in the middle of things: an address without an interface, interfaces and a bridge without a
+        // record, a port off its bridge, a bridge that is down, and no tables.
+        shell(&format!("ip link del {}", a.host_interface));
+        shell(
+            "ip link add nuv0123456789ab type veth peer name nuvba9876543210 && ip link add nuee-0badcafe type bridge",
+        );
+        shell(&format!("ip link set {} nomaster && ip link set nuee0 down", b.host_interface));
+        drop(std::mem::replace(&mut lab.fabric, network::Fabric::open(lab.options.clone()).await.unwrap()));
+        shell("nft flush ruleset");
+        lab.fabric.reconcile().await.unwrap();
+        let links = shell("ip -br link");
+        assert!(!links.contains("nuee-0badcafe") && !links.contains("nuv0123"), "{links}");
+        assert_eq!(lab.workload("a", DEFAULT_NETWORK).await, a);
+        assert_eq!(ask(Some(&a.namespace), b.address, 80), format!("b {}", a.address));
+    });
+}
+
+#[test]
 fn many_come_and_go_at_once() {
     lab::run(|lab| async move {
         let fabric = &lab.fabric;
         let one = |number: u32| async move {
             let owner = format!("w{number}");
             let namespace = fabric.create_namespace(&owner).await.unwrap();
-            let request = AttachRequest { owner: owner.clone(), namespace, network: DEFAULT_NETWORK.into(), ..Default::default() };
+            let request = AttachRequest {
+                owner: owner.clone(),
+                namespace,
+                network: DEFAULT_NETWORK.into(),
+                ..Default::default()
+            };
             let attachment = fabric.attach(request).await.unwrap();
             let any = std::net::Ipv4Addr::UNSPECIFIED;
-            let port = PortMapping { host_address: any, host_port: 0, host_port_end: 0, target_port: 80, protocol: Protocol::Tcp };
+            let port = PortMapping {
+                host_address: any,
+                host_port: 0,
+                host_port_end: 0,
+                target_port: 80,
+                protocol: Protocol::Tcp,
+            };
             let port = fabric.publish(&owner, attachment.address, vec![port]).await.unwrap()[0].host_port;
             if number % 2 == 0 {
                 fabric.release(&owner).await.unwrap();

@@ -329,7 +329,7 @@ mod tests {
         let took = start.elapsed();
         eprintln!("1,000 decisions on 500 machines: {took:?}");
         assert!(pool.machines().all(|m| m.workloads == 2), "spread evenly");
-        // Debug builds on busy machines included; a release build takes about 20 ms.
+        // Measured: 150 ms in a debug build; the bound is for busy machines.
         assert!(took.as_secs() < 10);
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::error::{Error, IoContext, Result};
 use crate::kernel::netlink::Channel;
 use crate::kernel::{link, namespace, sysctl};
-use crate::names::{bridge_name, check_id, check_interface};
+use crate::names::{bridge_name, check_id, check_interface, is_bridge_name};
 use crate::nft::elements::{self, Batch, Family};
 use crate::nft::ruleset::{self, Fixed};
 use crate::nft::{TABLE, process, services::Tables};
@@ -285,12 +285,29 @@ impl Inner {
         }
         let mut channel = host_channel()?;
         let links = link::list(&mut channel).map_err(netlink_error("list interfaces"))?;
+        self.delete_strays(core, &mut channel, &links)?;
         let index = |name: &str| links.iter().find(|l| l.name == name).map(|l| l.index);
         for attachment in core.addresses.all() {
             let Some(network) = core.networks.get(&attachment.network) else { continue };
             if let (Some(port), Some(bridge)) = (index(&attachment.host_interface), index(&network.bridge)) {
                 link::plug(&mut channel, port, bridge, network.isolated_ports)
                     .map_err(netlink_error(format!("plug {}", attachment.host_interface)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes interfaces with our names that nothing on disk speaks of: a crash came between the two.
+    fn delete_strays(&self, core: &Core, channel: &mut Channel, links: &[link::Link]) -> Result<()> {
+        let ports: HashSet<&str> = core.addresses.all().map(|a| a.host_interface.as_str()).collect();
+        let bridges: HashSet<&str> = core.networks.values().map(|n| n.bridge.as_str()).collect();
+        for found in links {
+            let name = found.name.as_str();
+            let is_stray = (name.starts_with(ruleset::PORT_PREFIX) && !ports.contains(name))
+                || (found.is_bridge && is_bridge_name(name) && !bridges.contains(name));
+            if is_stray {
+                tracing::info!(name, "deleting an interface that was left over");
+                link::delete(channel, name).map_err(netlink_error(format!("delete {name}")))?;
             }
         }
         Ok(())
