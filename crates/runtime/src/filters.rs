@@ -97,7 +97,7 @@ fn is_filter(bytes: &[u8]) -> bool {
     /// `BPF_RET | BPF_K`
     const RETURN: u8 = 0x06;
     let last = bytes.len().checked_sub(INSTRUCTION_BYTES).and_then(|at| bytes.get(at));
-    bytes.len() % INSTRUCTION_BYTES == 0 && last == Some(&RETURN)
+    bytes.len().is_multiple_of(INSTRUCTION_BYTES) && last == Some(&RETURN)
 }
 
 #[cfg(test)]

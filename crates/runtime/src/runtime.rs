@@ -418,7 +418,14 @@ impl Runtime {
             found.status = ContainerStatus::Stopped;
             return Ok(Some(found));
         }
-        let Some(state) = state else { return Ok(Some(found)) };
+        let Some(state) = state else {
+            // Cut off in its creation, with its daemon and its shim: nobody is at work on it any more.
+            if age(&directory.config()) > REPORT_TIMEOUT {
+                found.exit = Some(self.bury(id, &directory)?);
+                found.status = ContainerStatus::Stopped;
+            }
+            return Ok(Some(found));
+        };
         if processes::start_ticks(state.shim_pid) != Some(state.shim_start_ticks) {
             // It may have ended in good order between our two looks.
             let record = match read_json(&directory.exit())? {
@@ -494,6 +501,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Ok(result) => result,
         Err(error) => Err(Error::Shim { id: String::new(), message: format!("work was cut off: {error}") }),
     }
+}
+
+/// How long ago a file was written.
+fn age(path: &Path) -> Duration {
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.ok().and_then(|time| time.elapsed().ok()).unwrap_or_default()
 }
 
 fn not_running(id: &str) -> Error {

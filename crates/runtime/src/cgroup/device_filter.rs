@@ -118,6 +118,10 @@ pub(super) fn program(rules: &[DeviceRule]) -> Vec<BpfInstruction> {
         }
         code.push(BpfInstruction::set(0, u32::from(rule.allow)));
         code.push(BpfInstruction::exit());
+        if length == 0 {
+            // It matches everything: the kernel refuses code that nothing reaches.
+            return code;
+        }
     }
     code.push(BpfInstruction::set(0, 0));
     code.push(BpfInstruction::exit());

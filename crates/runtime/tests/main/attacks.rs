@@ -85,7 +85,7 @@ async fn the_filter_of_system_calls_holds_when_compiled_and_when_kept() {
     // The first container compiles the filter, the second takes the kept one; an annotation cannot replace it.
     for id in ["compiled", "kept"] {
         let mut wanted = shell(
-            "while read line; do case $line in Seccomp:*) echo $line;; esac; done < /proc/self/status; unshare -m true || echo refused; exec sleep 1000",
+            "while read line; do case $line in Seccomp:*) echo $line;; esac; done < /proc/self/status; unshare -U true && echo allowed || echo refused; exec sleep 1000",
         );
         wanted.change = Box::new(|spec: &mut Spec| {
             let allow_all = "BgAAAAAA/38=".to_owned();
@@ -95,9 +95,15 @@ async fn the_filter_of_system_calls_holds_when_compiled_and_when_kept() {
         place.until_logged(id, "refused").await;
         let log = place.log_text(id).await;
         assert!(log.starts_with("Seccomp:\t2") || log.starts_with("Seccomp: 2"), "{id}: {log}");
-        let (code, _) = place.exec(id, &["unshare", "-m", "true"]).await;
+        let (code, _) = place.exec(id, &["unshare", "-U", "true"]).await;
         assert_ne!(code, 0, "{id}");
     }
+    // The control: without the filter the same call goes through.
+    let mut wanted = shell("unshare -U true && echo allowed");
+    wanted.change = Box::new(|spec: &mut Spec| {
+        spec.linux_mut().as_mut().unwrap().set_seccomp(None);
+    });
+    assert_eq!(place.run("control", wanted).await, (0, "allowed\n".to_owned()));
     let kept = std::fs::read_dir(place.directory.path().join("run/seccomp")).unwrap().count();
     assert!(kept <= 1);
     place.close().await;

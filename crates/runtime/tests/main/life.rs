@@ -128,3 +128,36 @@ async fn runc_does_the_same_where_crun_is_missing() {
     assert_eq!(place.exec("two", &["/bin/echo", "exec"]).await, (0, "exec\n".to_owned()));
     place.close().await;
 }
+
+#[test]
+fn init_ends_as_its_program_and_passes_signals_on() {
+    let init = |script: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_runtime-test-shim"));
+        command.args(["init", "--", "/bin/sh", "-c", script]).stdout(std::process::Stdio::piped());
+        command
+    };
+    assert_eq!(init("exit 3").status().unwrap().code(), Some(3));
+    let mut child = init("trap 'exit 5' TERM; echo ready; while true; do sleep 0.01; done").spawn().unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[tokio::test]
+async fn a_frozen_oci_runtime_is_given_up() {
+    let place = Place::new();
+    let hung = place.directory.path().join("hung");
+    std::fs::write(&hung, "#!/bin/sh\nkill -STOP $$\n").unwrap();
+    std::fs::set_permissions(&hung, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let frozen = Place::with(OciRuntimeChoice::Crun(hung));
+    let begin = Instant::now();
+    let error = frozen.runtime.create(frozen.config("one", run(&["/bin/true"]))).await.unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(30), "{error}");
+    assert!(error.to_string().contains("did not answer"), "{error}");
+    // Others go on meanwhile, and nothing stays.
+    assert_eq!(place.run("other", run(&["/bin/true"])).await.0, 0);
+    frozen.close().await;
+    place.close().await;
+}

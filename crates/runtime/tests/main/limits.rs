@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Spec};
+use runtime::cgroup::{Cgroup, DeviceRule, Hierarchies};
 use runtime::{ContainerStatus, Error};
 
 use crate::place::{PATIENCE, Place, run, shell};
@@ -107,7 +108,8 @@ async fn limits_change_while_it_runs() {
     let figures = place.runtime.statistics("one").await.unwrap();
     assert_eq!((figures.memory_limit_bytes, figures.pids_limit), (64 << 20, 17));
     let pids = place.runtime.pids("one").await.unwrap();
-    assert_eq!(runtime::names(&pids).into_values().collect::<Vec<_>>(), ["sleep"]);
+    assert_eq!(pids, [place.runtime.state("one").await.unwrap().pid]);
+    assert_eq!(runtime::names(&pids).len(), 1);
     place.close().await;
 }
 
@@ -127,4 +129,33 @@ async fn a_log_flood_is_bounded() {
     assert_eq!(logs.len(), 3);
     assert!(logs.iter().all(|entry| entry.metadata().unwrap().len() <= 1 << 20));
     place.close().await;
+}
+
+#[tokio::test]
+async fn on_v2_a_program_decides_over_devices() {
+    // A hybrid machine has v2 without controllers, which is all that device programs need.
+    let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|mount| std::path::Path::new(mount).join("cgroup.subtree_control").exists());
+    let Some(mount) = mount else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let name = directory.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
+    let group = Cgroup::new(Hierarchies::V2(mount.into()), &format!("/nuee-test-{name}"));
+    let rules: Vec<DeviceRule> = runtime::spec::default_device_rules().unwrap().iter().map(DeviceRule::from).collect();
+    let created = group.create(&rules);
+    if created.is_err() {
+        group.remove().unwrap();
+    }
+    created.unwrap();
+    let script = "echo 0 > $0; : < /dev/zero && echo zero; mknod $1/loop b 7 0 && echo node; : < $1/loop; echo opened";
+    let output = std::process::Command::new("/bin/busybox")
+        .args(["sh", "-c", script])
+        .arg(&group.entry_files()[0])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    group.kill_all().unwrap();
+    group.remove().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "zero\nnode\n", "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not permitted"), "{output:?}");
 }
