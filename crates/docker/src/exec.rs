@@ -157,7 +157,13 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
     };
     let session = match docker.state.node.exec(&docker.workload(&exec.container), request).await {
         Ok(session) => session,
-        Err(error) => return Err(refuse(&exec, error)),
+        Err(error) => {
+            let error = refuse(&exec, error);
+            if start.detach {
+                return Err(error);
+            }
+            return Ok(tell_failure(&mut call, &error, terminal));
+        }
     };
     *exec.phase.lock() = Phase::Running { pid: session.pid, resize: Some(session.resize.clone()) };
     let line = exec.command.join(" ");
@@ -191,6 +197,19 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         detached: Box::new(move || events.container(&container, "exec_detach", &[("execID", execution)])),
     };
     Ok(hijack::respond(&mut call, streams))
+}
+
+/// A client that attached is told in the stream why nothing runs, and finds the exit code by inspect, as with Docker.
+fn tell_failure(call: &mut Call, error: &Error, terminal: bool) -> axum::response::Response {
+    let text = node::Output { stream: node::OutputStream::Stdout, data: format!("{error}\r\n").into() };
+    let streams = Streams {
+        stdin: None,
+        output: Box::pin(futures::stream::iter([text])),
+        wanted: Wanted { stdin: false, stdout: true, stderr: true, terminal },
+        detach_keys: DetachKeys::parse(None),
+        detached: Box::new(|| ()),
+    };
+    hijack::respond(call, streams)
 }
 
 /// An instance runs once.

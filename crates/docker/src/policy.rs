@@ -10,7 +10,7 @@ use crate::operation::Access;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// The machine's own socket: whoever may open it is root here anyway.
-    Administrator,
+    Machine,
     /// A tenant's endpoint: containers yes, the machine no.
     Tenant,
 }
@@ -74,7 +74,7 @@ impl std::fmt::Display for Privilege {
 /// Errors: [`Error::Forbidden`] that names the first thing refused.
 pub(crate) fn judge(endpoint: Endpoint, asked: &[Privilege]) -> Result<()> {
     match (endpoint, asked.first()) {
-        (Endpoint::Administrator, _) | (_, None) => Ok(()),
+        (Endpoint::Machine, _) | (_, None) => Ok(()),
         (Endpoint::Tenant, Some(privilege)) => {
             Err(Error::Forbidden(format!("not allowed on this endpoint: {privilege}")))
         }
@@ -180,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_is_refused_each_way_to_the_machine_and_the_administrator_none() {
+    fn a_tenant_is_refused_each_way_to_the_machine_and_the_machine_itself_none() {
         for (name, spec) in matrix() {
             let asked = privileges(&spec);
             assert!(!asked.is_empty(), "{name} is not seen as a privilege");
-            assert!(judge(Endpoint::Administrator, &asked).is_ok(), "{name}");
+            assert!(judge(Endpoint::Machine, &asked).is_ok(), "{name}");
             let refusal = judge(Endpoint::Tenant, &asked).unwrap_err();
             assert_eq!(refusal.status(), 403, "{name}");
         }
@@ -206,7 +206,7 @@ mod tests {
     fn a_tenant_cannot_delete_what_all_endpoints_share() {
         let delete = Access { verb: "delete", kind: "images" };
         assert!(judge_operation(Endpoint::Tenant, delete).is_err());
-        assert!(judge_operation(Endpoint::Administrator, delete).is_ok());
+        assert!(judge_operation(Endpoint::Machine, delete).is_ok());
         assert!(judge_operation(Endpoint::Tenant, Access { verb: "list", kind: "images" }).is_ok());
     }
 }

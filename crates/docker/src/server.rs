@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 
 use crate::call::Call;
 use crate::error::Error;
+use crate::images::library::{Images, MachineImages};
 use crate::operation::{self, Support};
 use crate::state::{Docker, DockerState};
 use crate::{policy, version};
@@ -27,7 +28,13 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// The dialect as a router. Must be called inside a tokio runtime; the caches fill in the background.
 pub fn router(state: DockerState) -> Router {
-    let docker = Docker::start(state);
+    let images = MachineImages::new(state.images.clone(), state.step_runner.clone());
+    router_with(state, images)
+}
+
+/// The same over other images than those of the machine's store.
+pub fn router_with(state: DockerState, images: Arc<dyn Images>) -> Router {
+    let docker = Docker::start(state, images);
     Router::new().fallback(answer).with_state(docker)
 }
 

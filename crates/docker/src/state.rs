@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use api::{Container, Network, Volume};
+use image::ImageStore;
+use image::build::StepRunner;
 use kube::{Api, Client};
 use node::SharedNode;
 use parking_lot::Mutex;
@@ -25,8 +27,10 @@ pub struct DockerState {
     pub node_name: Option<String>,
     /// The machine (or the way to all of them).
     pub node: SharedNode,
-    /// Images, with all that is needed to pull and build them.
-    pub images: Arc<dyn Images>,
+    /// The machine's images.
+    pub images: Arc<ImageStore>,
+    /// Runs the RUN steps of builds.
+    pub step_runner: Arc<dyn StepRunner>,
     /// Who uses this endpoint, and so what they may ask for.
     pub endpoint: Endpoint,
     /// Data directory, shown by `docker info`.
@@ -36,6 +40,7 @@ pub struct DockerState {
 /// The running dialect, shared by all requests.
 pub(crate) struct Docker {
     pub(crate) state: DockerState,
+    pub(crate) images: Arc<dyn Images>,
     pub(crate) containers: Cache<Container>,
     pub(crate) networks: Cache<Network>,
     pub(crate) volumes: Cache<Volume>,
@@ -48,7 +53,7 @@ pub(crate) struct Docker {
 
 impl Docker {
     /// Starts the caches; they fill in the background, and requests wait for the first list.
-    pub(crate) fn start(state: DockerState) -> Arc<Self> {
+    pub(crate) fn start(state: DockerState, images: Arc<dyn Images>) -> Arc<Self> {
         let events = Events::default();
         let api_containers: Api<Container> = Api::namespaced(state.client.clone(), &state.namespace);
         let api_networks: Api<Network> = Api::namespaced(state.client.clone(), &state.namespace);
@@ -70,6 +75,7 @@ impl Docker {
         );
         Arc::new(Self {
             state,
+            images,
             containers,
             networks,
             volumes,

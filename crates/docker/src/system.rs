@@ -104,7 +104,7 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         line.unwrap_or("").trim_matches('"').to_owned()
     };
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let images = docker.state.images.list(&ListFilter::default()).await.map_or(0, |images| images.len());
+    let images = docker.images.list(&ListFilter::default()).await.map_or(0, |images| images.len());
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let mut security = vec!["name=seccomp,profile=builtin"];
     security.extend(unified.then_some("name=cgroupns"));
@@ -281,7 +281,7 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
     let mut shown = json!({});
     let containers = docker.containers.all();
     if wants("image") {
-        let images = docker.state.images.list(&ListFilter::default()).await?;
+        let images = docker.images.list(&ListFilter::default()).await?;
         shown["LayersSize"] = json!(images.iter().map(|image| image.size_bytes).sum::<u64>());
         let uses = |id: &str| containers.iter().filter(|c| c.spec.image_id == id).count();
         shown["Images"] =
@@ -345,7 +345,7 @@ async fn system_auth(docker: Arc<Docker>, mut call: Call) -> Reply {
         identity_token: auth.identitytoken,
         ..Credentials::default()
     };
-    docker.state.images.login(registry, &credentials).await.map_err(|error| match error {
+    docker.images.login(registry, &credentials).await.map_err(|error| match error {
         image::Error::Unauthorized(text) => Error::Unauthorized(text),
         other => other.into(),
     })?;

@@ -127,7 +127,7 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
             }
             true
         };
-        let build = docker.state.images.build(context, request, output);
+        let build = docker.images.build(context, request, output);
         tokio::pin!(build);
         tokio::pin!(forward);
         // A client that leaves ends the build: dropping it drops its steps.

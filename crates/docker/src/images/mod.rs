@@ -1,7 +1,7 @@
 //! Images: list, inspect, history, tag, remove, prune, commit. Transfers and builds are in their own files.
 
 pub(crate) mod build;
-pub mod library;
+pub(crate) mod library;
 pub(crate) mod transfer;
 
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub(crate) fn with_tag(reference: &str) -> String {
 impl Docker {
     /// Finds an image, in Docker's words when there is none.
     pub(crate) async fn image(&self, reference: &str) -> Result<ImageRecord> {
-        self.state.images.get(reference).await.map_err(|error| match error {
+        self.images.get(reference).await.map_err(|error| match error {
             image::Error::NotFound(_) => Error::NotFound(format!("No such image: {}", with_tag(reference))),
             other => other.into(),
         })
@@ -96,7 +96,7 @@ impl Docker {
 
     /// Size of an image; 0 when it is gone.
     pub(crate) async fn image_size(&self, id: &str) -> u64 {
-        self.state.images.get(id).await.map_or(0, |image| image.size_bytes)
+        self.images.get(id).await.map_or(0, |image| image.size_bytes)
     }
 
     /// Containers as users of images.
@@ -129,7 +129,7 @@ async fn image_list(docker: Arc<Docker>, call: Call) -> Reply {
     let accepted = ["before", "dangling", "label", "reference", "since", "until"];
     let filters = Filters::of(&call.query, &accepted)?;
     let filter = ListFilter { all: call.query.flag("all"), ..list_filter(&filters)? };
-    let mut images = docker.state.images.list(&filter).await?;
+    let mut images = docker.images.list(&filter).await?;
     images.sort_by(|a, b| b.created_ns.cmp(&a.created_ns).then_with(|| a.id.to_string().cmp(&b.id.to_string())));
     let users = docker.image_users();
     let shown: Vec<Value> = images
@@ -187,7 +187,6 @@ async fn image_history(docker: Arc<Docker>, call: Call) -> Reply {
     let name = call.parameter("name");
     docker.image(name).await?;
     let rows: Vec<Value> = docker
-        .state
         .images
         .history(name)
         .await?
@@ -211,7 +210,7 @@ async fn image_tag(docker: Arc<Docker>, call: Call) -> Reply {
     let reference = named(&call, "repo", "tag")
         .ok_or_else(|| Error::Invalid("repository name must have at least one component".into()))?;
     let id = image.id.to_string();
-    docker.state.images.tag(&id, &reference).await?;
+    docker.images.tag(&id, &reference).await?;
     docker.events.image(&id, &reference, "tag");
     Ok(body::empty(StatusCode::CREATED))
 }
@@ -234,7 +233,7 @@ async fn image_delete(docker: Arc<Docker>, call: Call) -> Reply {
         no_prune: call.query.flag("noprune"),
         users: docker.image_users(),
     };
-    let removed = docker.state.images.remove(reference, &options).await?;
+    let removed = docker.images.remove(reference, &options).await?;
     body::json(&removed.iter().map(|removal| tell(&docker, &image.id.to_string(), removal)).collect::<Vec<_>>())
 }
 
@@ -257,7 +256,7 @@ async fn image_prune(docker: Arc<Docker>, call: Call) -> Reply {
     let mut filter = list_filter(&filters)?;
     // `dangling=false` means "all that is not used", not "all that has a name".
     filter.dangling = if filter.dangling.unwrap_or(true) { Some(true) } else { None };
-    let (removed, reclaimed) = docker.state.images.prune(&filter, &docker.image_users()).await?;
+    let (removed, reclaimed) = docker.images.prune(&filter, &docker.image_users()).await?;
     let deleted: Vec<Value> = removed.iter().map(|removal| tell(&docker, "", removal)).collect();
     docker.events.publish("image", "prune", "", [("reclaimed".to_owned(), reclaimed.to_string())].into());
     let list = if deleted.is_empty() { Value::Null } else { Value::Array(deleted) };
@@ -305,7 +304,7 @@ async fn image_commit(docker: Arc<Docker>, mut call: Call) -> Reply {
     };
     let facts = [("comment", options.comment.clone()), ("imageRef", options.reference.clone().unwrap_or_default())];
     let layer = docker.state.node.changes_layer(&docker.workload(&container.name_any())).await?;
-    let id = docker.state.images.commit(Box::pin(layer.fuse()), options).await?;
+    let id = docker.images.commit(Box::pin(layer.fuse()), options).await?;
     let mut facts = facts.to_vec();
     facts.push(("imageID", id.clone()));
     docker.events.container(&container, "commit", &facts);

@@ -129,13 +129,13 @@ async fn image_create(docker: Arc<Docker>, call: Call) -> Reply {
     let (progress, mut lines) = Progress::channel();
     let worker = docker.clone();
     let parsed = wanted.clone();
-    let mut pull = tokio::spawn(async move { worker.state.images.pull(&parsed, &options, &progress).await });
+    let mut pull = tokio::spawn(async move { worker.images.pull(&parsed, &options, &progress).await });
     // Docker answers with a status code when nothing was sent yet, so wait for the first line.
     let first = lines.recv().await;
     let mut done = None;
     if first.is_none() {
         match (&mut pull).await {
-            Ok(Err(error)) => return Err(pull_refused(error, from)),
+            Ok(Err(error)) => return Err(pull_refused(error, &wanted.familiar_name())),
             Ok(Ok(pulled)) => done = Some(Ok(pulled)),
             Err(error) => return Err(Error::Internal(format!("the pull ended: {error}"))),
         }
@@ -208,7 +208,7 @@ async fn image_import(docker: Arc<Docker>, call: Call) -> Reply {
         message: call.query.text("message").unwrap_or("Imported from -").to_owned(),
         platform: call.query.text("platform").unwrap_or("").to_owned(),
     };
-    let id = docker.state.images.import(body::byte_stream(call.body), request).await?;
+    let id = docker.images.import(body::byte_stream(call.body), request).await?;
     docker.events.image(&id, &id, "import");
     Ok(lines_response(vec![line(&json!({ "status": id }))]))
 }
@@ -218,7 +218,7 @@ fn lines_response(lines: Vec<Bytes>) -> axum::response::Response {
 }
 
 async fn image_load(docker: Arc<Docker>, call: Call) -> Reply {
-    let loaded = docker.state.images.load(body::byte_stream(call.body), &Progress::none()).await?;
+    let loaded = docker.images.load(body::byte_stream(call.body), &Progress::none()).await?;
     let mut lines = Vec::new();
     for image in loaded {
         let id = image.id.to_string();
@@ -239,7 +239,7 @@ async fn save(docker: Arc<Docker>, references: Vec<String>) -> Reply {
         let image = docker.image(reference).await?;
         docker.events.image(&image.id.to_string(), reference, "save");
     }
-    let archive = docker.state.images.save(&references).await?;
+    let archive = docker.images.save(&references).await?;
     Ok(body::stream("application/x-tar", archive))
 }
 
@@ -262,18 +262,16 @@ async fn image_push(docker: Arc<Docker>, call: Call) -> Reply {
         Some(tag) => format!("{name}:{tag}"),
         None => with_tag(name),
     };
-    let image = docker
-        .state
-        .images
-        .get(&reference)
-        .await
-        .map_err(|_| Error::NotFound(format!("An image does not exist locally with the tag: {name}")))?;
-    let auth = registry_auth(&call)?;
     let wanted = Reference::parse_tagged(&reference)?;
+    let reference = wanted.familiar();
+    let image = docker.images.get(&reference).await.map_err(|_| {
+        Error::NotFound(format!("An image does not exist locally with the tag: {}", wanted.familiar_name()))
+    })?;
+    let auth = registry_auth(&call)?;
     let shown_name = wanted.name();
     let (progress, mut lines) = Progress::channel();
     let worker = docker.clone();
-    let push = tokio::spawn(async move { worker.state.images.push(&wanted, auth.as_ref(), &progress).await });
+    let push = tokio::spawn(async move { worker.images.push(&wanted, auth.as_ref(), &progress).await });
     let (sender, pieces) = body::channel();
     tokio::spawn(async move {
         let _abort = AbortOnDrop(push.abort_handle());
