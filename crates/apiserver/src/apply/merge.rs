@@ -154,7 +154,10 @@ fn remove(schema: SchemaRef<'_>, value: &mut Value, path: &Path, depth: usize, s
                 }
             }
         }
-        (Value::Array(list), Some(("v", wanted))) => list.retain(|item| item.to_string() != wanted),
+        (Value::Array(list), Some(("v", wanted))) => {
+            let wanted: Value = serde_json::from_str(wanted).unwrap_or(Value::Null);
+            list.retain(|item| *item != wanted);
+        }
         (Value::Array(list), Some(("k", _))) => {
             let ListKind::Map(keys) = schema.list_kind() else { return };
             let at = list.iter().position(|item| key_step(schema.items(), &keys, item) == *step);

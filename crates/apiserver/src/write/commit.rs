@@ -78,13 +78,13 @@ impl ApiServer {
         );
         let response = self.store.transact(transaction).await?;
         if !response.succeeded {
-            return Ok(failure(
+            return failure(
                 kind,
                 relative,
                 expect,
                 &wanted.difference(&held).cloned().collect::<Vec<_>>(),
                 &response.results,
-            )?);
+            );
         }
         let object = match &text {
             Some(text) => encoding::object(relative, text, response.revision, &kind.selectable_fields),
