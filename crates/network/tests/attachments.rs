@@ -134,7 +134,7 @@ fn many_come_and_go_at_once() {
                 protocol: Protocol::Tcp,
             };
             let port = fabric.publish(&owner, attachment.address, vec![port]).await.unwrap()[0].host_port;
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 fabric.release(&owner).await.unwrap();
                 fabric.remove_namespace(&owner).await.unwrap();
                 return None;

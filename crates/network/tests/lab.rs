@@ -32,17 +32,21 @@ pub struct Lab {
 
 /// Runs a test on a fresh machine with the default network.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static) {
+    // Made and removed from outside of the mount namespace, where nothing is mounted in it.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let directory = tempfile::tempdir().unwrap();
-            let lab = Lab::new(directory.path()).await;
+            let lab = Lab::new(&path).await;
             test(lab).await;
         });
     };
-    if let Err(panic) = std::thread::spawn(body).join() {
+    let result = std::thread::spawn(body).join();
+    directory.close().unwrap();
+    if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
 }
