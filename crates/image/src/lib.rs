@@ -11,12 +11,16 @@
 //! | [`config`] | the image configuration |
 //! | [`digest`] | digests |
 
+pub mod archive;
 pub mod build;
 pub mod config;
 pub mod digest;
 pub mod error;
 pub mod layer;
+pub mod manifest;
+pub mod pattern;
 pub mod reference;
+mod remote;
 pub mod store;
 pub mod types;
 

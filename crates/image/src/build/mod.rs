@@ -103,3 +103,11 @@ pub async fn build<R: AsyncRead + Send + Unpin + 'static>(
 ) -> Result<Digest> {
     Err(Error::NotSupported("builds are not ready yet".to_owned()))
 }
+
+/// Applies Dockerfile instructions that only change the configuration (`docker commit --change`, `docker import`).
+pub fn apply_changes(_config: &mut crate::config::ContainerDefaults, changes: &[String]) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotSupported("changes are not ready yet".to_owned()))
+}

@@ -1,4 +1,16 @@
-//! Layers: reading hostile archives, unpacking them, and packing changes.
+//! Layers: reading hostile archives, unpacking them, and packing changes. Knows bytes and file systems; must never know
+//! images or their names.
+
+pub mod compress;
+pub mod pack;
+pub mod read;
+pub mod tree;
+pub mod unpack;
+pub mod write;
+
+pub use compress::{Compression, Decompressor};
+pub use pack::{pack_changes, pack_tree};
+pub use unpack::{UnpackOptions, Unpacked, unpack};
 
 /// Bounds on one layer or archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,182 @@
+//! Unpacked layers. Each is unpacked once, whoever asks, below a temporary name, and appears by one rename after its
+//! digest was checked. An unpacked layer is not forced to the disk before it is used, since it can be made again from its
+//! blob: until that has happened in the background it counts only in the same boot.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::digest::{Digest, HashingReader};
+use crate::error::{Error, Result};
+use crate::layer::{Decompressor, UnpackOptions, tree, unpack};
+use crate::manifest::Descriptor;
+use crate::store::ImageStore;
+use crate::store::blobs::Lease;
+use crate::store::index::Layer;
+
+impl ImageStore {
+    pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.dir.join("layers").join(diff_id.hex())
+    }
+
+    /// The unpacked layer, if it can be trusted.
+    pub(crate) fn unpacked(&self, diff_id: &Digest) -> Option<Layer> {
+        let layer = self.look(|index| index.layers.get(diff_id).cloned())?;
+        let trusted = layer.unsynced_boot.as_ref().is_none_or(|boot| *boot == self.boot);
+        (trusted && self.layer_dir(diff_id).join("fs").is_dir()).then_some(layer)
+    }
+
+    /// Makes sure that a layer is unpacked; at once when it is.
+    ///
+    /// Errors: `Corrupt` when the blob is not what its diff id says, `Hostile`; nothing is visible then.
+    pub(crate) async fn ensure_unpacked(self: &Arc<Self>, diff_id: &Digest, blob: &Descriptor) -> Result<Layer> {
+        if let Some(layer) = self.unpacked(diff_id) {
+            return Ok(layer);
+        }
+        let busy = self.busy(diff_id);
+        let _alone = busy.lock().await;
+        if let Some(layer) = self.unpacked(diff_id) {
+            return Ok(layer);
+        }
+        let (store, diff_id, blob) = (self.clone(), diff_id.clone(), blob.digest.clone());
+        tokio::task::spawn_blocking(move || store.unpack_layer(&diff_id, &blob)).await?
+    }
+
+    /// Stores an uncompressed or compressed layer from a stream: as a blob and unpacked. Returns its diff id and blob.
+    pub(crate) fn add_layer(&self, source: impl Read, lease: &Lease) -> Result<(Digest, Descriptor)> {
+        let mut ingest = self.blobs.begin(crate::digest::Algorithm::Sha256)?;
+        let mut source = Decompressor::new(source, self.options.limits)?;
+        std::io::copy(&mut source, &mut ingest)
+            .map_err(|error| crate::error::from_io("cannot store a layer", error))?;
+        let (digest, size) = ingest.commit(None, lease)?;
+        if self.unpacked(&digest).is_none() {
+            self.unpack_layer(&digest, &digest)?;
+        }
+        Ok((digest.clone(), Descriptor::new(crate::manifest::OCI_LAYER, digest, size)))
+    }
+
+    fn unpack_layer(&self, diff_id: &Digest, blob: &Digest) -> Result<Layer> {
+        let temporary = self.dir.join("layers").join(format!("tmp-{:032x}", rand::random::<u128>()));
+        let result = self.unpack_to(diff_id, blob, &temporary);
+        if result.is_err() {
+            let _ = tree::remove_path(&temporary);
+        }
+        result
+    }
+
+    fn unpack_to(&self, diff_id: &Digest, blob: &Digest, temporary: &Path) -> Result<Layer> {
+        let root = temporary.join("fs");
+        std::fs::create_dir_all(&root).map_err(Error::io(format!("cannot make {}", root.display())))?;
+        set_root_mode(&root)?;
+        let limits = self.options.limits;
+        // The blob is hashed on the way too: the disk may have changed it since it came.
+        let mut packed = HashingReader::new(self.blobs.file(blob)?);
+        let mut plain = HashingReader::new(Decompressor::new(&mut packed, limits)?);
+        let options = UnpackOptions { limits, whiteouts: true, owner: None };
+        let unpacked = unpack(&mut plain, tree::open_root(&root)?.as_fd(), &options)?;
+        let (found, archive_bytes) = plain.finish();
+        if found != *diff_id {
+            return Err(Error::Corrupt(format!("layer {blob} unpacks to {found}, not to {diff_id}")));
+        }
+        std::io::copy(&mut packed, &mut std::io::sink()).map_err(Error::io(format!("cannot read blob {blob}")))?;
+        let (found, _) = packed.finish();
+        if found.algorithm() == blob.algorithm() && found != *blob {
+            return Err(Error::Corrupt(format!("blob {blob} is damaged on the disk")));
+        }
+        let target = self.layer_dir(diff_id);
+        // What is there under this name is not trusted, or was left by a crash before the index knew it.
+        self.discard(&target)?;
+        std::fs::rename(temporary, &target).map_err(Error::io(format!("cannot make {}", target.display())))?;
+        let layer = Layer {
+            link: self.link(diff_id)?,
+            size_bytes: unpacked.size_bytes,
+            archive_bytes,
+            unsynced_boot: Some(self.boot.clone()),
+        };
+        self.change(|index| Ok(index.layers.insert(diff_id.clone(), layer.clone())))?;
+        Ok(layer)
+    }
+
+    /// A short name for the layer: overlayfs' options must fit in one page.
+    fn link(&self, diff_id: &Digest) -> Result<String> {
+        let target = format!("../layers/{}/fs", diff_id.hex());
+        // A link that was given before stays: containers may be mounted by it.
+        if let Some(layer) = self.look(|index| index.layers.get(diff_id).cloned()) {
+            let path = self.dir.join("l").join(&layer.link);
+            if std::fs::read_link(&path).is_ok_and(|held| held == Path::new(&target)) {
+                return Ok(layer.link);
+            }
+        }
+        for _ in 0..64 {
+            let name = short_name(rand::random());
+            match std::os::unix::fs::symlink(&target, self.dir.join("l").join(&name)) {
+                Ok(()) => return Ok(name),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io(format!("cannot link layer {diff_id}"))(error)),
+            }
+        }
+        Err(Error::Internal("no short name for a layer is free".to_owned()))
+    }
+
+    /// Moves a directory out of sight at once; its content goes in [`ImageStore::empty_trash`].
+    pub(crate) fn discard(&self, path: &Path) -> Result<()> {
+        let trash = self.dir.join("trash").join(format!("{:032x}", rand::random::<u128>()));
+        match std::fs::rename(path, &trash) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io(format!("cannot remove {}", path.display()))(error)),
+        }
+    }
+
+    /// Removes what was thrown away.
+    pub(crate) fn empty_trash(&self) -> Result<()> {
+        let trash = self.dir.join("trash");
+        for entry in std::fs::read_dir(&trash).map_err(Error::io("cannot list the trash"))?.flatten() {
+            tree::remove_path(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// Forces unpacked layers to the disk, so that they count after a crash of the machine too. Call it from time to time
+    /// or after pulls; without it such layers are unpacked again after a reboot.
+    pub async fn sync_layers(self: &Arc<Self>) -> Result<()> {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let pending: Vec<Digest> = store.look(|index| {
+                index.layers.iter().filter(|(_, l)| l.unsynced_boot.is_some()).map(|(id, _)| id.clone()).collect()
+            });
+            let pending: Vec<Digest> = pending.into_iter().filter(|id| store.unpacked(id).is_some()).collect();
+            if pending.is_empty() {
+                return Ok(());
+            }
+            let dir = tree::open_root(&store.dir)?;
+            rustix::fs::syncfs(&dir).map_err(Error::io("cannot sync layers"))?;
+            store.change(|index| {
+                for id in pending {
+                    if let Some(layer) = index.layers.get_mut(&id) {
+                        layer.unsynced_boot = None;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .await?
+    }
+}
+
+fn set_root_mode(root: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755)).map_err(Error::io("cannot set a mode"))
+}
+
+/// Five characters out of 32: 33 million names.
+fn short_name(mut random: u32) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut name = String::new();
+    for _ in 0..5 {
+        name.push(char::from(ALPHABET[(random % 32) as usize]));
+        random /= 32;
+    }
+    name
+}

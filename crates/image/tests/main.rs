@@ -1,0 +1,6 @@
+//! Tests that need root: unpacking, mounting, building. Each works in a directory of its own and leaves nothing behind.
+
+#[path = "cases/helpers.rs"]
+mod helpers;
+#[path = "cases/store.rs"]
+mod store;
