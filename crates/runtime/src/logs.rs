@@ -31,8 +31,12 @@ const FILES_MAX: u32 = 1_000;
 
 /// Reads the log at `path` and the files rotated from it. When following, the stream ends once `ended` resolves and
 /// everything was read. A log that is not there is empty.
-pub fn read(path: PathBuf, options: LogOptions, ended: impl Future<Output = ()> + Send + 'static) -> LogStream {
-    let reader = Reader::new(path, options, ended.boxed());
+pub fn read(
+    path: impl Into<PathBuf>,
+    options: LogOptions,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> LogStream {
+    let reader = Reader::new(path.into(), options, ended.boxed());
     Box::pin(futures::stream::unfold(reader, |mut reader| async move {
         let line = reader.next().await?;
         Some((line.map_err(node::Error::from), reader))

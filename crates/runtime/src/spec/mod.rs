@@ -3,6 +3,8 @@
 pub mod seccomp;
 pub mod users;
 
+pub use seccomp::default_profile;
+
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
