@@ -121,3 +121,27 @@ async fn access_reviews_tell_what_authorization_would() {
     assert_eq!(ask(user("eve"), "get").await, false);
     assert_eq!(ask(world.root.clone(), "get").await, true);
 }
+
+#[tokio::test]
+async fn a_namespace_keeps_privileged_pods_out() {
+    let world = world().await;
+    let mut namespace = world.get("namespaces", "default").await.unwrap();
+    namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!("baseline");
+    namespace["metadata"]["labels"]["pod-security.kubernetes.io/warn"] = json!("restricted");
+    world.update("namespaces", namespace).await.unwrap();
+    let mut bad = pod("bad");
+    bad["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    let refused = world.create("pods", bad.clone()).await.unwrap_err();
+    assert!(refused.message.contains("violates PodSecurity \"baseline:latest\": privileged"), "{}", refused.message);
+    let written = world.api.create(&world.root, &path("pods"), pod("fine"), &WriteOptions::default()).await.unwrap();
+    assert!(written.warnings[0].starts_with("would violate PodSecurity \"restricted:latest\""));
+    let ephemeral = json!({"spec": {"ephemeralContainers": bad["spec"]["containers"]}});
+    let at = path("pods").object("fine").sub("ephemeralcontainers");
+    let body = bytes::Bytes::from(ephemeral.to_string());
+    let sneaked = world
+        .api
+        .patch(&world.root, &at, apiserver::PatchKind::Merge, body, &WriteOptions::default())
+        .await
+        .unwrap_err();
+    assert_eq!(sneaked.reason, Reason::Forbidden);
+}

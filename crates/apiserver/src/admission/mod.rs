@@ -2,6 +2,7 @@
 
 mod limit_range;
 mod pod_defaults;
+mod pod_security;
 mod quota;
 
 pub use quota::{QuotaGuard, QuotaLocks};
@@ -76,6 +77,11 @@ impl ApiServer {
         crate::authorization::check_escalation(self, &request.ctx.user, kind, object, request.old)?;
         if kind.is("", "pods") && request.verb == Verb::Create {
             limit_range::check(self, object)?;
+        }
+        let runs = matches!(request.path.subresource.as_deref(), None | Some("ephemeralcontainers"));
+        if kind.is("", "pods") && runs && request.old.is_none_or(|old| old["spec"] != object["spec"]) {
+            let namespace = crate::json::text(object, "/metadata/namespace");
+            request.warnings.extend(pod_security::check(self, namespace, object)?);
         }
         if request.verb == Verb::Create && kind.namespaced {
             return quota::reserve(self, kind, object, request.dry_run).await;
