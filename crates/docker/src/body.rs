@@ -69,9 +69,11 @@ where
     typed(StatusCode::OK, content_type, Body::from_stream(pieces))
 }
 
+/// Pieces of an answer's body as they come.
+pub(crate) type Pieces = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
 /// A channel whose receiving end is the body of an answer.
-pub(crate) fn channel() -> (tokio::sync::mpsc::Sender<Bytes>, Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>)
-{
+pub(crate) fn channel() -> (tokio::sync::mpsc::Sender<Bytes>, Pieces) {
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(STREAM_QUEUE);
     let pieces = futures::stream::poll_fn(move |context| receiver.poll_recv(context).map(|piece| piece.map(Ok)));
     (sender, Box::pin(pieces))

@@ -293,7 +293,9 @@ mod tests {
         Arc::new(container)
     }
 
-    fn actions(changes: &[(Option<&Arc<Container>>, Option<&Arc<Container>>)]) -> Vec<String> {
+    type Change<'a> = (Option<&'a Arc<Container>>, Option<&'a Arc<Container>>);
+
+    fn actions(changes: &[Change]) -> Vec<String> {
         let events = Events::default();
         for (old, new) in changes {
             container_changed(&events, *old, *new, true);

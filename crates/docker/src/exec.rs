@@ -181,7 +181,7 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         return Ok(body::empty(StatusCode::OK));
     }
     // The stream ends only after the exit code is known: clients inspect right after the stream's end.
-    let output = output.chain(futures::stream::once(async move { watch.await }).filter_map(|_| async { None }));
+    let output = output.chain(futures::stream::once(watch).filter_map(|_| async { None }));
     let wanted = Wanted {
         stdin: exec.request.attach_stdin,
         stdout: exec.request.attach_stdout,

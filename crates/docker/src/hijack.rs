@@ -249,4 +249,20 @@ mod tests {
         let mut own = DetachKeys::parse(Some("ctrl-a,d"));
         assert_eq!(own.feed(b"\x01d"), (Vec::new(), true));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn detach_keys_lose_no_byte_however_the_input_is_cut(input: Vec<u8>, cut in 0_usize..64) {
+            let whole = DetachKeys::parse(None).feed(&input);
+            let at = cut.min(input.len());
+            let mut keys = DetachKeys::parse(None);
+            let (mut first, mut left) = keys.feed(&input[..at]);
+            if !left {
+                let (second, then) = keys.feed(&input[at..]);
+                first.extend(second);
+                left = then;
+            }
+            proptest::prop_assert_eq!(whole, (first, left));
+        }
+    }
 }

@@ -185,4 +185,11 @@ mod tests {
         assert!(check_content_type("text/plain").unwrap_err().to_string().contains("must be 'application/json'"));
         assert!(check_content_type("").is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse::<Value>(&bytes);
+        }
+    }
 }

@@ -360,4 +360,20 @@ mod tests {
         assert_eq!(volume_privileges(&options), [Privilege::HostPath("/".into())]);
         assert_eq!(volume_privileges(&BTreeMap::new()), []);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn cleaned_paths_never_climb_and_cleaning_twice_changes_nothing(path in "[a-c./]{0,24}") {
+            let once = clean(&path);
+            proptest::prop_assert!(once.starts_with('/') && !once.split('/').any(|part| part == ".." || part == "."));
+            proptest::prop_assert_eq!(clean(&once), once);
+        }
+
+        #[test]
+        fn no_bind_line_reaches_the_host_without_being_seen_as_a_bind(line in "[a-z/:.]{1,16}") {
+            if let Ok(mount) = bind_line(&line) {
+                proptest::prop_assert!(mount.kind == "bind" || !mount.source.contains('/'));
+            }
+        }
+    }
 }

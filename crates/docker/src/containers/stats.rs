@@ -49,11 +49,9 @@ pub(crate) async fn container_stats(docker: Arc<Docker>, call: Call) -> Reply {
     let one_shot = call.query.flag("one-shot");
     if !stream {
         let mut before = Sample::default();
-        if !one_shot {
-            if let Some(first) = sample(&docker, &container).await {
-                before = first;
-                tokio::time::sleep(INTERVAL).await;
-            }
+        if !one_shot && let Some(first) = sample(&docker, &container).await {
+            before = first;
+            tokio::time::sleep(INTERVAL).await;
         }
         let now = sample(&docker, &container).await;
         return body::json(&render(&container, &before, now.as_ref()));

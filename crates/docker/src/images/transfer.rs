@@ -61,7 +61,7 @@ pub(crate) fn progress_line(progress: &ProgressEvent) -> Bytes {
 /// Docker's progress bar, which its own client draws anew and others print.
 fn bar(done: u64, total: u64) -> String {
     const WIDTH: u64 = 50;
-    let filled = usize::try_from(if total == 0 { 0 } else { done.min(total) * WIDTH / total }).unwrap_or(0);
+    let filled = usize::try_from(done.min(total).saturating_mul(WIDTH).checked_div(total).unwrap_or(0)).unwrap_or(0);
     let head = if filled < 50 { ">" } else { "" };
     let rest = 50_usize.saturating_sub(filled + head.len());
     format!(

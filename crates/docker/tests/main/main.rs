@@ -7,3 +7,4 @@ mod fake_kube;
 mod fake_machine;
 mod house;
 mod http_api;
+mod python_client;
