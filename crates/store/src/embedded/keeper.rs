@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 const TICK: Duration = Duration::from_millis(200);
 /// Most bytes of one frame of copied entries; bounds how long other writers wait for it.
 const RELOCATE_BYTES: usize = 256 * 1024;
+/// Ticks without cleaning after it failed: what stopped it, damage or a full disk, seldom goes at once.
+const CLEANING_PAUSE_TICKS: u32 = 15;
 /// Dead segments that are left alone, so that a small store is not copied about.
 const DEAD_SEGMENTS_ALLOWED: u64 = 2;
 
@@ -74,6 +76,8 @@ pub(crate) struct Keeper {
     /// Frames at the last tick, and whether they are sealed.
     pub(crate) seen_frames: u64,
     pub(crate) sealed: bool,
+    /// Ticks until cleaning is tried again.
+    pub(crate) pause: u32,
 }
 
 impl Keeper {
@@ -84,8 +88,12 @@ impl Keeper {
                 self.end_leases();
                 self.prepare();
                 self.seal();
-                if let Err(error) = self.clean() {
+                self.pause = self.pause.saturating_sub(1);
+                if self.pause == 0
+                    && let Err(error) = self.clean()
+                {
                     tracing::warn!(%error, "cannot clean the store now");
+                    self.pause = CLEANING_PAUSE_TICKS;
                 }
             }
             self.shared.hub.progress(self.shared.published.load(Ordering::Acquire));

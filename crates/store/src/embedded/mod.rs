@@ -138,6 +138,7 @@ impl EmbeddedStore {
             store,
             seen_frames: 0,
             sealed: false,
+            pause: 0,
         };
         let threads = vec![spawn("store-writer", move || writer.run())?, spawn("store-keeper", move || keeper.run())?];
         Ok(Arc::new(Self { shared, requests: Some(sender), bell, threads: Mutex::new(threads), _lock: lock }))
