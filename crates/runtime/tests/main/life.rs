@@ -161,3 +161,51 @@ async fn a_frozen_oci_runtime_is_given_up() {
     frozen.close().await;
     place.close().await;
 }
+
+/// Not a test by itself: the daemon that the next one kills.
+#[tokio::test]
+#[ignore = "run by the_death_of_the_daemon_loses_neither_process_nor_line_nor_status"]
+async fn daemon_to_be_killed() {
+    let (Ok(directory), Ok(cgroup_root)) = (std::env::var("NUEE_TEST_PLACE"), std::env::var("NUEE_TEST_GROUP")) else {
+        return;
+    };
+    let directory = std::path::Path::new(&directory);
+    let runtime = Place::open(directory, &cgroup_root, OciRuntimeChoice::Auto);
+    let script = "n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo line $n; sleep 0.01; done; exit 6";
+    runtime.create(crate::place::config_in(directory, "one", shell(script))).await.unwrap();
+    let _session = runtime.attach("one", node::AttachOptions::default()).await.unwrap();
+    runtime.start("one").await.unwrap();
+    std::fs::write(directory.join("ready"), "").unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn the_death_of_the_daemon_loses_neither_process_nor_line_nor_status() {
+    let place = Place::new();
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["life::daemon_to_be_killed", "--exact", "--ignored"])
+        .env("NUEE_TEST_PLACE", place.directory.path())
+        .env("NUEE_TEST_GROUP", &place.cgroup_root)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ready = async {
+        while !place.directory.path().join("ready").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::place::PATIENCE, ready).await.unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let logged = place.log_text("one").await.lines().count();
+    place.until_logged("one", &format!("line {}\n", logged + 20)).await;
+    let found = place.runtime.list().await.unwrap();
+    assert_eq!(found[0].status, ContainerStatus::Running);
+    assert_eq!(place.exec("one", &["/bin/sh", "-c", "echo > /tmp/stop"]).await.0, 0);
+    assert_eq!(place.wait("one").await.code, 6);
+    let log = place.log_text("one").await;
+    for (number, line) in log.lines().enumerate() {
+        assert_eq!(line, format!("line {}", number + 1));
+    }
+    place.close().await;
+}

@@ -55,7 +55,7 @@ impl Place {
         Self { directory, runtime, cgroup_root }
     }
 
-    fn open(directory: &Path, cgroup_root: &str, oci_runtime: OciRuntimeChoice) -> Runtime {
+    pub fn open(directory: &Path, cgroup_root: &str, oci_runtime: OciRuntimeChoice) -> Runtime {
         Runtime::open(RuntimeOptions {
             containers_dir: directory.join("containers"),
             run_dir: directory.join("run"),
@@ -80,21 +80,7 @@ impl Place {
     }
 
     pub fn config(&self, id: &str, wanted: Wanted) -> ContainerConfig {
-        let bundle_dir = self.directory.path().join("bundles").join(id);
-        std::fs::create_dir_all(&bundle_dir).unwrap();
-        let mut spec = runtime::spec::default_spec(&self.rootfs(), wanted.args).unwrap();
-        // The root is shared by the containers of a test; no test needs an interface.
-        runtime::spec::set_namespace(&mut spec, LinuxNamespaceType::Network, Some(None)).unwrap();
-        (wanted.change)(&mut spec);
-        ContainerConfig {
-            id: id.to_owned(),
-            bundle_dir,
-            spec,
-            terminal: wanted.terminal,
-            open_stdin: wanted.open_stdin,
-            stdin_once: wanted.stdin_once,
-            log: LogConfig { path: self.log(id), max_size_bytes: wanted.log_max_bytes, max_files: 3 },
-        }
+        config_in(self.directory.path(), id, wanted)
     }
 
     pub async fn create(&self, id: &str, wanted: Wanted) {
@@ -174,6 +160,25 @@ impl Drop for Place {
     /// Also after a failed assertion nothing stays.
     fn drop(&mut self) {
         self.remove_groups();
+    }
+}
+
+/// A container of a place, by the place's directory alone.
+pub fn config_in(directory: &Path, id: &str, wanted: Wanted) -> ContainerConfig {
+    let bundle_dir = directory.join("bundles").join(id);
+    std::fs::create_dir_all(&bundle_dir).unwrap();
+    let mut spec = runtime::spec::default_spec(&directory.join("rootfs"), wanted.args).unwrap();
+    // The root is shared by the containers of a test; no test needs an interface.
+    runtime::spec::set_namespace(&mut spec, LinuxNamespaceType::Network, Some(None)).unwrap();
+    (wanted.change)(&mut spec);
+    ContainerConfig {
+        id: id.to_owned(),
+        bundle_dir: bundle_dir.clone(),
+        spec,
+        terminal: wanted.terminal,
+        open_stdin: wanted.open_stdin,
+        stdin_once: wanted.stdin_once,
+        log: LogConfig { path: bundle_dir.join("log"), max_size_bytes: wanted.log_max_bytes, max_files: 3 },
     }
 }
 
