@@ -12,14 +12,18 @@ use crate::error::{Error, Result};
 
 /// Largest JSON body. A container's configuration with a few thousand labels stays far below.
 pub(crate) const JSON_BODY_BYTES_MAX: usize = 4 << 20;
+/// How long a client may take to send a JSON body (against clients that send one byte a minute).
+const JSON_BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Pieces that wait between a producer and a client that reads slowly.
 pub(crate) const STREAM_QUEUE: usize = 64;
 
 /// Reads a whole body.
 ///
-/// Errors: [`Error::TooLarge`] beyond the bound, [`Error::Invalid`] when the client breaks off.
+/// Errors: [`Error::TooLarge`] beyond the bound, [`Error::Invalid`] when the client breaks off or dawdles.
 pub(crate) async fn read_bounded(body: Body, limit_bytes: usize) -> Result<Bytes> {
-    match Limited::new(body, limit_bytes).collect().await {
+    let whole = tokio::time::timeout(JSON_BODY_TIMEOUT, Limited::new(body, limit_bytes).collect());
+    let whole = whole.await.map_err(|_| Error::Invalid("the request body did not come in time".into()))?;
+    match whole {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(Error::TooLarge(format!("request body is larger than {limit_bytes} bytes")))

@@ -183,3 +183,45 @@ async fn events_tell_a_run_in_dockers_order() {
     assert_eq!(seen, ["create", "attach", "start", "die", "destroy"]);
     child.kill().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_disk_usage_commit_update_and_prune_work() {
+    let house = House::open(Endpoint::Machine);
+    let fine = async |arguments: &[&str]| {
+        let ran = house.docker(arguments).await;
+        assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
+        ran.out
+    };
+    assert_eq!(fine(&["volume", "create", "--label", "a=b", "Data_1"]).await, "Data_1\n");
+    assert_eq!(fine(&["volume", "ls", "-q", "--filter", "label=a"]).await, "Data_1\n");
+    assert_eq!(fine(&["volume", "inspect", "Data_1", "--format", "{{.Driver}} {{.Labels.a}}"]).await, "local b\n");
+    fine(&["run", "-d", "--name", "one", "-v", "Data_1:/d", "-v", "/anonymous", "busybox", "sleep"]).await;
+    assert_eq!(fine(&["volume", "ls", "-q"]).await.lines().count(), 2);
+    fine(&["update", "--memory", "64m", "--memory-swap", "128m", "--restart", "on-failure:2", "one"]).await;
+    let shown =
+        fine(&["inspect", "one", "--format", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}"]).await;
+    assert_eq!(shown, "67108864 on-failure\n");
+    assert!(fine(&["commit", "one", "copy:1"]).await.starts_with("sha256:"));
+    assert!(fine(&["system", "df"]).await.contains("Local Volumes"));
+    fine(&["system", "df", "-v"]).await;
+    let file = house.socket.with_file_name("file");
+    std::fs::write(&file, "text").unwrap();
+    fine(&["cp", file.to_str().unwrap(), "one:/etc/motd"]).await;
+    fine(&["kill", "one"]).await;
+    assert!(fine(&["container", "prune", "-f"]).await.contains("Deleted Containers"));
+    fine(&["system", "prune", "-f"]).await;
+    fine(&["volume", "prune", "-f"]).await;
+    assert_eq!(fine(&["volume", "ls", "-q"]).await, "Data_1\n");
+    fine(&["volume", "prune", "-f", "-a"]).await;
+    assert_eq!(fine(&["volume", "ls", "-q"]).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_removes_itself_is_waited_for_and_its_stop_ends_the_client() {
+    let house = House::open(Endpoint::Machine);
+    let mut child = house.command(&["run", "--rm", "--name", "gone", "busybox", "sleep"]).spawn().unwrap();
+    while house.docker(&["inspect", "gone", "--format", "{{.State.Running}}"]).await.out.trim() != "true" {}
+    assert_eq!(house.docker(&["stop", "gone"]).await.code, 0);
+    assert_eq!(child.wait().await.unwrap().code(), Some(143));
+    assert_eq!(house.docker(&["ps", "-aq"]).await.out, "");
+}

@@ -246,6 +246,10 @@ impl Node for FakeMachine {
         Ok(ProcessTable { titles: vec!["PID".into(), "CMD".into()], processes: vec![vec!["1".into(), "sleep".into()]] })
     }
     async fn path_statistics(&self, _workload: &Workload, path: &str) -> Result<PathStatistics> {
+        if path == "/etc" {
+            let (name, mode) = ("etc".to_owned(), 0o040_755);
+            return Ok(PathStatistics { name, size_bytes: 0, mode, modified_ns: 0, link_target: String::new() });
+        }
         if path != "/etc/motd" {
             return Err(Error::NotFound("no such file".into()));
         }
