@@ -145,3 +145,46 @@ async fn a_namespace_keeps_privileged_pods_out() {
         .unwrap_err();
     assert_eq!(sneaked.reason, Reason::Forbidden);
 }
+
+#[tokio::test]
+async fn a_bound_policy_decides_by_its_expressions() {
+    let world = world().await;
+    let policy = |expression: &str| {
+        json!({"metadata": {"name": "few"}, "spec": {"failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}]},
+            "variables": [{"name": "most", "expression": "5"}],
+            "validations": [{"expression": expression, "message": "too many"}]}})
+    };
+    assert_eq!(
+        world.create("validatingadmissionpolicies", policy("object.spec.replicas <=")).await.unwrap_err().reason,
+        Reason::Invalid
+    );
+    let loops = "[1].all(a, [1].all(b, [1].all(c, [1].all(d, true))))";
+    assert_eq!(world.create("validatingadmissionpolicies", policy(loops)).await.unwrap_err().reason, Reason::Invalid);
+    world
+        .create(
+            "validatingadmissionpolicies",
+            policy("object.spec.replicas <= variables.most && request.userInfo.username != 'eve'"),
+        )
+        .await
+        .unwrap();
+    let deployment = |name: &str, replicas: i64| json!({"metadata": {"name": name}, "spec": {"replicas": replicas}});
+    world.create("deployments", deployment("unbound", 9)).await.unwrap();
+    world
+        .create(
+            "validatingadmissionpolicybindings",
+            json!({"metadata": {"name": "b"}, "spec": {"policyName": "few", "validationActions": ["Deny"]}}),
+        )
+        .await
+        .unwrap();
+    let denied = world.create("deployments", deployment("a", 9)).await.unwrap_err();
+    assert_eq!((denied.code, denied.reason), (422, Reason::Invalid));
+    assert!(
+        denied.message.ends_with("ValidatingAdmissionPolicy 'few' with binding 'b' denied request: too many"),
+        "{}",
+        denied.message
+    );
+    world.create("deployments", deployment("a", 5)).await.unwrap();
+    let broken = world.create("deployments", json!({"metadata": {"name": "c"}, "spec": {}})).await.unwrap_err();
+    assert!(broken.message.contains("resulted in error"), "{}", broken.message);
+}

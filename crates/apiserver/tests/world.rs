@@ -70,6 +70,12 @@ pub fn kinds() -> Vec<Kind> {
         cluster(rbac, "ClusterRoleBinding", "clusterrolebindings"),
         Kind::new(rbac, "v1", "Role", "roles"),
         Kind::new(rbac, "v1", "RoleBinding", "rolebindings"),
+        cluster("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "validatingadmissionpolicies"),
+        cluster(
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybindings",
+        ),
         cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses"),
         Kind {
             status_subresource: true,
@@ -102,6 +108,9 @@ pub fn path(resource: &str) -> ResourcePath {
         "namespaces" | "nodes" => ("", "v1", None),
         "clusterroles" | "clusterrolebindings" => ("rbac.authorization.k8s.io", "v1", None),
         "roles" | "rolebindings" => ("rbac.authorization.k8s.io", "v1", Some("default")),
+        "validatingadmissionpolicies" | "validatingadmissionpolicybindings" => {
+            ("admissionregistration.k8s.io", "v1", None)
+        }
         "customresourcedefinitions" => ("apiextensions.k8s.io", "v1", None),
         "selfsubjectaccessreviews" => ("authorization.k8s.io", "v1", None),
         "tokenreviews" => ("authentication.k8s.io", "v1", None),

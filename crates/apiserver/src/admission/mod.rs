@@ -3,6 +3,7 @@
 mod limit_range;
 mod pod_defaults;
 mod pod_security;
+mod policy;
 mod quota;
 
 pub use quota::{QuotaGuard, QuotaLocks};
@@ -55,7 +56,7 @@ impl ApiServer {
     ) -> Result<Option<QuotaGuard>, Status> {
         let kind = request.kind;
         if request.verb == Verb::Delete {
-            return Ok(None);
+            return policy::check(self, request, object).map(|()| None);
         }
         if request.path.subresource.as_deref() != Some("finalize") {
             let mut causes = crate::validation::metadata::validate(kind, object);
@@ -67,6 +68,9 @@ impl ApiServer {
             }
             if crate::custom::is_definition(kind) {
                 causes.extend(crate::custom::check(object));
+            }
+            if kind.is("admissionregistration.k8s.io", "validatingadmissionpolicies") {
+                causes.extend(policy::check_policy(object));
             }
             causes.extend((kind.validate)(object, request.old));
             if !causes.is_empty() {
@@ -83,6 +87,11 @@ impl ApiServer {
             let namespace = crate::json::text(object, "/metadata/namespace");
             request.warnings.extend(pod_security::check(self, namespace, object)?);
         }
+        if kind.group == "admissionregistration.k8s.io" && kind.plural.ends_with("webhookconfigurations") {
+            // Nobody shall believe in a check that does not happen.
+            request.warnings.push("admission webhooks are stored but not called by this server".to_owned());
+        }
+        policy::check(self, request, object)?;
         if request.verb == Verb::Create && kind.namespaced {
             return quota::reserve(self, kind, object, request.dry_run).await;
         }

@@ -22,3 +22,14 @@ pub(crate) enum Verb {
     Update,
     Delete,
 }
+
+impl Verb {
+    /// The word of admission rules.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Verb::Create => "CREATE",
+            Verb::Update => "UPDATE",
+            Verb::Delete => "DELETE",
+        }
+    }
+}
