@@ -1,1 +1,45 @@
-//! agent
+//! Makes one machine match the objects bound to it: containers, pods, networks, volumes, services. Must never know other
+//! machines, nor any dialect.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`Agent`] | start, end, and the shared context |
+//! | `container` | Docker containers: life cycle, starts, health |
+//! | `pod` | pods: decisions, sandboxes, volumes, probes, status |
+//! | `proxy` | services and their names |
+//! | `networks`, `volumes` | the objects of these kinds |
+//! | `node` | streams for the dialects: logs, exec, attach, files |
+//! | `build` | RUN steps of image builds |
+//! | `launch` | one process as an OCI specification |
+//! | `garbage` | what is left of objects that are gone |
+//! | `hands` | adapters to the hands |
+
+mod agent;
+mod archive;
+mod attach;
+mod build;
+mod container;
+mod context;
+mod directory;
+mod error;
+mod events;
+mod files;
+mod garbage;
+mod hands;
+mod in_root;
+mod informer;
+mod launch;
+mod machine;
+mod netns;
+mod networks;
+mod node_impl;
+mod node_object;
+mod patch;
+mod pod;
+mod processes;
+mod proxy;
+mod quantity;
+mod volumes;
+
+pub use agent::{Agent, AgentOptions};
+pub use error::{Error, Result};

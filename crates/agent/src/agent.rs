@@ -1,0 +1,169 @@
+//! [`Agent`]: wires the parts together at start; nothing is killed when it is dropped.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::runtime::watcher;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::context::Context;
+use crate::directory::Directory;
+use crate::error::Result;
+use crate::events::Recorder;
+use crate::hands::Images;
+use crate::launch::Machine;
+use crate::networks::{self, Networks};
+use crate::node_object::{self, NodeFacts};
+use crate::{container, garbage, informer, machine, pod, proxy, volumes};
+
+/// What an agent is given.
+pub struct AgentOptions {
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Name of this machine's `Node` object.
+    pub node_name: String,
+    /// Address by which others reach this machine; `None` finds it out.
+    pub host_address: Option<Ipv4Addr>,
+    /// Speaks to the apiserver as this node.
+    pub client: kube::Client,
+    /// Runs containers.
+    pub runtime: runtime::Runtime,
+    /// Images.
+    pub images: Arc<image::ImageStore>,
+    /// Network.
+    pub fabric: Arc<network::Fabric>,
+    /// Subnet of the default network; `None` takes a free one.
+    pub default_subnet: Option<network::Subnet>,
+    /// Domain of cluster names.
+    pub cluster_domain: String,
+    /// Name server for pods; `None` means the default network's gateway.
+    pub cluster_dns: Option<Ipv4Addr>,
+    /// Certificates of the cluster's authority (PEM), for pods.
+    pub cluster_ca: String,
+    /// Further labels of the node.
+    pub labels: BTreeMap<String, String>,
+    /// Version shown in the node's status.
+    pub version: String,
+    /// Port of the apiserver on this machine.
+    pub api_port: u16,
+}
+
+/// Makes one machine match the objects bound to it.
+pub struct Agent {
+    pub(crate) context: Arc<Context>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.context.stop.cancel();
+    }
+}
+
+impl Agent {
+    /// Starts the agent; returns when the machine is registered and ready for workloads.
+    ///
+    /// Errors: the network cannot be made, or the apiserver does not answer.
+    pub async fn start(options: AgentOptions) -> Result<Arc<Self>> {
+        let dns = network::dns::Options {
+            cluster_domain: options.cluster_domain.clone(),
+            ..network::dns::Options::default()
+        };
+        let directory = Directory::new(network::dns::Server::new(dns));
+        let (networks, found) =
+            tokio::try_join!(Networks::open(options.fabric.clone(), options.default_subnet), async {
+                Ok(options.runtime.list().await?)
+            },)?;
+        let changed = Arc::new(Notify::new());
+        let (services, service_events) =
+            informer::reflect(Api::<Service>::all(options.client.clone()), watcher::Config::default());
+        let size =
+            pod::environment::Machine { cpu_milli: machine::cpus() * 1000, memory_bytes: machine::memory_bytes() };
+        let containers_dir = options.data_dir.join("containers");
+        let context = Arc::new(Context {
+            node_name: options.node_name.clone(),
+            host_address: options.host_address.unwrap_or_else(machine::address),
+            cluster_domain: options.cluster_domain,
+            cluster_dns: options.cluster_dns,
+            cluster_ca: options.cluster_ca,
+            events: Recorder::start(options.client.clone(), options.node_name),
+            client: options.client,
+            runtime: options.runtime,
+            images: Images::new(options.images, containers_dir),
+            fabric: options.fabric,
+            networks,
+            directory,
+            services: services.clone(),
+            containers: Mutex::default(),
+            pods: Mutex::default(),
+            machine: Machine::of_this_process(),
+            size,
+            origin: tokio::time::Instant::now(),
+            stop: tokio_util::sync::CancellationToken::new(),
+            data_dir: options.data_dir,
+        });
+        let facts = NodeFacts { labels: options.labels, version: options.version, port: options.api_port.into() };
+        let gateway = context.networks.default_network().gateway;
+        let (node, objects, ()) = tokio::join!(
+            node_object::register(&context, &facts),
+            networks::ensure_objects(&context.client),
+            networks::listen(&context.directory, gateway),
+        );
+        objects?;
+        let tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
+        Ok(Arc::new(Self { context, tasks }))
+    }
+
+    /// Ends all workloads and takes away everything of this instance: for `nuee down --all`. Drop the agent afterwards.
+    pub async fn destroy_everything(&self) -> Result<()> {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.context.stop.cancel();
+        garbage::destroy_everything(&self.context).await
+    }
+}
+
+type Services = kube::runtime::reflector::Store<Service>;
+
+fn spawn_tasks(
+    context: &Arc<Context>,
+    node: k8s_openapi::api::core::v1::Node,
+    facts: NodeFacts,
+    services: Services,
+    service_events: impl futures::Stream<Item = watcher::Event<Service>> + Send + 'static,
+    changed: Arc<Notify>,
+    found: Vec<runtime::ContainerState>,
+) -> Vec<JoinHandle<()>> {
+    let service_changed = changed.clone();
+    let (containers_listed, containers) = oneshot::channel();
+    let (pods_listed, pods) = oneshot::channel();
+    let all: HashSet<String> = found.iter().map(|s| s.id.clone()).collect();
+    let found: HashMap<_, _> = found.into_iter().map(|s| (s.id.clone(), s)).collect();
+    let collector = context.clone();
+    vec![
+        tokio::spawn(async move {
+            let mut events = std::pin::pin!(service_events);
+            while events.next().await.is_some() {
+                service_changed.notify_one();
+            }
+        }),
+        tokio::spawn(proxy::run(context.clone(), services, changed)),
+        tokio::spawn(networks::run(context.clone())),
+        tokio::spawn(volumes::run(context.clone())),
+        tokio::spawn(node_object::run(context.clone(), facts, node)),
+        tokio::spawn(container::run(context.clone(), found.clone(), containers_listed)),
+        tokio::spawn(pod::run(context.clone(), found, pods_listed)),
+        tokio::spawn(async move {
+            if let (Ok(containers), Ok(pods)) = (containers.await, pods.await) {
+                garbage::collect(&collector, all, containers, pods).await;
+            }
+        }),
+    ]
+}

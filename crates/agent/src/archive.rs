@@ -1,0 +1,392 @@
+//! Files of containers as archives (cp, diff, export, commit). Everything that follows a path of the container runs in a
+//! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
+//! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use image::Snapshot;
+use node::{ByteStream, Error, FileChange, FileChangeKind, PathStatistics, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::thread::UnshareFlags;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::in_root;
+
+/// Pieces of an archive on their way.
+const PIECES: usize = 16;
+/// Size of a piece. Units: bytes.
+const PIECE: usize = 64 << 10;
+
+/// A container's files: the mounted snapshot, and volumes by their place in it.
+#[derive(Debug)]
+pub struct View {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Host directories by target.
+    pub volumes: BTreeMap<String, String>,
+}
+
+/// Runs a job in a thread that sees the container's root as its own.
+fn inside<T: Send + 'static>(
+    view: View,
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> oneshot::Receiver<Result<T>> {
+    let (sender, receiver) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("container-files".into());
+    let spawned = thread.spawn(move || {
+        let result = enter(&view)
+            .map_err(|e| Error::Internal(format!("cannot enter the container's files: {e}")))
+            .and_then(|()| job());
+        let _ = sender.send(result);
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no thread for a container's files");
+    }
+    receiver
+}
+
+async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
+    receiver.await.unwrap_or_else(|_| Err(Error::Internal("the thread for the container's files failed".to_owned())))
+}
+
+/// Leaves the machine's files for good: own mounts, volumes put in their places, root changed.
+fn enter(view: &View) -> io::Result<()> {
+    // SAFETY of the thread: it ends after its job and is nobody else's; a mount namespace of its own implies its own root.
+    unshare_files()?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let root = in_root::directory(&view.snapshot.rootfs)?;
+    for (target, source) in &view.volumes {
+        let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
+        let Ok(place) = in_root::open(&root, inside, OFlags::PATH, Mode::empty()) else { continue };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let tree = open_tree(rustix::fs::CWD, source.as_str(), flags)?;
+        let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
+    }
+    rustix::process::fchdir(in_root::directory(&view.snapshot.rootfs)?)?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+#[allow(unsafe_code)] // The one call here that the safe wrappers leave out.
+fn unshare_files() -> io::Result<()> {
+    // SAFETY: called at the start of a thread that was just spawned and shares no borrowed file state with others.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.map_err(Into::into)
+}
+
+fn absolute(path: &str) -> PathBuf {
+    Path::new("/").join(path.trim_start_matches('/'))
+}
+
+fn not_found(path: &str, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::NotFound(format!("Could not find the file {path} in container")),
+        _ => Error::Invalid(format!("{path}: {error}")),
+    }
+}
+
+fn describe(path: &str) -> Result<PathStatistics> {
+    let full = absolute(path);
+    // A path that ends in a slash or a dot means what a link leads to.
+    let follow = path.ends_with('/') || path.ends_with("/.");
+    let meta = if follow { full.metadata() } else { full.symlink_metadata() }.map_err(|e| not_found(path, &e))?;
+    let link = if meta.is_symlink() {
+        full.read_link().map(|l| l.to_string_lossy().into_owned()).unwrap_or_default()
+    } else {
+        String::new()
+    };
+    let name = full.file_name().map_or_else(|| "/".to_owned(), |n| n.to_string_lossy().into_owned());
+    Ok(PathStatistics {
+        name,
+        size_bytes: meta.size(),
+        mode: meta.mode(),
+        modified_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
+        link_target: link,
+    })
+}
+
+/// Describes a path.
+pub async fn statistics(view: View, path: String) -> Result<PathStatistics> {
+    answer(inside(view, move || describe(&path))).await
+}
+
+/// Sends what is written into it in pieces; a reader that went away is an error to the writer.
+struct Pieces {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl Pieces {
+    fn new() -> (Self, ByteStream) {
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let stream = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|item| (item, r)) });
+        (Self { sender, buffer: Vec::with_capacity(PIECE) }, stream.boxed())
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(data);
+        if self.buffer.len() >= PIECE {
+            self.flush()?;
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
+        self.sender.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Packs, and tells the reader when that fails.
+fn pack(mut pieces: Pieces, fill: impl FnOnce(&mut tar::Builder<&mut Pieces>) -> io::Result<()>) {
+    let mut archive = tar::Builder::new(&mut pieces);
+    archive.follow_symlinks(false);
+    let done = fill(&mut archive).and_then(|()| archive.finish());
+    drop(archive);
+    if let Err(error) = done.and_then(|()| pieces.flush()) {
+        let _ = pieces.sender.blocking_send(Err(error));
+    }
+}
+
+/// Reads a path as an archive whose entries begin with the path's own name.
+pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStream)> {
+    let (pieces, stream) = Pieces::new();
+    let (sender, receiver) = oneshot::channel();
+    let job = inside(view, move || {
+        let found = describe(&path);
+        let plain = found.as_ref().ok().map(|f| f.name.clone());
+        let described = found.is_ok();
+        let _ = sender.send(found);
+        if let (true, Some(name)) = (described, plain) {
+            let name = if name == "/" { ".".to_owned() } else { name };
+            pack(pieces, |archive| append(archive, &absolute(&path), Path::new(&name)));
+        }
+        Ok(())
+    });
+    match receiver.await {
+        Ok(found) => Ok((found?, stream)),
+        Err(_) => answer(job).await.and_then(|()| Err(Error::Internal("no answer about the path".to_owned()))),
+    }
+}
+
+/// Appends a file or a whole tree; sockets are left out, as tar(1) does.
+fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
+    let mut waiting = vec![(path.to_owned(), name.to_owned())];
+    while let Some((path, name)) = waiting.pop() {
+        let meta = path.symlink_metadata()?;
+        if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) {
+            continue;
+        }
+        if meta.is_dir() {
+            archive.append_dir(&name, &path)?;
+            let mut entries: Vec<_> = std::fs::read_dir(&path)?.collect::<io::Result<_>>()?;
+            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
+            waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
+        } else {
+            match archive.append_path_with_name(&path, &name) {
+                // Gone since it was listed: a running container may do that.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads what a stream sends, from a thread.
+struct Source {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl Read for Source {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.rest = piece?,
+                None => return Ok(0),
+            }
+        }
+        let length = self.rest.len().min(into.len());
+        into[..length].copy_from_slice(&self.rest.split_to(length));
+        Ok(length)
+    }
+}
+
+/// Unpacks an archive under a directory.
+pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<()> {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    let job = inside(view, move || {
+        let target = absolute(&path);
+        let meta = target.metadata().map_err(|e| not_found(&path, &e))?;
+        if !meta.is_dir() {
+            return Err(Error::Invalid("extraction point is not a directory".to_owned()));
+        }
+        let mut archive = tar::Archive::new(Source { receiver, rest: Bytes::new() });
+        archive.set_preserve_permissions(true);
+        archive.set_preserve_ownerships(true);
+        archive.set_overwrite(true);
+        let problem = |e: io::Error| Error::Invalid(format!("cannot unpack the archive: {e}"));
+        for entry in archive.entries().map_err(problem)? {
+            let mut entry = entry.map_err(problem)?;
+            refuse_type_change(&target, &entry).map_err(Error::Invalid)?;
+            entry.unpack_in(&target).map_err(problem)?;
+        }
+        Ok(())
+    });
+    let feed = async {
+        while let Some(piece) = content.next().await {
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+    };
+    let (result, ()) = tokio::join!(answer(job), feed);
+    result
+}
+
+/// A directory never replaces a file, nor a file a directory. Source: Docker, `noOverwriteDirNonDir`.
+fn refuse_type_change<R: Read>(target: &Path, entry: &tar::Entry<'_, R>) -> std::result::Result<(), String> {
+    let Ok(path) = entry.path() else { return Ok(()) };
+    let Ok(there) = target.join(&path).symlink_metadata() else { return Ok(()) };
+    match (there.is_dir(), entry.header().entry_type().is_dir()) {
+        (true, false) => Err(format!("cannot overwrite directory {:?} with non-directory", path.display())),
+        (false, true) if !there.is_symlink() => {
+            Err(format!("cannot overwrite non-directory {:?} with directory", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Packs the whole root.
+pub async fn export(view: View) -> Result<ByteStream> {
+    let (pieces, stream) = Pieces::new();
+    let (sender, receiver) = oneshot::channel();
+    let job = inside(view, move || {
+        let _ = sender.send(());
+        pack(pieces, |archive| {
+            let mut entries: Vec<_> = std::fs::read_dir("/")?.collect::<io::Result<_>>()?;
+            entries.sort_by_key(std::fs::DirEntry::file_name);
+            entries.into_iter().try_for_each(|e| append(archive, &e.path(), Path::new(&e.file_name())))
+        });
+        Ok(())
+    });
+    match receiver.await {
+        Ok(()) => Ok(stream),
+        Err(_) => answer(job).await.and_then(|()| Err(Error::Internal("no answer about the root".to_owned()))),
+    }
+}
+
+fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> impl Future<Output = Result<T>> {
+    let task = tokio::task::spawn_blocking(job);
+    async move {
+        let result = task.await.map_err(|e| Error::Internal(e.to_string()))?;
+        result.map_err(|e| Error::Internal(format!("cannot read the container's changes: {e}")))
+    }
+}
+
+/// What the writable layer holds, in order of paths: path, whether it deletes, its metadata.
+fn walk(upper: &Path, visit: &mut dyn FnMut(&Path, &Path, &std::fs::Metadata) -> io::Result<()>) -> io::Result<()> {
+    let mut waiting = vec![upper.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let mut entries: Vec<_> = std::fs::read_dir(&directory)?.collect::<io::Result<_>>()?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        let mut inner = Vec::new();
+        for entry in entries {
+            let path = entry.path();
+            let meta = path.symlink_metadata()?;
+            visit(path.strip_prefix(upper).unwrap_or(&path), &path, &meta)?;
+            if meta.is_dir() {
+                inner.push(path);
+            }
+        }
+        waiting.extend(inner.into_iter().rev());
+    }
+    Ok(())
+}
+
+fn is_whiteout(meta: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_char_device(&meta.file_type()) && meta.rdev() == 0
+}
+
+/// Whether a directory hides what lies below it. Source: kernel, overlayfs, `trusted.overlay.opaque`.
+fn is_opaque(path: &Path) -> bool {
+    let mut value = [0u8; 4];
+    rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| n == 1 && value[0] == b'y')
+}
+
+/// Lists changes. Files under the mount points that every container has are the runtime's, not the user's.
+pub async fn changes(view: View) -> Result<Vec<FileChange>> {
+    blocking(move || {
+        let mut list = Vec::new();
+        let snapshot = &view.snapshot;
+        walk(&snapshot.upper, &mut |relative, _, meta| {
+            let below = |layer: &PathBuf| layer.join(relative).symlink_metadata().is_ok_and(|m| !is_whiteout(&m));
+            let kind = match (is_whiteout(meta), snapshot.lower.iter().any(below)) {
+                (true, _) => FileChangeKind::Deleted,
+                (false, true) => FileChangeKind::Modified,
+                (false, false) => FileChangeKind::Added,
+            };
+            list.push(FileChange { path: Path::new("/").join(relative), kind });
+            Ok(())
+        })?;
+        Ok(list)
+    })
+    .await
+}
+
+/// Packs the changes as an OCI layer. Source: OCI image specification, layer.md, whiteouts.
+pub async fn layer(view: View) -> Result<ByteStream> {
+    let (pieces, stream) = Pieces::new();
+    std::thread::Builder::new()
+        .name("container-layer".into())
+        .spawn(move || {
+            pack(pieces, |archive| {
+                walk(&view.snapshot.upper, &mut |relative, path, meta| {
+                    let parent = relative.parent().unwrap_or(Path::new(""));
+                    let name = relative.file_name().unwrap_or_default().to_string_lossy();
+                    let empty = |archive: &mut tar::Builder<&mut Pieces>, name: &str| {
+                        let mut header = tar::Header::new_gnu();
+                        header.set_size(0);
+                        header.set_mode(0o600);
+                        archive.append_data(&mut header, parent.join(name), io::empty())
+                    };
+                    if is_whiteout(meta) {
+                        return empty(archive, &format!(".wh.{name}"));
+                    }
+                    if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) {
+                        return Ok(());
+                    }
+                    if meta.is_dir() {
+                        archive.append_dir(relative, path)?;
+                        if is_opaque(path) {
+                            let mut header = tar::Header::new_gnu();
+                            header.set_size(0);
+                            header.set_mode(0o600);
+                            archive.append_data(&mut header, relative.join(".wh..wh..opq"), io::empty())?;
+                        }
+                        return Ok(());
+                    }
+                    archive.append_path_with_name(path, relative)
+                })
+            });
+        })
+        .map_err(|e| Error::Internal(format!("no thread to pack the layer: {e}")))?;
+    Ok(stream)
+}

@@ -1,0 +1,475 @@
+//! The task of one container: feeds events to the pure core and carries out its actions, one after another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::container::{Container, ContainerStatus, Desired, HealthResult, State};
+use api::names::AGENT_FINALIZER;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use runtime::{ContainerState, ExitRecord};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::handle::Handle;
+use super::start::{self, Running};
+use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
+use super::{health, spec};
+use crate::context::{Context, Key};
+use crate::error::{Error, Result, chain, is_not_found};
+use crate::patch;
+
+/// Exit code of a container that ended while nobody looked. Source: moby, after a reboot.
+const EXIT_UNKNOWN: i32 = 255;
+/// Exit code of a start that failed for reasons other than the program. Source: moby `exitcode`.
+const EXIT_START_FAILED: i64 = 128;
+/// How long one start may take.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// Pause before a write that the apiserver refused is tried again.
+const WRITE_RETRY: Duration = Duration::from_millis(500);
+/// Annotation by which a client sets the time of one stop. Units: seconds.
+const STOP_TIMEOUT_ANNOTATION: &str = "nuee.dev/stop-timeout";
+
+/// What comes from the driver's own helpers.
+#[derive(Debug)]
+pub enum Input {
+    /// The main process ended.
+    Exited(ExitRecord),
+    /// A health check was done.
+    Health(HealthResult),
+}
+
+struct Driver {
+    context: Arc<Context>,
+    key: Key,
+    id: String,
+    handle: Arc<Handle>,
+    object: Arc<Container>,
+    machine: Machine,
+    status: ContainerStatus,
+    /// The status that the apiserver has.
+    written: Value,
+    sender: mpsc::Sender<Input>,
+    helpers: Vec<JoinHandle<()>>,
+    timer: Option<Instant>,
+    retry: Option<Instant>,
+    releasing: bool,
+}
+
+/// Starts the task of one container; `found` is what the runtime has of it.
+pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>, found: Option<ContainerState>) {
+    let running = found.as_ref().is_some_and(|f| f.exit.is_none() && f.pid > 0 && f.started_at_ns > 0);
+    let (handle, objects) = Handle::new(id.clone(), object.clone(), running);
+    context.containers.lock().insert(key.clone(), handle.clone());
+    let status = object.status.clone().unwrap_or_default();
+    let written = serde_json::to_value(&status).unwrap_or_default();
+    let (sender, inbox) = mpsc::channel(16);
+    let machine = if running {
+        Machine::adopted(status.observed_start, status.restart_count, context.now(), status.state == State::Paused)
+    } else {
+        let ever = status.started_at.is_some();
+        Machine::new(status.observed_start, status.restart_count, ever)
+    };
+    let driver = Driver {
+        context,
+        key,
+        id,
+        handle,
+        object,
+        machine,
+        status,
+        written,
+        sender,
+        helpers: Vec::new(),
+        timer: None,
+        retry: None,
+        releasing: false,
+    };
+    let stop = driver.context.stop.clone();
+    tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects, inbox, found)));
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut objects: watch::Receiver<Option<Arc<Container>>>,
+        mut inbox: mpsc::Receiver<Input>,
+        found: Option<ContainerState>,
+    ) {
+        self.adopt(found).await;
+        self.feed(Event::Wished(wish(&self.object))).await;
+        loop {
+            let event = tokio::select! {
+                changed = objects.changed() => {
+                    let newest = objects.borrow_and_update().clone();
+                    match newest {
+                        Some(object) if changed.is_ok() => {
+                            self.object = object;
+                            self.adjust_networks().await;
+                            Event::Wished(wish(&self.object))
+                        }
+                        _ => Event::Vanished,
+                    }
+                }
+                input = inbox.recv() => match input {
+                    Some(Input::Exited(exit)) => self.exited(exit),
+                    Some(Input::Health(result)) => { self.health(result).await; continue; }
+                    None => continue,
+                },
+                () = sleep_until(self.timer) => { self.timer = None; Event::Timer }
+                () = sleep_until(self.retry) => { self.retry = None; self.write_again().await; continue; }
+            };
+            self.feed(event).await;
+            if self.machine.phase == step::Phase::Gone && (self.machine.vanished || !self.releasing) {
+                break;
+            }
+        }
+        self.stop_helpers();
+        let mut containers = self.context.containers.lock();
+        if containers.get(&self.key).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
+            containers.remove(&self.key);
+        }
+    }
+
+    /// Takes over what runs; what ended while nobody looked gets its exit code.
+    async fn adopt(&mut self, found: Option<ContainerState>) {
+        let was_running = matches!(self.status.state, State::Running | State::Paused);
+        match found {
+            Some(state) if matches!(self.machine.phase, step::Phase::Running { .. }) => {
+                self.status.pid = state.pid.into();
+                if !was_running {
+                    // The daemon died between the start and the status.
+                    self.status.observed_start = self.object.spec.start_request;
+                    self.machine.observed_start = self.object.spec.start_request;
+                    self.status.started_at = time(state.started_at_ns);
+                    self.status.state = State::Running;
+                    self.report().await;
+                }
+                self.join_names().await;
+                self.watch_run();
+            }
+            found if was_running => {
+                self.machine.phase = step::Phase::Running { since: self.context.now(), paused: false };
+                let exit = found.and_then(|f| f.exit);
+                let exit =
+                    exit.unwrap_or(ExitRecord { code: EXIT_UNKNOWN, out_of_memory: false, finished_at_ns: now_ns() });
+                self.machine.wish = wish(&self.object);
+                let event = self.exited(exit);
+                self.feed(event).await;
+            }
+            // Created but never started, or ended and written down: nothing of the run is wanted.
+            Some(_) => start::end_run(&self.context, &self.id).await,
+            None => {}
+        }
+        if self.status.state == State::Restarting && self.machine.phase == step::Phase::Idle {
+            self.machine.phase = step::Phase::Waiting { until: self.context.now() + step::BACKOFF_FIRST };
+            self.timer = Some(Instant::now() + step::BACKOFF_FIRST);
+        }
+    }
+
+    /// After a restart of the daemon the name server must learn the names again.
+    async fn join_names(&self) {
+        for (name, endpoint) in start::wanted_networks(&self.object.spec) {
+            let Some(place) = self.status.networks.get(&name) else { continue };
+            let key = Key { namespace: self.key.namespace.clone(), name: name.clone() };
+            let network = self.context.networks.ensure(&self.context.client, &self.context.directory, &key).await;
+            if let (Ok(network), Ok(address)) = (network, place.ip.parse())
+                && network.id != network::DEFAULT_NETWORK
+            {
+                let _ = endpoint;
+                self.context.directory.join(&network, &name, &self.id, address, place.aliases.clone());
+            }
+        }
+    }
+
+    async fn feed(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let actions = step::step(&mut self.machine, event, self.context.now());
+            let ends = actions.contains(&Action::EndRun) && actions.contains(&Action::Report);
+            for action in actions {
+                match action {
+                    // The end of a run is told while its remains are cleared.
+                    Action::EndRun if ends => self.end_run_and_report().await,
+                    Action::Report if ends => {}
+                    Action::EndRun => self.end_run().await,
+                    Action::Report => self.report().await,
+                    Action::Wake(at) => self.timer = Some(self.context.at(at)),
+                    Action::Start => next = Some(self.start().await),
+                    Action::Remove => {
+                        start::leave_network(&self.context, &self.id).await;
+                        start::remove(&self.context, &self.id).await;
+                        next = Some(Event::Removed);
+                    }
+                    action => self.simple(action).await,
+                }
+            }
+        }
+    }
+
+    async fn simple(&mut self, action: Action) {
+        let (runtime, id) = (self.context.runtime.clone(), self.id.clone());
+        let id = id.as_str();
+        let result = match action {
+            Action::Signal(signal) => runtime.kill(id, signal).await.map_err(Error::from),
+            Action::Pause => runtime.pause(id).await.map_err(Error::from),
+            Action::Resume => runtime.resume(id).await.map_err(Error::from),
+            Action::DeleteObject => self.delete_object().await,
+            Action::Release => self.release().await,
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(id, error = %chain(&error), ?action, "container action failed");
+        }
+    }
+
+    async fn start(&mut self) -> Event {
+        self.status.observed_start = self.machine.observed_start;
+        self.status.restart_count = self.machine.restart_count;
+        let object = self.object.clone();
+        let attempt = start::start(&self.context, &object, &self.id, &self.handle);
+        let result = tokio::time::timeout(START_TIMEOUT, attempt).await.unwrap_or(Err(Error::Timeout("the start")));
+        match result {
+            Ok(Running { pid, networks, ports, volume_paths }) => {
+                let log_path = self.context.container_dir(&self.id).join(start::LOG_FILE);
+                self.status = ContainerStatus {
+                    pid: pid.into(),
+                    networks,
+                    ports,
+                    volume_paths,
+                    log_path: log_path.display().to_string(),
+                    started_at: Some(Time(Timestamp::now())),
+                    observed_start: self.machine.observed_start,
+                    restart_count: self.machine.restart_count,
+                    finished_at: self.status.finished_at.clone(),
+                    health: if health::wanted(&self.object.spec).is_some() { "starting".into() } else { String::new() },
+                    ..ContainerStatus::default()
+                };
+                self.watch_run();
+                Event::Started
+            }
+            Err(error) => {
+                self.status.exit_code = match error {
+                    Error::CannotStart { code, .. } => code.into(),
+                    _ => EXIT_START_FAILED,
+                };
+                self.status.error = chain(&error);
+                self.handle.disconnect(true);
+                Event::StartFailed
+            }
+        }
+    }
+
+    /// Waits for the exit, and checks health.
+    fn watch_run(&mut self) {
+        let (context, id, sender) = (self.context.clone(), self.id.clone(), self.sender.clone());
+        self.helpers.push(tokio::spawn(async move {
+            let exit = context.runtime.wait_record(&id).await.unwrap_or_else(|error| {
+                tracing::warn!(id, error = %chain(&error), "lost sight of the container");
+                ExitRecord { code: EXIT_UNKNOWN, out_of_memory: false, finished_at_ns: now_ns() }
+            });
+            let _ = sender.send(Input::Exited(exit)).await;
+        }));
+        if let Some(check) = health::wanted(&self.object.spec) {
+            let (context, id, sender) = (self.context.clone(), self.id.clone(), self.sender.clone());
+            self.helpers.push(tokio::spawn(async move { health::run(&context, &id, &check, sender).await }));
+        }
+    }
+
+    fn stop_helpers(&mut self) {
+        self.helpers.drain(..).for_each(|helper| helper.abort());
+    }
+
+    fn exited(&mut self, exit: ExitRecord) -> Event {
+        self.status.exit_code = exit.code.into();
+        self.status.oom_killed = exit.out_of_memory;
+        self.status.finished_at = time(exit.finished_at_ns);
+        self.status.pid = 0;
+        self.status.ports.clear();
+        Event::Exited { code: exit.code }
+    }
+
+    async fn end_run(&mut self) {
+        self.stop_helpers();
+        self.handle.disconnect(false);
+        start::end_run(&self.context, &self.id).await;
+    }
+
+    async fn end_run_and_report(&mut self) {
+        self.stop_helpers();
+        self.handle.disconnect(false);
+        let (context, id) = (self.context.clone(), self.id.clone());
+        tokio::join!(start::end_run(&context, &id), self.report());
+    }
+
+    async fn health(&mut self, result: HealthResult) {
+        if !matches!(self.machine.phase, step::Phase::Running { .. }) {
+            return;
+        }
+        let Some(check) = health::wanted(&self.object.spec) else { return };
+        let since = self.status.started_at.as_ref().map(|t| Timestamp::now().duration_since(t.0)).unwrap_or_default();
+        health::judge(&mut self.status, &check, result, Duration::try_from(since).unwrap_or_default());
+        self.report().await;
+    }
+
+    /// Joins and leaves networks while the container runs.
+    async fn adjust_networks(&mut self) {
+        if !matches!(self.machine.phase, step::Phase::Running { .. }) {
+            return;
+        }
+        let (new, gone) = start::network_changes(&self.object.spec, &self.status.networks);
+        if new.is_empty() && gone.is_empty() {
+            return;
+        }
+        let netns = start::netns_path(&self.context, &self.id);
+        for name in gone {
+            let key = Key { namespace: self.key.namespace.clone(), name: name.clone() };
+            if let Ok(network) = self.context.networks.ensure(&self.context.client, &self.context.directory, &key).await
+            {
+                self.context.directory.leave(&self.id, Some(&network.id));
+                if let Err(error) = self.context.fabric.detach(&self.id, &network.id).await {
+                    tracing::warn!(id = self.id, error = %chain(&error), "cannot leave a network");
+                }
+            }
+            self.status.networks.remove(&name);
+        }
+        for (name, endpoint) in new {
+            let further = !self.status.networks.is_empty();
+            let (context, object) = (self.context.clone(), self.object.clone());
+            match start::join_network(
+                &context,
+                &self.key.namespace,
+                &self.id,
+                &object.spec,
+                &netns,
+                &name,
+                &endpoint,
+                further,
+            )
+            .await
+            {
+                Ok((place, _)) => drop(self.status.networks.insert(name, place)),
+                Err(error) => tracing::warn!(id = self.id, error = %chain(&error), "cannot join a network"),
+            }
+        }
+        self.report().await;
+    }
+
+    /// Writes what changed of the status, in one patch.
+    async fn report(&mut self) {
+        self.status.state = self.machine.state();
+        self.status.observed_start = self.machine.observed_start;
+        self.status.restart_count = self.machine.restart_count;
+        if self.machine.vanished {
+            return;
+        }
+        let Ok(new) = serde_json::to_value(&self.status) else { return };
+        let Some(change) = patch::difference(&self.written, &new) else { return };
+        let patch = Patch::Merge(json!({ "status": change }));
+        match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
+            Ok(_) => self.written = new,
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
+                self.retry = Some(Instant::now() + WRITE_RETRY);
+            }
+        }
+    }
+
+    async fn write_again(&mut self) {
+        if self.releasing {
+            self.simple(Action::Release).await;
+        } else {
+            self.report().await;
+        }
+    }
+
+    fn objects(&self) -> Api<Container> {
+        Api::namespaced(self.context.client.clone(), &self.key.namespace)
+    }
+
+    async fn delete_object(&self) -> Result<()> {
+        let preconditions = Preconditions { uid: self.object.metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match self.objects().delete(&self.key.name, &params).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(Error::api("delete the container")(error)),
+        }
+    }
+
+    /// Lets go of the object: takes our finalizer off, checked against concurrent changes.
+    async fn release(&mut self) -> Result<()> {
+        self.releasing = false;
+        if self.machine.vanished {
+            return Ok(());
+        }
+        let objects = self.objects();
+        let mut current = (*self.object).clone();
+        loop {
+            let finalizers = current.metadata.finalizers.clone().unwrap_or_default();
+            if !finalizers.iter().any(|f| f == AGENT_FINALIZER) {
+                return Ok(());
+            }
+            let rest: Vec<_> = finalizers.into_iter().filter(|f| f != AGENT_FINALIZER).collect();
+            let patch = Patch::Merge(
+                json!({"metadata": {"finalizers": rest, "resourceVersion": current.metadata.resource_version}}),
+            );
+            match objects.patch(&self.key.name, &PatchParams::default(), &patch).await {
+                Ok(_) => return Ok(()),
+                Err(error) if is_not_found(&error) => return Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => match objects.get_opt(&self.key.name).await {
+                    Ok(Some(newer)) => current = newer,
+                    Ok(None) => return Ok(()),
+                    Err(error) => return self.release_later(error),
+                },
+                Err(error) => return self.release_later(error),
+            }
+        }
+    }
+
+    fn release_later(&mut self, error: kube::Error) -> Result<()> {
+        self.releasing = true;
+        self.retry = Some(Instant::now() + WRITE_RETRY);
+        Err(Error::api("release the container")(error))
+    }
+}
+
+/// The parts of an object that decide.
+fn wish(object: &Container) -> Wish {
+    let spec = &object.spec;
+    let annotations = object.metadata.annotations.as_ref();
+    let asked = annotations.and_then(|a| a.get(STOP_TIMEOUT_ANNOTATION)).and_then(|s| s.trim().parse::<i64>().ok());
+    let stop_timeout = match asked.or(spec.stop_timeout_seconds) {
+        None => Some(STOP_TIMEOUT_DEFAULT),
+        Some(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
+    };
+    Wish {
+        desired: spec.desired,
+        start_request: if spec.desired == Desired::Created { 0 } else { spec.start_request },
+        restart_policy: spec.restart_policy.clone(),
+        auto_remove: spec.auto_remove,
+        deleted: object.metadata.deletion_timestamp.is_some(),
+        stop_timeout,
+        stop_signal: spec::signal(&spec.stop_signal).unwrap_or(libc::SIGTERM),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now_ns() -> i64 {
+    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+fn time(nanoseconds: i64) -> Option<Time> {
+    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(nanoseconds.into()).ok()).flatten().map(Time)
+}

@@ -1,0 +1,106 @@
+//! Docker containers (kind `Container`): one task per object, with a pure core.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`step`] | the life cycle, pure |
+//! | [`driver`] | the task that carries out what the life cycle says |
+//! | [`start`] | one start, and the end of a run |
+//! | [`spec`] | from the object to a launch, pure |
+//! | [`mounts`] | volumes, host paths, memory |
+//! | [`health`] | health checks |
+//! | [`handle`] | how the rest of the agent talks to a driver |
+
+pub mod driver;
+pub mod handle;
+pub mod health;
+pub mod mounts;
+pub mod spec;
+pub mod start;
+pub mod step;
+
+pub use handle::Handle;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use api::container::Container;
+use api::names::DOCKER_NAMESPACE;
+use futures::StreamExt;
+use kube::Api;
+use kube::runtime::watcher::{self, Event};
+use runtime::ContainerState;
+use tokio::sync::oneshot;
+
+use crate::context::{Context, Key, is_path_safe};
+use crate::informer;
+
+/// Runtime id of a container: the object's name (Docker's id) in Docker's namespace, made unique elsewhere.
+pub fn runtime_id(object: &Container) -> Option<String> {
+    let key = Key::of(object);
+    let id = if key.namespace == DOCKER_NAMESPACE {
+        key.name
+    } else {
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(format!("container {} {}", key.namespace, key.name)))
+    };
+    is_path_safe(&id).then_some(id)
+}
+
+/// Follows `Container` objects bound to this machine until the agent is dropped. Sends the ids of all of them once the
+/// first list is complete.
+pub async fn run(
+    context: Arc<Context>,
+    mut found: HashMap<String, ContainerState>,
+    listed: oneshot::Sender<Vec<String>>,
+) {
+    let config = watcher::Config::default();
+    let (_, stream) = informer::reflect(Api::<Container>::all(context.client.clone()), config);
+    let mut stream = std::pin::pin!(stream);
+    let mut listed = Some(listed);
+    let mut listing: Vec<Key> = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => listing.clear(),
+            Event::InitApply(object) => {
+                listing.push(Key::of(&object));
+                apply(&context, object, &mut found);
+            }
+            Event::Apply(object) => apply(&context, object, &mut found),
+            Event::Delete(object) => vanish(&context, &Key::of(&object)),
+            Event::InitDone => {
+                let gone: Vec<Key> =
+                    context.containers.lock().keys().filter(|k| !listing.contains(k)).cloned().collect();
+                gone.iter().for_each(|key| vanish(&context, key));
+                if let Some(listed) = listed.take() {
+                    let ids = context.containers.lock().values().map(|h| h.id.clone()).collect();
+                    let _ = listed.send(ids);
+                    found.clear();
+                }
+            }
+        }
+    }
+}
+
+fn apply(context: &Arc<Context>, object: Container, found: &mut HashMap<String, ContainerState>) {
+    if object.spec.node_name.as_deref() != Some(context.node_name.as_str()) {
+        return;
+    }
+    let key = Key::of(&object);
+    let known = context.containers.lock().get(&key).cloned();
+    if let Some(handle) = known {
+        handle.set_object(Some(Arc::new(object)));
+        return;
+    }
+    let Some(id) = runtime_id(&object) else {
+        tracing::warn!(name = key.name, "this name cannot be a container's id");
+        return;
+    };
+    let adopted = found.remove(&id);
+    driver::spawn(context.clone(), key, id, Arc::new(object), adopted);
+}
+
+fn vanish(context: &Arc<Context>, key: &Key) {
+    let handle = context.containers.lock().get(key).cloned();
+    if let Some(handle) = handle {
+        handle.set_object(None);
+    }
+}

@@ -1,0 +1,137 @@
+//! What a container sees mounted: volumes, host paths, memory, and its own files under /etc.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use api::container::{ContainerSpec, Mount};
+use api::names::DOCKER_NAMESPACE;
+use api::volume::Volume;
+use kube::Api;
+
+use crate::context::{Context, is_path_safe};
+use crate::error::{Error, Result};
+use crate::in_root;
+use crate::launch::{MountPoint, Place};
+
+/// Mode of a tmpfs when none is given.
+const TMPFS_MODE: u32 = 0o1777;
+
+/// Mounts, and what of the image is to be copied where.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// In the order of the spec.
+    pub points: Vec<MountPoint>,
+    /// New volumes that take over the image's content: path in the image, directory of the volume.
+    pub copies: Vec<(PathBuf, PathBuf)>,
+    /// Where volumes lie, by target.
+    pub volume_paths: BTreeMap<String, String>,
+}
+
+/// Name of a volume's directory: unique over namespaces, since `_` is in no object's name.
+pub fn volume_directory(namespace: &str, name: &str) -> String {
+    if namespace == DOCKER_NAMESPACE { name.to_owned() } else { format!("{namespace}_{name}") }
+}
+
+/// Resolves the mounts of a spec; makes what is missing.
+pub async fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -> Result<Mounts> {
+    let mut mounts = Mounts::default();
+    for mount in &spec.mounts {
+        if !Path::new(&mount.target).is_absolute() {
+            return Err(Error::Invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
+        }
+        let place = match mount.kind.as_str() {
+            "tmpfs" => Place::Tmpfs {
+                size_bytes: mount.tmpfs_size_bytes,
+                mode: if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode },
+            },
+            "volume" => volume(context, namespace, mount, &mut mounts).await?,
+            _ => bind(mount)?,
+        };
+        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.read_only });
+    }
+    Ok(mounts)
+}
+
+fn bind(mount: &Mount) -> Result<Place> {
+    let source = PathBuf::from(&mount.source);
+    if !source.is_absolute() {
+        return Err(Error::Invalid(format!("invalid mount path: '{}' must be absolute", mount.source)));
+    }
+    if !source.exists() {
+        // What `docker run -v` does; clients that want an error ask before.
+        std::fs::create_dir_all(&source).map_err(Error::io("create", &source))?;
+    }
+    Ok(Place::Bind { source, propagation: mount.propagation.clone() })
+}
+
+async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut Mounts) -> Result<Place> {
+    let objects: Api<Volume> = Api::namespaced(context.client.clone(), namespace);
+    let object = objects.get_opt(&mount.source).await.map_err(Error::api("read volume"))?;
+    let object = object.ok_or_else(|| Error::Invalid(format!("get {}: no such volume", mount.source)))?;
+    if let Some(place) = by_options(&object) {
+        return Ok(place);
+    }
+    let path = make_volume(context, namespace, &mount.source)?;
+    if !mount.no_copy {
+        mounts.copies.push((mount.target.clone().into(), path.clone()));
+    }
+    mounts.volume_paths.insert(mount.target.clone(), path.display().to_string());
+    Ok(Place::Bind { source: path, propagation: mount.propagation.clone() })
+}
+
+/// Volumes of the local driver that stand for something else: `type=tmpfs`, or `o=bind,device=/path`.
+fn by_options(object: &Volume) -> Option<Place> {
+    let options = &object.spec.options;
+    let words = || options.get("o").into_iter().flat_map(|o| o.split(','));
+    if options.get("type").is_some_and(|t| t == "tmpfs") {
+        let size = words().find_map(|w| w.strip_prefix("size=")).and_then(|s| {
+            crate::quantity::whole(&s.to_uppercase().replace('K', "Ki").replace('M', "Mi").replace('G', "Gi"))
+        });
+        return Some(Place::Tmpfs { size_bytes: size.unwrap_or(0), mode: TMPFS_MODE });
+    }
+    let bound = words().any(|w| matches!(w, "bind" | "rbind"));
+    let device = options.get("device").filter(|d| bound && d.starts_with('/'))?;
+    Some(Place::Bind { source: device.into(), propagation: String::new() })
+}
+
+/// Makes a volume's directory.
+pub fn make_volume(context: &Context, namespace: &str, name: &str) -> Result<PathBuf> {
+    let directory = volume_directory(namespace, name);
+    if !is_path_safe(&directory) {
+        return Err(Error::Invalid(format!("{name:?} is no name of a volume")));
+    }
+    let path = context.volume_dir(&directory);
+    if !path.is_dir() {
+        if let Some(parent) = path.parent() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(parent)
+                .map_err(Error::io("create", parent))?;
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(Error::io("create", &path))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+            .map_err(Error::io("change mode of", &path))?;
+    }
+    Ok(path)
+}
+
+/// Copies the image's content into new volumes.
+pub fn copy_up(rootfs: &Path, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for (inside, volume) in copies {
+        in_root::copy_up(rootfs, inside, volume).map_err(Error::io("copy the image's content into", volume))?;
+    }
+    Ok(())
+}
+
+/// Writes a file of ours and says where it is mounted.
+pub fn own_file(directory: &Path, name: &str, target: &str, text: &str) -> Result<MountPoint> {
+    let path = directory.join(name);
+    std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+    Ok(MountPoint {
+        target: target.to_owned(),
+        place: Place::Bind { source: path, propagation: String::new() },
+        read_only: false,
+    })
+}

@@ -1,0 +1,405 @@
+//! One start of a container: image, network, mounts, files, process. And the end of a run: everything of it is given back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use api::container::{Container, ContainerSpec, NetworkAttachment, NetworkEndpoint, PortMapping};
+use api::names::DEFAULT_NETWORK;
+use network::AttachRequest;
+use runtime::{ContainerConfig, LogConfig};
+
+use super::Handle;
+use super::mounts::{self, Mounts};
+use super::spec::{self, Findings};
+use crate::context::{Context, Key};
+use crate::error::{Error, Result};
+use crate::files::{self, Resolver};
+use crate::hands;
+use crate::launch::{MountPoint, Namespace};
+
+/// Name of the log file in a container's directory.
+pub const LOG_FILE: &str = "container.log";
+/// Where the machine's resolver settings are.
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Docker's words in front of what the OCI runtime says.
+const START_PREFIX: &str =
+    "failed to create task for container: failed to create shim task: OCI runtime create failed: ";
+
+/// What a start gave.
+#[derive(Debug, Default)]
+pub struct Running {
+    /// Process id on the machine.
+    pub pid: u32,
+    /// Places on networks.
+    pub networks: BTreeMap<String, NetworkAttachment>,
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// Where volumes lie.
+    pub volume_paths: BTreeMap<String, String>,
+}
+
+/// The network side of a start.
+#[derive(Debug, Default)]
+pub struct Connected {
+    /// Namespace for the process.
+    pub namespace: Namespace,
+    /// Places by network name.
+    pub networks: BTreeMap<String, NetworkAttachment>,
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// Name server that knows the names of user networks.
+    pub name_server: Option<Ipv4Addr>,
+    /// Gateway of the first network.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Makes everything ready and starts the process.
+pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle: &Handle) -> Result<Running> {
+    let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
+    let directory = context.container_dir(id);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .map_err(Error::io("create", &directory))?;
+    let (prepared, connected, mounts) = tokio::try_join!(
+        async { Ok(context.images.mount(id, &spec.image_id).await?) },
+        connect(context, namespace, id, spec),
+        mounts::resolve(context, namespace, spec),
+    )?;
+    let rootfs = prepared.rootfs;
+    let hostname = hostname(spec, id);
+    let mut points = etc_files(context, id, spec, &hostname, &connected, &directory)?;
+    let Mounts { points: wanted, copies, volume_paths } = mounts;
+    points.retain(|p| !wanted.iter().any(|w| w.target == p.target));
+    points.extend(wanted);
+    if spec.init {
+        points.push(init_program()?);
+    }
+    let user = spec.user.clone();
+    let (root, user) = tokio::task::spawn_blocking(move || {
+        mounts::copy_up(&rootfs, &copies)?;
+        let user = hands::find_user(&rootfs, &user)?;
+        Ok::<_, Error>((rootfs, user))
+    })
+    .await
+    .map_err(|error| Error::Invalid(error.to_string()))??;
+    let findings = Findings {
+        rootfs: root,
+        user,
+        network: connected.namespace.clone(),
+        pid: joined(context, &spec.security.pid_mode, "pid").await?,
+        ipc: joined(context, &spec.security.ipc_mode, "ipc").await?,
+        mounts: points,
+        devices: spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<_>>()?,
+        hostname,
+    };
+    let launch = spec::launch(spec, findings)?;
+    let config = ContainerConfig {
+        id: id.to_owned(),
+        bundle_dir: directory.clone(),
+        spec: launch.specification(&context.machine)?,
+        terminal: spec.terminal,
+        open_stdin: spec.open_stdin,
+        stdin_once: spec.stdin_once,
+        log: log_config(spec, &directory),
+    };
+    let pid = context.runtime.create(config).await.map_err(cannot_start)?;
+    handle.connect_waiting(context, id).await;
+    context.runtime.start(id).await.map_err(cannot_start)?;
+    Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })
+}
+
+fn cannot_start(error: runtime::Error) -> Error {
+    match error {
+        runtime::Error::CannotStart { code, message } => {
+            Error::CannotStart { code, message: format!("{START_PREFIX}{message}") }
+        }
+        other => other.into(),
+    }
+}
+
+fn hostname(spec: &ContainerSpec, id: &str) -> String {
+    if !spec.hostname.is_empty() {
+        return spec.hostname.clone();
+    }
+    if spec.network_mode == "host" || spec.security.uts_mode == "host" {
+        return crate::machine::hostname();
+    }
+    id.chars().take(12).collect()
+}
+
+fn log_config(spec: &ContainerSpec, directory: &Path) -> LogConfig {
+    let mut log = LogConfig::bounded(directory.join(LOG_FILE));
+    if let Ok(size @ 1..) = u64::try_from(spec.log_max_size_bytes) {
+        log.max_size_bytes = size;
+    }
+    if let Ok(files @ 1..) = u32::try_from(spec.log_max_files) {
+        log.max_files = files;
+    }
+    log
+}
+
+/// The daemon's own binary serves as the container's init.
+fn init_program() -> Result<MountPoint> {
+    let source = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
+    let place = crate::launch::Place::Bind { source, propagation: String::new() };
+    Ok(MountPoint { target: spec::INIT_PATH.to_owned(), place, read_only: true })
+}
+
+/// `host`, `container:<id>`, or a namespace of its own.
+async fn joined(context: &Context, mode: &str, kind: &str) -> Result<Namespace> {
+    match mode.split_once(':') {
+        Some(("container", other)) => {
+            Ok(Namespace::Path(format!("/proc/{}/ns/{kind}", pid_of(context, other).await?).into()))
+        }
+        _ if mode == "host" => Ok(Namespace::Host),
+        _ => Ok(Namespace::Private),
+    }
+}
+
+async fn pid_of(context: &Context, id: &str) -> Result<u32> {
+    let state = context.runtime.state(id).await.ok().filter(|s| s.pid > 0 && s.exit.is_none());
+    state.map(|s| s.pid).ok_or_else(|| Error::Invalid(format!("cannot join network of a non running container: {id}")))
+}
+
+/// Puts the container on its networks and publishes its ports.
+async fn connect(context: &Context, namespace: &str, id: &str, spec: &ContainerSpec) -> Result<Connected> {
+    match spec.network_mode.as_str() {
+        "host" => return Ok(Connected { namespace: Namespace::Host, ..Connected::default() }),
+        "none" => return Ok(Connected::default()),
+        mode => {
+            if let Some(other) = mode.strip_prefix("container:") {
+                let path = format!("/proc/{}/ns/net", pid_of(context, other).await?).into();
+                return Ok(Connected { namespace: Namespace::Path(path), ..Connected::default() });
+            }
+        }
+    }
+    let path = context.fabric.create_namespace(id).await?;
+    let mut connected = Connected { namespace: Namespace::Path(path.clone()), ..Connected::default() };
+    for (index, (name, endpoint)) in wanted_networks(spec).into_iter().enumerate() {
+        let place = join_network(context, namespace, id, spec, &path, &name, &endpoint, index > 0).await?;
+        if index == 0 {
+            connected.gateway = place.0.gateway.parse().ok();
+            connected.ports = publish(context, id, &place.0, spec).await?;
+        }
+        connected.name_server = connected.name_server.or(place.1);
+        connected.networks.insert(name, place.0);
+    }
+    Ok(connected)
+}
+
+/// Networks in the order of interfaces: the one that the mode names comes first.
+pub fn wanted_networks(spec: &ContainerSpec) -> Vec<(String, NetworkEndpoint)> {
+    let mode = match spec.network_mode.as_str() {
+        "" | "default" => DEFAULT_NETWORK,
+        other => other,
+    };
+    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
+        return Vec::new();
+    }
+    let mut list: Vec<_> = spec.networks.iter().map(|(n, e)| (n.clone(), e.clone())).collect();
+    if list.is_empty() {
+        list.push((mode.to_owned(), NetworkEndpoint::default()));
+    }
+    list.sort_by_key(|(name, _)| name != mode);
+    list
+}
+
+/// Joins one network; gives the place, and the name server if the network has names.
+#[allow(clippy::too_many_arguments)] // One call site each way; a struct would only rename the arguments.
+pub async fn join_network(
+    context: &Context,
+    namespace: &str,
+    id: &str,
+    spec: &ContainerSpec,
+    netns: &Path,
+    name: &str,
+    endpoint: &NetworkEndpoint,
+    further: bool,
+) -> Result<(NetworkAttachment, Option<Ipv4Addr>)> {
+    let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+    let network = context.networks.ensure(&context.client, &context.directory, &key).await?;
+    let address = |text: &str| {
+        (!text.is_empty())
+            .then(|| text.parse::<Ipv4Addr>())
+            .transpose()
+            .map_err(|_| Error::Invalid(format!("invalid IPv4 address: {text}")))
+    };
+    let request = AttachRequest {
+        owner: id.to_owned(),
+        namespace: netns.to_owned(),
+        network: network.id.clone(),
+        interface: String::new(),
+        address: address(&endpoint.ipv4_address)?,
+        mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
+        without_default_route: further,
+    };
+    let attached = context.fabric.attach(request).await?;
+    let named = network.id != network::DEFAULT_NETWORK;
+    let mut names = vec![spec.name.clone(), id.chars().take(12).collect()];
+    names.extend(endpoint.aliases.iter().cloned());
+    if !spec.hostname.is_empty() {
+        names.push(spec.hostname.clone());
+    }
+    names.retain(|n| !n.is_empty());
+    if named {
+        context.directory.join(&network, name, id, attached.address, names.clone());
+    }
+    let place = NetworkAttachment {
+        ip: attached.address.to_string(),
+        prefix_length: attached.prefix,
+        gateway: attached.gateway.to_string(),
+        mac: attached.mac.to_string(),
+        aliases: if named { names } else { endpoint.aliases.clone() },
+        interface: attached.interface,
+    };
+    Ok((place, named.then_some(network.gateway)))
+}
+
+async fn publish(
+    context: &Context,
+    id: &str,
+    place: &NetworkAttachment,
+    spec: &ContainerSpec,
+) -> Result<Vec<PortMapping>> {
+    if spec.ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    let target = place.ip.parse().map_err(|_| Error::Invalid(format!("{} is no address", place.ip)))?;
+    // Ports of IPv6 host addresses are published on their IPv4 counterpart only.
+    let ports = spec.ports.iter().filter(|p| !p.host_ip.contains(':')).map(to_fabric).collect::<Result<Vec<_>>>()?;
+    let published = context.fabric.publish(id, target, ports).await.map_err(|error| {
+        let short: String = id.chars().take(64).collect();
+        Error::Invalid(format!(
+            "driver failed programming external connectivity on endpoint {} ({short}): {error}",
+            spec.name
+        ))
+    })?;
+    Ok(published.into_iter().map(from_fabric).collect())
+}
+
+fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {
+    let host_address = if port.host_ip.is_empty() {
+        Ipv4Addr::UNSPECIFIED
+    } else {
+        port.host_ip.parse().map_err(|_| Error::Invalid(format!("invalid IP address: {}", port.host_ip)))?
+    };
+    Ok(network::PortMapping {
+        host_address,
+        host_port: port.host_port,
+        host_port_end: 0,
+        target_port: port.container_port,
+        protocol: port.protocol.parse()?,
+    })
+}
+
+fn from_fabric(port: network::PortMapping) -> PortMapping {
+    PortMapping {
+        container_port: port.target_port,
+        protocol: port.protocol.to_string(),
+        host_ip: port.host_address.to_string(),
+        host_port: port.host_port,
+    }
+}
+
+fn etc_files(
+    context: &Context,
+    id: &str,
+    spec: &ContainerSpec,
+    hostname: &str,
+    connected: &Connected,
+    directory: &Path,
+) -> Result<Vec<MountPoint>> {
+    let _ = (context, id);
+    let host_network = connected.namespace == Namespace::Host;
+    let gateway = connected.gateway.map(|g| g.to_string()).unwrap_or_default();
+    let mut entries: Vec<_> = spec.extra_hosts.iter().filter_map(|h| files::extra_host(h, &gateway)).collect();
+    let own = files::own_names(hostname, &spec.domainname);
+    entries.extend(connected.networks.values().map(|place| (place.ip.clone(), own.clone())));
+    let hosts = if host_network && spec.extra_hosts.is_empty() {
+        std::fs::read_to_string("/etc/hosts").unwrap_or_else(|_| files::hosts(&[]))
+    } else {
+        files::hosts(&entries)
+    };
+    let host = std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
+    let mut resolver = Resolver::of_host(&host, host_network);
+    if let Some(server) = connected.name_server {
+        resolver.servers = vec![server.to_string()];
+    }
+    // Names of user networks only our own server knows, so it stays in front of the user's servers.
+    if !spec.dns.is_empty() && connected.name_server.is_none() {
+        resolver.servers = spec.dns.clone();
+    }
+    if !spec.dns_search.is_empty() {
+        resolver.searches = spec.dns_search.clone();
+    }
+    if !spec.dns_options.is_empty() {
+        resolver.options = spec.dns_options.clone();
+    }
+    Ok(vec![
+        mounts::own_file(directory, "hosts", "/etc/hosts", &hosts)?,
+        mounts::own_file(directory, "hostname", "/etc/hostname", &format!("{hostname}\n"))?,
+        mounts::own_file(directory, "resolv.conf", "/etc/resolv.conf", &resolver.text())?,
+    ])
+}
+
+/// Gives back what belongs to one run. Goes on after failures: whatever is left is found by the next start or by the
+/// collector.
+pub async fn end_run(context: &Context, id: &str) {
+    let process = async {
+        let deleted = context.runtime.delete(id).await;
+        if let Err(error) = deleted {
+            tracing::warn!(id, error = %crate::error::chain(&error), "cannot clear the process");
+        }
+        // The file system goes only after its last user.
+        if let Err(error) = context.images.unmount(id).await {
+            tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
+        }
+    };
+    tokio::join!(process, leave_network(context, id));
+}
+
+/// Takes an owner off all networks.
+pub async fn leave_network(context: &Context, owner: &str) {
+    context.directory.leave(owner, None);
+    for result in [context.fabric.release(owner).await, context.fabric.remove_namespace(owner).await] {
+        if let Err(error) = result {
+            tracing::warn!(owner, error = %crate::error::chain(&error), "cannot leave the network");
+        }
+    }
+}
+
+/// Takes away everything that a container has on this machine.
+pub async fn remove(context: &Context, id: &str) {
+    if let Err(error) = context.images.remove(id).await {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot remove the writable layer");
+    }
+    let directory = context.container_dir(id);
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+    if let Ok(Err(error)) = removed {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            tracing::warn!(id, %error, "cannot remove the container's directory");
+        }
+    }
+}
+
+/// Path of the namespace that a running container's network is in.
+pub fn netns_path(context: &Context, id: &str) -> PathBuf {
+    context.fabric.namespace_path(id)
+}
+
+/// Unused parts of the map of a wish; kept apart so that live changes of networks can be computed.
+pub fn network_changes(
+    spec: &ContainerSpec,
+    now: &BTreeMap<String, NetworkAttachment>,
+) -> (Vec<(String, NetworkEndpoint)>, Vec<String>) {
+    let wanted: HashMap<_, _> = wanted_networks(spec).into_iter().collect();
+    let gone = now.keys().filter(|n| !wanted.contains_key(*n)).cloned().collect();
+    let mut new: Vec<_> = wanted.into_iter().filter(|(n, _)| !now.contains_key(n)).collect();
+    new.sort_by(|a, b| a.0.cmp(&b.0));
+    (new, gone)
+}

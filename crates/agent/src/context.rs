@@ -1,0 +1,116 @@
+//! What every part of the agent shares: the hands, the client, and small caches.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::runtime::reflector::Store;
+use parking_lot::Mutex;
+
+use crate::container::Handle as ContainerHandle;
+use crate::directory::Directory;
+use crate::events::Recorder;
+use crate::hands::{Images, Runtime};
+use crate::launch::Machine;
+use crate::networks::Networks;
+use crate::pod::Handle as PodHandle;
+
+/// An object's place: namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Key {
+    /// The place of an object.
+    pub fn of<K: kube::Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
+    }
+}
+
+/// Shared by every task of the agent.
+pub struct Context {
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Name of this machine's `Node` object.
+    pub node_name: String,
+    /// Address of this machine.
+    pub host_address: Ipv4Addr,
+    /// Domain of cluster names.
+    pub cluster_domain: String,
+    /// Name server for pods; `None` means the default network's gateway.
+    pub cluster_dns: Option<Ipv4Addr>,
+    /// Certificates of the cluster's authority, for pods when there is no config map with them.
+    pub cluster_ca: String,
+    /// Speaks to the apiserver.
+    pub client: kube::Client,
+    /// Runs containers.
+    pub runtime: Runtime,
+    /// Images.
+    pub images: Images,
+    /// Network.
+    pub fabric: Arc<network::Fabric>,
+    /// Networks by object.
+    pub networks: Networks,
+    /// Names in DNS.
+    pub directory: Directory,
+    /// Writes events.
+    pub events: Recorder,
+    /// Services, for environment variables.
+    pub services: Store<Service>,
+    /// Drivers of containers.
+    pub containers: Mutex<HashMap<Key, Arc<ContainerHandle>>>,
+    /// Drivers of pods.
+    pub pods: Mutex<HashMap<Key, Arc<PodHandle>>>,
+    /// What this machine lets the daemon give away.
+    pub machine: Machine,
+    /// Size of the machine.
+    pub size: crate::pod::environment::Machine,
+    /// Origin of decision time.
+    pub origin: tokio::time::Instant,
+    /// Ends the drivers, not what they drive.
+    pub stop: tokio_util::sync::CancellationToken,
+}
+
+impl Context {
+    /// Time for decisions: monotonic, since the agent's start.
+    pub fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// The tokio instant of a decision time.
+    pub fn at(&self, instant: Duration) -> tokio::time::Instant {
+        self.origin + instant
+    }
+
+    /// Directory of one container's files.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.data_dir.join("containers").join(id)
+    }
+
+    /// Directory of one pod's files.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("pods").join(uid)
+    }
+
+    /// Directory of a volume's content.
+    pub fn volume_dir(&self, name: &str) -> PathBuf {
+        self.data_dir.join("volumes").join(name).join("_data")
+    }
+}
+
+/// Whether a name can be one component of a path.
+pub fn is_path_safe(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}

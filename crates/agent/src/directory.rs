@@ -1,0 +1,116 @@
+//! The names that DNS knows: services, pods, and containers on user networks. One snapshot goes to the name server at
+//! each change.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use network::Subnet;
+use network::dns::{NetworkNames, Records, Server, ServiceRecord};
+use parking_lot::Mutex;
+
+#[derive(Default)]
+struct State {
+    services: BTreeMap<(String, String), ServiceRecord>,
+    pods: BTreeMap<String, Vec<Ipv4Addr>>,
+    networks: BTreeMap<String, Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    subnet: Option<Subnet>,
+    name: String,
+    internal: bool,
+    members: BTreeMap<String, (Ipv4Addr, Vec<String>)>,
+}
+
+/// The names.
+pub struct Directory {
+    state: Mutex<State>,
+    server: Arc<Server>,
+}
+
+impl Directory {
+    /// An empty directory in front of a name server.
+    pub fn new(server: Arc<Server>) -> Self {
+        Self { state: Mutex::default(), server }
+    }
+
+    /// The name server.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Replaces all services.
+    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceRecord>) {
+        self.change(|state| {
+            let changed = state.services != services;
+            state.services = services;
+            changed
+        });
+    }
+
+    /// Adds or removes a pod's address.
+    pub fn set_pod(&self, namespace: &str, address: Ipv4Addr, present: bool) {
+        self.change(|state| {
+            let list = state.pods.entry(namespace.to_owned()).or_default();
+            list.retain(|a| *a != address);
+            if present {
+                list.push(address);
+            }
+            true
+        });
+    }
+
+    /// Puts an owner's names on a network; the first name is the one that reverse look-ups give.
+    pub fn join(&self, network: &network::Network, name: &str, owner: &str, address: Ipv4Addr, names: Vec<String>) {
+        self.change(|state| {
+            let members = state.networks.entry(network.id.clone()).or_default();
+            members.subnet = Some(network.subnet);
+            members.internal = network.internal;
+            name.clone_into(&mut members.name);
+            let names = names.into_iter().map(|n| n.to_lowercase()).collect();
+            members.members.insert(owner.to_owned(), (address, names));
+            true
+        });
+    }
+
+    /// Takes an owner's names off a network, or off all.
+    pub fn leave(&self, owner: &str, network: Option<&str>) {
+        self.change(|state| {
+            let mut changed = false;
+            for (id, members) in &mut state.networks {
+                if network.is_none_or(|n| n == id) {
+                    changed |= members.members.remove(owner).is_some();
+                }
+            }
+            state.networks.retain(|_, m| !m.members.is_empty());
+            changed
+        });
+    }
+
+    fn change(&self, f: impl FnOnce(&mut State) -> bool) {
+        let mut state = self.state.lock();
+        if f(&mut state) {
+            self.server.set_records(records(&state));
+        }
+    }
+}
+
+fn records(state: &State) -> Records {
+    let networks = state.networks.values().map(|network| {
+        let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+        let mut reverse = BTreeMap::new();
+        for (address, own) in network.members.values() {
+            for name in own {
+                let list = names.entry(name.clone()).or_default();
+                if !list.contains(address) {
+                    list.push(*address);
+                }
+            }
+            reverse.extend(own.first().map(|name| (*address, name.clone())));
+        }
+        NetworkNames { subnet: network.subnet, name: network.name.clone(), names, reverse, internal: network.internal }
+    });
+    Records { services: state.services.clone(), pods: state.pods.clone(), networks: networks.collect() }
+}

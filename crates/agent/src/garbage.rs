@@ -1,0 +1,79 @@
+//! What is left of objects that were deleted while the daemon was down, and the end of everything.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+
+use crate::container::start;
+use crate::context::Context;
+use crate::error::{Result, chain};
+
+/// Things cleared at once.
+const AT_ONCE: usize = 16;
+
+/// What pods own.
+#[derive(Debug, Default)]
+pub struct PodsListed {
+    /// Runtime ids of their containers.
+    pub containers: HashSet<String>,
+    /// Their uids, which own sandboxes.
+    pub uids: HashSet<String>,
+}
+
+/// Clears containers, namespaces, addresses, ports and directories whose owners are gone. `found` is what the runtime
+/// had at start: younger things are not judged.
+pub async fn collect(context: &Arc<Context>, found: HashSet<String>, containers: Vec<String>, pods: PodsListed) {
+    let mut live: HashSet<String> = containers.into_iter().collect();
+    live.extend(pods.containers.iter().cloned());
+    let orphans: Vec<String> = found.into_iter().filter(|id| !live.contains(id) && !is_known(context, id)).collect();
+    clear(context, orphans).await;
+    live.extend(pods.uids.iter().cloned());
+    // What has come since the start lives too.
+    live.extend(context.containers.lock().values().map(|h| h.id.clone()));
+    live.extend(context.pods.lock().values().flat_map(|h| h.owned()));
+    match context.fabric.collect_garbage(&live).await {
+        Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "freed what nobody owns any more"),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(error = %chain(&error), "cannot collect the network's garbage"),
+    }
+    let leftovers = names(&context.data_dir.join("containers")).into_iter().filter(|id| !live.contains(id));
+    clear(context, leftovers.filter(|id| !is_known(context, id)).collect()).await;
+    for uid in names(&context.data_dir.join("pods")).into_iter().filter(|uid| !live.contains(uid)) {
+        crate::pod::sandbox::remove_directory(context, &uid).await;
+    }
+}
+
+fn is_known(context: &Context, id: &str) -> bool {
+    context.containers.lock().values().any(|h| h.id == id)
+        || context.pods.lock().values().any(|h| h.owned().iter().any(|o| o == id))
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+async fn clear(context: &Arc<Context>, ids: Vec<String>) {
+    let jobs = ids.into_iter().map(|id| async move {
+        tracing::info!(id, "clearing a container without an object");
+        start::end_run(context, &id).await;
+        start::remove(context, &id).await;
+    });
+    stream::iter(jobs).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+/// Ends every container and takes away everything on this machine but images, volumes and objects.
+pub async fn destroy_everything(context: &Arc<Context>) -> Result<()> {
+    let mut ids: Vec<String> = context.runtime.list().await?.into_iter().map(|s| s.id).collect();
+    ids.extend(names(&context.data_dir.join("containers")));
+    ids.sort();
+    ids.dedup();
+    let jobs = ids.into_iter().map(|id| async move { start::end_run(context, &id).await });
+    stream::iter(jobs).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+    for uid in names(&context.data_dir.join("pods")) {
+        crate::pod::sandbox::remove_directory(context, &uid).await;
+    }
+    Ok(context.fabric.destroy_all().await?)
+}

@@ -1,0 +1,96 @@
+//! The image store, as the agent uses it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use image::{Error, ImageConfig, ImageStore, ListFilter, PullOptions, Reference, Result, Snapshot};
+
+/// An image on this machine.
+#[derive(Clone, Debug)]
+pub struct FoundImage {
+    /// `sha256:…`.
+    pub id: String,
+    /// What it says about its containers.
+    pub config: ImageConfig,
+    /// It came from a registry, and may be fresher there.
+    pub from_registry: bool,
+}
+
+/// A mounted snapshot.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The root file system.
+    pub rootfs: PathBuf,
+}
+
+/// Images and snapshots.
+pub struct Images {
+    store: Arc<ImageStore>,
+    containers_dir: PathBuf,
+}
+
+impl Images {
+    /// Over the machine's store; snapshots live in the containers' directories.
+    pub fn new(store: Arc<ImageStore>, containers_dir: PathBuf) -> Self {
+        Self { store, containers_dir }
+    }
+
+    /// The image of a name or id, if it is here.
+    pub fn find(&self, reference: &str) -> Option<FoundImage> {
+        self.store.get(reference).ok().map(|record| FoundImage {
+            id: record.id.to_string(),
+            from_registry: !record.digests.is_empty(),
+            config: record.config,
+        })
+    }
+
+    /// Fetches an image.
+    pub async fn pull(&self, reference: &str, options: &PullOptions) -> Result<FoundImage> {
+        let parsed: Reference = Reference::parse_tagged(reference)?;
+        self.store.pull(&parsed, options, &image::Progress::none()).await?;
+        self.find(reference).ok_or_else(|| Error::NotFound(format!("{reference} is not here after its pull")))
+    }
+
+    /// Makes (when it is new) and mounts the root file system of a container.
+    pub async fn mount(&self, container_id: &str, image: &str) -> Result<Prepared> {
+        let snapshot = match self.store.snapshot(container_id) {
+            Some(snapshot) => snapshot,
+            None => self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await?,
+        };
+        self.store.mount(&snapshot).await?;
+        Ok(Prepared { rootfs: snapshot.rootfs })
+    }
+
+    /// What there is of a container's file system.
+    pub fn snapshot(&self, container_id: &str) -> Option<Snapshot> {
+        self.store.snapshot(container_id)
+    }
+
+    /// Unmounts; the writable layer stays.
+    pub async fn unmount(&self, container_id: &str) -> Result<()> {
+        match self.store.snapshot(container_id) {
+            Some(snapshot) => self.store.unmount(&snapshot).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Mounts an existing snapshot.
+    pub async fn mount_existing(&self, snapshot: &Snapshot) -> Result<()> {
+        self.store.mount(snapshot).await
+    }
+
+    /// Takes the writable layer away.
+    pub async fn remove(&self, container_id: &str) -> Result<()> {
+        self.store.remove_snapshot(container_id).await
+    }
+
+    /// Names and sizes of all images, for the `Node` object.
+    pub fn list(&self) -> Vec<(Vec<String>, i64)> {
+        let all = self.store.list(&ListFilter::default()).unwrap_or_default();
+        let entry = |image: image::ImageSummary| {
+            let names = image.digests.into_iter().chain(image.references).collect();
+            (names, i64::try_from(image.size_bytes).unwrap_or(i64::MAX))
+        };
+        all.into_iter().map(entry).collect()
+    }
+}

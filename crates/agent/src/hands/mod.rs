@@ -1,0 +1,7 @@
+//! Small adapters between the agent and the hands, so that a change of a hand's border is met in one place.
+
+mod image;
+mod runtime;
+
+pub use image::{FoundImage, Images};
+pub use runtime::{Found, Runtime, check_working_directory, find_user, seccomp};

@@ -1,0 +1,182 @@
+//! Files inside a container's root file system, opened so that no symbolic link leads out of it.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
+
+/// Deepest tree that is copied.
+const DEPTH_LIMIT: usize = 200;
+/// Piece of a file that is copied at once. Units: bytes.
+const COPY_PIECE: usize = 1 << 20;
+/// openat2 reports EAGAIN when something was renamed meanwhile: try so often.
+const TRIES: usize = 64;
+
+/// Opens a path with `root` as its root directory. Magic links and mounts beyond are not followed out.
+pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..TRIES {
+        match fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, mode, resolve) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            result => return Ok(result?),
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Opens a directory of the machine.
+pub fn directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes a directory and its parents inside a root, each opened before the next is made.
+pub fn make_directories(root: impl AsFd, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
+    let mut reached = std::path::PathBuf::from(".");
+    let mut current = open(&root, Path::new("."), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+    for part in path.components() {
+        let std::path::Component::Normal(name) = part else {
+            if part == std::path::Component::ParentDir {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            continue;
+        };
+        match fs::mkdirat(&current, name, mode) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        reached.push(name);
+        // From the root again: a link on the way may be absolute.
+        current = open(&root, &reached, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+    }
+    Ok(current)
+}
+
+/// Copies what an image has at `path` into an empty directory (a new volume), with owners and modes.
+/// Does nothing when the image has nothing there or `target` is not empty.
+pub fn copy_up(rootfs: &Path, path: &Path, target: &Path) -> io::Result<()> {
+    let root = directory(rootfs)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let source = match open(&root, path.strip_prefix("/").unwrap_or(path), flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let to = fs::openat(CWD, target, flags | OFlags::CLOEXEC, Mode::empty())?;
+    if Dir::read_from(&to)?.filter_map(Result::ok).any(|e| !is_dot(e.file_name())) {
+        return Ok(());
+    }
+    copy_directory(&source, &to, 0)?;
+    let stat = fs::fstat(&source)?;
+    fs::fchown(&to, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?;
+    fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode))?;
+    Ok(())
+}
+
+fn uid(raw: u32) -> fs::Uid {
+    fs::Uid::from_raw(raw)
+}
+
+fn gid(raw: u32) -> fs::Gid {
+    fs::Gid::from_raw(raw)
+}
+
+fn is_dot(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
+    if depth > DEPTH_LIMIT {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for entry in Dir::read_from(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !is_dot(name) {
+            copy_entry(from, to, name, depth)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> io::Result<()> {
+    let stat = fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let inner = fs::openat(from, name, flags, Mode::empty())?;
+            fs::mkdirat(to, name, Mode::RWXU)?;
+            let target = fs::openat(to, name, flags, Mode::empty())?;
+            copy_directory(&inner, &target, depth + 1)?;
+            fs::fchown(&target, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?;
+            fs::fchmod(&target, mode)?;
+        }
+        FileType::Symlink => {
+            let link = fs::readlinkat(from, name, Vec::new())?;
+            fs::symlinkat(link.as_c_str(), to, name)?;
+            fs::chownat(to, name, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        FileType::RegularFile => {
+            let source = fs::openat(from, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let target = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
+            while fs::copy_file_range(&source, None, &target, None, COPY_PIECE)? > 0 {}
+            fs::fchown(&target, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?;
+            fs::fchmod(&target, mode)?;
+        }
+        // Devices, sockets and pipes are not data.
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_never_leads_out_of_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "host").unwrap();
+        let root_path = dir.path().join("root");
+        std::fs::create_dir_all(root_path.join("etc")).unwrap();
+        symlink(dir.path().join("secret"), root_path.join("etc/absolute")).unwrap();
+        symlink("../../../../secret", root_path.join("etc/relative")).unwrap();
+        let root = directory(&root_path).unwrap();
+        for name in ["etc/absolute", "etc/relative", "../secret"] {
+            assert!(open(&root, Path::new(name), OFlags::RDONLY, Mode::empty()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn copying_up_keeps_modes_and_links_and_follows_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, volume) = (dir.path().join("root"), dir.path().join("volume"));
+        std::fs::create_dir_all(root.join("data/sub")).unwrap();
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::write(root.join("data/sub/file"), "text").unwrap();
+        symlink("/etc/passwd", root.join("data/link")).unwrap();
+        copy_up(&root, Path::new("/data"), &volume).unwrap();
+        assert_eq!(std::fs::read_to_string(volume.join("sub/file")).unwrap(), "text");
+        assert_eq!(std::fs::read_link(volume.join("link")).unwrap(), Path::new("/etc/passwd"));
+        std::fs::write(root.join("data/new"), "").unwrap();
+        copy_up(&root, Path::new("/data"), &volume).unwrap();
+        assert!(!volume.join("new").exists(), "a volume in use is left alone");
+        copy_up(&root, Path::new("/missing"), &volume).unwrap();
+    }
+
+    #[test]
+    fn directories_are_made_inside_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        symlink("/x", dir.path().join("root/x")).unwrap();
+        let root = directory(&dir.path().join("root")).unwrap();
+        make_directories(&root, Path::new("a/b"), Mode::RWXU).unwrap();
+        assert!(dir.path().join("root/a/b").is_dir());
+        assert!(make_directories(&root, Path::new("x/y"), Mode::RWXU).is_err());
+        assert!(make_directories(&root, Path::new("../y"), Mode::RWXU).is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use api::names::{DEFAULT_NETWORK, DOCKER_NAMESPACE};
+use api::network::{Network, NetworkSpec, NetworkStatus};
+use futures::StreamExt;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client};
+use network::{Fabric, NetworkConfig};
+use parking_lot::Mutex;
+
+use crate::context::{Context, Key};
+use crate::directory::Directory;
+use crate::error::{Error, Result, chain};
+use crate::informer;
+
+/// Port of DNS.
+const DNS_PORT: u16 = 53;
+/// Options by which Docker names the bridge.
+const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
+/// Option by which Docker forbids talk between containers.
+const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
+/// Option by which Docker sets the MTU.
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+
+/// What is known of networks.
+pub struct Networks {
+    fabric: Arc<Fabric>,
+    known: Mutex<HashMap<Key, Arc<network::Network>>>,
+    default: Arc<network::Network>,
+}
+
+impl Networks {
+    /// Makes the default network, which everything else may rely on.
+    pub async fn open(fabric: Arc<Fabric>, subnet: Option<network::Subnet>) -> Result<Self> {
+        let id = network::DEFAULT_NETWORK.to_owned();
+        let config = NetworkConfig { id, subnet, routed: true, ..NetworkConfig::default() };
+        let default = Arc::new(fabric.ensure_network(config).await?);
+        Ok(Self { fabric, known: Mutex::default(), default })
+    }
+
+    /// The network that pods are on.
+    pub fn default_network(&self) -> Arc<network::Network> {
+        self.default.clone()
+    }
+
+    /// The bridge behind an object; makes it if need be.
+    pub async fn ensure(&self, client: &Client, directory: &Directory, key: &Key) -> Result<Arc<network::Network>> {
+        if key.name == DEFAULT_NETWORK || key.name == "default" {
+            return Ok(self.default.clone());
+        }
+        if let Some(network) = self.known.lock().get(key) {
+            return Ok(network.clone());
+        }
+        let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
+        let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
+        let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
+        self.make(client, directory, &object).await
+    }
+
+    async fn make(&self, client: &Client, directory: &Directory, object: &Network) -> Result<Arc<network::Network>> {
+        let key = Key::of(object);
+        if key.name == DEFAULT_NETWORK {
+            self.report(client, object, &status(&self.default)).await;
+            return Ok(self.default.clone());
+        }
+        match config(object) {
+            Some(config) => match self.fabric.ensure_network(config?).await {
+                Ok(network) => {
+                    let network = Arc::new(network);
+                    self.known.lock().insert(key, network.clone());
+                    listen(directory, network.gateway).await;
+                    self.report(client, object, &status(&network)).await;
+                    Ok(network)
+                }
+                Err(error) => {
+                    let old = object.status.clone().unwrap_or_default();
+                    let message = chain(&error);
+                    self.report(client, object, &NetworkStatus { phase: "Failed".into(), message, ..old }).await;
+                    Err(error.into())
+                }
+            },
+            // `host` and `none` have nothing behind them.
+            None => {
+                self.report(client, object, &NetworkStatus { phase: "Ready".into(), ..NetworkStatus::default() }).await;
+                Err(Error::Invalid(format!("network {} has no addresses", key.name)))
+            }
+        }
+    }
+
+    async fn report(&self, client: &Client, object: &Network, status: &NetworkStatus) {
+        if object.status.as_ref() == Some(status) {
+            return;
+        }
+        let key = Key::of(object);
+        let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
+        let patch = Patch::Merge(serde_json::json!({ "status": status }));
+        if let Err(error) = objects.patch_status(&key.name, &PatchParams::default(), &patch).await {
+            tracing::warn!(network = key.name, error = %chain(&error), "cannot write the network's status");
+        }
+    }
+}
+
+fn status(network: &network::Network) -> NetworkStatus {
+    NetworkStatus {
+        subnet: network.subnet.to_string(),
+        gateway: network.gateway.to_string(),
+        bridge: network.bridge.clone(),
+        phase: "Ready".into(),
+        message: String::new(),
+    }
+}
+
+/// What the fabric is asked for; `None` for drivers without a bridge.
+fn config(object: &Network) -> Option<Result<NetworkConfig>> {
+    let spec = &object.spec;
+    if matches!(spec.driver.as_str(), "host" | "none" | "null") {
+        return None;
+    }
+    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet>()).transpose();
+    Some((|| {
+        let gateway = spec.gateway.trim();
+        Ok(NetworkConfig {
+            id: object.metadata.uid.clone().unwrap_or_default(),
+            bridge: spec.options.get(BRIDGE_NAME_OPTION).cloned().unwrap_or_default(),
+            // The subnet that was taken once stays.
+            subnet: match subnet(&spec.subnet)? {
+                None => subnet(object.status.as_ref().map_or("", |s| s.subnet.as_str()))?,
+                some => some,
+            },
+            ip_range: subnet(&spec.ip_range)?,
+            gateway: (!gateway.is_empty())
+                .then(|| gateway.parse::<Ipv4Addr>())
+                .transpose()
+                .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
+            internal: spec.internal,
+            routed: false,
+            isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
+            mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
+        })
+    })())
+}
+
+/// Answers DNS on a network's gateway.
+pub async fn listen(directory: &Directory, gateway: Ipv4Addr) {
+    let address = SocketAddr::new(IpAddr::V4(gateway), DNS_PORT);
+    if let Err(error) = directory.server().listen(address).await {
+        tracing::warn!(%address, error = %chain(&error), "cannot answer DNS here");
+    }
+}
+
+/// Creates the objects of the networks that are always there.
+pub async fn ensure_objects(client: &Client) -> Result<()> {
+    let objects: Api<Network> = Api::namespaced(client.clone(), DOCKER_NAMESPACE);
+    for (name, driver) in [(DEFAULT_NETWORK, "bridge"), ("host", "host"), ("none", "null")] {
+        let id = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(format!("nuee network {name}")));
+        let spec = NetworkSpec { name: name.into(), id, driver: driver.into(), ..NetworkSpec::default() };
+        match objects.create(&PostParams::default(), &Network::new(name, spec)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(Error::api("create the default networks")(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Follows `Network` objects until the agent is dropped.
+pub async fn run(context: Arc<Context>) {
+    let (_, stream) = informer::reflect(Api::<Network>::all(context.client.clone()), watcher::Config::default());
+    let mut stream = std::pin::pin!(stream);
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Apply(object) | Event::InitApply(object) if object.metadata.deletion_timestamp.is_none() => {
+                if !context.networks.known.lock().contains_key(&Key::of(&object)) {
+                    if let Err(error) = context.networks.make(&context.client, &context.directory, &object).await {
+                        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
+                    }
+                }
+            }
+            Event::Delete(object) => {
+                let known = context.networks.known.lock().remove(&Key::of(&object));
+                if let Some(network) = known {
+                    context.directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT));
+                    if let Err(error) = context.fabric.remove_network(&network.id).await {
+                        tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot remove the network");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! [`node::Node`]: what dialects may ask of this machine directly.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use node::{
+    AttachOptions, ByteStream, Duplex, Error, ExecRequest, FileChange, LogOptions, LogStream, Node, PathStatistics,
+    ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
+};
+
+use crate::Agent;
+use crate::archive::{self, View};
+use crate::container::Handle;
+use crate::container::start::LOG_FILE;
+use crate::context::{Context, Key};
+use crate::pod::Handle as PodHandle;
+
+/// One container of either kind.
+struct Found {
+    id: String,
+    container: Option<Arc<Handle>>,
+    pod: Option<Arc<PodHandle>>,
+    previous: String,
+    running: bool,
+}
+
+impl Agent {
+    fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    fn find(&self, workload: &Workload) -> Result<Found> {
+        match workload {
+            Workload::Container { namespace, name } => {
+                let key = Key { namespace: namespace.clone(), name: name.clone() };
+                let handle = self.context.containers.lock().get(&key).cloned();
+                let handle = handle.ok_or_else(|| Error::NotFound(format!("No such container: {name}")))?;
+                Ok(Found {
+                    id: handle.id.clone(),
+                    running: true,
+                    container: Some(handle),
+                    pod: None,
+                    previous: String::new(),
+                })
+            }
+            Workload::PodContainer { namespace, pod, container } => {
+                let key = Key { namespace: namespace.clone(), name: pod.clone() };
+                let handle = self.context.pods.lock().get(&key).cloned();
+                let handle = handle.ok_or_else(|| Error::NotFound(format!("pods \"{pod}\" not found")))?;
+                let runs = handle.runs(container);
+                let runs = runs.ok_or_else(|| {
+                    Error::Conflict(format!("container \"{container}\" in pod \"{pod}\" is waiting to start"))
+                })?;
+                Ok(Found {
+                    id: runs.current,
+                    running: runs.running,
+                    previous: runs.previous,
+                    container: None,
+                    pod: Some(handle),
+                })
+            }
+        }
+    }
+
+    fn find_running(&self, workload: &Workload) -> Result<Found> {
+        let found = self.find(workload)?;
+        let up = match &found.container {
+            Some(handle) => handle.is_running(),
+            None => found.running,
+        };
+        if up { Ok(found) } else { Err(Error::Conflict(format!("container {} is not running", found.id))) }
+    }
+
+    fn view(&self, workload: &Workload) -> Result<View> {
+        let found = self.find(workload)?;
+        let snapshot = self.context.images.snapshot(&found.id);
+        let snapshot =
+            snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system yet", found.id)))?;
+        let volumes = found.container.and_then(|h| h.object()).map(|object| {
+            let status = object.status.clone().unwrap_or_default();
+            let binds =
+                object.spec.mounts.iter().filter(|m| m.kind == "bind").map(|m| (m.target.clone(), m.source.clone()));
+            status.volume_paths.into_iter().chain(binds).collect()
+        });
+        Ok(View { snapshot, volumes: volumes.unwrap_or_default() })
+    }
+
+    async fn mounted(&self, workload: &Workload) -> Result<View> {
+        let view = self.view(workload)?;
+        self.context.images.mount_existing(&view.snapshot).await.map_err(|error| Error::Internal(error.chain()))?;
+        Ok(view)
+    }
+}
+
+#[async_trait]
+impl Node for Agent {
+    async fn logs(&self, workload: &Workload, options: LogOptions) -> Result<LogStream> {
+        let found = self.find(workload)?;
+        let id = if options.previous { found.previous.clone() } else { found.id.clone() };
+        if id.is_empty() {
+            return Err(Error::Invalid("previous terminated container not found".to_owned()));
+        }
+        let path = self.context.container_dir(&id).join(LOG_FILE);
+        let runtime = self.context().runtime.clone();
+        let running = match &found.container {
+            Some(handle) => handle.is_running(),
+            None => found.running && !options.previous,
+        };
+        let ended = async move {
+            if running {
+                let _ = runtime.wait(&id).await;
+            }
+        };
+        Ok(runtime::logs::read(path, options, ended))
+    }
+
+    async fn exec(&self, workload: &Workload, request: ExecRequest) -> Result<Session> {
+        let found = self.find_running(workload)?;
+        Ok(self.context.runtime.exec(&found.id, request).await?)
+    }
+
+    async fn attach(&self, workload: &Workload, options: AttachOptions) -> Result<Session> {
+        let found = self.find(workload)?;
+        match found.container {
+            Some(handle) => handle.attach(&self.context, options).await,
+            None => Ok(self.context.runtime.attach(&found.id, options).await?),
+        }
+    }
+
+    async fn resize(&self, workload: &Workload, size: TerminalSize) -> Result<()> {
+        let found = self.find_running(workload)?;
+        Ok(self.context.runtime.resize(&found.id, size).await?)
+    }
+
+    async fn signal(&self, workload: &Workload, signal: i32) -> Result<()> {
+        let found = self.find_running(workload)?;
+        Ok(self.context.runtime.kill(&found.id, signal).await?)
+    }
+
+    async fn port_forward(&self, workload: &Workload, port: u16) -> Result<Box<dyn Duplex>> {
+        let namespace = match (self.find(workload)?, workload) {
+            (Found { pod: Some(handle), .. }, _) => self.context.fabric.namespace_path(&handle.uid),
+            (found, _) => {
+                let pinned = self.context.fabric.namespace_path(&found.id);
+                if pinned.exists() {
+                    pinned
+                } else {
+                    let state = self.context.runtime.state(&found.id).await?;
+                    format!("/proc/{}/ns/net", state.pid).into()
+                }
+            }
+        };
+        let stream = crate::netns::connect(&namespace, port).await;
+        stream.map(|s| Box::new(s) as Box<dyn Duplex>).map_err(|error| {
+            Error::Unavailable(format!("failed to connect to localhost:{port} inside namespace: {error}"))
+        })
+    }
+
+    async fn statistics(&self, workload: &Workload) -> Result<Statistics> {
+        let found = self.find_running(workload)?;
+        Ok(self.context.runtime.statistics(&found.id).await?)
+    }
+
+    async fn processes(&self, workload: &Workload, arguments: &str) -> Result<ProcessTable> {
+        let found = self.find_running(workload)?;
+        let pids = self.context.runtime.pids(&found.id).await?;
+        crate::processes::table(&pids, arguments).await
+    }
+
+    async fn path_statistics(&self, workload: &Workload, path: &str) -> Result<PathStatistics> {
+        let view = self.mounted(workload).await?;
+        archive::statistics(view, path.to_owned()).await
+    }
+
+    async fn read_archive(&self, workload: &Workload, path: &str) -> Result<(PathStatistics, ByteStream)> {
+        let view = self.mounted(workload).await?;
+        archive::read(view, path.to_owned()).await
+    }
+
+    async fn write_archive(&self, workload: &Workload, path: &str, content: ByteStream) -> Result<()> {
+        let view = self.mounted(workload).await?;
+        archive::write(view, path.to_owned(), content).await
+    }
+
+    async fn changes(&self, workload: &Workload) -> Result<Vec<FileChange>> {
+        let view = self.view(workload)?;
+        archive::changes(view).await
+    }
+
+    async fn export(&self, workload: &Workload) -> Result<ByteStream> {
+        let mut view = self.mounted(workload).await?;
+        view.volumes.clear();
+        archive::export(view).await
+    }
+
+    async fn changes_layer(&self, workload: &Workload) -> Result<ByteStream> {
+        let view = self.view(workload)?;
+        archive::layer(view).await
+    }
+}

@@ -1,0 +1,640 @@
+//! The task of one pod: takes events in, decides, carries out, tells the status.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodStatus};
+use parking_lot::Mutex;
+use runtime::{ContainerState, ExitRecord};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::decide::{self, Action, Class, Life, Phase, Restart, View};
+use super::model::{self, Ended, Record, Waiting};
+use super::probe::{self, Target};
+use super::sandbox::Sandbox;
+use super::start::{Failure, Order, Started, run_id};
+use super::status::Surroundings;
+use super::{ending, start, status, writer};
+use crate::context::{Context, Key};
+use crate::events::Kind;
+
+mod deletion;
+mod preparation;
+mod restore;
+
+/// Grace time when neither pod nor deletion says one. Units: seconds. Source: Kubernetes API reference.
+const GRACE_SECONDS: i64 = 30;
+/// Exit code of a run that ended while nobody looked. Source: kubelet `ContainerStatusUnknown`.
+const EXIT_UNKNOWN: i32 = 137;
+/// Most of a container's last words that is kept. Units: bytes. Source: kubelet `MaxContainerTerminationMessageLength`.
+const LAST_WORDS: usize = 4_096;
+/// First and longest pause after a pull failed. Source: kubelet `imageBackOff`.
+const PULL_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Pause after a container could not be made.
+const CONFIG_RETRY: Duration = Duration::from_secs(2);
+/// Events on their way to a driver.
+const INBOX: usize = 64;
+
+/// What comes from the driver's helpers.
+#[derive(Debug)]
+pub enum Input {
+    /// Sandbox and volumes are ready, or why not.
+    Prepared(Result<(Sandbox, BTreeMap<String, PathBuf>), String>),
+    /// A start ended.
+    Started { index: usize, id: String, result: Result<Started, Failure> },
+    /// A container ended.
+    Exited { index: usize, id: String, exit: ExitRecord },
+    /// A probe has something to say; `passed` is set when the verdict is due.
+    Probe { index: usize, id: String, kind: probe::Kind, passed: Option<bool>, text: String },
+    /// The postStart hook ended.
+    PostStart { index: usize, id: String, result: Result<(), String> },
+    /// Everything is taken away.
+    Cleared,
+}
+
+/// A driver from outside.
+pub struct Handle {
+    /// The pod's uid.
+    pub uid: String,
+    pod: watch::Sender<Option<Arc<Pod>>>,
+    runs: Mutex<HashMap<String, Runs>>,
+}
+
+/// Runtime ids of a container's runs.
+#[derive(Clone, Debug, Default)]
+pub struct Runs {
+    /// The current or last one.
+    pub current: String,
+    /// The one before.
+    pub previous: String,
+    /// Whether the current one runs.
+    pub running: bool,
+}
+
+impl Handle {
+    /// Gives the driver the newest pod; `None` when it is gone.
+    pub fn set_pod(&self, pod: Option<Arc<Pod>>) {
+        self.pod.send_replace(pod);
+    }
+
+    /// The runs of a container.
+    pub fn runs(&self, container: &str) -> Option<Runs> {
+        self.runs.lock().get(container).cloned()
+    }
+
+    /// Everything that the collector must leave alone.
+    pub fn owned(&self) -> HashSet<String> {
+        let runs = self.runs.lock();
+        let ids = runs.values().flat_map(|r| [r.current.clone(), r.previous.clone()]);
+        ids.chain([self.uid.clone()]).filter(|id| !id.is_empty()).collect()
+    }
+}
+
+/// What an event is about.
+pub fn reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: pod.metadata.name.clone(),
+        namespace: pod.metadata.namespace.clone(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path: container.map(|name| {
+            let init = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
+            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+        }),
+    }
+}
+
+struct Driver {
+    context: Arc<Context>,
+    key: Key,
+    handle: Arc<Handle>,
+    pod: Arc<Pod>,
+    containers: Vec<Arc<Container>>,
+    records: Vec<Record>,
+    stop_signals: Vec<i32>,
+    around: Surroundings,
+    sandbox: Option<Sandbox>,
+    volumes: Arc<BTreeMap<String, PathBuf>>,
+    preparing: bool,
+    prepare_failures: u32,
+    prepare_at: Option<Instant>,
+    sender: mpsc::Sender<Input>,
+    status: watch::Sender<Option<Arc<PodStatus>>>,
+    /// Per container: waiting for the exit, probes, hooks, the stop.
+    helpers: Vec<Vec<JoinHandle<()>>>,
+    watchers: Vec<JoinHandle<()>>,
+    timer: Option<Instant>,
+    deletion: deletion::Deletion,
+}
+
+/// Starts the task of one pod; `found` is what the runtime had at the agent's start.
+pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found: &HashMap<String, ContainerState>) {
+    let (object, objects) = watch::channel(Some(pod.clone()));
+    let handle = Arc::new(Handle { uid: uid.clone(), pod: object, runs: Mutex::default() });
+    context.pods.lock().insert(key.clone(), handle.clone());
+    let (sender, inbox) = mpsc::channel(INBOX);
+    let (status, newest) = watch::channel(None);
+    tokio::spawn(writer::run(context.clone(), key.clone(), uid, pod.status.clone(), newest));
+    let listed = pod.spec.as_ref().map(model::containers).unwrap_or_default();
+    let records: Vec<_> = listed.iter().map(|(c, class)| Record::new(c, *class)).collect();
+    let containers: Vec<_> = listed.iter().map(|(c, _)| Arc::new((*c).clone())).collect();
+    let start_time = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or_else(Timestamp::now, |t| t.0);
+    let around = Surroundings {
+        host_ip: context.host_address.to_string(),
+        start_time: Some(start_time),
+        ..Surroundings::default()
+    };
+    let count = records.len();
+    let mut driver = Driver {
+        context,
+        key,
+        handle,
+        containers,
+        records,
+        around,
+        sender,
+        status,
+        stop_signals: vec![libc::SIGTERM; count],
+        sandbox: None,
+        volumes: Arc::default(),
+        preparing: false,
+        prepare_failures: 0,
+        prepare_at: None,
+        helpers: (0..count).map(|_| Vec::new()).collect(),
+        watchers: Vec::new(),
+        timer: None,
+        deletion: deletion::Deletion::default(),
+        pod,
+    };
+    let adopted = driver.restore(found);
+    let stop = driver.context.stop.clone();
+    tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects, inbox, adopted)));
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut objects: watch::Receiver<Option<Arc<Pod>>>,
+        mut inbox: mpsc::Receiver<Input>,
+        adopted: Vec<usize>,
+    ) {
+        for index in adopted {
+            self.watch_run(index);
+        }
+        loop {
+            self.advance();
+            if self.deletion.done {
+                break;
+            }
+            tokio::select! {
+                _ = objects.changed() => match objects.borrow_and_update().clone() {
+                    Some(pod) => self.pod = pod,
+                    None => self.deletion.vanished = true,
+                },
+                Some(input) = inbox.recv() => self.take(input).await,
+                () = sleep_until(self.timer) => self.timer = None,
+                () = sleep_until(self.prepare_at) => self.prepare_at = None,
+            }
+        }
+        self.finish().await;
+    }
+
+    fn uid(&self) -> &str {
+        &self.handle.uid
+    }
+
+    fn restart(&self) -> Restart {
+        Restart::parse(self.pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()))
+    }
+
+    fn views(&self) -> Vec<View> {
+        self.records.iter().map(Record::view).collect()
+    }
+
+    fn event(&self, index: Option<usize>, kind: Kind, reason: &'static str, text: impl Into<String>) {
+        let name = index.map(|i| self.records[i].name.as_str());
+        self.context.events.record(&reference(&self.pod, name), kind, reason, text);
+    }
+
+    /// Decides and acts until nothing more is to be done now, then tells the status.
+    fn advance(&mut self) {
+        self.check_deadline();
+        if self.is_ending() {
+            self.advance_ending();
+        } else if self.over() {
+            self.advance_over();
+        } else if self.sandbox.is_none() {
+            self.prepare();
+        } else {
+            self.advance_running();
+        }
+        self.tell();
+    }
+
+    fn over(&self) -> bool {
+        self.around.failed.is_some()
+            || matches!(decide::phase(&self.views(), self.restart()), Phase::Succeeded | Phase::Failed)
+    }
+
+    fn advance_running(&mut self) {
+        let now = self.context.now();
+        self.timer = self.deadline();
+        for action in decide::decide(&self.views(), self.restart(), now) {
+            match action {
+                Action::Start(index) => self.start(index),
+                Action::Stop(index) => {
+                    self.stop(index, self.grace(), format!("Stopping container {}", self.records[index].name))
+                }
+                Action::Wake(at) => {
+                    let at = self.context.at(at);
+                    self.timer = Some(self.timer.map_or(at, |t| t.min(at)));
+                }
+            }
+        }
+    }
+
+    fn grace(&self) -> Duration {
+        let spec = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+        let seconds = self.pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(GRACE_SECONDS);
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let seconds = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds)?;
+        let begin = self.around.start_time?;
+        let passed = Duration::try_from(Timestamp::now().duration_since(begin)).unwrap_or_default();
+        let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_sub(passed);
+        Some(Instant::now() + left)
+    }
+
+    fn check_deadline(&mut self) {
+        if self.around.failed.is_none()
+            && !self.is_ending()
+            && !self.over()
+            && self.deadline().is_some_and(|d| d <= Instant::now())
+        {
+            let text = "Pod was active on the node longer than the specified deadline";
+            self.around.failed = Some(("DeadlineExceeded".to_owned(), text.to_owned()));
+            self.event(None, Kind::Normal, "DeadlineExceeded", text);
+        }
+    }
+
+    fn start(&mut self, index: usize) {
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let record = &mut self.records[index];
+        if record.ended.is_some() || !record.container_id.is_empty() && record.life != Life::Fresh {
+            record.restart_count += 1;
+        }
+        let attempt = record.restart_count;
+        let id = run_id(&self.handle.uid, &record.name, attempt);
+        if let Some(ended) = record.ended.take() {
+            record.last = Some(ended);
+        }
+        let oldest = {
+            let mut runs = self.handle.runs.lock();
+            let runs = runs.entry(record.name.clone()).or_default();
+            let mut oldest = String::new();
+            if runs.current != id {
+                oldest = std::mem::replace(&mut runs.previous, std::mem::replace(&mut runs.current, id.clone()));
+            }
+            oldest
+        };
+        record.life = Life::Starting;
+        record.not_before = None;
+        let order = Order {
+            pod: self.pod_with_address(),
+            container: (*self.containers[index]).clone(),
+            sandbox,
+            volumes: self.volumes.clone(),
+            id: id.clone(),
+        };
+        let (context, sender) = (self.context.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            if !oldest.is_empty() {
+                crate::container::start::remove(&context, &oldest).await;
+            }
+            let result = start::start(&context, &order).await;
+            if result.is_err() {
+                clear_run(&context, &id).await;
+            }
+            let _ = sender.send(Input::Started { index, id, result }).await;
+        });
+    }
+
+    /// The pod with what the status will say, for the downward API.
+    fn pod_with_address(&self) -> Arc<Pod> {
+        let mut pod = (*self.pod).clone();
+        pod.status = Some(status::build(&self.pod, &self.records, &self.around, Timestamp::now()));
+        Arc::new(pod)
+    }
+
+    fn target(&self, index: usize) -> Target {
+        let address = self.sandbox.as_ref().map_or(self.context.host_address, |s| s.address);
+        Target {
+            id: self.records[index].container_id.clone(),
+            address,
+            container: self.containers[index].clone(),
+            index,
+        }
+    }
+
+    /// Waits for the exit of a run and probes it.
+    fn watch_run(&mut self, index: usize) {
+        let target = self.target(index);
+        let (context, sender, id) = (self.context.clone(), self.sender.clone(), target.id.clone());
+        self.helpers[index].push(tokio::spawn(async move {
+            let exit = context.runtime.wait_record(&id).await.unwrap_or_else(|error| {
+                tracing::warn!(id, %error, "lost sight of the container");
+                let finished_at_ns = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0);
+                ExitRecord { code: EXIT_UNKNOWN, out_of_memory: false, finished_at_ns }
+            });
+            clear_run(&context, &id).await;
+            let _ = sender.send(Input::Exited { index, id, exit }).await;
+        }));
+        self.set_running(index, true);
+        let container = &self.containers[index];
+        let probed = container.startup_probe.is_some()
+            || container.liveness_probe.is_some()
+            || container.readiness_probe.is_some();
+        if probed {
+            self.helpers[index].push(tokio::spawn(probe::run(self.context.clone(), target, self.sender.clone())));
+        }
+    }
+
+    fn set_running(&self, index: usize, running: bool) {
+        if let Some(runs) = self.handle.runs.lock().get_mut(&self.records[index].name) {
+            runs.running = running;
+        }
+    }
+
+    fn stop(&mut self, index: usize, grace: Duration, why: String) {
+        if !matches!(self.records[index].life, Life::Running { .. }) {
+            return;
+        }
+        self.records[index].life = Life::Stopping;
+        let own = self.containers[index].lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+        let signal = own.and_then(crate::container::spec::signal).unwrap_or(self.stop_signals[index]);
+        let about = reference(&self.pod, Some(&self.records[index].name));
+        let target = self.target(index);
+        self.helpers[index].push(tokio::spawn(ending::stop(self.context.clone(), target, about, signal, grace, why)));
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Prepared(result) => self.prepared(result),
+            Input::Started { index, id, result } => self.started(index, id, result),
+            Input::Exited { index, id, exit } if id == self.records[index].container_id => self.exited(index, exit),
+            Input::Probe { index, id, kind, passed, text } if id == self.records[index].container_id => {
+                self.probed(index, kind, passed, &text);
+            }
+            Input::PostStart { index, id, result } if id == self.records[index].container_id => {
+                self.post_start(index, result)
+            }
+            Input::Cleared => self.deletion.cleared = true,
+            // About a run that is over.
+            _ => {}
+        }
+    }
+
+    fn started(&mut self, index: usize, id: String, result: Result<Started, Failure>) {
+        let now = self.context.now();
+        match result {
+            Ok(started) => {
+                let container = self.containers[index].clone();
+                self.event(Some(index), Kind::Normal, "Created", format!("Created container: {}", container.name));
+                self.event(Some(index), Kind::Normal, "Started", format!("Started container {}", container.name));
+                self.stop_signals[index] = started.stop_signal.unwrap_or(libc::SIGTERM);
+                let hook = container.lifecycle.as_ref().and_then(|l| l.post_start.clone());
+                let record = &mut self.records[index];
+                record.container_id = id;
+                record.image_id = started.image_id;
+                record.life = Life::Running { started: container.startup_probe.is_none() && hook.is_none() };
+                record.ready =
+                    container.startup_probe.is_none() && container.readiness_probe.is_none() && hook.is_none();
+                (record.since, record.started_at) = (now, Some(Timestamp::now()));
+                (record.waiting, record.pull_failures) = (None, 0);
+                self.watch_run(index);
+                if let Some(handler) = hook {
+                    let (target, context, sender) = (self.target(index), self.context.clone(), self.sender.clone());
+                    self.helpers[index].push(tokio::spawn(async move {
+                        let result = probe::hook(&context, &target, &handler).await;
+                        let _ = sender.send(Input::PostStart { index, id: target.id.clone(), result }).await;
+                    }));
+                }
+            }
+            Err(Failure::Run(code, text)) => {
+                self.event(Some(index), Kind::Warning, "Failed", format!("Error: {text}"));
+                let record = &mut self.records[index];
+                (record.container_id, record.since) = (id, now);
+                let time = Some(Timestamp::now());
+                let ended = Ended {
+                    code,
+                    reason: "StartError".into(),
+                    message: text,
+                    started_at: time,
+                    finished_at: time,
+                    container_id: record.container_id.clone(),
+                };
+                self.run_ended(index, ended);
+            }
+            Err(failure) => self.not_started(index, failure),
+        }
+    }
+
+    fn not_started(&mut self, index: usize, failure: Failure) {
+        let now = self.context.now();
+        let (reason, text, image) = match failure {
+            Failure::Image(reason, text) => (reason, text, true),
+            Failure::Config(reason, text) => (reason, text, false),
+            Failure::Run(_, text) => ("RunContainerError", text, false),
+        };
+        if !image {
+            self.event(Some(index), Kind::Warning, "Failed", format!("Error: {text}"));
+        }
+        let record = &mut self.records[index];
+        record.life = match record.last.take() {
+            // The start counted as a restart; the run before is the last one still.
+            Some(last) => {
+                let code = last.code;
+                record.ended = Some(last);
+                record.restart_count -= 1;
+                Life::Exited { code }
+            }
+            None => Life::Fresh,
+        };
+        if image && reason == "ErrImagePull" {
+            let pause = PULL_BACKOFF.0.saturating_mul(1 << record.pull_failures.min(8)).min(PULL_BACKOFF.1);
+            record.pull_failures += 1;
+            let again = record.pull_failures > 1;
+            record.not_before = Some(now + pause);
+            let name = record.image.clone();
+            record.waiting = Some(if again {
+                Waiting {
+                    reason: "ImagePullBackOff".into(),
+                    message: format!("Back-off pulling image \"{name}\": ErrImagePull: {text}"),
+                }
+            } else {
+                Waiting { reason: reason.into(), message: text }
+            });
+            self.event(Some(index), Kind::Normal, "BackOff", format!("Back-off pulling image \"{name}\""));
+        } else {
+            record.not_before = Some(now + CONFIG_RETRY);
+            record.waiting = Some(Waiting { reason: reason.into(), message: text });
+        }
+    }
+
+    fn exited(&mut self, index: usize, exit: ExitRecord) {
+        let record = &self.records[index];
+        let reason = match (exit.out_of_memory, exit.code) {
+            (true, _) => "OOMKilled",
+            (_, 0) => "Completed",
+            _ => "Error",
+        };
+        let ended = Ended {
+            code: exit.code,
+            reason: reason.into(),
+            message: self.last_words(index, exit.code),
+            started_at: record.started_at,
+            finished_at: Timestamp::from_nanosecond(exit.finished_at_ns.into()).ok(),
+            container_id: record.container_id.clone(),
+        };
+        self.run_ended(index, ended);
+    }
+
+    /// The file in which a container left its last words, or the end of its log.
+    fn last_words(&self, index: usize, code: i32) -> String {
+        let id = &self.records[index].container_id;
+        let read = |path: PathBuf| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_WORDS)..]).into_owned()
+        };
+        let words = read(start::termination_file(&self.context, id));
+        let from_log = self.containers[index].termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        if words.is_empty() && from_log && code != 0 {
+            let log = read(self.context.container_dir(id).join(crate::container::start::LOG_FILE));
+            return log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect::<Vec<_>>().join("\n");
+        }
+        words
+    }
+
+    fn run_ended(&mut self, index: usize, ended: Ended) {
+        self.helpers[index].drain(..).for_each(|helper| helper.abort());
+        self.set_running(index, false);
+        let (now, restart) = (self.context.now(), self.restart());
+        let ending = self.is_ending();
+        let record = &mut self.records[index];
+        if now.saturating_sub(record.since) >= decide::CRASH_BACKOFF_RESET {
+            record.crashes = 0;
+        }
+        record.life = Life::Exited { code: ended.code };
+        record.ready = false;
+        let code = ended.code;
+        record.ended = Some(ended);
+        let again = match (record.class, restart) {
+            (Class::Sidecar, _) | (Class::Main, Restart::Always) => true,
+            (Class::Init, Restart::Always | Restart::OnFailure) | (Class::Main, Restart::OnFailure) => code != 0,
+            (_, Restart::Never) => false,
+        };
+        let pause = decide::crash_backoff(record.crashes);
+        record.crashes += 1;
+        record.waiting = None;
+        record.not_before = None;
+        if again && !ending && !pause.is_zero() {
+            record.not_before = Some(now + pause);
+            let (name, pod) =
+                (record.name.clone(), format!("{}_{}({})", self.key.name, self.key.namespace, self.handle.uid));
+            let message = format!("back-off {}s restarting failed container={name} pod={pod}", pause.as_secs());
+            record.waiting = Some(Waiting { reason: "CrashLoopBackOff".into(), message: message.clone() });
+            let text = format!("Back-off restarting failed container {name} in pod {pod}");
+            self.event(Some(index), Kind::Warning, "BackOff", text);
+        }
+    }
+
+    fn probed(&mut self, index: usize, kind: probe::Kind, passed: Option<bool>, text: &str) {
+        if !matches!(self.records[index].life, Life::Running { .. }) {
+            return;
+        }
+        if passed != Some(true) {
+            self.event(Some(index), Kind::Warning, "Unhealthy", format!("{} probe failed: {text}", kind.word()));
+        }
+        let has_readiness = self.containers[index].readiness_probe.is_some();
+        let name = self.records[index].name.clone();
+        let record = &mut self.records[index];
+        match (kind, passed) {
+            (probe::Kind::Readiness, Some(verdict)) => record.ready = verdict,
+            (probe::Kind::Startup, Some(true)) => {
+                record.life = Life::Running { started: true };
+                record.ready = !has_readiness;
+            }
+            (probe::Kind::Startup | probe::Kind::Liveness, Some(false)) => {
+                let own = if kind == probe::Kind::Startup {
+                    &self.containers[index].startup_probe
+                } else {
+                    &self.containers[index].liveness_probe
+                };
+                let own =
+                    own.as_ref().and_then(|p| p.termination_grace_period_seconds).and_then(|s| u64::try_from(s).ok());
+                let grace = own.map_or_else(|| self.grace(), Duration::from_secs);
+                let why = format!("Container {name} failed {} probe, will be restarted", kind.word().to_lowercase());
+                self.stop(index, grace, why);
+            }
+            _ => {}
+        }
+    }
+
+    fn post_start(&mut self, index: usize, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                let container = &self.containers[index];
+                let (startup, readiness) = (container.startup_probe.is_some(), container.readiness_probe.is_some());
+                let record = &mut self.records[index];
+                if matches!(record.life, Life::Running { .. }) && !startup {
+                    record.life = Life::Running { started: true };
+                    record.ready |= !readiness;
+                }
+            }
+            Err(text) => {
+                self.event(Some(index), Kind::Warning, "FailedPostStartHook", format!("PostStartHook failed: {text}"));
+                self.stop(index, self.grace(), format!("FailedPostStartHook: container {}", self.records[index].name));
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let status = status::build(&self.pod, &self.records, &self.around, Timestamp::now());
+        self.status.send_if_modified(|last| {
+            let changed = last.as_deref() != Some(&status);
+            if changed {
+                *last = Some(Arc::new(status));
+            }
+            changed
+        });
+    }
+}
+
+/// Gives back what a run had; its log stays until the next but one.
+async fn clear_run(context: &Context, id: &str) {
+    if let Err(error) = context.runtime.delete(id).await {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot clear the process");
+    }
+    if let Err(error) = context.images.unmount(id).await {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
+    }
+    if let Err(error) = context.images.remove(id).await {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot remove the writable layer");
+    }
+}

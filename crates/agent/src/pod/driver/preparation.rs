@@ -1,0 +1,148 @@
+//! Before the first container: sandbox and volumes, tried again with growing pauses; and volumes kept fresh after.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
+use kube::Api;
+use kube::runtime::watcher;
+use tokio::time::Instant;
+
+use super::{Driver, Input, Sandbox, reference};
+use crate::context::Context;
+use crate::error::chain;
+use crate::events::Kind;
+use crate::pod::{sandbox, volumes};
+
+/// First and longest pause after the sandbox or a volume could not be made. Source: kubelet `DefaultBackOff` of volumes.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
+/// Tokens are written anew at this pace; they live at least 10 minutes. Source: Kubernetes, minimum of `expirationSeconds`.
+const TOKEN_REFRESH: Duration = Duration::from_secs(480);
+/// Where pods find their token. Source: Kubernetes, "Configure Service Accounts for Pods".
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+impl Driver {
+    pub(super) fn prepare(&mut self) {
+        if self.preparing || self.prepare_at.is_some() {
+            return;
+        }
+        self.preparing = true;
+        let (context, pod, uid, sender) =
+            (self.context.clone(), self.pod.clone(), self.uid().to_owned(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = prepare(&context, &pod, &uid).await;
+            let _ = sender.send(Input::Prepared(result)).await;
+        });
+    }
+
+    pub(super) fn prepared(&mut self, result: Result<(Sandbox, BTreeMap<String, PathBuf>), String>) {
+        self.preparing = false;
+        match result {
+            Ok((sandbox, volumes)) => {
+                self.prepare_failures = 0;
+                self.around.sandbox_ready = true;
+                self.around.pod_ip = sandbox.address.to_string();
+                self.context.directory.set_pod(&self.key.namespace, sandbox.address, true);
+                self.sandbox = Some(sandbox);
+                self.volumes = Arc::new(volumes);
+                self.keep_fresh();
+            }
+            Err(text) => {
+                let pause = BACKOFF.0.saturating_mul(1 << self.prepare_failures.min(8)).min(BACKOFF.1);
+                self.prepare_failures += 1;
+                self.prepare_at = Some(Instant::now() + pause);
+                self.event(
+                    None,
+                    Kind::Warning,
+                    if text.contains("olume") || text.contains("not found") {
+                        "FailedMount"
+                    } else {
+                        "FailedCreatePodSandBox"
+                    },
+                    text,
+                );
+            }
+        }
+    }
+
+    /// Watches what the pod's volumes show, and writes it again when it changes.
+    pub(super) fn keep_fresh(&mut self) {
+        let spec = self.pod.spec.clone().unwrap_or_default();
+        for volume in spec.volumes.into_iter().flatten() {
+            let (maps, secrets) = volumes::references(&volume);
+            let changing = !maps.is_empty() || !secrets.is_empty() || volumes::has_token(&volume);
+            if changing && self.volumes.contains_key(&volume.name) {
+                let job = follow(self.context.clone(), self.pod.clone(), self.uid().to_owned(), volume, maps, secrets);
+                self.watchers.push(tokio::spawn(job));
+            }
+        }
+    }
+}
+
+async fn prepare(context: &Context, pod: &Pod, uid: &str) -> Result<(Sandbox, BTreeMap<String, PathBuf>), String> {
+    let sandbox =
+        sandbox::ensure(context, pod, uid).await.map_err(|e| format!("Failed to create pod sandbox: {}", chain(&e)))?;
+    let mut paths = BTreeMap::new();
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        if !crate::context::is_path_safe(&volume.name) {
+            return Err(format!("volume name {:?} is not valid", volume.name));
+        }
+        match volumes::ensure(context, pod, &sandbox.directory, volume).await {
+            Ok(path) => drop(paths.insert(volume.name.clone(), path)),
+            Err(error) if is_injected_token(pod, volume) => {
+                // A pod that never speaks to the apiserver runs without its token too.
+                tracing::warn!(pod = pod.metadata.name, error = %chain(&error), "no service account token");
+                paths.insert(volume.name.clone(), sandbox.directory.join("volumes").join(&volume.name));
+            }
+            Err(error) => {
+                return Err(format!("MountVolume.SetUp failed for volume \"{}\" : {}", volume.name, chain(&error)));
+            }
+        }
+    }
+    Ok((sandbox, paths))
+}
+
+/// The volume that admission adds to every pod.
+fn is_injected_token(pod: &Pod, volume: &Volume) -> bool {
+    let containers = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    let mut mounts = containers.flat_map(|c| c.volume_mounts.iter().flatten());
+    volume.name.starts_with("kube-api-access-") && mounts.any(|m| m.name == volume.name && m.mount_path == TOKEN_PATH)
+}
+
+async fn follow(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    uid: String,
+    volume: Volume,
+    maps: Vec<String>,
+    secrets: Vec<String>,
+) {
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let named = |name: &String| watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut streams = Vec::new();
+    for name in &maps {
+        let api = Api::<ConfigMap>::namespaced(context.client.clone(), &namespace);
+        streams.push(crate::informer::reflect(api, named(name)).1.map(drop).boxed());
+    }
+    for name in &secrets {
+        let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
+        streams.push(crate::informer::reflect(api, named(name)).1.map(drop).boxed());
+    }
+    let mut changes = futures::stream::select_all(streams);
+    let mut tokens = tokio::time::interval_at(Instant::now() + TOKEN_REFRESH, TOKEN_REFRESH);
+    let renews = volumes::has_token(&volume);
+    loop {
+        tokio::select! {
+            Some(()) = changes.next() => {}
+            _ = tokens.tick(), if renews => {}
+            else => return,
+        }
+        let directory = context.pod_dir(&uid);
+        if let Err(error) = volumes::refresh(&context, &pod, &directory, &volume).await {
+            context.events.record(&reference(&pod, None), Kind::Warning, "FailedMount", chain(&error));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Pods: one task per pod, with pure decisions.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`decide`] | what to start and stop next, the phase; pure |
+//! | [`model`], [`status`] | what is known of containers, and the status it makes; pure |
+//! | [`driver`] | the task that carries it out |
+//! | [`ending`] | graceful termination |
+//! | [`writer`] | status writes: few, and in order |
+//! | [`sandbox`], [`volumes`], [`environment`] | what containers share and see |
+//! | [`start`], [`pull`] | one start of one container |
+//! | [`probe`] | probes and hooks |
+
+pub mod decide;
+pub mod driver;
+pub mod ending;
+pub mod environment;
+pub mod model;
+pub mod probe;
+pub mod pull;
+pub mod sandbox;
+pub mod start;
+pub mod status;
+pub mod volumes;
+pub mod writer;
+
+pub use driver::Handle;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::watcher::{self, Event};
+use runtime::ContainerState;
+use tokio::sync::oneshot;
+
+use crate::context::{Context, Key, is_path_safe};
+use crate::garbage::PodsListed;
+use crate::informer;
+
+/// Follows the pods bound to this machine until the agent is dropped. Tells what they own once the first list is complete.
+pub async fn run(context: Arc<Context>, found: HashMap<String, ContainerState>, listed: oneshot::Sender<PodsListed>) {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
+    let (_, stream) = informer::reflect(Api::<Pod>::all(context.client.clone()), config);
+    let mut stream = std::pin::pin!(stream);
+    let mut listed = Some(listed);
+    let mut listing: Vec<Key> = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => listing.clear(),
+            Event::InitApply(pod) => {
+                listing.push(Key::of(&pod));
+                apply(&context, pod, &found);
+            }
+            Event::Apply(pod) => apply(&context, pod, &found),
+            Event::Delete(pod) => vanish(&context, &Key::of(&pod), pod.metadata.uid.as_deref()),
+            Event::InitDone => {
+                let gone: Vec<Key> = context.pods.lock().keys().filter(|k| !listing.contains(k)).cloned().collect();
+                gone.iter().for_each(|key| vanish(&context, key, None));
+                if let Some(listed) = listed.take() {
+                    let pods = context.pods.lock();
+                    let containers = pods.values().flat_map(|h| h.owned()).collect();
+                    let _ =
+                        listed.send(PodsListed { containers, uids: pods.values().map(|h| h.uid.clone()).collect() });
+                }
+            }
+        }
+    }
+}
+
+fn apply(context: &Arc<Context>, pod: Pod, found: &HashMap<String, ContainerState>) {
+    let (key, uid) = (Key::of(&pod), pod.metadata.uid.clone().unwrap_or_default());
+    let bound = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+    if bound != Some(context.node_name.as_str()) || !is_path_safe(&uid) {
+        return;
+    }
+    let known = context.pods.lock().get(&key).cloned();
+    match known {
+        Some(handle) if handle.uid == uid => handle.set_pod(Some(Arc::new(pod))),
+        before => {
+            // A pod of the same name that came after the old one was deleted by force.
+            if let Some(before) = before {
+                before.set_pod(None);
+            }
+            driver::spawn(context.clone(), key, uid, Arc::new(pod), found);
+        }
+    }
+}
+
+fn vanish(context: &Arc<Context>, key: &Key, uid: Option<&str>) {
+    let handle = context.pods.lock().get(key).cloned();
+    if let Some(handle) = handle.filter(|h| uid.is_none_or(|uid| uid == h.uid)) {
+        handle.set_pod(None);
+    }
+}
