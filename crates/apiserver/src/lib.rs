@@ -20,6 +20,7 @@ mod json;
 mod keys;
 mod kind;
 mod kind_table;
+mod maintenance;
 mod object;
 mod options;
 mod patch;

@@ -116,6 +116,7 @@ pub struct ApiServer {
     pub(crate) addresses: crate::allocation::AddressRanges,
     pub(crate) quota_locks: crate::admission::QuotaLocks,
     pub(crate) patterns: crate::schema::Patterns,
+    pub(crate) event_lease: crate::maintenance::EventLease,
     audit: Option<AuditLog>,
     feed: Feed,
 }
@@ -148,6 +149,7 @@ impl ApiServer {
             addresses,
             quota_locks: crate::admission::QuotaLocks::default(),
             patterns: crate::schema::Patterns::default(),
+            event_lease: crate::maintenance::EventLease::default(),
             audit,
             feed,
             store,
@@ -157,6 +159,7 @@ impl ApiServer {
         let _ = changed.set(Arc::downgrade(&server));
         crate::custom::refresh(&server);
         crate::bootstrap::run(&server).await?;
+        crate::maintenance::start(&server);
         Ok(server)
     }
 

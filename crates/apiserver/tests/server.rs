@@ -67,3 +67,26 @@ async fn bad_options_are_named() {
         assert!(ApiServer::open(store.clone(), kinds(), options).await.is_err());
     }
 }
+
+#[tokio::test]
+async fn events_hang_on_a_lease_and_other_objects_do_not() {
+    let world = world().await;
+    world.create("events", serde_json::json!({"metadata": {"name": "e"}})).await.unwrap();
+    world.create("configmaps", config("c")).await.unwrap();
+    let lease = |key: &'static str| {
+        let store = world.store.clone();
+        async move {
+            let range = store::KeyRange::Key(bytes::Bytes::from(key));
+            let found =
+                store.range(store::RangeRequest { range, revision: None, limit: 1, keys_only: true }).await.unwrap();
+            found.items[0].lease
+        }
+    };
+    let event = lease("/registry/core/events/default/e").await;
+    assert_ne!(event, 0);
+    assert_eq!(lease("/registry/core/configmaps/default/c").await, 0);
+    world.store.lease_revoke(event).await.unwrap();
+    let options = apiserver::GetOptions { resource_version: Some(world.store.revision().await.unwrap().to_string()) };
+    let gone = world.api.get(&world.root, &path("events").object("e"), &options).await.unwrap_err();
+    assert_eq!(gone.code, 404);
+}

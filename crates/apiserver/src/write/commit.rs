@@ -65,11 +65,12 @@ impl ApiServer {
                 "the object is larger than {MAX_OBJECT_BYTES} bytes"
             )));
         }
+        let lease = self.event_lease.of(&self.store, kind).await?;
         let held = old.map(|old| self.unique_keys(kind, old)).unwrap_or_default();
         let wanted = new.map(|new| self.unique_keys(kind, new)).unwrap_or_default();
         let transaction = transaction(
             &key,
-            text.clone(),
+            text.clone().map(|text| (text, lease)),
             expect,
             &held,
             &wanted,
@@ -141,7 +142,7 @@ fn encode_as(kind: &Kind, object: &Value) -> Vec<u8> {
 
 fn transaction(
     key: &Bytes,
-    text: Option<Bytes>,
+    text: Option<(Bytes, store::LeaseId)>,
     expect: Expect,
     held: &BTreeSet<String>,
     wanted: &BTreeSet<String>,
@@ -156,7 +157,7 @@ fn transaction(
     transaction.compare.push(Compare::ModRevision(key.clone(), revision));
     transaction.otherwise.push(Operation::Get(key.clone()));
     transaction.then.push(match text {
-        Some(text) => Operation::Put(key.clone(), text, 0),
+        Some((text, lease)) => Operation::Put(key.clone(), text, lease),
         None => Operation::Delete(key.clone()),
     });
     for value in wanted.difference(held) {
