@@ -1,15 +1,17 @@
 //! Exec instances: create, start, resize, inspect. They are not objects: like Docker's, they belong to a running container
 //! and to the daemon that made them.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use http::{Method, StatusCode};
 use kube::ResourceExt;
 use node::{ExecRequest, TerminalSize};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
 use crate::body;
@@ -33,6 +35,9 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 
 /// Most instances that are remembered; beyond it the finished ones go.
 const REMEMBERED_MAX: usize = 4_096;
+
+/// Exit code of what could not be run at all.
+const CANNOT_RUN: i32 = 126;
 
 /// Body of exec create.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -155,19 +160,62 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
             .filter(|[rows, columns]| *rows > 0 && *columns > 0)
             .map(|[rows, columns]| TerminalSize { columns, rows }),
     };
-    let session = match docker.state.node.exec(&docker.workload(&exec.container), request).await {
-        Ok(session) => session,
-        Err(error) => {
-            let error = refuse(&exec, error);
-            if start.detach {
-                return Err(error);
-            }
-            return Ok(tell_failure(&mut call, &error, terminal));
+    if start.detach {
+        let session = launch(&docker, &exec, &container, request).await?;
+        tokio::spawn(session.output.for_each(|_| std::future::ready(())));
+        return Ok(body::empty(StatusCode::OK));
+    }
+    let wanted = Wanted {
+        stdin: exec.request.attach_stdin,
+        stdout: exec.request.attach_stdout,
+        stderr: exec.request.attach_stderr,
+        terminal,
+    };
+    let claimed = Claim(exec.clone());
+    // The head of the answer goes out before the process starts, as with Docker: clients that read ahead of the head
+    // would lose output that comes along with it.
+    let open = async move {
+        let session = launch(&docker, &claimed.0, &container, request).await;
+        let detach_keys = DetachKeys::parse(Some(&claimed.0.request.detach_keys));
+        let (events, execution) = (docker.events.clone(), claimed.0.id.clone());
+        let detached = Box::new(move || events.container(&container, "exec_detach", &[("execID", execution)]));
+        match session {
+            Ok(Launched { stdin, output }) => Streams { stdin, output, wanted, detach_keys, detached },
+            Err(error) => failure(&error, wanted),
         }
     };
+    Ok(hijack::respond_later(&mut call, wanted, open).await)
+}
+
+/// A claimed instance that was never launched (its client left) counts as ended.
+struct Claim(Arc<Exec>);
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut phase = self.0.phase.lock();
+        if matches!(*phase, Phase::Running { resize: None, .. }) {
+            *phase = Phase::Ended { code: CANNOT_RUN, pid: 0 };
+        }
+    }
+}
+
+/// The streams of a process that was started.
+struct Launched {
+    stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    output: Pin<Box<dyn Stream<Item = node::Output> + Send>>,
+}
+
+/// Starts the process and keeps watch over its end.
+async fn launch(
+    docker: &Docker,
+    exec: &Arc<Exec>,
+    container: &Arc<api::Container>,
+    request: ExecRequest,
+) -> Result<Launched> {
+    let session = docker.state.node.exec(&docker.workload(&exec.container), request).await;
+    let session = session.map_err(|error| refuse(exec, error))?;
     *exec.phase.lock() = Phase::Running { pid: session.pid, resize: Some(session.resize.clone()) };
     let line = exec.command.join(" ");
-    docker.events.container(&container, format!("exec_start: {line}"), &[("execID", exec.id.clone())]);
+    docker.events.container(container, format!("exec_start: {line}"), &[("execID", exec.id.clone())]);
     let node::Session { stdin, output, exit, pid, .. } = session;
     let (ended, events, owner) = (exec.clone(), docker.events.clone(), container.clone());
     let watch = tokio::spawn(async move {
@@ -176,40 +224,21 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         let facts = [("execID", ended.id.clone()), ("exitCode", code.to_string())];
         events.container(&owner, "exec_die", &facts);
     });
-    if start.detach {
-        tokio::spawn(output.for_each(|_| std::future::ready(())));
-        return Ok(body::empty(StatusCode::OK));
-    }
     // The stream ends only after the exit code is known: clients inspect right after the stream's end.
     let output = output.chain(futures::stream::once(watch).filter_map(|_| async { None }));
-    let wanted = Wanted {
-        stdin: exec.request.attach_stdin,
-        stdout: exec.request.attach_stdout,
-        stderr: exec.request.attach_stderr,
-        terminal,
-    };
-    let (events, execution) = (docker.events.clone(), exec.id.clone());
-    let streams = Streams {
-        stdin,
-        output: Box::pin(output),
-        wanted,
-        detach_keys: DetachKeys::parse(Some(&exec.request.detach_keys)),
-        detached: Box::new(move || events.container(&container, "exec_detach", &[("execID", execution)])),
-    };
-    Ok(hijack::respond(&mut call, streams))
+    Ok(Launched { stdin, output: Box::pin(output) })
 }
 
 /// A client that attached is told in the stream why nothing runs, and finds the exit code by inspect, as with Docker.
-fn tell_failure(call: &mut Call, error: &Error, terminal: bool) -> axum::response::Response {
+fn failure(error: &Error, wanted: Wanted) -> Streams {
     let text = node::Output { stream: node::OutputStream::Stdout, data: format!("{error}\r\n").into() };
-    let streams = Streams {
+    Streams {
         stdin: None,
         output: Box::pin(futures::stream::iter([text])),
-        wanted: Wanted { stdin: false, stdout: true, stderr: true, terminal },
+        wanted: Wanted { stdout: true, ..wanted },
         detach_keys: DetachKeys::parse(None),
         detached: Box::new(|| ()),
-    };
-    hijack::respond(call, streams)
+    }
 }
 
 /// An instance runs once.
@@ -233,7 +262,7 @@ fn refuse(exec: &Exec, error: node::Error) -> Error {
             let known = message.starts_with("OCI runtime");
             (code, Error::Invalid(if known { message } else { format!("{prefix}{message}") }))
         }
-        other => (126, other.into()),
+        other => (CANNOT_RUN, other.into()),
     };
     *exec.phase.lock() = Phase::Ended { code, pid: 0 };
     error

@@ -134,17 +134,42 @@ pub(crate) struct Streams {
     pub(crate) detached: Box<dyn FnOnce() + Send>,
 }
 
-/// Answers with the streams: over the upgraded connection when the client asked for that, else as the answer's body.
-pub(crate) fn respond(call: &mut Call, streams: Streams) -> Response {
+/// Content type of a session's output.
+fn content_type(call: &Call, wanted: Wanted) -> &'static str {
     let multiplexed_known = call.version.minor >= 42;
-    let content_type = if streams.wanted.terminal || !multiplexed_known { RAW_STREAM } else { MULTIPLEXED_STREAM };
+    if wanted.terminal || !multiplexed_known { RAW_STREAM } else { MULTIPLEXED_STREAM }
+}
+
+/// The head that hands the connection over.
+fn switching(content_type: &'static str) -> Response {
+    let mut response = body::typed(StatusCode::SWITCHING_PROTOCOLS, content_type, Body::empty());
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("tcp"));
+    response
+}
+
+/// Answers with streams that are opened only when the client has the connection (or at once without an upgrade).
+pub(crate) async fn respond_later(
+    call: &mut Call,
+    wanted: Wanted,
+    open: impl Future<Output = Streams> + Send + 'static,
+) -> Response {
     match call.upgrade.take() {
         Some(upgrade) => {
-            tokio::spawn(over_connection(upgrade, streams));
-            let mut response = body::typed(StatusCode::SWITCHING_PROTOCOLS, content_type, Body::empty());
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("tcp"));
-            response
+            tokio::spawn(over_connection(upgrade, open));
+            switching(content_type(call, wanted))
+        }
+        None => respond(call, open.await),
+    }
+}
+
+/// Answers with the streams: over the upgraded connection when the client asked for that, else as the answer's body.
+pub(crate) fn respond(call: &mut Call, streams: Streams) -> Response {
+    let content_type = content_type(call, streams.wanted);
+    match call.upgrade.take() {
+        Some(upgrade) => {
+            tokio::spawn(over_connection(upgrade, std::future::ready(streams)));
+            switching(content_type)
         }
         None => {
             let Streams { stdin, output, wanted, .. } = streams;
@@ -165,7 +190,7 @@ pub(crate) fn respond(call: &mut Call, streams: Streams) -> Response {
 }
 
 /// Pumps both directions until the output ends, or the client leaves.
-async fn over_connection(upgrade: OnUpgrade, streams: Streams) {
+async fn over_connection(upgrade: OnUpgrade, open: impl Future<Output = Streams>) {
     let connection = match upgrade.await {
         Ok(upgraded) => TokioIo::new(upgraded),
         Err(error) => {
@@ -174,7 +199,7 @@ async fn over_connection(upgrade: OnUpgrade, streams: Streams) {
         }
     };
     let (reader, mut writer) = tokio::io::split(connection);
-    let Streams { stdin, output, wanted, mut detach_keys, detached } = streams;
+    let Streams { stdin, output, wanted, mut detach_keys, detached } = open.await;
     let mut output = encode(output, wanted);
     let input = async move {
         let left = pump_input(reader, stdin, &mut detach_keys, wanted.terminal).await;

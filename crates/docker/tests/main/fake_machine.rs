@@ -197,6 +197,8 @@ impl Node for FakeMachine {
         Ok(Box::pin(futures::stream::iter(all.into_iter().skip(skip).map(line))))
     }
     async fn exec(&self, _workload: &Workload, request: ExecRequest) -> Result<Session> {
+        // A real process takes its time; docker-py loses what comes along with the head of the answer.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         let process = Process::new();
         spawn(&process, &request.command)?;
         Ok(process.session(request.stdin))
