@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference};
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference,
+};
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::runtime::Controller;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::Controller;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::{Error, Result, drive, is_missing, pods, watching};
@@ -29,7 +31,8 @@ pub async fn run(client: Client) {
     let controller = Controller::new(Api::<Service>::all(client.clone()), watching())
         .owns(Api::<EndpointSlice>::all(client.clone()), watching());
     let services = controller.store();
-    let controller = controller.watches(Api::<Pod>::all(client.clone()), watching(), move |pod| affected(&services, &pod));
+    let controller =
+        controller.watches(Api::<Pod>::all(client.clone()), watching(), move |pod| affected(&services, &pod));
     drive(controller, "endpoints", reconcile, Arc::new(client)).await;
 }
 
@@ -37,11 +40,15 @@ pub async fn run(client: Client) {
 fn affected(services: &Store<Service>, pod: &Pod) -> Vec<ObjectRef<Service>> {
     let selecting = |service: &Arc<Service>| {
         service.metadata.namespace == pod.metadata.namespace
-            && selector(service).is_some_and(|selector| {
-                selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
-            })
+            && selector(service)
+                .is_some_and(|selector| selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value)))
     };
-    services.state().iter().filter(|service| selecting(service)).map(|service| ObjectRef::from_obj(&**service)).collect()
+    services
+        .state()
+        .iter()
+        .filter(|service| selecting(service))
+        .map(|service| ObjectRef::from_obj(&**service))
+        .collect()
 }
 
 /// The selector of a service that has one; services without one have their endpoints written by others.
@@ -55,7 +62,8 @@ fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
 
 async fn reconcile(service: Arc<Service>, client: Arc<Client>) -> Result<Action> {
     let namespace = service.namespace().ok_or(Error::Incomplete("namespace"))?;
-    let Some(service) = Api::<Service>::namespaced((*client).clone(), &namespace).get_opt(&service.name_any()).await? else {
+    let Some(service) = Api::<Service>::namespaced((*client).clone(), &namespace).get_opt(&service.name_any()).await?
+    else {
         return Ok(Action::await_change());
     };
     let Some(selector) = selector(&service) else { return Ok(Action::await_change()) };
@@ -216,9 +224,7 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             declared
                 .into_iter()
-                .find(|one| {
-                    one.name.as_ref() == Some(name) && one.protocol.as_deref().unwrap_or("TCP") == protocol
-                })
+                .find(|one| one.name.as_ref() == Some(name) && one.protocol.as_deref().unwrap_or("TCP") == protocol)
                 .map(|one| one.container_port)
         }
     }
@@ -310,7 +316,8 @@ mod tests {
     #[test]
     fn pods_that_give_a_port_name_different_numbers_go_into_different_slices() {
         let made = slices(&service(), &[pod("a", true, 80), pod("b", true, 81)]).unwrap_or_default();
-        let numbers: Vec<Option<i32>> = made.iter().flat_map(|slice| slice.ports.iter().flatten()).map(|port| port.port).collect();
+        let numbers: Vec<Option<i32>> =
+            made.iter().flat_map(|slice| slice.ports.iter().flatten()).map(|port| port.port).collect();
         assert_eq!(numbers, [Some(80), Some(81)]);
     }
 

@@ -44,7 +44,9 @@ pub async fn publish(client: &Client, about: &ObjectReference, kind: &str, reaso
         source: Some(EventSource { component: Some("default-scheduler".into()), host: None }),
         ..Event::default()
     };
-    if let Err(error) = Api::<Event>::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await {
+    if let Err(error) =
+        Api::<Event>::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await
+    {
         tracing::debug!(reason, error = crate::chain(&error), "cannot publish an event");
     }
 }

@@ -116,7 +116,8 @@ async fn resources(client: &Client) -> Result<Vec<(ApiResource, bool)>> {
     let mut found = Vec::new();
     for group in discovery.groups() {
         for (resource, capabilities) in group.recommended_resources() {
-            let usable = [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| capabilities.supports_operation(verb));
+            let usable =
+                [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| capabilities.supports_operation(verb));
             if usable && !LEFT_OUT.contains(&resource.kind.as_str()) {
                 found.push((resource, capabilities.scope == Scope::Namespaced));
             }
@@ -205,7 +206,11 @@ impl Collector {
             self.due.remove(&uid);
             let Some(item) = self.graph.items.get(&uid).cloned() else { continue };
             if let Err(error) = self.look_at(&uid, &item).await {
-                tracing::warn!(object = item.name, error = chain(&error), "cannot collect; it is looked at again later");
+                tracing::warn!(
+                    object = item.name,
+                    error = chain(&error),
+                    "cannot collect; it is looked at again later"
+                );
             }
         }
     }
@@ -251,7 +256,8 @@ impl Collector {
             let mut blocking = false;
             for dependent in dependents {
                 let Some(child) = self.graph.items.get(&dependent) else { continue };
-                let blocks = child.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true));
+                let blocks =
+                    child.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true));
                 blocking |= blocks;
                 if !child.deleting {
                     self.due.insert(dependent);

@@ -90,13 +90,7 @@ where
 /// Drives a `kube` controller to its end, logging what fails.
 async fn drive<K, F, W, C>(controller: Controller<K>, name: &'static str, reconcile: F, context: std::sync::Arc<C>)
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     F: FnMut(std::sync::Arc<K>, std::sync::Arc<C>) -> W,
     W: futures::TryFuture<Ok = Action, Error = Error> + Send + 'static,
     C: Send + Sync + 'static,

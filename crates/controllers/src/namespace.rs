@@ -56,7 +56,8 @@ async fn empty_out(client: &Client, namespace: &str) -> Result<usize> {
     let mut left = 0;
     for group in discovery.groups() {
         for (resource, capabilities) in group.recommended_resources() {
-            let deletable = capabilities.supports_operation(verbs::DELETE) && capabilities.supports_operation(verbs::LIST);
+            let deletable =
+                capabilities.supports_operation(verbs::DELETE) && capabilities.supports_operation(verbs::LIST);
             if capabilities.scope != Scope::Namespaced || !deletable {
                 continue;
             }

@@ -36,9 +36,8 @@ pub fn is_ready(pod: &Pod) -> bool {
 
 /// Whether the pod has been ready for so many seconds.
 pub fn is_available(pod: &Pod, minimum_seconds: i32, now: Timestamp) -> bool {
-    ready_since(pod).is_some_and(|since| {
-        minimum_seconds <= 0 || now.duration_since(since).as_secs() >= i64::from(minimum_seconds)
-    })
+    ready_since(pod)
+        .is_some_and(|since| minimum_seconds <= 0 || now.duration_since(since).as_secs() >= i64::from(minimum_seconds))
 }
 
 /// Whether a selector picks these labels; an empty selector picks all. `Source:` Kubernetes API reference, LabelSelector.

@@ -131,20 +131,16 @@ fn status(set: &ReplicaSet, owned: &[Pod], now: Timestamp) -> ReplicaSetStatus {
     let spec = set.spec.clone().unwrap_or_default();
     let template_labels = spec.template.and_then(|template| template.metadata).and_then(|meta| meta.labels);
     let active: Vec<&Pod> = owned.iter().filter(|pod| pods::is_active(pod)).collect();
-    let count = |test: &dyn Fn(&Pod) -> bool| {
-        i32::try_from(active.iter().filter(|pod| test(pod)).count()).unwrap_or(i32::MAX)
-    };
-    let labelled = |pod: &Pod| {
-        template_labels.iter().flatten().all(|(key, value)| pod.labels().get(key) == Some(value))
-    };
+    let count =
+        |test: &dyn Fn(&Pod) -> bool| i32::try_from(active.iter().filter(|pod| test(pod)).count()).unwrap_or(i32::MAX);
+    let labelled =
+        |pod: &Pod| template_labels.iter().flatten().all(|(key, value)| pod.labels().get(key) == Some(value));
     let nonzero = |number: i32| (number > 0).then_some(number);
     ReplicaSetStatus {
         replicas: count(&|_| true),
         fully_labeled_replicas: nonzero(count(&labelled)),
         ready_replicas: nonzero(count(&pods::is_ready)),
-        available_replicas: nonzero(count(&|pod| {
-            pods::is_available(pod, spec.min_ready_seconds.unwrap_or(0), now)
-        })),
+        available_replicas: nonzero(count(&|pod| pods::is_available(pod, spec.min_ready_seconds.unwrap_or(0), now))),
         observed_generation: set.metadata.generation,
         conditions: set.status.as_ref().and_then(|status| status.conditions.clone()),
         terminating_replicas: None,

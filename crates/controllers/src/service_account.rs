@@ -23,10 +23,11 @@ struct Context {
 
 /// Runs the controller.
 pub async fn run(client: Client, root_ca: String) {
-    let controller = Controller::new(Api::<Namespace>::all(client.clone()), watching())
-        .watches(Api::<ServiceAccount>::all(client.clone()), watching(), |account| {
-            account.namespace().map(|name| ObjectRef::<Namespace>::new(&name))
-        });
+    let controller = Controller::new(Api::<Namespace>::all(client.clone()), watching()).watches(
+        Api::<ServiceAccount>::all(client.clone()),
+        watching(),
+        |account| account.namespace().map(|name| ObjectRef::<Namespace>::new(&name)),
+    );
     drive(controller, "serviceaccount", reconcile, Arc::new(Context { client, root_ca })).await;
 }
 

@@ -1,1 +1,22 @@
-fn main() {}
+//! The `nuee` binary: command line, wiring, set-up of a machine.
+
+use std::process::ExitCode;
+
+mod command;
+mod config;
+mod daemon;
+mod doctor;
+mod instance;
+
+fn main() -> ExitCode {
+    // The shim and the init of containers are this same binary. They come before everything else, as their start is part of
+    // the start of every container.
+    let mut arguments = std::env::args_os();
+    let _program = arguments.next();
+    match arguments.next().as_ref().and_then(|word| word.to_str()) {
+        Some("shim") => return runtime::shim::main(arguments),
+        Some("init") => return runtime::init::main(arguments),
+        _ => {}
+    }
+    command::run()
+}

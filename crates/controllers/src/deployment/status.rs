@@ -83,9 +83,9 @@ fn progressing(
 ) -> Option<DeploymentCondition> {
     if deployment.spec.as_ref().and_then(|spec| spec.paused).unwrap_or(false) {
         let before = deployment.status.as_ref().and_then(|status| find(status, "Progressing")).cloned();
-        return Some(before.filter(|before| before.reason.as_deref() == Some("DeploymentPaused")).unwrap_or_else(|| {
-            condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".into())
-        }));
+        return Some(before.filter(|before| before.reason.as_deref() == Some("DeploymentPaused")).unwrap_or_else(
+            || condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".into()),
+        ));
     }
     let name = newest.map_or_else(|| deployment.name_any(), ResourceExt::name_any);
     if is_complete(deployment, status) {
@@ -95,7 +95,8 @@ fn progressing(
     let before = deployment.status.clone().unwrap_or_default();
     let known = find(&before, "Progressing");
     if has_moved(&before, status) || known.is_none() {
-        let mut new = condition("Progressing", "True", "ReplicaSetUpdated", format!("ReplicaSet \"{name}\" is progressing."));
+        let mut new =
+            condition("Progressing", "True", "ReplicaSetUpdated", format!("ReplicaSet \"{name}\" is progressing."));
         new.last_update_time = Some(Time(now));
         return Some(new);
     }
@@ -106,8 +107,10 @@ fn progressing(
         let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
         return Some(condition("Progressing", "False", "ProgressDeadlineExceeded", message));
     }
-    if known.reason.as_deref() == Some("NewReplicaSetAvailable") || known.reason.as_deref() == Some("DeploymentPaused") {
-        let mut new = condition("Progressing", "True", "ReplicaSetUpdated", format!("ReplicaSet \"{name}\" is progressing."));
+    if known.reason.as_deref() == Some("NewReplicaSetAvailable") || known.reason.as_deref() == Some("DeploymentPaused")
+    {
+        let mut new =
+            condition("Progressing", "True", "ReplicaSetUpdated", format!("ReplicaSet \"{name}\" is progressing."));
         new.last_update_time = Some(Time(now));
         return Some(new);
     }

@@ -1,0 +1,40 @@
+# Two targets that a person needs: `make up` shows Nuée at work, `make test` proves it.
+
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+DATA_DIR ?= /var/lib/nuee
+NUEE := target/release/nuee
+
+.PHONY: help build packages test-packages up down test bench install
+
+help:
+	@echo "make up       install what is needed, build, start Nuée and run a first workload"
+	@echo "make down     stop Nuée and everything that runs on it; data stays"
+	@echo "make test     install what the tests need, and run them all"
+	@echo "make bench    compare with dockerd, side by side"
+	@echo "make install  put nuee into /usr/local/bin, with its systemd unit"
+
+packages:
+	$(SUDO) contrib/packages.sh run
+
+test-packages:
+	$(SUDO) contrib/packages.sh test
+
+build:
+	$(CARGO) build --release --locked --package nuee
+
+up: packages build
+	$(SUDO) env DATA_DIR=$(DATA_DIR) NUEE=$(abspath $(NUEE)) contrib/first-workload.sh
+
+down:
+	$(SUDO) $(NUEE) down --all --data-dir $(DATA_DIR)
+
+test: test-packages
+	$(SUDO) env "PATH=$$PATH" $(CARGO) xtask ci
+
+bench: test-packages build
+	$(SUDO) env "PATH=$$PATH" python3 bench/docker_run.py --nuee $(NUEE)
+
+install: packages build
+	$(SUDO) install -m 0755 $(NUEE) /usr/local/bin/nuee
+	$(SUDO) install -m 0644 contrib/nuee.service /etc/systemd/system/nuee.service

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Installs the Debian packages that Nuée needs to run, or that its tests need. Does nothing when all are there.
+set -eu
+
+run="crun nftables busybox-static curl iproute2 util-linux ca-certificates"
+tests="skopeo etcd-server runc python3 procps"
+
+want="$run"
+if [ "${1:-run}" = test ]; then
+    want="$want $tests"
+fi
+# The clients may come from elsewhere; any docker and kubectl will do.
+command -v docker >/dev/null || want="$want docker.io"
+command -v kubectl >/dev/null || want="$want kubernetes-client"
+
+missing=""
+for package in $want; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086
+apt-get install -y -qq --no-install-recommends $missing

@@ -1,0 +1,145 @@
+//! The command line: what each word means is in the file of that name.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::instance::DEFAULT_DATA_DIRECTORY;
+
+mod down;
+mod status;
+mod up;
+
+const EXAMPLES: &str = "\
+Examples:
+  nuee up --detach                  start in the background, return when ready
+  nuee status                       is it ready, and where do clients find it
+  nuee doctor                       what this machine lacks, and how to mend it
+  nuee down                         stop the daemon; workloads keep running
+  nuee down --all                   stop the workloads too and leave nothing behind
+
+Then use the clients you have:
+  export DOCKER_HOST=unix:///run/nuee/docker.sock
+  export KUBECONFIG=/var/lib/nuee/kubeconfig";
+
+/// Turns Linux machines into a cloud that docker and kubectl work against.
+#[derive(Parser)]
+#[command(name = "nuee", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start Nuée on this machine, and bring back everything that was on it
+    #[command(
+        after_help = "Examples:\n  nuee up --detach\n  nuee up --data-dir /srv/nuee --kubernetes-listen 127.0.0.1:7443"
+    )]
+    Up(up::Arguments),
+    /// Stop the daemon; workloads keep running unless --all is given
+    #[command(after_help = "Examples:\n  nuee down\n  nuee down --all --data-dir /srv/nuee")]
+    Down(down::Arguments),
+    /// Show whether it runs, and where clients find it
+    #[command(after_help = "Examples:\n  nuee status\n  nuee status -o json | jq .endpoints")]
+    Status(status::Arguments),
+    /// Check what this machine offers, and say how to mend what is missing
+    Doctor(crate::doctor::Arguments),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  nuee completion bash > /etc/bash_completion.d/nuee\n  nuee completion zsh > ~/.zfunc/_nuee"
+    )]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Where the data directory is.
+#[derive(clap::Args)]
+pub struct DataDirectory {
+    /// Directory that holds everything of this Nuée
+    #[arg(long = "data-dir", value_name = "DIRECTORY", env = "NUEE_DATA_DIR", default_value = DEFAULT_DATA_DIRECTORY)]
+    pub path: PathBuf,
+}
+
+/// How to print.
+#[derive(clap::Args)]
+pub struct Output {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
+/// How to print.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Runs what the command line says.
+pub fn run() -> ExitCode {
+    let command = Arguments::parse().command;
+    if !matches!(command, Command::Up(up::Arguments { detach: false, .. })) {
+        end_with_the_reader();
+    }
+    let done = match command {
+        Command::Up(arguments) => up::run(&arguments),
+        Command::Down(arguments) => down::run(&arguments),
+        Command::Status(arguments) => return or_complain(status::run(&arguments)),
+        Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "nuee", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Version { output } => version(&output),
+    };
+    or_complain(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// Lets a command end quietly when whoever reads its output is gone (`nuee status | head -1`). Not for the daemon, which must
+/// outlive its readers.
+#[allow(unsafe_code)]
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler, so no code of ours runs in signal context.
+    let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    if let Err(error) = set {
+        eprintln!("nuee: cannot set the action of SIGPIPE: {error}");
+    }
+}
+
+fn or_complain(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        eprintln!("nuee: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn version(output: &Output) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    match output.output {
+        Format::Text => println!("nuee {version}"),
+        Format::Json => println!("{}", serde_json::json!({ "version": version })),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

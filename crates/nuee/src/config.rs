@@ -1,0 +1,170 @@
+//! `config.yaml` in the data directory: written with comments on the first start, read on every start.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// The text that the first start writes: every setting with its default and what it is for.
+const COMMENTED: &str = "\
+# Settings of this Nuée. Each line shows the default; take away the '#' to change one, then `nuee down && nuee up`.
+
+# Name of this machine in the pool. Default: its host name.
+# nodeName: server-1
+
+# Address and port of the Kubernetes API (HTTPS).
+# kubernetesListen: 0.0.0.0:6443
+
+# Address and port of the image registry (HTTP; only loopback is trusted by clients without TLS).
+# registryListen: 127.0.0.1:5000
+
+# Further names and addresses for the API's certificate.
+# alternativeNames: []
+
+# Network of pods, and of containers that name no other network.
+# podCidr: 10.88.0.0/16
+
+# Addresses of Services. No machine of yours may use them.
+# serviceCidr: 10.96.0.0/16
+
+# Ports of NodePort Services, first and last.
+# nodePorts: [30000, 32767]
+
+# Domain of the cluster's DNS.
+# clusterDomain: cluster.local
+
+# Name servers for names outside the cluster. Default: those of /etc/resolv.conf.
+# nameServers: []
+
+# Registries that may be reached without TLS, besides loopback.
+# insecureRegistries: []
+";
+
+/// Largest configuration file that is read. Units: bytes.
+const MAX_BYTES: u64 = 256 * 1024;
+
+/// The settings.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this machine in the pool; empty means its host name.
+    pub node_name: String,
+    /// Where the Kubernetes API listens.
+    pub kubernetes_listen: std::net::SocketAddr,
+    /// Where the image registry listens.
+    pub registry_listen: std::net::SocketAddr,
+    /// Further names and addresses for the API's certificate.
+    pub alternative_names: Vec<String>,
+    /// Network of pods and of containers without a network of their own.
+    pub pod_cidr: String,
+    /// Addresses of Services.
+    pub service_cidr: String,
+    /// First and last port of NodePort Services.
+    pub node_ports: (u16, u16),
+    /// Domain of the cluster's DNS.
+    pub cluster_domain: String,
+    /// Name servers for names outside the cluster; empty means the host's.
+    pub name_servers: Vec<std::net::IpAddr>,
+    /// Registries that may be reached without TLS.
+    pub insecure_registries: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = std::net::Ipv4Addr::UNSPECIFIED;
+        let loopback = std::net::Ipv4Addr::LOCALHOST;
+        Self {
+            node_name: String::new(),
+            kubernetes_listen: (any, 6443).into(),
+            registry_listen: (loopback, 5000).into(),
+            alternative_names: Vec::new(),
+            pod_cidr: "10.88.0.0/16".into(),
+            service_cidr: "10.96.0.0/16".into(),
+            node_ports: (30000, 32767),
+            cluster_domain: "cluster.local".into(),
+            name_servers: Vec::new(),
+            insecure_registries: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file; writes the commented default first when there is none.
+    ///
+    /// `Errors:` the file cannot be read, or says something that is no setting.
+    pub fn load(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            fs::write(path, COMMENTED).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let length = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+        if length > MAX_BYTES {
+            bail!("{} has {length} bytes; at most {MAX_BYTES} are read", path.display());
+        }
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let meaningful = text.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+        if !meaningful {
+            return Ok(Self::default());
+        }
+        let mut config: Self = serde_saphyr::from_str(text)?;
+        if config.node_ports.0 > config.node_ports.1 {
+            bail!("nodePorts: the first port is above the last");
+        }
+        config.node_name = config.node_name.to_ascii_lowercase();
+        Ok(config)
+    }
+
+    /// The machine's name in the pool: the one set, or the host name as a DNS name.
+    pub fn node_name(&self) -> Result<String> {
+        if !self.node_name.is_empty() {
+            return Ok(self.node_name.clone());
+        }
+        let host = nix::unistd::gethostname().context("cannot read the host name")?;
+        let mut name: String = host
+            .to_string_lossy()
+            .to_ascii_lowercase()
+            .chars()
+            .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
+            .collect();
+        name = name.trim_matches(['-', '.']).to_owned();
+        Ok(if name.is_empty() { "localhost".into() } else { name })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commented_file_says_the_defaults() -> Result<()> {
+        assert_eq!(Config::parse(COMMENTED)?, Config::default());
+        let uncommented: String = COMMENTED
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ")
+                    .filter(|rest| {
+                        rest.split(' ')
+                            .next()
+                            .is_some_and(|word| word.ends_with(':') && !word.starts_with(char::is_uppercase))
+                    })
+                    .unwrap_or("# ")
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let mut parsed = Config::parse(&uncommented)?;
+        assert_eq!(parsed.node_name, "server-1");
+        parsed.node_name.clear();
+        assert_eq!(parsed, Config::default());
+        Ok(())
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused() {
+        assert!(Config::parse("podcidr: 10.0.0.0/8").is_err());
+        assert!(Config::parse("nodePorts: [5, 4]").is_err());
+    }
+}

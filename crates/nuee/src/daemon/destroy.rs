@@ -1,0 +1,101 @@
+//! `nuee down --all`: ends every workload and removes what is left of them on the machine. Works without a daemon, also after
+//! one was killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
+
+use super::hands;
+use crate::config::Config;
+use crate::instance::Instance;
+
+/// Rounds of unmounting; mounts may lie on mounts.
+const UNMOUNT_ROUNDS: usize = 8;
+
+/// Ends and removes everything but the data.
+pub fn destroy_workloads(instance: &Instance) -> Result<()> {
+    let held = instance.lock()?;
+    let config = Config::load(&instance.path("config.yaml"))?;
+    let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    threads.block_on(async {
+        let runtime = hands::open_runtime(instance)?;
+        for container in runtime.list().await.context("cannot list the containers")? {
+            runtime.delete(&container.id).await.with_context(|| format!("cannot remove container {}", container.id))?;
+        }
+        let fabric = hands::open_fabric(instance, &config).await?;
+        fabric.destroy_all().await.context("cannot remove the network")
+    })?;
+    unmount_below(instance.directory())?;
+    remove_control_groups(&format!("nuee-{}", instance.id()));
+    for socket in [instance.path("docker.sock"), crate::instance::DEFAULT_SOCKET.into()] {
+        let ours = socket.starts_with(instance.directory()) || instance.is_default();
+        if ours && socket.exists() {
+            fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
+        }
+    }
+    drop(held);
+    Ok(())
+}
+
+/// Unmounts all that is mounted below the directory, the deepest first.
+fn unmount_below(directory: &Path) -> Result<()> {
+    for _ in 0..UNMOUNT_ROUNDS {
+        let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+        let mut points: Vec<PathBuf> = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(|path| PathBuf::from(unescape(path)))
+            .filter(|path| path.starts_with(directory) && path != directory)
+            .collect();
+        if points.is_empty() {
+            return Ok(());
+        }
+        points.sort();
+        for point in points.iter().rev() {
+            umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", point.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Undoes the kernel's octal escapes. `Source:` proc_pid_mountinfo(5).
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, letter)| text.replace(code, letter))
+}
+
+/// Removes this instance's control groups from every hierarchy.
+fn remove_control_groups(name: &str) {
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(hierarchies.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()));
+    for root in roots {
+        remove_group(&root.join(name));
+    }
+}
+
+fn remove_group(group: &Path) {
+    let Ok(entries) = fs::read_dir(group) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&entry.path());
+        }
+    }
+    if let Err(error) = fs::remove_dir(group) {
+        eprintln!("nuee: cannot remove control group {}: {error}", group.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_with_spaces_are_read_right() {
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+    }
+}

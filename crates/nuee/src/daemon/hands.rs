@@ -1,0 +1,93 @@
+//! The machine's hands: runtime, images, network.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::config::Config;
+use crate::instance::Instance;
+
+/// All hands, open.
+pub struct Hands {
+    /// Runs containers.
+    pub runtime: runtime::Runtime,
+    /// Holds images.
+    pub images: Arc<image::ImageStore>,
+    /// Connects workloads.
+    pub fabric: Arc<network::Fabric>,
+}
+
+impl Hands {
+    /// Opens them side by side.
+    pub async fn open(instance: &Instance, config: &Config) -> Result<Self> {
+        let runtime = open_runtime(instance)?;
+        let images_directory = instance.path("images");
+        let (images, fabric) = tokio::try_join!(
+            async {
+                let opened = tokio::task::spawn_blocking(move || image::ImageStore::open(&images_directory)).await?;
+                opened.context("the image store cannot be opened")
+            },
+            open_fabric(instance, config),
+        )?;
+        Ok(Self { runtime, images, fabric })
+    }
+
+    /// What the agent is given, the hands among it.
+    pub fn agent_options(
+        self,
+        instance: &Instance,
+        config: &Config,
+        node_name: &str,
+        client: kube::Client,
+        cluster_ca: &str,
+    ) -> Result<agent::AgentOptions> {
+        Ok(agent::AgentOptions {
+            data_dir: instance.directory().to_owned(),
+            node_name: node_name.into(),
+            host_address: None,
+            client,
+            runtime: self.runtime,
+            images: self.images,
+            fabric: self.fabric,
+            default_subnet: Some(cidr(&config.pod_cidr, "podCidr")?),
+            cluster_domain: config.cluster_domain.clone(),
+            cluster_dns: None,
+            cluster_ca: cluster_ca.into(),
+            labels: BTreeMap::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            api_port: config.kubernetes_listen.port(),
+        })
+    }
+}
+
+fn cidr(text: &str, setting: &str) -> Result<network::Subnet> {
+    text.parse().map_err(|error| anyhow!("{setting} in config.yaml: {error}"))
+}
+
+/// Opens the runtime alone.
+pub fn open_runtime(instance: &Instance) -> Result<runtime::Runtime> {
+    let options = runtime::RuntimeOptions {
+        containers_dir: instance.path("containers"),
+        run_dir: instance.path("run/oci"),
+        shim_program: own_program()?,
+        cgroup_root: format!("/nuee-{}", instance.id()),
+        oci_runtime: runtime::OciRuntimeChoice::Auto,
+    };
+    runtime::Runtime::open(options)
+        .context("the container runtime cannot be opened; `nuee doctor` says what is missing")
+}
+
+/// Opens the network alone.
+pub async fn open_fabric(instance: &Instance, config: &Config) -> Result<Arc<network::Fabric>> {
+    let mut options = network::FabricOptions::new(instance.directory(), instance.id());
+    options.service_cidr = cidr(&config.service_cidr, "serviceCidr")?;
+    options.node_ports = config.node_ports.0..=config.node_ports.1;
+    network::Fabric::open(options).await.context("the network cannot be opened")
+}
+
+/// This program's file, by which shims are started. It is opened anew for each shim, so an upgrade in place takes effect.
+pub fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}

@@ -1,0 +1,213 @@
+//! The daemon: opens the store, wires the machinery, the brains, the hands and the dialects together, and serves.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::instance::{Endpoints, Instance, State};
+
+mod destroy;
+mod hands;
+mod late_node;
+mod listen;
+mod logging;
+mod ready;
+
+pub use destroy::destroy_workloads;
+
+/// Threads that run tasks. Blocking file work has threads of its own, so two keep the machine's processors for the workloads.
+const WORKER_THREADS: usize = 2;
+/// Stack of a thread. Units: bytes.
+const THREAD_STACK: usize = 2 << 20;
+
+/// Runs until it is told to stop. Workloads go on when it ends.
+pub fn run(instance: &Instance, config: Config) -> Result<()> {
+    let started = Instant::now();
+    let held = instance.lock()?;
+    logging::start(instance)?;
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_stack_size(THREAD_STACK)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let done = threads.block_on(serve(instance, config, started));
+    threads.shutdown_background();
+    drop(held);
+    done
+}
+
+async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut state = State {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ready: false,
+        started_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        ready_after_ms: 0,
+        endpoints: endpoints(instance, &config),
+    };
+    instance.write_state(&state)?;
+    let house = tokio::select! {
+        house = House::open(instance, &config) => house?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    state.ready = true;
+    state.ready_after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    instance.write_state(&state)?;
+    tracing::info!(after_ms = state.ready_after_ms, "ready");
+    let ended = house.run_until(async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
+        }
+    });
+    ended.await
+}
+
+fn endpoints(instance: &Instance, config: &Config) -> Endpoints {
+    let socket = if instance.is_default() {
+        crate::instance::DEFAULT_SOCKET.to_owned()
+    } else {
+        instance.path("docker.sock").display().to_string()
+    };
+    Endpoints {
+        docker: format!("unix://{socket}"),
+        kubernetes: server_url(config),
+        kubeconfig: instance.path("kubeconfig").display().to_string(),
+        registry: config.registry_listen.to_string(),
+    }
+}
+
+/// The URL at which a client on this machine finds the API.
+fn server_url(config: &Config) -> String {
+    let address = config.kubernetes_listen;
+    if address.ip().is_unspecified() {
+        format!("https://127.0.0.1:{}", address.port())
+    } else {
+        format!("https://{address}")
+    }
+}
+
+/// Everything that runs.
+struct House {
+    tasks: JoinSet<Result<()>>,
+    controllers: controllers::Controllers,
+    _agent: Arc<agent::Agent>,
+}
+
+impl House {
+    async fn open(instance: &Instance, config: &Config) -> Result<Self> {
+        let node_name = config.node_name()?;
+        let pki = open_pki(instance, config).await?;
+        let listeners = listen::bind(instance, config).await?;
+        let (api, hands) = tokio::try_join!(open_api(instance, config, &pki), hands::Hands::open(instance, config))?;
+
+        let node = late_node::LateNode::new();
+        let options = kubernetes::RouterOptions {
+            server_address: config.kubernetes_listen.to_string(),
+            ..kubernetes::RouterOptions::default()
+        };
+        let router = kubernetes::router(api, node.clone(), options);
+        let masters = |name: &str| {
+            kubernetes::client(
+                &router,
+                apiserver::UserInfo {
+                    name: name.into(),
+                    groups: vec![api::names::ADMIN_GROUP.into(), "system:authenticated".into()],
+                    ..apiserver::UserInfo::default()
+                },
+            )
+        };
+        let mut tasks = JoinSet::new();
+        let tls = pki.server_config()?;
+        let limits = kubernetes::ServeLimits::default();
+        tasks.spawn({
+            let router = router.clone();
+            async move {
+                kubernetes::serve(listeners.kubernetes, tls, router, limits).await.context("the Kubernetes API ended")
+            }
+        });
+
+        let client = masters(&format!("system:node:{node_name}"));
+        let images = hands.images.clone();
+        let options = hands.agent_options(instance, config, &node_name, client.clone(), &pki.ca_pem)?;
+        let agent = agent::Agent::start(options).await.context("the agent did not start")?;
+        node.set(agent.clone());
+        let controllers = controllers::Controllers::start(
+            masters(api::names::CONTROLLER_USER),
+            masters(api::names::SCHEDULER_USER),
+            controllers::Options { root_ca: pki.ca_pem.clone() },
+        );
+
+        let docker = docker::router(docker::DockerState {
+            client: masters("docker-socket"),
+            namespace: api::names::DOCKER_NAMESPACE.into(),
+            node_name: Some(node_name.clone()),
+            node: agent.clone(),
+            images,
+            step_runner: agent.clone(),
+            endpoint: docker::Endpoint::Machine,
+            data_dir: instance.directory().to_owned(),
+        });
+        for listener in listeners.docker {
+            let docker = docker.clone();
+            tasks.spawn(async move { docker::serve(listener, docker).await.context("the Docker socket ended") });
+        }
+        ready::wait(&client, &node_name).await?;
+        Ok(Self { tasks, controllers, _agent: agent })
+    }
+
+    /// Serves until the future resolves, or a part ends that must not.
+    async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<()> {
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            ended = self.tasks.join_next() => match ended {
+                Some(Ok(done)) => done,
+                Some(Err(error)) => Err(error).context("a part of the daemon broke"),
+                None => Ok(()),
+            },
+        };
+        self.controllers.stop().await;
+        self.tasks.shutdown().await;
+        ended
+    }
+}
+
+async fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pki::Pki> {
+    let options = kubernetes::pki::PkiOptions {
+        dir: instance.path("pki"),
+        kubeconfig: instance.path("kubeconfig"),
+        server: server_url(config),
+        names: config.alternative_names.clone(),
+        now: jiff::Timestamp::now,
+    };
+    let opened = tokio::task::spawn_blocking(move || kubernetes::pki::Pki::open(&options)).await?;
+    opened.context("the certificates cannot be opened")
+}
+
+async fn open_api(
+    instance: &Instance,
+    config: &Config,
+    pki: &kubernetes::pki::Pki,
+) -> Result<Arc<apiserver::ApiServer>> {
+    let directory = instance.path("store");
+    let opened =
+        tokio::task::spawn_blocking(move || store::EmbeddedStore::open(&directory, store::EmbeddedOptions::default()));
+    let store = opened.await?.context("the store cannot be opened")?;
+    let options = apiserver::Options {
+        service_cidr: config.service_cidr.clone(),
+        node_ports: config.node_ports,
+        token_key: Some(pki.token_key.clone()),
+        audit_log: Some(instance.path("audit.log")),
+        ..apiserver::Options::default()
+    };
+    let opened = apiserver::ApiServer::open(store, kubernetes::builtin_kinds(), options).await;
+    opened.context("the API machinery did not start")
+}

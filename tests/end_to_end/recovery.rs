@@ -1,0 +1,64 @@
+//! The daemon dies; workloads do not.
+
+use anyhow::Result;
+
+use crate::with_images;
+
+#[test]
+fn containers_outlive_a_killed_daemon_and_are_adopted_with_logs_and_exit_codes() -> Result<()> {
+    let nuee = with_images()?;
+    let script = "i=0; while [ $i -lt 600 ]; do echo tick $i; i=$((i+1)); sleep 0.1; done";
+    nuee.docker(&["run", "-d", "--name", "ticker", "busybox:test", "sh", "-c", script])?.success()?;
+    nuee.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "mortal",
+        "busybox:test",
+        "sh",
+        "-c",
+        "while [ ! -e /stop ]; do sleep 0.05; done; exit 42",
+    ])?
+    .success()?;
+    nuee.docker(&["run", "-d", "--name", "web", "-p", "8080:80", "web:test"])?.success()?;
+    let pid = nuee.docker(&["inspect", "-f", "{{.State.Pid}}", "ticker"])?.success()?.stdout;
+    nuee.kill_daemon()?;
+    assert_eq!(nuee.fetch("http://127.0.0.1:8080/")?, "hello from a cloud\n");
+    let log = |nuee: &testkit::Nuee| {
+        Ok::<usize, anyhow::Error>(nuee.docker(&["logs", "ticker"])?.success()?.stdout.lines().count())
+    };
+    nuee.up()?;
+    assert_eq!(nuee.docker(&["inspect", "-f", "{{.State.Pid}}", "ticker"])?.success()?.stdout, pid);
+    let before = log(&nuee)?;
+    nuee.eventually("the log grows", || Ok(log(&nuee)? > before))?;
+    let text = nuee.docker(&["logs", "ticker"])?.success()?.stdout;
+    for (index, line) in text.lines().enumerate() {
+        assert_eq!(line, format!("tick {index}"));
+    }
+    nuee.kill_daemon()?;
+    nuee.run("touch", &[&upper_file(&nuee, "mortal")?])?.success()?;
+    nuee.up()?;
+    assert_eq!(nuee.docker(&["wait", "mortal"])?.success()?.text(), "42");
+    nuee.finish()
+}
+
+/// A path on the machine by which a file in the container can be made while there is no daemon to ask: its process' root.
+fn upper_file(nuee: &testkit::Nuee, name: &str) -> Result<String> {
+    // The daemon is down: find the process by what it runs.
+    let found =
+        nuee.run("sh", &["-c", &format!("grep -lz 'e /stop' /proc/[0-9]*/cmdline | head -1 # {name}")])?.success()?;
+    let pid = found.text().split('/').nth(2).unwrap_or_default().to_owned();
+    Ok(format!("/proc/{pid}/root/stop"))
+}
+
+#[test]
+fn everything_comes_back_after_down_and_up() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?.success()?;
+    nuee.docker(&["run", "-d", "--name", "kept", "busybox:test", "sleep", "600"])?.success()?;
+    nuee.nuee(&["down"])?.success()?;
+    nuee.up()?;
+    nuee.kubectl(&["get", "configmap", "kept"])?.success()?;
+    assert_eq!(nuee.docker(&["ps", "--format", "{{.Names}}"])?.success()?.text(), "kept");
+    nuee.finish()
+}
