@@ -9,7 +9,14 @@ use serde::{Deserialize, Serialize};
 
 /// What the user wants of a container. `metadata.name` is its id: 64 lower-case hexadecimal digits.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "nuee.dev", version = "v1", kind = "Container", namespaced, status = "ContainerStatus", shortname = "ctr")]
+#[kube(
+    group = "nuee.dev",
+    version = "v1",
+    kind = "Container",
+    namespaced,
+    status = "ContainerStatus",
+    shortname = "ctr"
+)]
 #[kube(derive = "PartialEq", derive = "Default")]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerSpec {

@@ -71,7 +71,7 @@ impl Graph {
 }
 
 enum Change {
-    Object(usize, Event<Meta>),
+    Object(usize, Box<Event<Meta>>),
     /// A kind came or went: begin anew.
     Kinds,
 }
@@ -93,7 +93,7 @@ pub async fn run(client: Client) -> Result<()> {
         let api = Api::<Meta>::all_with(client.clone(), resource);
         let events = watcher(api, watching()).default_backoff();
         let events = events.filter_map(|item| async move { item.ok() });
-        sources.push(events.map(move |event| Change::Object(index, event)).boxed());
+        sources.push(events.map(move |event| Change::Object(index, Box::new(event))).boxed());
     }
     sources.push(kinds_changed(&client).map(|()| Change::Kinds).boxed());
     let unsynced = (0..resources.len()).collect();
@@ -101,7 +101,7 @@ pub async fn run(client: Client) -> Result<()> {
     let mut changes = select_all(sources);
     while let Some(change) = changes.next().await {
         match change {
-            Change::Object(index, event) => collector.take_in(index, event),
+            Change::Object(index, event) => collector.take_in(index, *event),
             Change::Kinds => return Ok(()),
         }
         if collector.unsynced.is_empty() {

@@ -29,9 +29,9 @@ const VERDICT_QUEUE: usize = 1024;
 
 /// A change in the world, as the scheduler sees it.
 enum Change {
-    Pod(Event<Pod>),
-    Container(Event<Container>),
-    Node(Event<Node>),
+    Pod(Box<Event<Pod>>),
+    Container(Box<Event<Container>>),
+    Node(Box<Event<Node>>),
     /// A bind request failed.
     Unbound(String),
 }
@@ -69,9 +69,11 @@ pub async fn run(client: Client) -> Result<()> {
     let (sender, receiver) = mpsc::channel(VERDICT_QUEUE);
     let verdicts = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     let sources: Vec<BoxStream<'static, Change>> = vec![
-        follow(Api::<Node>::all(client.clone()), watching()).map(Change::Node).boxed(),
-        follow(Api::<Pod>::all(client.clone()), watching()).map(Change::Pod).boxed(),
-        follow(Api::<Container>::all(client.clone()), watching()).map(Change::Container).boxed(),
+        follow(Api::<Node>::all(client.clone()), watching()).map(|event| Change::Node(Box::new(event))).boxed(),
+        follow(Api::<Pod>::all(client.clone()), watching()).map(|event| Change::Pod(Box::new(event))).boxed(),
+        follow(Api::<Container>::all(client.clone()), watching())
+            .map(|event| Change::Container(Box::new(event)))
+            .boxed(),
         verdicts.boxed(),
     ];
     let mut scheduler = Scheduler {
@@ -101,13 +103,13 @@ pub async fn run(client: Client) -> Result<()> {
 impl Scheduler {
     fn take_in(&mut self, change: Change) {
         match change {
-            Change::Node(event) => self.track("node", event, |this, node| {
+            Change::Node(event) => self.track("node", *event, |this, node| {
                 this.pool.set_machine(machine(node));
                 this.retry_all();
                 node.name_any()
             }),
-            Change::Pod(event) => self.track("pod", event, Self::see_pod),
-            Change::Container(event) => self.track("container", event, Self::see_container),
+            Change::Pod(event) => self.track("pod", *event, Self::see_pod),
+            Change::Container(event) => self.track("container", *event, Self::see_container),
             Change::Unbound(id) => {
                 if let Some(pending) = self.assumed.remove(&id) {
                     self.pool.remove(&id);

@@ -19,9 +19,21 @@ use tokio::sync::mpsc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Workload {
     /// One container of a pod, by the pod's namespace, name and the container's name.
-    PodContainer { namespace: String, pod: String, container: String },
+    PodContainer {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        pod: String,
+        /// The container's name in the pod.
+        container: String,
+    },
     /// A `Container` object, by namespace and object name (the 64-digit id).
-    Container { namespace: String, name: String },
+    Container {
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+    },
 }
 
 /// Which of a process' output streams.
@@ -248,7 +260,12 @@ pub enum Error {
     NotSupported(String),
     /// The program to run does not exist (exit code 127) or cannot be run (126).
     #[error("{message}")]
-    CannotStart { code: i32, message: String },
+    CannotStart {
+        /// The exit code that a shell would give.
+        code: i32,
+        /// What a user reads.
+        message: String,
+    },
     /// The machine cannot be reached, or a part of it does not answer.
     #[error("{0}")]
     Unavailable(String),
