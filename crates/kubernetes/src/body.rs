@@ -41,6 +41,7 @@ pub(crate) fn object(headers: &HeaderMap, bytes: Bytes) -> Result<Body, Status> 
             check_depth(&bytes)?;
             Ok(Body::Json(bytes))
         }
+        crate::protobuf::MEDIA_TYPE => Ok(Body::Value(crate::protobuf::decode(&bytes)?)),
         "application/yaml" | "text/yaml" => Ok(Body::Value(yaml(&bytes)?)),
         other => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: \

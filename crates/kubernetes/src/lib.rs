@@ -19,6 +19,7 @@ mod openapi;
 mod openapi_v2;
 pub mod pki;
 mod pods;
+mod protobuf;
 mod query;
 mod resource;
 mod router;

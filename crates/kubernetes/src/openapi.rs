@@ -77,11 +77,11 @@ fn document_path(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
+/// A kind and the name of its definition.
+type NamedKind = (std::sync::Arc<Kind>, String);
+
 /// Definitions and the definition name of each kind of some groups and versions.
-pub(crate) fn definitions(
-    table: &KindTable,
-    wanted: impl Fn(&Kind) -> bool,
-) -> (Map<String, Value>, Vec<(std::sync::Arc<Kind>, String)>) {
+pub(crate) fn definitions(table: &KindTable, wanted: impl Fn(&Kind) -> bool) -> (Map<String, Value>, Vec<NamedKind>) {
     let registrations = kinds::registrations();
     let chosen: Vec<&kinds::Registration> = registrations.iter().filter(|one| wanted(&one.kind)).collect();
     let (mut definitions, names) = schema::definitions(chosen.iter().copied());

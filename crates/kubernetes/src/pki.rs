@@ -144,7 +144,7 @@ impl Pki {
             return Ok(pem);
         }
         // A renewed CA keeps its key and name, so certificates signed by the old one stay valid.
-        let mut params = self.params("nuee-ca", &[], CA_LIFE)?;
+        let mut params = self.params("nuee-ca", None, CA_LIFE)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -159,12 +159,12 @@ impl Pki {
             .map_err(|_| Error::Content { path: self.path("ca.crt"), what: "CA certificate" })
     }
 
-    fn params(&self, name: &str, groups: &[&str], life: Duration) -> Result<CertificateParams, Error> {
+    fn params(&self, name: &str, group: Option<&str>, life: Duration) -> Result<CertificateParams, Error> {
         let mut params =
             CertificateParams::new(Vec::new()).map_err(|source| Error::Generate { what: "a certificate", source })?;
         params.distinguished_name.remove(DnType::CommonName);
-        for group in groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
+        if let Some(group) = group {
+            params.distinguished_name.push(DnType::OrganizationName, group);
         }
         params.distinguished_name.push(DnType::CommonName, name);
         let now = Duration::from_secs(u64::try_from((self.now)().as_second()).unwrap_or_default());
@@ -187,7 +187,7 @@ impl Pki {
                 return Ok(());
             }
         }
-        let mut params = self.params("nuee", &[], LEAF_LIFE)?;
+        let mut params = self.params("nuee", None, LEAF_LIFE)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in &wanted {
@@ -214,13 +214,13 @@ impl Pki {
         {
             return Ok(false);
         }
-        let pem = self.sign_client(ADMIN_NAME, &[api::names::ADMIN_GROUP], &key)?;
+        let pem = self.sign_client(ADMIN_NAME, Some(api::names::ADMIN_GROUP), &key)?;
         write_private(&path, pem.as_bytes())?;
         Ok(true)
     }
 
-    fn sign_client(&self, name: &str, groups: &[&str], key: &KeyPair) -> Result<String, Error> {
-        let mut params = self.params(name, groups, LEAF_LIFE)?;
+    fn sign_client(&self, name: &str, group: Option<&str>, key: &KeyPair) -> Result<String, Error> {
+        let mut params = self.params(name, group, LEAF_LIFE)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params
@@ -229,10 +229,11 @@ impl Pki {
         Ok(certificate.pem())
     }
 
-    /// Signs a new client certificate: (certificate, private key), both PEM. Nothing is kept.
-    pub fn client_certificate(&self, name: &str, groups: &[&str]) -> Result<(String, String), Error> {
+    /// Signs a new client certificate for a user in at most one group (rcgen writes no attribute twice): (certificate,
+    /// private key), both PEM. Nothing is kept.
+    pub fn client_certificate(&self, name: &str, group: Option<&str>) -> Result<(String, String), Error> {
         let key = KeyPair::generate().map_err(|source| Error::Generate { what: "a private key", source })?;
-        Ok((self.sign_client(name, groups, &key)?, key.serialize_pem()))
+        Ok((self.sign_client(name, group, &key)?, key.serialize_pem()))
     }
 
     fn facts(&self, path: &Path, pem: &str) -> Result<Facts, Error> {

@@ -62,14 +62,14 @@ fn the_server_certificate_names_what_was_asked_for() {
 }
 
 #[test]
-fn a_client_certificate_carries_name_and_groups() {
+fn a_client_certificate_carries_name_and_group() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(&options(dir.path(), start)).unwrap();
-    let (pem, _) = pki.client_certificate("alice", &["dev", "ops"]).unwrap();
+    let (pem, _) = pki.client_certificate("alice", Some("dev")).unwrap();
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let user = crate::identity::certificate_user(&der).unwrap();
     assert_eq!(user.name, "alice");
-    assert_eq!(user.groups, ["dev", "ops", "system:authenticated"]);
+    assert_eq!(user.groups, ["dev", "system:authenticated"]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(super) enum Input {
     /// Standard input.
     Data(Bytes),
     /// End of standard input.
-    EndOfInput,
+    End,
     /// The terminal's size changed.
     Resize(TerminalSize),
 }
@@ -164,7 +164,7 @@ async fn feed(
                 }
             }
             (Input::Data(_), None) => {}
-            (Input::EndOfInput, open) => {
+            (Input::End, open) => {
                 if let Some(open) = open {
                     let _ = open.shutdown().await;
                 }

@@ -105,7 +105,7 @@ fn parse(mut data: Bytes) -> Option<Input> {
         STDIN if rest.is_empty() => None,
         STDIN => Some(Input::Data(rest)),
         RESIZE => parse_resize(&rest).map(Input::Resize),
-        CLOSE if rest.first() == Some(&STDIN) => Some(Input::EndOfInput),
+        CLOSE if rest.first() == Some(&STDIN) => Some(Input::End),
         _ => None,
     }
 }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn messages_are_read_by_their_channel() {
         assert_eq!(parse(Bytes::from_static(b"\0abc")), Some(Input::Data("abc".into())));
-        assert_eq!(parse(Bytes::from_static(b"\xff\0")), Some(Input::EndOfInput));
+        assert_eq!(parse(Bytes::from_static(b"\xff\0")), Some(Input::End));
         let resize = parse(Bytes::from_static(b"\x04{\"Width\":80,\"Height\":24}"));
         assert_eq!(resize, Some(Input::Resize(TerminalSize { columns: 80, rows: 24 })));
         for nothing in [&b""[..], b"\0", b"\x04{}", b"\x09x", b"\xff\x01"] {

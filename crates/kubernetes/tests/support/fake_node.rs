@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use node::{
-    AttachOptions, ByteStream, Duplex, Error, ExecRequest, ExitStatus, FileChange, LogLine, LogOptions, LogStream, Node, Output,
-    OutputStream, PathStatistics, ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
+    AttachOptions, ByteStream, Duplex, Error, ExecRequest, ExitStatus, FileChange, LogLine, LogOptions, LogStream,
+    Node, Output, OutputStream, PathStatistics, ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
