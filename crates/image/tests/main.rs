@@ -1,5 +1,7 @@
 //! Tests that need root: unpacking, mounting, building. Each works in a directory of its own and leaves nothing behind.
 
+#[path = "cases/build.rs"]
+mod build;
 #[path = "cases/helpers.rs"]
 mod helpers;
 #[path = "cases/store.rs"]

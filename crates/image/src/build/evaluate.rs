@@ -11,9 +11,22 @@ use crate::error::{Error, Result};
 
 /// Arguments that need no ARG, stay out of the history and do not spoil the cache.
 const PREDEFINED: [&str; 10] = [
-    "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy",
-    "ALL_PROXY", "all_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "FTP_PROXY",
+    "ftp_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
 ];
+/// Whether an argument needs no ARG.
+pub fn is_predefined(name: &str) -> bool {
+    PREDEFINED.contains(&name)
+}
+
 /// PATH of commands in images that say none. Source: Docker.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -27,7 +40,7 @@ pub struct State {
     /// Arguments that ARG declared, with their values.
     pub args: BTreeMap<String, Option<String>>,
     /// Whether CMD was said in this stage.
-    cmd_said: bool,
+    pub(super) cmd_said: bool,
 }
 
 /// What the whole build was given.
@@ -45,23 +58,44 @@ pub struct Globals {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Only the configuration changed.
-    Commit { comment: String },
+    Commit {
+        /// The instruction as the history shows it.
+        comment: String,
+    },
     /// A directory is to be there.
-    MakeDirectory { comment: String, path: String },
+    MakeDirectory {
+        /// The instruction as the history shows it.
+        comment: String,
+        /// The directory, absolute.
+        path: String,
+    },
     /// A command is to be run.
-    Run { created_by: String, command: Vec<String>, environment: Vec<String> },
+    Run {
+        /// What the history shows.
+        created_by: String,
+        /// Program and arguments.
+        command: Vec<String>,
+        /// `NAME=value`.
+        environment: Vec<String>,
+    },
     /// Files are to be copied; all is expanded.
     Copy(CopySpec),
 }
 
 impl State {
+    /// The state after FROM.
+    pub fn new(config: ContainerDefaults, author: Option<String>) -> State {
+        State { config, author, ..State::default() }
+    }
+
     /// The shell of shell forms.
     pub fn shell(&self) -> Vec<String> {
         self.config.shell.clone().unwrap_or_else(|| vec!["/bin/sh".to_owned(), "-c".to_owned()])
     }
 
     fn value(&self, name: &str) -> Option<String> {
-        let in_environment = || self.config.env.iter().find_map(|line| line.split_once('=').filter(|(k, _)| *k == name));
+        let in_environment =
+            || self.config.env.iter().find_map(|line| line.split_once('=').filter(|(k, _)| *k == name));
         in_environment().map(|(_, value)| value.to_owned()).or_else(|| self.args.get(name).cloned().flatten())
     }
 
@@ -361,7 +395,8 @@ mod tests {
 
     #[test]
     fn arguments_come_from_the_command_line_then_the_default_then_the_top() {
-        let (state, actions) = run_all("ARG A=1\nARG B=2\nARG GLOBAL\nENV B=env\nRUN x", &[("A", "9"), ("http_proxy", "p")]);
+        let (state, actions) =
+            run_all("ARG A=1\nARG B=2\nARG GLOBAL\nENV B=env\nRUN x", &[("A", "9"), ("http_proxy", "p")]);
         assert_eq!(state.args["A"].as_deref(), Some("9"));
         assert_eq!(state.args["GLOBAL"].as_deref(), Some("g"));
         let Some(Action::Run { created_by, environment, .. }) = actions.last() else { panic!("no run") };
@@ -386,12 +421,23 @@ mod tests {
     fn comments_are_dockers() {
         let text = "WORKDIR a\nWORKDIR ../b/./c\nCMD [\"x\",\"y\"]\nEXPOSE 80 53/udp\nVOLUME /a /b\nSHELL [\"/bin/x\",\"-c\"]\nRUN z\n\
                     ENV d=e\nCOPY $d f /$d/";
-        let wanted = ["WORKDIR /a", "WORKDIR /b/c", "CMD [\"x\",\"y\"]", "EXPOSE 53/udp 80", "VOLUME [/a /b]",
-            "SHELL [/bin/x -c]", "/bin/x -c z", "ENV d=e", "[\"e\", \"f\"] /e/"];
+        let wanted = [
+            "WORKDIR /a",
+            "WORKDIR /b/c",
+            "CMD [\"x\",\"y\"]",
+            "EXPOSE 53/udp 80",
+            "VOLUME [/a /b]",
+            "SHELL [/bin/x -c]",
+            "/bin/x -c z",
+            "ENV d=e",
+            "[\"e\", \"f\"] /e/",
+        ];
         assert_eq!(comments(text), wanted);
         let (state, _) = run_all("EXPOSE 1-3 5/UDP", &[]);
         assert_eq!(state.config.exposed_ports.keys().collect::<Vec<_>>(), ["1/tcp", "2/tcp", "3/tcp", "5/udp"]);
         assert_eq!(join("/a", "../../x"), "/x");
-        assert!(is_signal("SIGTERM") && is_signal("9") && is_signal("kill") && !is_signal("SIGWHAT") && !is_signal("0"));
+        assert!(
+            is_signal("SIGTERM") && is_signal("9") && is_signal("kill") && !is_signal("SIGWHAT") && !is_signal("0")
+        );
     }
 }

@@ -46,7 +46,9 @@ impl Lexer<'_> {
             let Some(c) = self.peek() else {
                 return match stop {
                     None => Ok(out),
-                    Some(stop) => Err(Error::Invalid(format!("unexpected end of statement while looking for {stop:?}"))),
+                    Some(stop) => {
+                        Err(Error::Invalid(format!("unexpected end of statement while looking for {stop:?}")))
+                    }
                 };
             };
             self.at += 1;
@@ -76,7 +78,9 @@ impl Lexer<'_> {
     fn single_quoted(&mut self) -> Result<String> {
         let rest = &self.chars[self.at..];
         let Some(length) = rest.iter().position(|c| *c == '\'') else {
-            return Err(Error::Invalid("unexpected end of statement while looking for matching single-quote".to_owned()));
+            return Err(Error::Invalid(
+                "unexpected end of statement while looking for matching single-quote".to_owned(),
+            ));
         };
         self.at += length + 1;
         Ok(rest[..length].iter().collect())

@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn here_documents_belong_to_their_instruction() {
-        let lines = cut("FROM a\nRUN <<EOF\none\n  two\nEOF\nCOPY <<-'x' <<y /d/\n\t$a\nx\nb\ny\nCMD z\n").unwrap().lines;
+        let lines =
+            cut("FROM a\nRUN <<EOF\none\n  two\nEOF\nCOPY <<-'x' <<y /d/\n\t$a\nx\nb\ny\nCMD z\n").unwrap().lines;
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[1].documents[0].content, "one\n  two\n");
         assert_eq!((lines[2].documents[0].content.as_str(), lines[2].documents[0].expand), ("$a\n", false));

@@ -1,9 +1,9 @@
 //! Turns logical lines into instructions. Pure.
 //! Source: the Dockerfile reference; BuildKit's frontend/dockerfile/instructions.
 
+use crate::build::lines::{HereDocument, Line, Lines, error_at, words};
 use crate::config::Healthcheck;
 use crate::error::{Error, Result};
-use crate::build::lines::{HereDocument, Line, Lines, error_at, words};
 
 /// What RUN, CMD, ENTRYPOINT and SHELL are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,12 @@ pub struct CopySpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Instruction {
     /// FROM image [AS name]
-    From { image: String, name: Option<String> },
+    From {
+        /// The base image, not yet expanded.
+        image: String,
+        /// The name of the stage.
+        name: Option<String>,
+    },
     /// RUN
     Run(Command),
     /// COPY and ADD
@@ -118,7 +123,11 @@ fn instruction(name: &str, rest: &str, line: &Line, escape: char) -> Result<Inst
     let takes_flags = matches!(name, "FROM" | "RUN" | "COPY" | "ADD" | "HEALTHCHECK");
     let body = if takes_flags { body } else { rest };
     if body.is_empty() && known(name) && name != "CMD" && name != "ENTRYPOINT" {
-        return Err(needs(if matches!(name, "COPY" | "ADD") { "at least two arguments" } else { "at least one argument" }));
+        return Err(needs(if matches!(name, "COPY" | "ADD") {
+            "at least two arguments"
+        } else {
+            "at least one argument"
+        }));
     }
     match name {
         "FROM" => from(&flags, body),
@@ -161,8 +170,22 @@ fn instruction(name: &str, rest: &str, line: &Line, escape: char) -> Result<Inst
 fn known(name: &str) -> bool {
     matches!(
         name,
-        "FROM" | "RUN" | "COPY" | "ADD" | "ENV" | "LABEL" | "ARG" | "WORKDIR" | "EXPOSE" | "USER" | "VOLUME"
-            | "STOPSIGNAL" | "HEALTHCHECK" | "SHELL" | "ONBUILD" | "MAINTAINER"
+        "FROM"
+            | "RUN"
+            | "COPY"
+            | "ADD"
+            | "ENV"
+            | "LABEL"
+            | "ARG"
+            | "WORKDIR"
+            | "EXPOSE"
+            | "USER"
+            | "VOLUME"
+            | "STOPSIGNAL"
+            | "HEALTHCHECK"
+            | "SHELL"
+            | "ONBUILD"
+            | "MAINTAINER"
     )
 }
 
@@ -208,7 +231,9 @@ fn from(flags: &[(&str, &str)], body: &str) -> Result<Instruction> {
             let good = name.starts_with(|c: char| c.is_ascii_lowercase())
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
             if !good || name == "scratch" {
-                return invalid(format!("invalid name for build stage: {name:?}, name can't start with a number or contain symbols"));
+                return invalid(format!(
+                    "invalid name for build stage: {name:?}, name can't start with a number or contain symbols"
+                ));
             }
             Ok(Instruction::From { image: (*image).to_owned(), name: Some(name) })
         }
@@ -381,7 +406,8 @@ mod tests {
         assert_eq!((spec.from.as_deref(), spec.sources.len(), spec.destination.as_str()), (Some("0"), 2, "/d/"));
         let from = Instruction::From { image: "x:1".into(), name: Some("build".into()) };
         assert_eq!(one_line("FROM --platform=linux/amd64 x:1 as Build").unwrap(), from);
-        let Instruction::Healthcheck(Some((check, _))) = one_line("HEALTHCHECK --interval=1m30s --retries=2 CMD x").unwrap()
+        let Instruction::Healthcheck(Some((check, _))) =
+            one_line("HEALTHCHECK --interval=1m30s --retries=2 CMD x").unwrap()
         else {
             panic!("no check")
         };

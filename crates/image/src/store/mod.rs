@@ -25,6 +25,9 @@ use blobs::{Blobs, Lease, lock};
 use index::{Entry, EntryLayer, Index};
 pub use repositories::{Repositories, Upload};
 
+/// How the ids of builds' snapshots begin.
+pub(crate) const BUILD_PREFIX: &str = "build-";
+
 /// Settings of a store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -88,6 +91,7 @@ impl ImageStore {
             options,
             dir,
         };
+        store.sweep_builds()?;
         store.sweep_leftovers()?;
         Ok(Arc::new(store))
     }

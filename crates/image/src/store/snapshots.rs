@@ -130,6 +130,30 @@ impl ImageStore {
         Ok(snapshot)
     }
 
+    /// The snapshot of a build from nothing. It stands for no image.
+    pub(crate) fn prepare_empty(&self, container_id: &str, dir: &Path) -> Result<Snapshot> {
+        let image_id = Digest::of(b"");
+        self.keep_snapshot(
+            container_id,
+            Stored { image_id, layers: Vec::new(), dir: dir.to_owned(), lower: Vec::new() },
+        )
+    }
+
+    /// At the start: what builds left that a crash ended.
+    pub(super) fn sweep_builds(&self) -> Result<()> {
+        self.remove_build(&self.dir.join("builds"))
+    }
+
+    /// Removes the directory of a build, and first unmounts and forgets the snapshots in it.
+    pub(crate) fn remove_build(&self, dir: &Path) -> Result<()> {
+        for snapshot in self.snapshots().into_iter().filter(|snapshot| snapshot.rootfs.starts_with(dir)) {
+            unmount(&snapshot.rootfs)?;
+            let _ = std::fs::remove_file(self.snapshot_file(&snapshot.container_id));
+            lock(&self.snapshots).remove(&snapshot.container_id);
+        }
+        crate::layer::tree::remove_path(dir)
+    }
+
     fn snapshot_file(&self, container_id: &str) -> PathBuf {
         self.dir.join("snapshots").join(format!("{container_id}.json"))
     }
