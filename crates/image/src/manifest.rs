@@ -133,6 +133,7 @@ pub struct Index {
 
 /// Either document.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // one at a time, on the stack of one task
 pub enum Document {
     /// One image.
     Manifest(Manifest),

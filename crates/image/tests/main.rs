@@ -4,5 +4,7 @@
 mod build;
 #[path = "cases/helpers.rs"]
 mod helpers;
+#[path = "cases/hostile.rs"]
+mod hostile;
 #[path = "cases/store.rs"]
 mod store;

@@ -200,7 +200,7 @@ impl Engine {
         match action {
             Action::Commit { comment } => {
                 let created_by = nop(&stage.state, &comment);
-                if self.from_cache(stage, &created_by).await? {
+                if self.take_cached(stage, &created_by).await? {
                     return Ok(());
                 }
                 let id = container_id();
@@ -210,7 +210,7 @@ impl Engine {
             }
             Action::MakeDirectory { comment, path } => {
                 let created_by = nop(&stage.state, &comment);
-                if self.from_cache(stage, &created_by).await? {
+                if self.take_cached(stage, &created_by).await? {
                     return Ok(());
                 }
                 let work = self.work(stage).await?;
@@ -226,7 +226,7 @@ impl Engine {
                 self.commit(stage, &created_by, Some(work)).await
             }
             Action::Run { created_by, command, environment } => {
-                if self.from_cache(stage, &created_by).await? {
+                if self.take_cached(stage, &created_by).await? {
                     return Ok(());
                 }
                 self.run_command(stage, created_by, command, environment).await
@@ -236,7 +236,7 @@ impl Engine {
     }
 
     /// Takes the result of a step from the cache. Once a step was not there, none after it is looked for.
-    async fn from_cache(&mut self, stage: &mut Stage, created_by: &str) -> Result<bool> {
+    async fn take_cached(&mut self, stage: &mut Stage, created_by: &str) -> Result<bool> {
         if self.options.no_cache || self.cache_missed {
             return Ok(false);
         }
@@ -351,7 +351,7 @@ impl Engine {
             plan.hash,
             spec.destination
         );
-        if self.from_cache(stage, &created_by).await? {
+        if self.take_cached(stage, &created_by).await? {
             return Ok(());
         }
         let work = self.work(stage).await?;

@@ -92,7 +92,14 @@ pub fn make_directories_as(root: BorrowedFd<'_>, parts: &[&[u8]], owner: Option<
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
                 let name = c_string(parts[depth - 1])?;
-                fs::mkdirat(&current, &name, Mode::from_raw_mode(0o755)).map_err(failed("make", &prefix))?;
+                fs::mkdirat(&current, &name, Mode::from_raw_mode(0o755)).map_err(|error| match error {
+                    // There is something that resolved to nothing: a link out of the root, or to nowhere.
+                    Errno::EXIST => {
+                        let path = String::from_utf8_lossy(&prefix).into_owned();
+                        Error::Hostile(format!("{path:?} is a link that leads to nothing inside the root"))
+                    }
+                    other => failed("make", &prefix)(other),
+                })?;
                 let fd = fs::openat(&current, &name, DIRECTORY, Mode::empty()).map_err(failed("open", &prefix))?;
                 if let Some((uid, gid)) = owner {
                     chown(fd.as_fd(), uid, gid).map_err(failed("own", &prefix))?;
@@ -127,7 +134,11 @@ pub fn remove(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    let top = fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+    let gone = |error: &Errno| *error == Errno::NOENT;
+    let top = match fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+        Err(error) if gone(&error) => return Ok(()),
+        other => other?,
+    };
     // Directories that lie too deep are moved here, to the top, one after the other.
     let mut moved = 0_u64;
     loop {
@@ -137,31 +148,45 @@ pub fn remove(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
             break;
         }
     }
-    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+    match fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Err(error) if !gone(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
+/// Empties a directory. What is gone already (somebody else removes it too) is no error.
 fn empty(top: BorrowedFd<'_>, dir: BorrowedFd<'_>, level: usize, moved: &mut u64) -> Result<(), Errno> {
     for name in names(dir)? {
-        match fs::unlinkat(dir, &name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR | Errno::PERM) => {}
+        match remove_child(top, dir, &name, level, moved) {
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error),
         }
-        if fs::unlinkat(dir, &name, AtFlags::REMOVEDIR).is_ok() {
-            continue;
-        }
-        if level >= REMOVE_LEVELS {
-            *moved += 1;
-            let temporary = CString::new(format!(".nuee-removed-{moved}-{:016x}", rand::random::<u64>()))
-                .map_err(|_| Errno::INVAL)?;
-            fs::renameat(dir, &name, top, &temporary)?;
-            continue;
-        }
-        let child = fs::openat(dir, &name, DIRECTORY, Mode::empty())?;
-        empty(top, child.as_fd(), level + 1, moved)?;
-        fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
+}
+
+fn remove_child(
+    top: BorrowedFd<'_>,
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    level: usize,
+    moved: &mut u64,
+) -> Result<(), Errno> {
+    match fs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return other,
+    }
+    if fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_ok() {
+        return Ok(());
+    }
+    if level >= REMOVE_LEVELS {
+        *moved += 1;
+        let temporary = format!(".nuee-removed-{moved}-{:016x}", rand::random::<u64>());
+        return fs::renameat(dir, name, top, temporary.as_str());
+    }
+    let child = fs::openat(dir, name, DIRECTORY, Mode::empty())?;
+    empty(top, child.as_fd(), level + 1, moved)?;
+    fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
 }
 
 /// The names in a directory, without `.` and `..`, sorted.

@@ -186,7 +186,7 @@ async fn errors_name_line_and_cause_and_leave_nothing_mounted() {
             "COPY failed: forbidden path outside the build context: ../../etc/passwd ()",
         ),
         ("RUN x\n", "dockerfile parse error on line 1: no build stage in current context"),
-        ("FROM base:1\nCOPY Dockerfile a b\n", "destination must be a directory and end with a /"),
+        ("FROM base:1\nCOPY Dockerfile Dockerfile b\n", "destination must be a directory and end with a /"),
         ("FROM base:1\nSTOPSIGNAL what\n", "dockerfile parse error on line 2: invalid signal: what"),
         ("FROM base:1\nCOPY --from=3 a b\n", "invalid from flag value 3"),
     ] {
