@@ -2,7 +2,7 @@
 //! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
 //! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -21,6 +21,20 @@ use crate::in_root;
 
 /// Pieces of an archive on their way.
 const PIECES: usize = 16;
+/// Mount points of every container, relative to its root.
+const RUNTIME_PLACES: [&str; 11] = [
+    "dev",
+    "proc",
+    "sys",
+    "dev/console",
+    "dev/pts",
+    "dev/shm",
+    "dev/mqueue",
+    "etc/hosts",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "sbin/docker-init",
+];
 /// Size of a piece. Units: bytes.
 const PIECE: usize = 64 << 10;
 
@@ -331,12 +345,40 @@ fn is_opaque(path: &Path) -> bool {
     rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| n == 1 && value[0] == b'y')
 }
 
-/// Lists changes. Files under the mount points that every container has are the runtime's, not the user's.
+/// Places that the runtime made as mount points, and directories that changed only for them: not the user's changes.
+fn own_places(upper: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut own = BTreeSet::new();
+    walk(upper, &mut |relative, path, meta| {
+        let bare = if meta.is_dir() {
+            std::fs::read_dir(path)?.next().is_none()
+        } else {
+            meta.len() == 0 && !is_whiteout(meta)
+        };
+        if bare && RUNTIME_PLACES.iter().any(|place| relative == Path::new(place)) {
+            own.insert(relative.to_owned());
+        }
+        Ok(())
+    })?;
+    for parent in ["dev", "etc", "sbin"] {
+        let entries: Vec<_> = std::fs::read_dir(upper.join(parent)).into_iter().flatten().flatten().collect();
+        let all_own = entries.iter().all(|e| own.contains(&Path::new(parent).join(e.file_name())));
+        if !entries.is_empty() && all_own {
+            own.insert(parent.into());
+        }
+    }
+    Ok(own)
+}
+
+/// Lists changes.
 pub async fn changes(view: View) -> Result<Vec<FileChange>> {
     blocking(move || {
-        let mut list = Vec::new();
+        let mut list: Vec<FileChange> = Vec::new();
         let snapshot = &view.snapshot;
+        let own = own_places(&snapshot.upper)?;
         walk(&snapshot.upper, &mut |relative, _, meta| {
+            if own.contains(relative) {
+                return Ok(());
+            }
             let below = |layer: &PathBuf| layer.join(relative).symlink_metadata().is_ok_and(|m| !is_whiteout(&m));
             let kind = match (is_whiteout(meta), snapshot.lower.iter().any(below)) {
                 (true, _) => FileChangeKind::Deleted,
@@ -358,7 +400,11 @@ pub async fn layer(view: View) -> Result<ByteStream> {
         .name("container-layer".into())
         .spawn(move || {
             pack(pieces, |archive| {
+                let own = own_places(&view.snapshot.upper)?;
                 walk(&view.snapshot.upper, &mut |relative, path, meta| {
+                    if own.contains(relative) {
+                        return Ok(());
+                    }
                     let parent = relative.parent().unwrap_or(Path::new(""));
                     let name = relative.file_name().unwrap_or_default().to_string_lossy();
                     let empty = |archive: &mut tar::Builder<&mut Pieces>, name: &str| {

@@ -67,7 +67,18 @@ pub fn copy_up(rootfs: &Path, path: &Path, target: &Path) -> io::Result<()> {
     if Dir::read_from(&to)?.filter_map(Result::ok).any(|e| !is_dot(e.file_name())) {
         return Ok(());
     }
-    copy_directory(&source, &to, 0)?;
+    if let Err(error) = copy_directory(&source, &to, 0) {
+        // Half a copy would look like a volume in use at the next start.
+        for entry in std::fs::read_dir(target)?.flatten() {
+            let path = entry.path();
+            let _ = if path.is_dir() && !path.is_symlink() {
+                std::fs::remove_dir_all(path)
+            } else {
+                std::fs::remove_file(path)
+            };
+        }
+        return Err(error);
+    }
     let stat = fs::fstat(&source)?;
     fs::fchown(&to, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?;
     fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode))?;
@@ -100,6 +111,20 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> 
     Ok(())
 }
 
+/// Copies bytes: in the kernel where both files allow it, by hand otherwise (overlayfs to another file system).
+fn copy_content(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+    loop {
+        match fs::copy_file_range(source, None, target, None, COPY_PIECE) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::XDEV | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (mut from, mut to) = (std::fs::File::from(source.try_clone()?), std::fs::File::from(target.try_clone()?));
+    io::copy(&mut from, &mut to).map(drop)
+}
+
 fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> io::Result<()> {
     let stat = fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let mode = Mode::from_raw_mode(stat.st_mode);
@@ -122,7 +147,7 @@ fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> io::Re
             let source = fs::openat(from, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let target = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
-            while fs::copy_file_range(&source, None, &target, None, COPY_PIECE)? > 0 {}
+            copy_content(&source, &target)?;
             fs::fchown(&target, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?;
             fs::fchmod(&target, mode)?;
         }

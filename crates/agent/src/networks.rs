@@ -175,10 +175,10 @@ pub async fn run(context: Arc<Context>) {
     while let Some(event) = stream.next().await {
         match event {
             Event::Apply(object) | Event::InitApply(object) if object.metadata.deletion_timestamp.is_none() => {
-                if !context.networks.known.lock().contains_key(&Key::of(&object)) {
-                    if let Err(error) = context.networks.make(&context.client, &context.directory, &object).await {
-                        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
-                    }
+                let known = context.networks.known.lock().contains_key(&Key::of(&object));
+                if !known && let Err(error) = context.networks.make(&context.client, &context.directory, &object).await
+                {
+                    tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
                 }
             }
             Event::Delete(object) => {

@@ -33,6 +33,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(180);
 const WRITE_RETRY: Duration = Duration::from_millis(500);
 /// Annotation by which a client sets the time of one stop. Units: seconds.
 const STOP_TIMEOUT_ANNOTATION: &str = "nuee.dev/stop-timeout";
+/// Annotation by which a client sets the signal of one stop.
+const STOP_SIGNAL_ANNOTATION: &str = "nuee.dev/stop-signal";
 
 /// What comes from the driver's own helpers.
 #[derive(Debug)]
@@ -361,8 +363,8 @@ impl Driver {
 
     /// Writes what changed of the status, in one patch.
     async fn report(&mut self) {
+        // The start that was acted on is written with its outcome, never with the exit before it.
         self.status.state = self.machine.state();
-        self.status.observed_start = self.machine.observed_start;
         self.status.restart_count = self.machine.restart_count;
         if self.machine.vanished {
             return;
@@ -444,6 +446,7 @@ fn wish(object: &Container) -> Wish {
     let spec = &object.spec;
     let annotations = object.metadata.annotations.as_ref();
     let asked = annotations.and_then(|a| a.get(STOP_TIMEOUT_ANNOTATION)).and_then(|s| s.trim().parse::<i64>().ok());
+    let signal = annotations.and_then(|a| a.get(STOP_SIGNAL_ANNOTATION)).and_then(|s| spec::signal(s));
     let stop_timeout = match asked.or(spec.stop_timeout_seconds) {
         None => Some(STOP_TIMEOUT_DEFAULT),
         Some(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
@@ -455,7 +458,7 @@ fn wish(object: &Container) -> Wish {
         auto_remove: spec.auto_remove,
         deleted: object.metadata.deletion_timestamp.is_some(),
         stop_timeout,
-        stop_signal: spec::signal(&spec.stop_signal).unwrap_or(libc::SIGTERM),
+        stop_signal: signal.or_else(|| spec::signal(&spec.stop_signal)).unwrap_or(libc::SIGTERM),
     }
 }
 

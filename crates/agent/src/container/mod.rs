@@ -8,11 +8,13 @@
 //! | [`spec`] | from the object to a launch, pure |
 //! | [`mounts`] | volumes, host paths, memory |
 //! | [`health`] | health checks |
+//! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
 
 pub mod driver;
 pub mod handle;
 pub mod health;
+pub mod init;
 pub mod mounts;
 pub mod spec;
 pub mod start;

@@ -29,12 +29,12 @@ pub struct Findings {
     pub devices: Vec<(LinuxDevice, String)>,
     /// Host name in force.
     pub hostname: String,
+    /// What comes before the command to run it under an init; usually nothing.
+    pub init_command: Vec<String>,
 }
 
 /// Period when a quota comes from a number of CPUs. Units: microseconds.
 const CPU_PERIOD_US: i64 = 100_000;
-/// Where Docker puts its init.
-pub const INIT_PATH: &str = "/sbin/docker-init";
 /// Builds the launch.
 ///
 /// Errors: a setting that makes no sense.
@@ -55,9 +55,7 @@ pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
         environment.push(format!("HOME={}", if found.user.home.is_empty() { "/" } else { &found.user.home }));
     }
     let mut command = spec.command.clone();
-    if spec.init {
-        command.splice(0..0, [INIT_PATH.to_owned(), "--".to_owned()]);
-    }
+    command.splice(0..0, found.init_command);
     let texts = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     let mut rlimits: Vec<_> = spec.ulimits.iter().map(|u| (u.name.clone(), u.soft, u.hard)).collect();
     rlimits.dedup_by(|a, b| a.0 == b.0);

@@ -12,6 +12,7 @@ use network::AttachRequest;
 use runtime::{ContainerConfig, LogConfig};
 
 use super::Handle;
+use super::init;
 use super::mounts::{self, Mounts};
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
@@ -76,8 +77,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
     let Mounts { points: wanted, copies, volume_paths } = mounts;
     points.retain(|p| !wanted.iter().any(|w| w.target == p.target));
     points.extend(wanted);
+    let mut init_command = Vec::new();
     if spec.init {
-        points.push(init_program()?);
+        let program = init::program()?;
+        points.extend(program.mounts);
+        init_command = program.command;
     }
     let user = spec.user.clone();
     let (root, user) = tokio::task::spawn_blocking(move || {
@@ -96,6 +100,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         mounts: points,
         devices: spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<_>>()?,
         hostname,
+        init_command,
     };
     let launch = spec::launch(spec, findings)?;
     let config = ContainerConfig {
@@ -141,13 +146,6 @@ fn log_config(spec: &ContainerSpec, directory: &Path) -> LogConfig {
         log.max_files = files;
     }
     log
-}
-
-/// The daemon's own binary serves as the container's init.
-fn init_program() -> Result<MountPoint> {
-    let source = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
-    let place = crate::launch::Place::Bind { source, propagation: String::new() };
-    Ok(MountPoint { target: spec::INIT_PATH.to_owned(), place, read_only: true })
 }
 
 /// `host`, `container:<id>`, or a namespace of its own.
@@ -380,10 +378,10 @@ pub async fn remove(context: &Context, id: &str) {
     }
     let directory = context.container_dir(id);
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
-    if let Ok(Err(error)) = removed {
-        if error.kind() != std::io::ErrorKind::NotFound {
-            tracing::warn!(id, %error, "cannot remove the container's directory");
-        }
+    if let Ok(Err(error)) = removed
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(id, %error, "cannot remove the container's directory");
     }
 }
 

@@ -246,9 +246,9 @@ pub async fn remove_directory(context: &Context, uid: &str) {
         }
         std::fs::remove_dir_all(&directory)
     });
-    if let Ok(Err(error)) = removed.await {
-        if error.kind() != std::io::ErrorKind::NotFound {
-            tracing::warn!(uid, %error, "cannot remove the pod's directory");
-        }
+    if let Ok(Err(error)) = removed.await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(uid, %error, "cannot remove the pod's directory");
     }
 }

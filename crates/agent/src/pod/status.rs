@@ -166,13 +166,12 @@ fn conditions(
             format!("containers with incomplete status: [{}]", incomplete.join(" ")),
         )
     });
-    let initialized_reason = not_initialized.or_else(|| None);
     let mut list = vec![
         condition("PodReadyToStartContainers", around.sandbox_ready && !over, None, old, now),
         condition(
             "Initialized",
-            initialized_reason.is_none(),
-            initialized_reason.or(completed_if_succeeded(phase)),
+            not_initialized.is_none(),
+            not_initialized.or(completed_if_succeeded(phase)),
             old,
             now,
         ),

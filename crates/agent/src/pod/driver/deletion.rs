@@ -10,6 +10,7 @@ use super::{Driver, Input};
 use crate::error::{chain, is_not_found};
 use crate::pod::decide::{Class, Life};
 use crate::pod::sandbox;
+use tokio::time::Instant;
 
 /// Grace of a pod whose object is gone already.
 const VANISHED_GRACE: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Deletion {
     /// The object is gone.
     pub vanished: bool,
+    /// When the end began.
+    begin: Option<Instant>,
     /// Clearing is under way.
     clearing: bool,
     /// Nothing is left on the machine.
@@ -36,6 +39,9 @@ impl Driver {
 
     pub(super) fn advance_ending(&mut self) {
         let grace = if self.deletion.vanished { VANISHED_GRACE } else { self.grace() };
+        // One grace time for the whole pod: sidecars get what the main containers left.
+        let begin = *self.deletion.begin.get_or_insert_with(Instant::now);
+        let grace = grace.saturating_sub(begin.elapsed());
         if self.stop_all(grace) && !self.deletion.clearing {
             self.clear();
         }
@@ -98,11 +104,12 @@ impl Driver {
             preconditions: Some(preconditions),
             ..DeleteParams::default()
         };
-        while !self.deletion.vanished {
+        let mut held = !self.deletion.vanished;
+        while held {
             match pods.delete(&self.key.name, &params).await {
-                Ok(_) => break,
-                Err(error) if is_not_found(&error) => break,
-                Err(kube::Error::Api(status)) if status.code == 409 => break,
+                Ok(_) => held = false,
+                Err(error) if is_not_found(&error) => held = false,
+                Err(kube::Error::Api(status)) if status.code == 409 => held = false,
                 Err(error) => {
                     tracing::warn!(pod = self.key.name, error = %chain(&error), "cannot let go of the pod; trying again");
                     tokio::time::sleep(RETRY).await;

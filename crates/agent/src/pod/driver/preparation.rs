@@ -19,10 +19,12 @@ use crate::pod::{sandbox, volumes};
 
 /// First and longest pause after the sandbox or a volume could not be made. Source: kubelet `DefaultBackOff` of volumes.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
-/// Tokens are written anew at this pace; they live at least 10 minutes. Source: Kubernetes, minimum of `expirationSeconds`.
-const TOKEN_REFRESH: Duration = Duration::from_secs(480);
 /// Where pods find their token. Source: Kubernetes, "Configure Service Accounts for Pods".
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// What the volume that admission adds is called. Source: Kubernetes, ServiceAccount admission.
+const TOKEN_VOLUME: &str = "kube-api-access-";
+/// Tokens are written anew at this pace; they live at least 10 minutes. Source: Kubernetes, minimum of `expirationSeconds`.
+const TOKEN_REFRESH: Duration = Duration::from_secs(480);
 
 impl Driver {
     pub(super) fn prepare(&mut self) {
@@ -109,7 +111,7 @@ async fn prepare(context: &Context, pod: &Pod, uid: &str) -> Result<(Sandbox, BT
 fn is_injected_token(pod: &Pod, volume: &Volume) -> bool {
     let containers = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
     let mut mounts = containers.flat_map(|c| c.volume_mounts.iter().flatten());
-    volume.name.starts_with("kube-api-access-") && mounts.any(|m| m.name == volume.name && m.mount_path == TOKEN_PATH)
+    volume.name.starts_with(TOKEN_VOLUME) && mounts.any(|m| m.name == volume.name && m.mount_path == TOKEN_PATH)
 }
 
 async fn follow(
