@@ -1,7 +1,7 @@
 //! A small API server for trying clients by hand: memory store, a machine that only pretends.
 //! `cargo run -p kubernetes --example serve -- DIR PORT` writes DIR/kubeconfig and serves until it is stopped.
 
-#[path = "../tests/support/fake_node.rs"]
+#[path = "../tests/main/fake_node.rs"]
 mod fake_node;
 
 use std::sync::Arc;

@@ -14,16 +14,38 @@ const MAX_JSON_DEPTH: usize = 100;
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// How much of a body that is too large is read and thrown away, so that a client that is still sending hears why it is
+/// refused instead of a broken connection. Units: bytes.
+const MAX_DISCARDED_BYTES: usize = 64 * 1024 * 1024;
+/// How long that may take.
+const DISCARD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Reads a whole body within its bounds of size and time.
-pub(crate) async fn read(body: axum::body::Body) -> Result<Bytes, Status> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect());
+pub(crate) async fn read(mut body: axum::body::Body) -> Result<Bytes, Status> {
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, MAX_BODY_BYTES).collect());
     match collected.await {
         Err(_) => Err(Status::timeout("request body did not arrive in time", 1)),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            discard(body).await;
             Err(Status::request_entity_too_large(format!("Request entity too large: limit is {MAX_BODY_BYTES}")))
         }
         Ok(Err(error)) => Err(Status::bad_request(format!("cannot read the request body: {error}"))),
+    }
+}
+
+async fn discard(mut body: axum::body::Body) {
+    let reading = async {
+        let mut discarded = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            discarded += frame.data_ref().map_or(0, Bytes::len);
+            if discarded > MAX_DISCARDED_BYTES {
+                break;
+            }
+        }
+    };
+    if tokio::time::timeout(DISCARD_TIMEOUT, reading).await.is_err() {
+        tracing::debug!("a client goes on sending a body that is too large");
     }
 }
 

@@ -6,6 +6,7 @@ mod port_forward;
 mod session;
 mod spdy;
 mod spdy_headers;
+mod spdy_pipe;
 mod spdy_session;
 mod websocket;
 
