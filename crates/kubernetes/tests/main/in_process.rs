@@ -19,10 +19,10 @@ async fn a_client_creates_and_watches_as_its_user() {
     let mut events = Box::pin(api.watch(&WatchParams::default().timeout(10), "0").await.unwrap());
     api.create(&PostParams::default(), &config_map("x")).await.unwrap();
     loop {
-        if let WatchEvent::Added(found) = events.try_next().await.unwrap().unwrap() {
-            if found.metadata.name.as_deref() == Some("x") {
-                return;
-            }
+        if let WatchEvent::Added(found) = events.try_next().await.unwrap().unwrap()
+            && found.metadata.name.as_deref() == Some("x")
+        {
+            return;
         }
     }
 }
