@@ -7,6 +7,9 @@
 //! set, `D` duration, `V` list of texts, else the name of a message; `*` before it means repeated, `{` a map from text.
 //! The name `-` means that the message's fields belong to the parent. `Source:` the `generated.proto` files of Kubernetes.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use apiserver::Status;
 use base64::Engine;
 use jiff::Timestamp;
@@ -22,8 +25,8 @@ const MAX_DEPTH: usize = 64;
 const MAX_FIELDS: usize = 500_000;
 const TABLE: &str = include_str!("protobuf/messages.txt");
 
-/// Fields whose zero or `false` differs from their absence (pointers in Go); of all others clients send zeros for "not
-/// set".
+/// Fields whose zero or `false` differs from their absence (pointers in Go, or always written); of all others clients send
+/// zeros for "not set".
 const ZERO_COUNTS: &[&str] = &[
     "replicas",
     "gracePeriodSeconds",
@@ -32,6 +35,23 @@ const ZERO_COUNTS: &[&str] = &[
     "activeDeadlineSeconds",
     "revisionHistoryLimit",
     "progressDeadlineSeconds",
+    "minAvailable",
+    "maxUnavailable",
+    "maxSurge",
+    "partition",
+    "minReplicas",
+    "stabilizationWindowSeconds",
+    "parallelism",
+    "completions",
+    "backoffLimit",
+    "backoffLimitPerIndex",
+    "maxFailedIndexes",
+    "ttlSecondsAfterFinished",
+    "startingDeadlineSeconds",
+    "successfulJobsHistoryLimit",
+    "failedJobsHistoryLimit",
+    "suspend",
+    "manualSelector",
     "automountServiceAccountToken",
     "enableServiceLinks",
     "shareProcessNamespace",
@@ -41,6 +61,7 @@ const ZERO_COUNTS: &[&str] = &[
     "runAsGroup",
     "runAsNonRoot",
     "fsGroup",
+    "hostProcess",
     "readOnlyRootFilesystem",
     "allowPrivilegeEscalation",
     "privileged",
@@ -55,13 +76,26 @@ const ZERO_COUNTS: &[&str] = &[
     "ready",
     "serving",
     "terminating",
+    "started",
+    "attachRequired",
+    "podInfoOnMount",
+    "allowVolumeExpansion",
     "leaseTransitions",
     "leaseDurationSeconds",
     "expirationSeconds",
     "value",
     "revision",
     "priority",
+    "weight",
+    "exitCode",
+    "restartCount",
+    "disruptionsAllowed",
+    "currentHealthy",
+    "desiredHealthy",
+    "expectedPods",
 ];
+/// The same for empty texts: no storage class at all is not the default one.
+const EMPTY_COUNTS: &[&str] = &["storageClassName"];
 
 /// A body as JSON. Errors: it is not such a body, or not of a kind that is known here.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Value, Status> {
@@ -105,7 +139,9 @@ fn message_name(version: &str, kind: &str) -> String {
 }
 
 fn row(name: &str) -> Option<&'static str> {
-    TABLE.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    static ROWS: LazyLock<HashMap<&str, &str>> =
+        LazyLock::new(|| TABLE.lines().filter_map(|line| line.split_once(' ')).collect());
+    ROWS.get(name).copied()
 }
 
 enum Wire<'a> {
@@ -209,12 +245,15 @@ fn message(name: &str, bytes: &[u8], depth: usize, budget: &mut usize) -> Option
 fn counts(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => false,
-        Value::String(text) => !text.is_empty(),
+        Value::String(text) => !text.is_empty() || EMPTY_COUNTS.contains(&name),
         Value::Bool(yes) => *yes || ZERO_COUNTS.contains(&name),
         Value::Number(number) => number.as_f64() != Some(0.0) || ZERO_COUNTS.contains(&name),
         Value::Object(map) => {
             !map.is_empty()
-                || !matches!(name, "status" | "strategy" | "resources" | "metadata" | "loadBalancer" | "source")
+                || !matches!(
+                    name,
+                    "status" | "strategy" | "updateStrategy" | "resources" | "metadata" | "loadBalancer" | "source"
+                )
         }
         Value::Array(_) => true,
     }
@@ -317,6 +356,39 @@ mod tests {
         assert_eq!(value["spec"], json!({"replicas": 0}));
     }
 
+    /// "No disruption at all" must not become "no bound on disruption".
+    #[test]
+    fn a_disruption_budget_of_zero_is_kept() {
+        let zero = [1 << 3, 0, 2 << 3, 0];
+        let spec = bytes_field(2, &bytes_field(3, &zero));
+        let value = decode(&body("policy/v1", "PodDisruptionBudget", &spec)).unwrap();
+        assert_eq!(value["spec"], json!({"maxUnavailable": 0}));
+        let port = bytes_field(2, &bytes_field(1, &bytes_field(4, &zero)));
+        let value = decode(&body("v1", "Service", &port)).unwrap();
+        assert_eq!(value["spec"]["ports"], json!([{}]), "a target port of zero means none");
+    }
+
+    #[test]
+    fn a_job_and_a_claim_become_json() {
+        let job = bytes_field(2, &[7 << 3, 0, 10 << 3, 0]);
+        let value = decode(&body("batch/v1", "Job", &job)).unwrap();
+        assert_eq!(value["spec"], json!({"backoffLimit": 0, "suspend": false}));
+        let claim = bytes_field(2, &[bytes_field(1, b"ReadWriteOnce"), bytes_field(5, b"")].concat());
+        let value = decode(&body("v1", "PersistentVolumeClaim", &claim)).unwrap();
+        assert_eq!(value["spec"], json!({"accessModes": ["ReadWriteOnce"], "storageClassName": ""}));
+    }
+
+    #[test]
+    fn every_message_has_one_row_and_every_number_one_name() {
+        let mut names = std::collections::BTreeSet::new();
+        for line in TABLE.lines() {
+            let mut parts = line.split(' ');
+            assert!(names.insert(parts.next().unwrap()), "{line}");
+            let mut numbers = std::collections::BTreeSet::new();
+            assert!(parts.all(|entry| numbers.insert(entry.split(':').next().unwrap())), "{line}");
+        }
+    }
+
     #[test]
     fn unknown_kinds_and_broken_bodies_are_refused() {
         assert_eq!(decode(&body("example.com/v1", "Thing", b"")).unwrap_err().code, 415);
@@ -339,6 +411,12 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn nothing_at_all_panics(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+            let _ = decode(&[MAGIC, &bytes].concat());
+        }
+
         #[test]
         fn no_body_panics(object: Vec<u8>) {
             let object: Vec<u8> = object.into_iter().take(120).collect();
