@@ -46,6 +46,7 @@ address=$(kubectl get service hello -o 'jsonpath={.spec.clusterIP}')
 show curl --silent --show-error --fail --retry 20 --retry-connrefused --retry-delay 1 "http://$address/"
 
 say "It stays up. Next:"
-echo "  export DOCKER_HOST=unix://$data/docker.sock    # then: docker ps"
-echo "  export KUBECONFIG=$data/kubeconfig    # then: kubectl get pods"
-echo "  make down                                      # stop everything"
+endpoint() { "$nuee" status --data-dir "$data" -o json | sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p"; }
+echo "  export DOCKER_HOST=$(endpoint docker)    # then: docker ps"
+echo "  export KUBECONFIG=$(endpoint kubeconfig)    # then: kubectl get pods"
+echo "  make down                                   # stop everything"

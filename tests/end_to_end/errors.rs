@@ -93,7 +93,7 @@ fn malformed_deep_and_huge_bodies_are_refused_by_both_dialects() -> Result<()> {
 #[test]
 fn bad_references_are_refused() -> Result<()> {
     let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
-    nuee.docker(&["run", "--rm", "UPPER/case"])?.failure(125, "must be lowercase")?;
+    nuee.docker(&["run", "--rm", "lower/UPPER"])?.failure(125, "must be lowercase")?;
     nuee.docker(&["inspect", "nothing"])?.failure(1, "No such object")?;
     nuee.docker(&["rm", "nothing"])?.failure(1, "No such container")?;
     nuee.docker(&["tag", "nothing", "x"])?.failure(1, "No such image")?;

@@ -38,7 +38,7 @@ fn objects_are_created_listed_labelled_patched_and_deleted() -> Result<()> {
         nuee.kubectl(&["get", "configmap", "one", "-o", "jsonpath={.data.key}{.data.more}"])?.success()?.text(),
         "otherx"
     );
-    nuee.kubectl(&["create", "configmap", "one"])?.failure(1, "AlreadyExists")?;
+    nuee.kubectl(&["create", "configmap", "one"])?.failure(1, "already exists")?;
     nuee.kubectl(&["delete", "configmap", "one"])?.success()?;
     nuee.kubectl(&["get", "configmap", "one"])?.failure(1, "NotFound")?;
     nuee.finish()

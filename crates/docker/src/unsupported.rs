@@ -53,8 +53,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         .missing(PLUGINS),
     Operation::new("PluginPull", Method::POST, "/plugins/pull", "create", "plugins", run!(refuse)).missing(PLUGINS),
     Operation::new("PluginCreate", Method::POST, "/plugins/create", "create", "plugins", run!(refuse)).missing(PLUGINS),
-    Operation::new("PluginInspect", Method::GET, "/plugins/{name...}/json", "get", "plugins", run!(refuse))
-        .missing(PLUGINS),
+    Operation::new("PluginInspect", Method::GET, "/plugins/{name...}/json", "get", "plugins", run!(plugin_inspect)),
     Operation::new("PluginEnable", Method::POST, "/plugins/{name...}/enable", "update", "plugins", run!(refuse))
         .missing(PLUGINS),
     Operation::new("PluginDisable", Method::POST, "/plugins/{name...}/disable", "update", "plugins", run!(refuse))
@@ -90,6 +89,11 @@ const PLUGINS: &str = "plugins are not built";
 /// There are no plugins.
 async fn plugin_list(_docker: Arc<Docker>, _call: Call) -> Reply {
     body::json(&json!([]))
+}
+
+/// There are no plugins, so none has this name; `docker inspect` asks here last.
+async fn plugin_inspect(_docker: Arc<Docker>, call: Call) -> Reply {
+    Err(Error::NotFound(format!("plugin \"{}\" not found", call.parameter("name"))))
 }
 
 /// Never reached through the router, which answers missing operations itself.

@@ -59,7 +59,7 @@ const INET_CHAINS: &str = r#"
 	chain local {
 		dnat ip to ip daddr . meta l4proto . th dport map @published
 		dnat ip to meta l4proto . th dport map @published_any
-		ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @node_ports
+		meta l4proto . th dport vmap @node_ports
 	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;

@@ -16,6 +16,7 @@ mod late_node;
 mod listen;
 mod logging;
 mod ready;
+mod share;
 
 pub use destroy::destroy_workloads;
 
@@ -80,7 +81,7 @@ fn endpoints(instance: &Instance, config: &Config) -> Endpoints {
     Endpoints {
         docker: format!("unix://{socket}"),
         kubernetes: server_url(config),
-        kubeconfig: instance.path("kubeconfig").display().to_string(),
+        kubeconfig: share::kubeconfig_path(instance).display().to_string(),
         registry: config.registry_listen.to_string(),
     }
 }
@@ -106,6 +107,7 @@ impl House {
     async fn open(instance: &Instance, config: &Config) -> Result<Self> {
         let node_name = config.node_name()?;
         let pki = open_pki(instance, config).await?;
+        share::share_kubeconfig(instance)?;
         let listeners = listen::bind(instance, config).await?;
         let (api, hands) = tokio::try_join!(open_api(instance, config, &pki), hands::Hands::open(instance, config))?;
 
