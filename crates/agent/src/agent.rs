@@ -103,6 +103,7 @@ impl Agent {
             directory,
             services: services.clone(),
             containers: Mutex::default(),
+            arrivals: Notify::new(),
             pods: Mutex::default(),
             machine: Machine::of_this_process(),
             size,

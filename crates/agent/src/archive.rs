@@ -78,7 +78,14 @@ fn enter(view: &View) -> io::Result<()> {
     let root = in_root::directory(&view.snapshot.rootfs)?;
     for (target, source) in &view.volumes {
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
-        let Ok(place) = in_root::open(&root, inside, OFlags::PATH, Mode::empty()) else { continue };
+        let place = match in_root::open(&root, inside, OFlags::PATH, Mode::empty()) {
+            // Before the first start the mount point may be missing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new(source).is_dir() => {
+                in_root::make_directories(&root, inside, Mode::from_raw_mode(0o755))
+            }
+            opened => opened,
+        };
+        let Ok(place) = place else { continue };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let tree = open_tree(rustix::fs::CWD, source.as_str(), flags)?;
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -253,7 +260,7 @@ pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(true);
         archive.set_overwrite(true);
-        let problem = |e: io::Error| Error::Invalid(format!("cannot unpack the archive: {e}"));
+        let problem = |e: io::Error| Error::Invalid(format!("cannot unpack the archive: {}", crate::error::chain(&e)));
         for entry in archive.entries().map_err(problem)? {
             let mut entry = entry.map_err(problem)?;
             refuse_type_change(&target, &entry).map_err(Error::Invalid)?;
@@ -411,6 +418,7 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                         let mut header = tar::Header::new_gnu();
                         header.set_size(0);
                         header.set_mode(0o600);
+                        (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
                         archive.append_data(&mut header, parent.join(name), io::empty())
                     };
                     if is_whiteout(meta) {
@@ -425,6 +433,7 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                             let mut header = tar::Header::new_gnu();
                             header.set_size(0);
                             header.set_mode(0o600);
+                            (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
                             archive.append_data(&mut header, relative.join(".wh..wh..opq"), io::empty())?;
                         }
                         return Ok(());
@@ -435,4 +444,149 @@ pub async fn layer(view: View) -> Result<ByteStream> {
         })
         .map_err(|e| Error::Internal(format!("no thread to pack the layer: {e}")))?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A plain directory in place of a mounted snapshot.
+    fn view(directory: &Path) -> View {
+        let snapshot = Snapshot {
+            container_id: "test".into(),
+            image_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            rootfs: directory.join("root"),
+            lower: vec![directory.join("lower")],
+            upper: directory.join("root"),
+            work: directory.join("work"),
+        };
+        View { snapshot, volumes: BTreeMap::new() }
+    }
+
+    fn world() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("root/d")).unwrap();
+        std::fs::create_dir_all(directory.path().join("lower")).unwrap();
+        std::fs::write(directory.path().join("canary"), "host").unwrap();
+        directory
+    }
+
+    async fn bytes(mut stream: ByteStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(piece) = stream.next().await {
+            all.extend_from_slice(&piece.unwrap());
+        }
+        all
+    }
+
+    fn names(archive: &[u8]) -> Vec<String> {
+        let mut archive = tar::Archive::new(archive);
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect()
+    }
+
+    fn archive_of(name: &str, text: &str) -> ByteStream {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+        futures::stream::iter([Ok(Bytes::from(builder.into_inner().unwrap()))]).boxed()
+    }
+
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    #[tokio::test]
+    async fn a_path_goes_out_and_comes_in_with_its_name() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        write(view(world.path()), "/d".into(), archive_of("file", "text")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(world.path().join("root/d/file")).unwrap(), "text");
+        let (described, stream) = read(view(world.path()), "/d".into()).await.unwrap();
+        assert_eq!(described.name, "d");
+        assert_eq!(names(&bytes(stream).await), ["d", "d/file"]);
+        assert!(matches!(read(view(world.path()), "/none".into()).await, Err(Error::NotFound(_))));
+        assert!(write(view(world.path()), "/d/file".into(), archive_of("x", "")).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn swapping_links_never_leads_a_copy_out_of_the_container() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, dir, outside) = (stop.clone(), world.path().join("root/d"), world.path().to_owned());
+        let attacker = std::thread::spawn(move || {
+            while !flag.load(Ordering::Relaxed) {
+                let _ = std::fs::remove_dir_all(&dir);
+                let _ = symlink(&outside, &dir);
+                let _ = std::fs::remove_file(&dir);
+                let _ = std::fs::create_dir(&dir);
+            }
+        });
+        for _ in 0..200 {
+            if let Ok((_, stream)) = read(view(world.path()), "/d/canary".into()).await {
+                assert!(!bytes(stream).await.windows(4).any(|w| w == b"host"), "the host's file was read");
+            }
+            let _ = write(view(world.path()), "/d".into(), archive_of("canary", "evil")).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        attacker.join().unwrap();
+        assert_eq!(std::fs::read_to_string(world.path().join("canary")).unwrap(), "host");
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_seen_in_its_place_and_only_in_the_job() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        let volume = world.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        let with_volume =
+            || View { volumes: [("/v".to_owned(), volume.display().to_string())].into(), ..view(world.path()) };
+        write(with_volume(), "/v".into(), archive_of("in", "x")).await.unwrap();
+        assert!(volume.join("in").exists());
+        assert!(!world.path().join("root/v/in").exists());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&world.path().display().to_string()));
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_apart_and_packed_as_a_layer() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        let (upper, lower) = (world.path().join("root"), world.path().join("lower"));
+        std::fs::write(lower.join("old"), "").unwrap();
+        std::fs::write(lower.join("gone"), "").unwrap();
+        std::fs::write(upper.join("old"), "changed").unwrap();
+        std::fs::write(upper.join("new"), "").unwrap();
+        std::fs::create_dir(upper.join("etc")).unwrap();
+        std::fs::write(upper.join("etc/hosts"), "").unwrap();
+        let whiteout = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, upper.join("gone"), whiteout, Mode::empty(), 0).unwrap();
+        let list = changes(view(world.path())).await.unwrap();
+        let told: Vec<_> = list.iter().map(|c| (c.path.display().to_string(), c.kind)).collect();
+        let expected = [
+            ("/d".to_owned(), FileChangeKind::Added),
+            ("/gone".to_owned(), FileChangeKind::Deleted),
+            ("/new".to_owned(), FileChangeKind::Added),
+            ("/old".to_owned(), FileChangeKind::Modified),
+        ];
+        assert_eq!(told, expected);
+        let packed = bytes(layer(view(world.path())).await.unwrap()).await;
+        assert_eq!(names(&packed), ["d", ".wh.gone", "new", "old"]);
+    }
 }

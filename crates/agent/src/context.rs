@@ -67,6 +67,8 @@ pub struct Context {
     pub services: Store<Service>,
     /// Drivers of containers.
     pub containers: Mutex<HashMap<Key, Arc<ContainerHandle>>>,
+    /// Rings when a container has come.
+    pub arrivals: tokio::sync::Notify,
     /// Drivers of pods.
     pub pods: Mutex<HashMap<Key, Arc<PodHandle>>>,
     /// What this machine lets the daemon give away.

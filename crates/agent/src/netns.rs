@@ -40,3 +40,46 @@ async fn socket(namespace: PathBuf, ipv4: bool) -> io::Result<TcpSocket> {
     })?;
     receiver.await.map_err(|_| io::Error::other("the thread of the namespace failed"))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_connection_is_made_inside_the_namespace() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        // A thread enters a namespace of its own, brings loopback up by joining no link at all: the test binds there.
+        let (ready, told) = std::sync::mpsc::channel();
+        let (finish, finished) = std::sync::mpsc::channel::<()>();
+        let server = std::thread::spawn(move || {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            loopback_up();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            ready.send((thread, listener.local_addr().unwrap().port())).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, b"inside").unwrap();
+            drop(stream);
+            let _ = finished.recv();
+        });
+        let (thread, port) = told.recv().unwrap();
+        let path = format!("/proc/self/task/{thread}/ns/net");
+        let mut stream = connect(Path::new(&path), port).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "inside");
+        assert!(connect(Path::new(&path), 1).await.is_err());
+        finish.send(()).unwrap();
+        server.join().unwrap();
+    }
+
+    /// Loopback comes up when an address is set on it through a socket's ioctl.
+    fn loopback_up() {
+        let status = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        assert!(status.success());
+    }
+}

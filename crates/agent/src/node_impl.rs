@@ -1,8 +1,11 @@
 //! [`node::Node`]: what dialects may ask of this machine directly.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use api::container::Container;
 use async_trait::async_trait;
+use kube::Api;
 use node::{
     AttachOptions, ByteStream, Duplex, Error, ExecRequest, FileChange, LogOptions, LogStream, Node, PathStatistics,
     ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
@@ -11,9 +14,14 @@ use node::{
 use crate::Agent;
 use crate::archive::{self, View};
 use crate::container::Handle;
+use crate::container::mounts::volume_directory;
 use crate::container::start::LOG_FILE;
 use crate::context::{Context, Key};
+use crate::error::chain;
 use crate::pod::Handle as PodHandle;
+
+/// How long a container that exists may take to reach the agent.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 /// One container of either kind.
 struct Found {
@@ -29,15 +37,15 @@ impl Agent {
         &self.context
     }
 
-    fn find(&self, workload: &Workload) -> Result<Found> {
+    /// Finds a container; one that was made a moment ago may not have reached the agent yet, and is waited for.
+    async fn find(&self, workload: &Workload) -> Result<Found> {
         match workload {
             Workload::Container { namespace, name } => {
-                let key = Key { namespace: namespace.clone(), name: name.clone() };
-                let handle = self.context.containers.lock().get(&key).cloned();
-                let handle = handle.ok_or_else(|| Error::NotFound(format!("No such container: {name}")))?;
+                let handle = self.container(Key { namespace: namespace.clone(), name: name.clone() }).await?;
+                let running = handle.is_running();
                 Ok(Found {
                     id: handle.id.clone(),
-                    running: true,
+                    running,
                     container: Some(handle),
                     pod: None,
                     previous: String::new(),
@@ -47,8 +55,7 @@ impl Agent {
                 let key = Key { namespace: namespace.clone(), name: pod.clone() };
                 let handle = self.context.pods.lock().get(&key).cloned();
                 let handle = handle.ok_or_else(|| Error::NotFound(format!("pods \"{pod}\" not found")))?;
-                let runs = handle.runs(container);
-                let runs = runs.ok_or_else(|| {
+                let runs = handle.runs(container).ok_or_else(|| {
                     Error::Conflict(format!("container \"{container}\" in pod \"{pod}\" is waiting to start"))
                 })?;
                 Ok(Found {
@@ -62,31 +69,64 @@ impl Agent {
         }
     }
 
-    fn find_running(&self, workload: &Workload) -> Result<Found> {
-        let found = self.find(workload)?;
-        let up = match &found.container {
-            Some(handle) => handle.is_running(),
-            None => found.running,
-        };
-        if up { Ok(found) } else { Err(Error::Conflict(format!("container {} is not running", found.id))) }
+    async fn container(&self, key: Key) -> Result<Arc<Handle>> {
+        let missing = || Error::NotFound(format!("No such container: {}", key.name));
+        let known = || self.context.containers.lock().get(&key).cloned();
+        let mut asked = false;
+        let deadline = tokio::time::Instant::now() + ARRIVAL;
+        loop {
+            let arrival = self.context.arrivals.notified();
+            let mut arrival = std::pin::pin!(arrival);
+            arrival.as_mut().enable();
+            if let Some(handle) = known() {
+                return Ok(handle);
+            }
+            if !asked {
+                asked = true;
+                let objects: Api<Container> = Api::namespaced(self.context.client.clone(), &key.namespace);
+                let object = objects.get_opt(&key.name).await.map_err(|error| Error::Unavailable(chain(&error)))?;
+                if object.is_none_or(|o| o.metadata.deletion_timestamp.is_some()) {
+                    return Err(missing());
+                }
+            }
+            if tokio::time::timeout_at(deadline, arrival).await.is_err() {
+                return Err(missing());
+            }
+        }
     }
 
-    fn view(&self, workload: &Workload) -> Result<View> {
-        let found = self.find(workload)?;
+    async fn find_running(&self, workload: &Workload) -> Result<Found> {
+        let found = self.find(workload).await?;
+        if found.running { Ok(found) } else { Err(Error::Conflict(format!("container {} is not running", found.id))) }
+    }
+
+    async fn view(&self, workload: &Workload) -> Result<View> {
+        let found = self.find(workload).await?;
+        let object = found.container.as_ref().and_then(|h| h.object());
+        if let (None, Some(object)) = (self.context.images.snapshot(&found.id), &object) {
+            // Never started: its file system is made now, as Docker does at creation.
+            let made = self.context.images.mount(&found.id, &object.spec.image_id).await;
+            made.map_err(|error| Error::Internal(error.chain()))?;
+        }
         let snapshot = self.context.images.snapshot(&found.id);
-        let snapshot =
-            snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system yet", found.id)))?;
-        let volumes = found.container.and_then(|h| h.object()).map(|object| {
-            let status = object.status.clone().unwrap_or_default();
-            let binds =
-                object.spec.mounts.iter().filter(|m| m.kind == "bind").map(|m| (m.target.clone(), m.source.clone()));
-            status.volume_paths.into_iter().chain(binds).collect()
+        let snapshot = snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system", found.id)))?;
+        let volumes = object.map(|object| {
+            let namespace = object.metadata.namespace.clone().unwrap_or_default();
+            let place = |mount: &api::container::Mount| match mount.kind.as_str() {
+                "bind" => Some((mount.target.clone(), mount.source.clone())),
+                "volume" => {
+                    let path = self.context.volume_dir(&volume_directory(&namespace, &mount.source));
+                    path.is_dir().then(|| (mount.target.clone(), path.display().to_string()))
+                }
+                _ => None,
+            };
+            object.spec.mounts.iter().filter_map(place).collect()
         });
         Ok(View { snapshot, volumes: volumes.unwrap_or_default() })
     }
 
     async fn mounted(&self, workload: &Workload) -> Result<View> {
-        let view = self.view(workload)?;
+        let view = self.view(workload).await?;
         self.context.images.mount_existing(&view.snapshot).await.map_err(|error| Error::Internal(error.chain()))?;
         Ok(view)
     }
@@ -95,17 +135,14 @@ impl Agent {
 #[async_trait]
 impl Node for Agent {
     async fn logs(&self, workload: &Workload, options: LogOptions) -> Result<LogStream> {
-        let found = self.find(workload)?;
+        let found = self.find(workload).await?;
         let id = if options.previous { found.previous.clone() } else { found.id.clone() };
         if id.is_empty() {
             return Err(Error::Invalid("previous terminated container not found".to_owned()));
         }
         let path = self.context.container_dir(&id).join(LOG_FILE);
         let runtime = self.context().runtime.clone();
-        let running = match &found.container {
-            Some(handle) => handle.is_running(),
-            None => found.running && !options.previous,
-        };
+        let running = found.running && !options.previous;
         let ended = async move {
             if running {
                 let _ = runtime.wait(&id).await;
@@ -115,12 +152,12 @@ impl Node for Agent {
     }
 
     async fn exec(&self, workload: &Workload, request: ExecRequest) -> Result<Session> {
-        let found = self.find_running(workload)?;
+        let found = self.find_running(workload).await?;
         Ok(self.context.runtime.exec(&found.id, request).await?)
     }
 
     async fn attach(&self, workload: &Workload, options: AttachOptions) -> Result<Session> {
-        let found = self.find(workload)?;
+        let found = self.find(workload).await?;
         match found.container {
             Some(handle) => handle.attach(&self.context, options).await,
             None => Ok(self.context.runtime.attach(&found.id, options).await?),
@@ -128,17 +165,17 @@ impl Node for Agent {
     }
 
     async fn resize(&self, workload: &Workload, size: TerminalSize) -> Result<()> {
-        let found = self.find_running(workload)?;
+        let found = self.find_running(workload).await?;
         Ok(self.context.runtime.resize(&found.id, size).await?)
     }
 
     async fn signal(&self, workload: &Workload, signal: i32) -> Result<()> {
-        let found = self.find_running(workload)?;
+        let found = self.find_running(workload).await?;
         Ok(self.context.runtime.kill(&found.id, signal).await?)
     }
 
     async fn port_forward(&self, workload: &Workload, port: u16) -> Result<Box<dyn Duplex>> {
-        let namespace = match (self.find(workload)?, workload) {
+        let namespace = match (self.find(workload).await?, workload) {
             (Found { pod: Some(handle), .. }, _) => self.context.fabric.namespace_path(&handle.uid),
             (found, _) => {
                 let pinned = self.context.fabric.namespace_path(&found.id);
@@ -157,12 +194,12 @@ impl Node for Agent {
     }
 
     async fn statistics(&self, workload: &Workload) -> Result<Statistics> {
-        let found = self.find_running(workload)?;
+        let found = self.find_running(workload).await?;
         Ok(self.context.runtime.statistics(&found.id).await?)
     }
 
     async fn processes(&self, workload: &Workload, arguments: &str) -> Result<ProcessTable> {
-        let found = self.find_running(workload)?;
+        let found = self.find_running(workload).await?;
         let pids = self.context.runtime.pids(&found.id).await?;
         crate::processes::table(&pids, arguments).await
     }
@@ -183,7 +220,7 @@ impl Node for Agent {
     }
 
     async fn changes(&self, workload: &Workload) -> Result<Vec<FileChange>> {
-        let view = self.view(workload)?;
+        let view = self.view(workload).await?;
         archive::changes(view).await
     }
 
@@ -194,7 +231,7 @@ impl Node for Agent {
     }
 
     async fn changes_layer(&self, workload: &Workload) -> Result<ByteStream> {
-        let view = self.view(workload)?;
+        let view = self.view(workload).await?;
         archive::layer(view).await
     }
 }

@@ -67,6 +67,7 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
     let running = found.as_ref().is_some_and(|f| f.exit.is_none() && f.pid > 0 && f.started_at_ns > 0);
     let (handle, objects) = Handle::new(id.clone(), object.clone(), running);
     context.containers.lock().insert(key.clone(), handle.clone());
+    context.arrivals.notify_waiters();
     let status = object.status.clone().unwrap_or_default();
     let written = serde_json::to_value(&status).unwrap_or_default();
     let (sender, inbox) = mpsc::channel(16);
@@ -166,6 +167,10 @@ impl Driver {
             // Created but never started, or ended and written down: nothing of the run is wanted.
             Some(_) => start::end_run(&self.context, &self.id).await,
             None => {}
+        }
+        if self.status.state == State::Exited && self.object.spec.auto_remove {
+            // The daemon died between the exit and the removal.
+            self.simple(Action::DeleteObject).await;
         }
         if self.status.state == State::Restarting && self.machine.phase == step::Phase::Idle {
             self.machine.phase = step::Phase::Waiting { until: self.context.now() + step::BACKOFF_FIRST };

@@ -373,6 +373,10 @@ pub async fn leave_network(context: &Context, owner: &str) {
 
 /// Takes away everything that a container has on this machine.
 pub async fn remove(context: &Context, id: &str) {
+    // Copying files mounts what does not run.
+    if let Err(error) = context.images.unmount(id).await {
+        tracing::debug!(id, error = %crate::error::chain(&error), "was not mounted");
+    }
     if let Err(error) = context.images.remove(id).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot remove the writable layer");
     }

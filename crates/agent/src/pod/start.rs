@@ -351,3 +351,73 @@ fn pin_sub_path(volume: &Path, sub: &Path, pin: &Path) -> crate::Result<()> {
     mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .map_err(|e| Error::io("pin", pin)(e.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn unpin(pin: &Path) {
+        let _ = nix::mount::umount2(pin, nix::mount::MntFlags::MNT_DETACH);
+    }
+
+    #[test]
+    fn a_sub_path_never_leads_out_of_its_volume() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, pin) = (dir.path().join("volume"), dir.path().join("pins/a"));
+        std::fs::create_dir_all(volume.join("sub")).unwrap();
+        std::fs::create_dir(dir.path().join("host")).unwrap();
+        std::fs::write(dir.path().join("host/canary"), "host").unwrap();
+        pin_sub_path(&volume, Path::new("made/for/it"), &pin).unwrap();
+        assert!(volume.join("made/for/it").is_dir());
+        unpin(&pin);
+        for bad in ["../host", "/etc"] {
+            assert!(pin_sub_path(&volume, Path::new(bad), &pin).is_err(), "{bad}");
+        }
+        let stop = AtomicBool::new(false);
+        let (link, outside) = (volume.join("swap"), dir.path().join("host"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = std::fs::create_dir(&link);
+                    let _ = std::fs::remove_dir(&link);
+                    let _ = symlink(&outside, &link);
+                    let _ = std::fs::remove_file(&link);
+                }
+            });
+            for _ in 0..300 {
+                if pin_sub_path(&volume, Path::new("swap"), &pin).is_ok() {
+                    assert!(!pin.join("canary").exists(), "the host's directory was mounted");
+                }
+                unpin(&pin);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn command_and_arguments_combine_as_kubernetes_says() {
+        let image: image::ImageConfig =
+            serde_json::from_value(json!({"config": {"Entrypoint": ["/entry"], "Cmd": ["default"]}})).unwrap();
+        let check = |spec: serde_json::Value, expected: &[&str]| {
+            let container: Container = serde_json::from_value(spec).unwrap();
+            assert_eq!(command(&container, &image, &[("A".into(), "1".into())]).unwrap(), expected);
+        };
+        check(json!({"name": "c"}), &["/entry", "default"]);
+        check(json!({"name": "c", "args": ["$(A)"]}), &["/entry", "1"]);
+        check(json!({"name": "c", "command": ["x"]}), &["x"]);
+        check(json!({"name": "c", "command": ["x"], "args": ["y"]}), &["x", "y"]);
+    }
+
+    #[test]
+    fn run_ids_are_stable_and_differ_per_attempt() {
+        assert_eq!(run_id("u", "c", 1), run_id("u", "c", 1));
+        assert_ne!(run_id("u", "c", 1), run_id("u", "c", 2));
+        assert_eq!(run_id("u", "c", 1).len(), 64);
+    }
+}

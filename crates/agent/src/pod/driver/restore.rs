@@ -20,6 +20,9 @@ impl Driver {
             self.around.failed =
                 status.reason.clone().map(|reason| (reason, status.message.clone().unwrap_or_default()));
         }
+        // Until the sandbox is looked at, the status goes on to say what it said.
+        self.around.pod_ip = status.pod_ip.clone().unwrap_or_default();
+        self.around.sandbox_ready = status.pod_ip.is_some();
         let known: HashMap<String, ContainerStatus> = status
             .container_statuses
             .into_iter()
