@@ -1,3 +1,5 @@
+//! The certificates of a first start, a later start, and a damaged directory.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
