@@ -418,7 +418,9 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                         let mut header = tar::Header::new_gnu();
                         header.set_size(0);
                         header.set_mode(0o600);
-                        (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+                        header.set_uid(0);
+                        header.set_gid(0);
+                        header.set_mtime(0);
                         archive.append_data(&mut header, parent.join(name), io::empty())
                     };
                     if is_whiteout(meta) {
@@ -433,7 +435,9 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                             let mut header = tar::Header::new_gnu();
                             header.set_size(0);
                             header.set_mode(0o600);
-                            (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+                            header.set_uid(0);
+                            header.set_gid(0);
+                            header.set_mtime(0);
                             archive.append_data(&mut header, relative.join(".wh..wh..opq"), io::empty())?;
                         }
                         return Ok(());
