@@ -78,6 +78,7 @@ impl ImageStore {
 }
 
 pub(crate) use create::Step;
+pub(crate) use load::pair;
 
 /// Runs blocking work over an asynchronous reader.
 pub(crate) async fn in_background<R, T>(

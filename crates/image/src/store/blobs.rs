@@ -128,12 +128,19 @@ impl Blobs {
 
     /// Stores a small document.
     pub fn put(&self, bytes: &[u8], lease: &Lease) -> Result<Digest> {
-        let digest = Digest::of(bytes);
+        self.put_as(Algorithm::Sha256, bytes, lease)
+    }
+
+    /// Stores a small document under a digest of this kind.
+    pub fn put_as(&self, algorithm: Algorithm, bytes: &[u8], lease: &Lease) -> Result<Digest> {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        let digest = hasher.finish();
         lease.keep(&digest);
         if self.size(&digest) == Some(bytes.len() as u64) {
             return Ok(digest);
         }
-        let mut ingest = self.begin(Algorithm::Sha256)?;
+        let mut ingest = self.begin(algorithm)?;
         ingest.write_all(bytes).map_err(Error::io("cannot write a blob"))?;
         Ok(ingest.commit(None, lease)?.0)
     }

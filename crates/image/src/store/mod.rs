@@ -6,8 +6,10 @@ pub mod blobs;
 mod garbage;
 pub mod index;
 mod layers;
+mod pushed;
 mod remove;
 mod repositories;
+mod served;
 mod snapshots;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,7 +25,7 @@ use crate::reference::Reference;
 use crate::types::{HistoryEntry, ImageRecord, ImageSummary, ListFilter, Snapshot};
 use blobs::{Blobs, Lease, lock};
 use index::{Entry, EntryLayer, Index};
-pub use repositories::{Repositories, Upload};
+pub use repositories::{Repositories, Repository, StoredManifest, Upload};
 
 /// How the ids of builds' snapshots begin.
 pub(crate) const BUILD_PREFIX: &str = "build-";

@@ -1,0 +1,238 @@
+//! Connections to registries: TLS, and which addresses may be spoken to. A public registry must not send us to the machine
+//! itself or into its private networks, whatever names resolve to.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::error::{Error, Result};
+use crate::store::StoreOptions;
+
+/// Time to connect to one address, handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Where systems keep their root certificates.
+const ROOT_FILES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// How near an address is. A peer may send us to its own class or a farther one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// The machine itself, and link-local addresses (metadata services).
+    Local,
+    /// Private networks.
+    Private,
+    /// Everything else.
+    Public,
+}
+
+/// The class of an address.
+pub fn classify(address: IpAddr) -> Class {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            if v4.is_loopback() || v4.is_link_local() || a == 0 || v4.is_broadcast() || v4.is_multicast() {
+                Class::Local
+            } else if v4.is_private() || (a == 100 && (64..128).contains(&b)) || a >= 240 {
+                Class::Private
+            } else {
+                Class::Public
+            }
+        }
+        IpAddr::V6(v6) => {
+            if let Some(v4) = v6.to_ipv4_mapped() {
+                return classify(IpAddr::V4(v4));
+            }
+            // NAT64 carries an IPv4 address in its last four bytes.
+            if v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
+                let [.., a, b, c, d] = v6.octets();
+                return classify(IpAddr::from([a, b, c, d]));
+            }
+            if v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local() || v6.is_multicast() {
+                Class::Local
+            } else if v6.is_unique_local() {
+                Class::Private
+            } else {
+                Class::Public
+            }
+        }
+    }
+}
+
+/// Resolves a host.
+pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let found = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((host, port))).await;
+    match found {
+        Ok(Ok(found)) => Ok(found.collect()),
+        Ok(Err(error)) => Err(Error::Unavailable(format!("dial tcp: lookup {host}: {error}"))),
+        Err(_) => Err(Error::Unavailable(format!("dial tcp: lookup {host}: no answer in time"))),
+    }
+}
+
+/// Makes connections to addresses of a class or farther.
+#[derive(Clone)]
+pub struct Connector {
+    tls: Arc<rustls::ClientConfig>,
+    nearest: Class,
+}
+
+/// TLS settings from the roots that the options name.
+pub fn tls(options: &StoreOptions) -> Result<Arc<rustls::ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    let system = ROOT_FILES.iter().map(std::path::Path::new).find(|path| path.exists());
+    if let Some(path) = options.root_certificates.as_deref().or(system) {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            Error::Invalid(format!("cannot read root certificates {}: {error}", path.display()))
+        };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+            // A root that cannot be parsed trusts nobody.
+            let _ = roots.add(certificate.map_err(|error| unreadable(&error))?);
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::Internal(format!("cannot set up TLS: {error}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+impl Connector {
+    /// A connector.
+    pub fn new(tls: Arc<rustls::ClientConfig>, nearest: Class) -> Connector {
+        Connector { tls, nearest }
+    }
+
+    async fn connect(self, uri: Uri) -> Result<Stream> {
+        let secure = uri.scheme_str() == Some("https");
+        let host = uri.host().unwrap_or_default().to_owned();
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let mut last = Error::Unavailable(format!("dial tcp: {host} has no address"));
+        for address in resolve(&host, port).await? {
+            if classify(address.ip()) < self.nearest {
+                last = Error::Unavailable(format!("{host} is at {}, where its registry may not send us", address.ip()));
+                continue;
+            }
+            match tokio::time::timeout(CONNECT_TIMEOUT, self.open(&host, address, secure)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = Error::Unavailable(format!("dial tcp {address}: {error}")),
+                Err(_) => last = Error::Unavailable(format!("dial tcp {address}: no answer in time")),
+            }
+        }
+        Err(last)
+    }
+
+    async fn open(&self, host: &str, address: SocketAddr, secure: bool) -> std::io::Result<Stream> {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        if !secure {
+            return Ok(Stream::Plain(TokioIo::new(tcp)));
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(bare).map_err(std::io::Error::other)?;
+        let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
+        Ok(Stream::Tls(Box::new(TokioIo::new(tls))))
+    }
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+/// A connection with or without TLS.
+pub enum Stream {
+    /// Without.
+    Plain(TokioIo<TcpStream>),
+    /// With.
+    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).poll_read(cx, buffer),
+            Stream::Tls(io) => Pin::new(io.as_mut()).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).poll_write(cx, bytes),
+            Stream::Tls(io) => Pin::new(io.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).poll_flush(cx),
+            Stream::Tls(io) => Pin::new(io.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Stream::Tls(io) => Pin::new(io.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_classed_in_every_disguise() {
+        for (text, class) in [
+            ("127.0.0.1", Class::Local),
+            ("0.0.0.0", Class::Local),
+            ("169.254.169.254", Class::Local),
+            ("::1", Class::Local),
+            ("::ffff:127.0.0.1", Class::Local),
+            ("64:ff9b::7f00:1", Class::Local),
+            ("fe80::1", Class::Local),
+            ("10.1.2.3", Class::Private),
+            ("100.64.0.1", Class::Private),
+            ("fd00::1", Class::Private),
+            ("8.8.8.8", Class::Public),
+            ("2606:4700::1", Class::Public),
+        ] {
+            assert_eq!(classify(text.parse().unwrap()), class, "{text}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Pulling: manifest, configuration, layers in parallel, each fetched once and gone on with where it broke off.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use http::{Method, StatusCode};
+
+use crate::archive::pair;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::manifest::{self, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, Manifest, OCI_INDEX, OCI_MANIFEST};
+use crate::reference::Reference;
+use crate::remote::session::{Session, Wanted, next_piece, read_all};
+use crate::store::blobs::{Lease, MAX_DOCUMENT};
+use crate::store::{ImageStore, NewImage};
+use crate::types::{Progress, PullOptions, Pulled};
+
+/// Layers that are fetched at once, as Docker does.
+const PARALLEL: usize = 3;
+/// How often a broken download is gone on with.
+const ATTEMPTS: u32 = 5;
+/// First pause between two attempts; it doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+
+pub(super) async fn pull(
+    store: &Arc<ImageStore>,
+    reference: &Reference,
+    options: &PullOptions,
+    progress: &Progress,
+) -> Result<Pulled> {
+    let session = Session::open(&store.options, reference, options.credentials.as_ref(), "pull").await?;
+    let lease = store.blobs.lease();
+    let wanted = match (&reference.digest, &reference.tag) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(tag)) => tag.clone(),
+        (None, None) => crate::reference::DEFAULT_TAG.to_owned(),
+    };
+    let reference = Reference { tag: reference.tag.clone().or_else(|| tag_for(reference)), ..reference.clone() };
+    progress.status(&wanted, format!("Pulling from {}", reference.repository)).await;
+    let top = fetch_manifest(store, &session, &reference, &wanted, &lease).await?;
+    let (descriptor, image) = choose(store, &session, &reference, &top, options, &lease).await?;
+    if image.config.size > MAX_DOCUMENT {
+        return Err(Error::Hostile("the image's configuration is too large".to_owned()));
+    }
+    fetch_blob(store, &session, &reference, &image.config, &Progress::none(), &lease).await?;
+    let config = store.blobs.document(&image.config.digest)?;
+    let layers = pair(&config, image.layers.clone())?;
+    let before = store.look(|index| index.names.get(&named(&reference)).cloned());
+    fetch_layers(store, &session, &reference, &image, progress, &lease).await?;
+    for layer in &layers {
+        let id = layer.blob.digest.short();
+        if store.unpacked(&layer.diff_id).is_none() {
+            progress.status(id, "Extracting").await;
+            store.ensure_unpacked(&layer.diff_id, &layer.blob).await?;
+            progress.status(id, "Pull complete").await;
+        }
+    }
+    let by_digest = Reference { tag: None, digest: Some(top.digest.clone()), ..reference.clone() };
+    let by_tag = reference.digest.is_none().then(|| reference.clone());
+    let names: Vec<Reference> = by_tag.into_iter().chain([by_digest]).collect();
+    let new = NewImage { config: &config, layers, manifest: Some(descriptor), parent: None, cache_key: None };
+    let id = store.enter(new, &names, &lease)?;
+    let up_to_date = before.as_ref() == Some(&id);
+    progress.status("", format!("Digest: {}", top.digest)).await;
+    let verb = if up_to_date { "Image is up to date" } else { "Downloaded newer image" };
+    progress.status("", format!("Status: {verb} for {}", reference.familiar())).await;
+    Ok(Pulled { id, digest: top.digest, up_to_date })
+}
+
+fn tag_for(reference: &Reference) -> Option<String> {
+    reference.digest.is_none().then(|| crate::reference::DEFAULT_TAG.to_owned())
+}
+
+fn named(reference: &Reference) -> String {
+    Reference { digest: None, ..reference.clone() }.to_string()
+}
+
+/// Fetches a manifest or index, checks its digest, and stores it.
+async fn fetch_manifest(
+    store: &ImageStore,
+    session: &Session,
+    reference: &Reference,
+    wanted: &str,
+    lease: &Lease,
+) -> Result<Descriptor> {
+    let path = format!("/v2/{}/manifests/{wanted}", reference.repository);
+    let response = session.request(Method::GET, &path, &Wanted { accept: &ACCEPT, ..Wanted::default() }).await;
+    let response = response.map_err(|error| match error {
+        Error::NotFound(_) => {
+            Error::NotFound(format!("manifest for {} not found: manifest unknown", reference.familiar()))
+        }
+        other => other,
+    })?;
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (said, media_type) = (header("docker-content-digest"), header("content-type"));
+    let bytes = read_all(response.into_body(), usize::try_from(MAX_DOCUMENT).unwrap_or(usize::MAX)).await?;
+    // The digest that was asked for counts; otherwise what the registry itself says.
+    let claimed = wanted.parse::<Digest>().ok().or_else(|| said.and_then(|text| text.parse().ok()));
+    if let Some(claimed) = &claimed {
+        let mut hasher = Hasher::new(claimed.algorithm());
+        hasher.update(&bytes);
+        if hasher.finish() != *claimed {
+            return Err(Error::Corrupt(format!("manifest verification failed for digest {claimed}")));
+        }
+    }
+    let document = manifest::parse(&bytes, media_type.as_deref())?;
+    let kind = match &document {
+        Document::Manifest(found) if !found.media_type.is_empty() => found.media_type.clone(),
+        Document::Index(found) if !found.media_type.is_empty() => found.media_type.clone(),
+        Document::Manifest(_) => OCI_MANIFEST.to_owned(),
+        Document::Index(_) => OCI_INDEX.to_owned(),
+    };
+    Ok(Descriptor::new(&kind, store.blobs.put(&bytes, lease)?, bytes.len() as u64))
+}
+
+async fn choose(
+    store: &ImageStore,
+    session: &Session,
+    reference: &Reference,
+    top: &Descriptor,
+    options: &PullOptions,
+    lease: &Lease,
+) -> Result<(Descriptor, Manifest)> {
+    let platform = options.platform.clone().unwrap_or_default();
+    let parse = |digest: &Digest, kind: &str| manifest::parse(&store.blobs.document(digest)?, Some(kind));
+    match parse(&top.digest, &top.media_type)? {
+        Document::Manifest(found) => Ok((top.clone(), found)),
+        Document::Index(index) => {
+            let chosen = manifest::choose(&index, &platform).ok_or_else(|| {
+                let (os, architecture) = (&platform.os, &platform.architecture);
+                Error::NotFound(format!("no matching manifest for {os}/{architecture} in the manifest list entries"))
+            })?;
+            let fetched = fetch_manifest(store, session, reference, &chosen.digest.to_string(), lease).await?;
+            match parse(&fetched.digest, &fetched.media_type)? {
+                Document::Manifest(found) => Ok((fetched, found)),
+                Document::Index(_) => Err(Error::Hostile("an index within an index".to_owned())),
+            }
+        }
+    }
+}
+
+async fn fetch_layers(
+    store: &Arc<ImageStore>,
+    session: &Session,
+    reference: &Reference,
+    image: &Manifest,
+    progress: &Progress,
+    lease: &Lease,
+) -> Result<()> {
+    let mut wanted: Vec<&Descriptor> = Vec::new();
+    for layer in &image.layers {
+        // A layer may stand there twice (empty ones do).
+        if wanted.iter().any(|other| other.digest == layer.digest) {
+            continue;
+        }
+        wanted.push(layer);
+        lease.keep(&layer.digest);
+        let text = if store.blobs.has(&layer.digest) { "Already exists" } else { "Pulling fs layer" };
+        progress.status(layer.digest.short(), text).await;
+    }
+    let fetches = wanted.into_iter().map(|layer| fetch_blob(store, session, reference, layer, progress, lease));
+    let mut running = futures::stream::iter(fetches).buffer_unordered(PARALLEL);
+    while let Some(result) = running.next().await {
+        result?;
+    }
+    Ok(())
+}
+
+/// Fetches a blob unless it is here; one at a time for each blob, whoever asks.
+async fn fetch_blob(
+    store: &Arc<ImageStore>,
+    session: &Session,
+    reference: &Reference,
+    wanted: &Descriptor,
+    progress: &Progress,
+    lease: &Lease,
+) -> Result<()> {
+    lease.keep(&wanted.digest);
+    let busy = store.busy(&wanted.digest);
+    let _alone = busy.lock().await;
+    if store.blobs.has(&wanted.digest) {
+        return Ok(());
+    }
+    if wanted.size > store.options.limits.total_bytes {
+        return Err(Error::Hostile(format!("layer {} claims {} bytes", wanted.digest, wanted.size)));
+    }
+    let mut pause = PAUSE;
+    for attempt in 1..=ATTEMPTS {
+        match download(store, session, reference, wanted, progress, lease).await {
+            Err(Error::Unavailable(why)) if attempt < ATTEMPTS => {
+                tracing::debug!(digest = %wanted.digest, attempt, why, "a download broke off");
+                progress.status(wanted.digest.short(), "Retrying").await;
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+async fn download(
+    store: &ImageStore,
+    session: &Session,
+    reference: &Reference,
+    wanted: &Descriptor,
+    progress: &Progress,
+    lease: &Lease,
+) -> Result<()> {
+    let path = store.blobs.partial(&wanted.digest);
+    let short = wanted.digest.short();
+    let doing = || format!("cannot write {}", path.display());
+    let mut file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(Error::io(doing()))?;
+    let (mut hasher, mut size) = hash_so_far(&mut file, wanted)?;
+    if size < wanted.size || wanted.size == 0 {
+        let blob = format!("/v2/{}/blobs/{}", reference.repository, wanted.digest);
+        let response = session.request(Method::GET, &blob, &Wanted { from: size, ..Wanted::default() }).await?;
+        if size > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+            // It starts from the beginning, so do we.
+            use std::io::Seek;
+            file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io(doing()))?;
+            (hasher, size) = (Hasher::new(wanted.digest.algorithm()), 0);
+        }
+        let mut body = response.into_body();
+        while let Some(piece) = next_piece(&mut body).await? {
+            size += piece.len() as u64;
+            if size > wanted.size {
+                drop(std::fs::remove_file(&path));
+                return Err(Error::Corrupt(format!("blob {} is longer than its manifest says", wanted.digest)));
+            }
+            hasher.update(&piece);
+            file.write_all(&piece).map_err(Error::io(doing()))?;
+            progress.figure(short, "Downloading", size, wanted.size);
+        }
+        if size < wanted.size {
+            return Err(Error::Unavailable(format!("blob {} broke off after {size} bytes", wanted.digest)));
+        }
+    }
+    progress.status(short, "Verifying Checksum").await;
+    let found = hasher.finish();
+    if found != wanted.digest {
+        drop(std::fs::remove_file(&path));
+        return Err(Error::Corrupt(format!("filesystem layer verification failed for digest {}", wanted.digest)));
+    }
+    let (target, digest) = (path.clone(), wanted.digest.clone());
+    store.blobs.adopt(&target, &digest, lease)?;
+    progress.status(short, "Download complete").await;
+    Ok(())
+}
+
+/// What an earlier attempt left counts, up to the size that is wanted.
+fn hash_so_far(file: &mut std::fs::File, wanted: &Descriptor) -> Result<(Hasher, u64)> {
+    let mut hasher = Hasher::new(wanted.digest.algorithm());
+    let mut size = 0;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("cannot read a partial download"))? {
+            0 => break,
+            count => {
+                hasher.update(&buffer[..count]);
+                size += count as u64;
+            }
+        }
+    }
+    if size > wanted.size {
+        use std::io::Seek;
+        file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io("cannot write a partial download"))?;
+        return Ok((Hasher::new(wanted.digest.algorithm()), 0));
+    }
+    Ok((hasher, size))
+}

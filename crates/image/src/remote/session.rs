@@ -1,0 +1,412 @@
+//! A conversation with one registry: scheme, authorization, redirects, time-outs. Must never know what is transferred.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE,
+};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::reference::{DEFAULT_REGISTRY, Reference};
+use crate::remote::challenge::{self, Challenge};
+use crate::remote::connect::{Class, Connector, classify, resolve, tls};
+use crate::store::StoreOptions;
+use crate::store::blobs::lock;
+use crate::types::Credentials;
+
+/// The body of a request.
+pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Docker Hub's registry has another name than its images.
+const HUB_HOST: &str = "registry-1.docker.io";
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
+/// Time until the head of an answer is there.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between two pieces of a body.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest answer of a token server, and longest error that is read.
+const MAX_ANSWER: usize = 256 << 10;
+
+/// What is wanted of a registry.
+#[derive(Default)]
+pub struct Wanted<'a> {
+    /// `Accept`.
+    pub accept: &'a [&'a str],
+    /// First byte wanted.
+    pub from: u64,
+    /// `Content-Type`.
+    pub content_type: &'a str,
+    /// Bytes of the body.
+    pub length: Option<u64>,
+}
+
+/// A conversation.
+pub struct Session {
+    base: String,
+    host: String,
+    plain: bool,
+    direct: Client<Connector, RequestBody>,
+    away: Client<Connector, RequestBody>,
+    credentials: Option<Credentials>,
+    scope: String,
+    authorization: Mutex<Option<String>>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Session {
+    /// Starts a conversation about one repository; `actions` are `pull` or `pull,push`.
+    pub async fn open(
+        options: &StoreOptions,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        actions: &str,
+    ) -> Result<Session> {
+        let scope = format!("repository:{}:{actions}", reference.repository);
+        Session::with_scope(options, &reference.registry, credentials, scope).await
+    }
+
+    /// Starts a conversation with a registry.
+    pub async fn with_scope(
+        options: &StoreOptions,
+        registry: &str,
+        credentials: Option<&Credentials>,
+        scope: String,
+    ) -> Result<Session> {
+        let host = if registry == DEFAULT_REGISTRY { HUB_HOST } else { registry }.to_owned();
+        let uri: Uri =
+            format!("https://{host}/").parse().map_err(|_| Error::Invalid(format!("invalid registry {registry:?}")))?;
+        let name = uri.host().unwrap_or_default().to_owned();
+        let addresses = resolve(&name, uri.port_u16().unwrap_or(443)).await?;
+        let class = addresses.iter().map(|address| classify(address.ip())).min().unwrap_or(Class::Public);
+        let listed = options.plain_http.iter().any(|allowed| *allowed == host || *allowed == name);
+        let loopback = addresses.iter().all(|address| address.ip().is_loopback()) && !addresses.is_empty();
+        let tls = tls(options)?;
+        let client = |nearest| {
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(4).build(Connector::new(tls.clone(), nearest))
+        };
+        let mut session = Session {
+            base: format!("https://{host}"),
+            host,
+            plain: listed || loopback,
+            // The user named the registry itself: any address will do for it. Not for where it sends us.
+            direct: client(Class::Local),
+            away: client(class),
+            credentials: credentials.cloned(),
+            scope,
+            authorization: Mutex::new(None),
+        };
+        session.choose_scheme().await?;
+        Ok(session)
+    }
+
+    /// TLS first; plain only where it is allowed and TLS does not answer.
+    async fn choose_scheme(&mut self) -> Result<()> {
+        if !self.plain {
+            return Ok(());
+        }
+        let probe = Request::get(format!("{}/v2/", self.base)).body(empty()).map_err(invalid_request)?;
+        if self.send_raw(&self.direct, probe).await.is_err() {
+            self.base = format!("http://{}", self.host);
+        }
+        Ok(())
+    }
+
+    /// Sends a request without a body, with authorization and redirects.
+    ///
+    /// Errors: what the registry says, as [`failure`] reads it, for all but success.
+    pub async fn request(&self, method: Method, path: &str, wanted: &Wanted<'_>) -> Result<Response<Incoming>> {
+        let response = self.try_request(&method, path, wanted).await?;
+        if response.status().is_success() { Ok(response) } else { Err(failure(response).await) }
+    }
+
+    /// As [`Session::request`], with any status.
+    pub async fn try_request(&self, method: &Method, path: &str, wanted: &Wanted<'_>) -> Result<Response<Incoming>> {
+        self.authorized(method, path, wanted, &empty).await
+    }
+
+    /// Sends a request with a body, which is made anew when authorization has to be got first.
+    pub async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        wanted: &Wanted<'_>,
+        body: &(dyn Fn() -> RequestBody + Send + Sync),
+    ) -> Result<Response<Incoming>> {
+        let response = self.authorized(method, path, wanted, body).await?;
+        if response.status().is_success() { Ok(response) } else { Err(failure(response).await) }
+    }
+
+    async fn authorized(
+        &self,
+        method: &Method,
+        path: &str,
+        wanted: &Wanted<'_>,
+        body: &(dyn Fn() -> RequestBody + Send + Sync),
+    ) -> Result<Response<Incoming>> {
+        let response = self.follow(method, path, wanted, body).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenges: Vec<Challenge> = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| challenge::parse(value.to_str().ok()?))
+            .collect();
+        let Some(authorization) = self.authorize(challenges).await? else { return Err(failure(response).await) };
+        *lock(&self.authorization) = Some(authorization);
+        self.follow(method, path, wanted, body).await
+    }
+
+    async fn follow(
+        &self,
+        method: &Method,
+        path: &str,
+        wanted: &Wanted<'_>,
+        body: &(dyn Fn() -> RequestBody + Send + Sync),
+    ) -> Result<Response<Incoming>> {
+        let mut url = self.absolute(path, None)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let own = url.authority().map(http::uri::Authority::as_str) == Some(self.host.as_str());
+            let mut request = Request::builder().method(method).uri(url.clone());
+            request = request.header(USER_AGENT, concat!("nuee/", env!("CARGO_PKG_VERSION")));
+            for accept in wanted.accept {
+                request = request.header(ACCEPT, *accept);
+            }
+            if wanted.from > 0 {
+                request = request.header(RANGE, format!("bytes={}-", wanted.from));
+            }
+            if !wanted.content_type.is_empty() {
+                request = request.header(CONTENT_TYPE, wanted.content_type);
+            }
+            if let Some(length) = wanted.length {
+                request = request.header(CONTENT_LENGTH, length);
+            }
+            // Credentials are for the registry, never for where it sends us.
+            if own && let Some(authorization) = lock(&self.authorization).clone() {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let request = request.body(body()).map_err(invalid_request)?;
+            let client = if own { &self.direct } else { &self.away };
+            let response = self.send_raw(client, request).await?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = location.ok_or_else(|| Error::Unavailable("a redirect that leads nowhere".to_owned()))?;
+            url = self.absolute(location, Some(&url))?;
+        }
+        Err(Error::Unavailable(format!("{} redirects too often", self.host)))
+    }
+
+    async fn send_raw(
+        &self,
+        client: &Client<Connector, RequestBody>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>> {
+        let uri = request.uri().clone();
+        let describe = |error: hyper_util::client::legacy::Error| {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text = cause.to_string();
+                source = cause.source();
+            }
+            let host = uri.host().unwrap_or_default();
+            Error::Unavailable(format!("cannot reach registry {host}: {text}"))
+        };
+        match tokio::time::timeout(HEAD_TIMEOUT, client.request(request)).await {
+            Ok(answer) => answer.map_err(describe),
+            Err(_) => Err(Error::Unavailable(format!("registry {} does not answer in time", self.host))),
+        }
+    }
+
+    /// An absolute address from what a registry says; TLS is never left.
+    pub fn absolute(&self, location: &str, current: Option<&Uri>) -> Result<Uri> {
+        let text = if location.starts_with('/') {
+            let base = current.and_then(|uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?)));
+            format!("{}{location}", base.as_deref().unwrap_or(&self.base))
+        } else {
+            location.to_owned()
+        };
+        let bad = || Error::Unavailable(format!("registry {} sends us to a bad address", self.host));
+        let uri: Uri = text.parse().map_err(|_| bad())?;
+        match uri.scheme_str() {
+            Some("https") => {}
+            Some("http") if self.base.starts_with("http://") => {}
+            _ => return Err(bad()),
+        }
+        if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
+            return Err(bad());
+        }
+        Ok(uri)
+    }
+
+    async fn authorize(&self, challenges: Vec<Challenge>) -> Result<Option<String>> {
+        if let Some(credentials) = &self.credentials
+            && !credentials.registry_token.is_empty()
+        {
+            return Ok(Some(format!("Bearer {}", credentials.registry_token)));
+        }
+        for challenge in challenges {
+            match challenge {
+                Challenge::Bearer { realm, service, scope } => {
+                    let scope = if self.scope.is_empty() { scope } else { self.scope.clone() };
+                    return self.token(&realm, &service, &scope).await.map(Some);
+                }
+                Challenge::Basic => {
+                    if let Some(basic) = self.basic() {
+                        return Ok(Some(basic));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn basic(&self) -> Option<String> {
+        let credentials = self.credentials.as_ref().filter(|held| !held.username.is_empty())?;
+        let pair = format!("{}:{}", credentials.username, credentials.password);
+        Some(format!("Basic {}", STANDARD.encode(pair)))
+    }
+
+    async fn token(&self, realm: &str, service: &str, scope: &str) -> Result<String> {
+        let realm = self.absolute(realm, None)?;
+        let refresh = self.credentials.as_ref().map(|held| held.identity_token.as_str()).filter(|t| !t.is_empty());
+        let request = if let Some(refresh) = refresh {
+            let form = [
+                ("grant_type", "refresh_token"),
+                ("service", service),
+                ("scope", scope),
+                ("client_id", "nuee"),
+                ("refresh_token", refresh),
+            ];
+            let form: Vec<String> = form.iter().map(|(k, v)| format!("{k}={}", escape(v))).collect();
+            Request::post(realm)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(full(form.join("&").into()))
+        } else {
+            let separator = if realm.query().is_some() { '&' } else { '?' };
+            let mut url = format!("{realm}{separator}service={}", escape(service));
+            if !scope.is_empty() {
+                url.push_str(&format!("&scope={}", escape(scope)));
+            }
+            let mut request = Request::get(url);
+            if let Some(basic) = self.basic() {
+                request = request.header(AUTHORIZATION, basic);
+            }
+            request.body(empty())
+        };
+        let request = request.map_err(invalid_request)?;
+        let response = self.send_raw(&self.away, request).await?;
+        if !response.status().is_success() {
+            return Err(failure(response).await);
+        }
+        let body = read_all(response.into_body(), MAX_ANSWER).await?;
+        let token: Token = serde_json::from_slice(&body)
+            .map_err(|_| Error::Unavailable("the token server's answer is no token".to_owned()))?;
+        let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
+        token
+            .map(|token| format!("Bearer {token}"))
+            .ok_or_else(|| Error::Unauthorized("the token server gave no token".to_owned()))
+    }
+}
+
+fn invalid_request(error: http::Error) -> Error {
+    Error::Invalid(format!("invalid request to a registry: {error}"))
+}
+
+/// No body.
+pub fn empty() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body in memory.
+pub fn full(bytes: Bytes) -> RequestBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Percent-encodes a query value.
+pub fn escape(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// Reads a body of at most so many bytes.
+pub async fn read_all(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = next_piece(&mut body).await? {
+        if bytes.len() + piece.len() > most {
+            return Err(Error::Unavailable(format!("the registry's answer is longer than {most} bytes")));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// The next piece of a body, in time.
+pub async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>> {
+    loop {
+        match tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Ok(Some(Err(error))) => return Err(Error::Unavailable(format!("the registry broke off: {error}"))),
+            Err(_) => return Err(Error::Unavailable("the registry stopped sending".to_owned())),
+        }
+    }
+}
+
+/// Reads what a registry says went wrong. Source: OCI distribution specification, error codes.
+pub async fn failure(response: Response<Incoming>) -> Error {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(Deserialize)]
+    struct One {
+        code: Option<String>,
+        message: Option<String>,
+    }
+    let status = response.status();
+    let body = read_all(response.into_body(), MAX_ANSWER).await.unwrap_or_default();
+    let said: Option<Errors> = serde_json::from_slice(&body).ok();
+    let one = said.and_then(|errors| errors.errors.into_iter().next());
+    let code = one.as_ref().and_then(|one| one.code.clone()).unwrap_or_default();
+    let message: String = one
+        .and_then(|one| one.message)
+        .unwrap_or_else(|| status.canonical_reason().unwrap_or("error").to_owned())
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(500)
+        .collect();
+    match (status, code.as_str()) {
+        (StatusCode::UNAUTHORIZED, _) | (_, "UNAUTHORIZED") => Error::Unauthorized(format!("unauthorized: {message}")),
+        (StatusCode::FORBIDDEN, _) | (_, "DENIED") => Error::Unauthorized(format!("denied: {message}")),
+        (_, "MANIFEST_UNKNOWN") => Error::NotFound(format!("manifest unknown: {message}")),
+        (_, "NAME_UNKNOWN") => Error::NotFound(format!("name unknown: {message}")),
+        (StatusCode::NOT_FOUND, _) => Error::NotFound(format!("not found: {message}")),
+        (StatusCode::TOO_MANY_REQUESTS, _) => Error::Unavailable(format!("toomanyrequests: {message}")),
+        _ => Error::Unavailable(format!("unexpected answer {status} from the registry: {message}")),
+    }
+}
