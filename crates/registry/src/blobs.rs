@@ -3,8 +3,7 @@
 use std::io::SeekFrom;
 
 use axum::body::Body;
-use axum::extract::Request;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use image::Digest;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -21,10 +20,11 @@ pub(crate) async fn read(
     registry: &Registry,
     name: &str,
     digest: &Digest,
-    request: &Request,
+    method: &Method,
+    headers: &HeaderMap,
 ) -> Result<Response, Failure> {
     let size = registry.blob(name, digest)?.ok_or_else(unknown)?;
-    let wanted = request.headers().get(header::RANGE).and_then(|range| range.to_str().ok());
+    let wanted = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let part = match wanted.map_or(Ok(None), |text| range(text, size)) {
         Ok(part) => part,
         Err(()) => {
@@ -44,7 +44,7 @@ pub(crate) async fn read(
     if part.is_some() {
         response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{}/{size}", start + length - 1));
     }
-    let body = if request.method() == Method::HEAD {
+    let body = if *method == Method::HEAD {
         Body::empty()
     } else {
         let mut file = tokio::fs::File::from_std(registry.images.blobs().file(digest)?);

@@ -65,7 +65,12 @@ async fn dispatch(registry: Arc<Registry>, request: Request) -> Result<Response,
         Path::Catalog if read => tags::catalog(&registry, &request),
         Path::Tags(name) if read => tags::list(&registry, &name, &request),
         Path::Referrers(name, digest) if read => referrers::list(&registry, &name, &digest, &request),
-        Path::Blob(name, digest) if read => blobs::read(&registry, &name, &digest, &request).await,
+        Path::Blob(name, digest) if read => {
+            // A body cannot be shared between threads: no borrow of the request may live across an await.
+            let headers = request.headers().clone();
+            drop(request);
+            blobs::read(&registry, &name, &digest, &method, &headers).await
+        }
         Path::Blob(name, digest) if method == Method::DELETE => blobs::delete(&registry, &name, &digest),
         Path::Uploads(name) if method == Method::POST => uploads::start(&registry, &name, request).await,
         Path::Upload(name, id) if read => uploads::status(&registry, &name, &id),
