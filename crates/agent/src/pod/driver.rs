@@ -66,6 +66,8 @@ pub struct Handle {
     pub uid: String,
     pod: watch::Sender<Option<Arc<Pod>>>,
     runs: Mutex<HashMap<String, Runs>>,
+    /// Ids that may exist since before a restart of the daemon, or come next.
+    reserved: Mutex<HashSet<String>>,
 }
 
 /// Runtime ids of a container's runs.
@@ -94,7 +96,8 @@ impl Handle {
     pub fn owned(&self) -> HashSet<String> {
         let runs = self.runs.lock();
         let ids = runs.values().flat_map(|r| [r.current.clone(), r.previous.clone()]);
-        ids.chain([self.uid.clone()]).filter(|id| !id.is_empty()).collect()
+        let reserved = self.reserved.lock();
+        ids.chain([self.uid.clone()]).chain(reserved.iter().cloned()).filter(|id| !id.is_empty()).collect()
     }
 }
 
@@ -140,7 +143,7 @@ struct Driver {
 /// Starts the task of one pod; `found` is what the runtime had at the agent's start.
 pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found: &HashMap<String, ContainerState>) {
     let (object, objects) = watch::channel(Some(pod.clone()));
-    let handle = Arc::new(Handle { uid: uid.clone(), pod: object, runs: Mutex::default() });
+    let handle = Arc::new(Handle { uid: uid.clone(), pod: object, runs: Mutex::default(), reserved: Mutex::default() });
     context.pods.lock().insert(key.clone(), handle.clone());
     let (sender, inbox) = mpsc::channel(INBOX);
     let (status, newest) = watch::channel(None);
@@ -176,9 +179,9 @@ pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found:
         deletion: deletion::Deletion::default(),
         pod,
     };
-    let adopted = driver.restore(found);
+    let restored = driver.restore(found);
     let stop = driver.context.stop.clone();
-    tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects, inbox, adopted)));
+    tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects, inbox, restored)));
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -193,9 +196,13 @@ impl Driver {
         mut self,
         mut objects: watch::Receiver<Option<Arc<Pod>>>,
         mut inbox: mpsc::Receiver<Input>,
-        adopted: Vec<usize>,
+        restored: restore::Restored,
     ) {
-        for index in adopted {
+        for id in &restored.stale {
+            // Half made when the daemon died: the next start uses the same id.
+            clear_run(&self.context, id).await;
+        }
+        for index in restored.adopted {
             self.watch_run(index);
         }
         loop {

@@ -17,6 +17,7 @@ pub mod ending;
 pub mod environment;
 pub mod model;
 pub mod probe;
+mod probe_tls;
 pub mod pull;
 pub mod sandbox;
 pub mod start;

@@ -179,16 +179,19 @@ fn address(target: &Target, host: Option<&str>, port: &IntOrString) -> Result<So
 }
 
 async fn http_get(target: &Target, action: &HTTPGetAction, agent: &str) -> Result<(), String> {
-    if action.scheme.as_deref() == Some("HTTPS") {
-        return Err("HTTPS probes are not supported on this machine".to_owned());
-    }
     let address = address(target, action.host.as_deref(), &action.port)?;
     let path = action.path.as_deref().filter(|p| p.starts_with('/')).unwrap_or("/");
-    let failed = |error: &dyn std::fmt::Display| format!("Get \"http://{address}{path}\": {error}");
+    let secure = action.scheme.as_deref() == Some("HTTPS");
+    let scheme = if secure { "https" } else { "http" };
+    let failed = |error: &dyn std::fmt::Display| format!("Get \"{scheme}://{address}{path}\": {error}");
     let stream = TcpStream::connect(address).await.map_err(|e| failed(&format!("dial tcp {address}: {e}")))?;
     let (mut client, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_LIMIT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(if secure {
+            super::probe_tls::wrap(stream, address.ip()).await.map_err(|e| failed(&e))?
+        } else {
+            Box::new(stream) as Box<dyn node::Duplex>
+        }))
         .await
         .map_err(|e| failed(&e))?;
     let connection = tokio::spawn(connection);

@@ -12,9 +12,18 @@ use crate::pod::model::{Ended, Record};
 use crate::pod::start::run_id;
 use crate::pod::status::ID_SCHEME;
 
+/// What a restart of the daemon found.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// Containers that have a run to wait for.
+    pub adopted: Vec<usize>,
+    /// Runs that were made but never began.
+    pub stale: Vec<String>,
+}
+
 impl Driver {
-    /// Fills the records; gives the indexes of containers that have a run to wait for.
-    pub(super) fn restore(&mut self, found: &HashMap<String, ContainerState>) -> Vec<usize> {
+    /// Fills the records.
+    pub(super) fn restore(&mut self, found: &HashMap<String, ContainerState>) -> Restored {
         let status = self.pod.status.clone().unwrap_or_default();
         if matches!(status.phase.as_deref(), Some("Failed")) && status.reason.is_some() {
             self.around.failed =
@@ -30,7 +39,7 @@ impl Driver {
             .flatten()
             .map(|s| (s.name.clone(), s))
             .collect();
-        let mut adopted = Vec::new();
+        let mut restored = Restored::default();
         for index in 0..self.records.len() {
             let uid = self.handle.uid.clone();
             let probed = {
@@ -45,7 +54,14 @@ impl Driver {
             let attempts = [record.restart_count + 1, record.restart_count];
             let run =
                 attempts.into_iter().find_map(|n| found.get(&run_id(&uid, &record.name, n)).map(|state| (n, state)));
-            if let Some((attempt, state)) = run.filter(|(_, s)| s.started_at_ns > 0) {
+            let begun = run.filter(|(_, s)| s.started_at_ns > 0);
+            let candidates = attempts.map(|n| run_id(&uid, &record.name, n));
+            let adopted_id = begun.map(|(_, state)| state.id.clone());
+            restored.stale.extend(
+                candidates.iter().filter(|id| found.contains_key(*id) && Some(*id) != adopted_id.as_ref()).cloned(),
+            );
+            self.handle.reserved.lock().extend(candidates);
+            if let Some((attempt, state)) = begun {
                 if attempt > record.restart_count {
                     record.last = record.ended.take();
                     record.restart_count = attempt;
@@ -58,7 +74,7 @@ impl Driver {
                 record.started_at = Timestamp::from_nanosecond(state.started_at_ns.into()).ok();
                 record.since = self.context.now();
                 (record.ended, record.waiting) = (None, None);
-                adopted.push(index);
+                restored.adopted.push(index);
             } else if record.life == (Life::Running { started: true }) {
                 let ended = Ended {
                     code: EXIT_UNKNOWN,
@@ -78,7 +94,7 @@ impl Driver {
                 self.handle.runs.lock().insert(record.name.clone(), runs);
             }
         }
-        adopted
+        restored
     }
 }
 
