@@ -16,8 +16,9 @@ const COMMENTED: &str = "\
 # Address and port of the Kubernetes API (HTTPS).
 # kubernetesListen: 0.0.0.0:6443
 
-# Address and port of the image registry (HTTP; only loopback is trusted by clients without TLS).
-# registryListen: 127.0.0.1:5000
+# Address and port of the image registry, such as 127.0.0.1:5000. Not served by default: it has no TLS and asks nobody for
+# credentials yet, so whoever reaches the port can push and pull.
+# registryListen: null
 
 # Further names and addresses for the API's certificate.
 # alternativeNames: []
@@ -52,8 +53,8 @@ pub struct Config {
     pub node_name: String,
     /// Where the Kubernetes API listens.
     pub kubernetes_listen: std::net::SocketAddr,
-    /// Where the image registry listens.
-    pub registry_listen: std::net::SocketAddr,
+    /// Where the image registry listens; `None`: it is not served.
+    pub registry_listen: Option<std::net::SocketAddr>,
     /// Further names and addresses for the API's certificate.
     pub alternative_names: Vec<String>,
     /// Network of pods and of containers without a network of their own.
@@ -73,11 +74,10 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let any = std::net::Ipv4Addr::UNSPECIFIED;
-        let loopback = std::net::Ipv4Addr::LOCALHOST;
         Self {
             node_name: String::new(),
             kubernetes_listen: (any, 6443).into(),
-            registry_listen: (loopback, 5000).into(),
+            registry_listen: None,
             alternative_names: Vec::new(),
             pod_cidr: "10.88.0.0/16".into(),
             service_cidr: "10.96.0.0/16".into(),

@@ -58,7 +58,7 @@ const CHECKS: &[Row] = &[
         port(config.kubernetes_listen, running)
     }),
     ("registry port", "stop what listens there, or set registryListen in config.yaml", |config, running| {
-        port(config.registry_listen, running)
+        config.registry_listen.map_or((Verdict::Ok, "not served".into()), |address| port(address, running))
     }),
     (
         "virtual machines",

@@ -48,8 +48,8 @@ pub struct Endpoints {
     pub kubernetes: String,
     /// For `KUBECONFIG`.
     pub kubeconfig: String,
-    /// Host and port of the image registry.
-    pub registry: String,
+    /// Host and port of the image registry, when it is served.
+    pub registry: Option<String>,
 }
 
 impl Instance {

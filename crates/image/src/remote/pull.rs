@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use http::{Method, StatusCode};
 
 use crate::archive::pair;
@@ -161,7 +162,10 @@ async fn fetch_layers(
         let text = if store.blobs.has(&layer.digest) { "Already exists" } else { "Pulling fs layer" };
         progress.status(layer.digest.short(), text).await;
     }
-    let fetches = wanted.into_iter().map(|layer| fetch_blob(store, session, reference, layer, progress, lease));
+    let mut fetches: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+    for layer in wanted {
+        fetches.push(Box::pin(fetch_blob(store, session, reference, layer, progress, lease)));
+    }
     let mut running = futures::stream::iter(fetches).buffer_unordered(PARALLEL);
     while let Some(result) = running.next().await {
         result?;

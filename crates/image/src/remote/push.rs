@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
 use http::header::LOCATION;
 use http::{Method, StatusCode};
@@ -46,11 +47,10 @@ pub(super) async fn push(
     }
     let session = Session::open(&store.options, &reference, credentials, "pull,push").await?;
     let manifest = manifest_for(store, &id, &layers, &lease).await?;
-    let blobs: Vec<(&EntryLayer, &Descriptor)> = layers.iter().zip(&manifest.document.layers).collect();
-    let sends = blobs.into_iter().map(|(layer, blob)| {
-        let (session, reference) = (&session, &reference);
-        async move { send_layer(store, session, reference, layer, blob, progress).await }
-    });
+    let mut sends: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+    for (layer, blob) in layers.iter().zip(&manifest.document.layers) {
+        sends.push(Box::pin(send_layer(store, &session, &reference, layer, blob, progress)));
+    }
     futures::stream::iter(sends).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
     let config = &manifest.document.config;
     if !exists(&session, &reference, &config.digest).await? {

@@ -49,7 +49,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 println!("  docker      {}", state.endpoints.docker);
                 println!("  kubernetes  {}", state.endpoints.kubernetes);
                 println!("  kubeconfig  {}", state.endpoints.kubeconfig);
-                println!("  registry    {}", state.endpoints.registry);
+                if let Some(registry) = &state.endpoints.registry {
+                    println!("  registry    {registry}");
+                }
             }
             (None, Some(pid)) => println!("Nuée is starting (pid {pid})."),
             (None, None) => {

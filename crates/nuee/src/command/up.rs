@@ -62,7 +62,7 @@ fn configure(instance: &Instance, arguments: &Arguments) -> Result<Config> {
     let mut config = Config::load(&instance.path("config.yaml"))?;
     let Arguments { kubernetes_listen, registry_listen, pod_cidr, service_cidr, node_name, .. } = arguments;
     config.kubernetes_listen = kubernetes_listen.unwrap_or(config.kubernetes_listen);
-    config.registry_listen = registry_listen.unwrap_or(config.registry_listen);
+    config.registry_listen = registry_listen.or(config.registry_listen);
     config.pod_cidr = pod_cidr.clone().unwrap_or(config.pod_cidr);
     config.service_cidr = service_cidr.clone().unwrap_or(config.service_cidr);
     config.node_name = node_name.clone().unwrap_or(config.node_name);

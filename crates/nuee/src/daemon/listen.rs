@@ -13,8 +13,8 @@ use crate::instance::{DEFAULT_SOCKET, GROUP, Instance};
 pub struct Listeners {
     /// For the Kubernetes API.
     pub kubernetes: TcpListener,
-    /// For the image registry.
-    pub registry: TcpListener,
+    /// For the image registry, when it is served.
+    pub registry: Option<TcpListener>,
     /// For the Docker API: in the data directory, and for the default instance at the well-known place too.
     pub docker: Vec<UnixListener>,
 }
@@ -25,9 +25,13 @@ pub async fn bind(instance: &Instance, config: &Config) -> Result<Listeners> {
     if instance.is_default() {
         paths.push(DEFAULT_SOCKET.into());
     }
+    let registry = match config.registry_listen {
+        Some(address) => Some(tcp(address, "registryListen").await?),
+        None => None,
+    };
     Ok(Listeners {
         kubernetes: tcp(config.kubernetes_listen, "kubernetesListen").await?,
-        registry: tcp(config.registry_listen, "registryListen").await?,
+        registry,
         docker: paths.iter().map(|path| unix(path)).collect::<Result<_>>()?,
     })
 }

@@ -82,7 +82,7 @@ fn endpoints(instance: &Instance, config: &Config) -> Endpoints {
         docker: format!("unix://{socket}"),
         kubernetes: server_url(config),
         kubeconfig: share::kubeconfig_path(instance).display().to_string(),
-        registry: config.registry_listen.to_string(),
+        registry: config.registry_listen.map(|address| address.to_string()),
     }
 }
 
@@ -148,6 +148,12 @@ impl House {
             controllers::Options { root_ca: pki.ca_pem.clone() },
         );
 
+        if let Some(listener) = listeners.registry {
+            let port = listener.local_addr()?.port();
+            let names = vec![format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+            let router = registry::router(images.clone(), registry::RegistryOptions { names });
+            tasks.spawn(async move { axum::serve(listener, router).await.context("the image registry ended") });
+        }
         let docker = docker::router(docker::DockerState {
             client: masters("docker-socket"),
             namespace: api::names::DOCKER_NAMESPACE.into(),
