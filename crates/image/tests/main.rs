@@ -6,5 +6,7 @@ mod build;
 mod helpers;
 #[path = "cases/hostile.rs"]
 mod hostile;
+#[path = "cases/remote.rs"]
+mod remote;
 #[path = "cases/store.rs"]
 mod store;

@@ -6,7 +6,6 @@ pub mod blobs;
 mod garbage;
 pub mod index;
 mod layers;
-mod pushed;
 mod remove;
 mod repositories;
 mod served;

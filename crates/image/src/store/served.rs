@@ -34,8 +34,7 @@ impl ImageStore {
         }
         let pair = |(diff_id, blob)| EntryLayer { diff_id, blob };
         let layers = parsed.rootfs.diff_ids.into_iter().zip(image.layers).map(pair).collect();
-        let new =
-            NewImage { config: &config, layers, manifest: Some(manifest.clone()), parent: None, cache_key: None };
+        let new = NewImage { config: &config, layers, manifest: Some(manifest.clone()), parent: None, cache_key: None };
         self.enter(new, names, lease)
     }
 }
