@@ -4,7 +4,5 @@
 mod clients;
 #[path = "cases/helpers.rs"]
 mod helpers;
-#[path = "cases/hostile.rs"]
-mod hostile;
 #[path = "cases/specification.rs"]
 mod specification;

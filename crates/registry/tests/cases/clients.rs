@@ -42,7 +42,7 @@ async fn skopeo_copies_in_and_out_and_digests_stay() {
     assert_eq!(snapshot.lower.len(), 3);
     server.store.remove_snapshot("c").await.unwrap();
     let seen = skopeo(&["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &remote]).await;
-    assert_eq!(record.digests, [format!("{}/team/app@{}", server.address, seen.trim())]);
+    assert_eq!(server.store.manifest(&record.id).unwrap().digest.to_string(), seen.trim());
     // Out as an OCI layout, back in under another name: the same manifest.
     let layout = format!("oci:{}:x", dir.path().join("layout").display());
     skopeo(&["copy", "--src-tls-verify=false", &remote, &layout]).await;
@@ -52,7 +52,7 @@ async fn skopeo_copies_in_and_out_and_digests_stay() {
     let copied = skopeo(&["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &other]).await;
     assert_eq!(copied, seen);
     skopeo(&["delete", "--tls-verify=false", &other]).await;
-    assert!(server.store.manifest_of(&Reference::parse_tagged(&name).unwrap()).is_some());
+    assert!(server.store.get(&name).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

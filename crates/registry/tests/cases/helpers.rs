@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::Router;
 use image::{Digest, ImageStore, Progress};
-use registry::AllowAll;
+use registry::RegistryOptions;
 
 /// A registry that is served until it is dropped.
 pub struct Server {
@@ -22,17 +21,11 @@ impl Drop for Server {
 
 pub async fn serve(dir: &Path) -> Server {
     let store = ImageStore::open(dir).unwrap();
-    let router = registry::router(store.clone(), Arc::new(AllowAll));
-    let (address, task) = listen(router).await;
-    Server { address, store, task }
-}
-
-/// Serves any routes on a loopback port.
-pub async fn listen(router: Router) -> (String, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    let router = registry::router(store.clone(), RegistryOptions { names: vec![address.clone()] });
     let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (address, task)
+    Server { address, store, task }
 }
 
 fn file(builder: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
