@@ -7,7 +7,6 @@ nuee="${NUEE:-nuee}"
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
-getent group nuee >/dev/null || groupadd --system nuee
 if ! "$nuee" status --data-dir "$data" >/dev/null 2>&1; then
     say "Starting Nuée"
     show "$nuee" up --detach --data-dir "$data"

@@ -17,6 +17,10 @@ missing=""
 for package in $want; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
+# Members of this group use Nuée without being root.
+if [ "${1:-run}" = run ]; then
+    getent group nuee >/dev/null || groupadd --system nuee
+fi
 [ -n "$missing" ] || exit 0
 echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive

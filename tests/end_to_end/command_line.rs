@@ -57,3 +57,15 @@ fn doctor_version_and_completion_print() -> Result<()> {
     nuee.nuee(&["--help"])?.failure(0, "Examples:")?;
     Ok(())
 }
+
+#[test]
+fn the_first_workload_of_make_up_runs() -> Result<()> {
+    let nuee = Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../contrib/first-workload.sh");
+    let data = format!("DATA_DIR={}", nuee.data().display());
+    let program = concat!("NUEE=", env!("CARGO_BIN_EXE_nuee"));
+    let shown = nuee.run("env", &[&data, program, script])?.success()?.stdout;
+    assert_eq!(shown.matches("Hello from your cloud.").count(), 2, "{shown}");
+    assert!(shown.contains("export DOCKER_HOST=unix://") && shown.contains("export KUBECONFIG=/"), "{shown}");
+    nuee.finish()
+}

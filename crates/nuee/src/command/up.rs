@@ -82,7 +82,6 @@ fn detach(instance: &Instance) -> Result<()> {
     let arguments = std::env::args_os().skip(1).filter(|word| word != "--detach" && word != "-d");
     let mut child = Command::new(program)
         .args(arguments)
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -30,6 +30,8 @@ pub fn run(instance: &Instance, config: Config) -> Result<()> {
     let started = Instant::now();
     let held = instance.lock()?;
     logging::start(instance)?;
+    // Where it was started from must stay free to be unmounted or removed.
+    std::env::set_current_dir("/").context("cannot change to the root directory")?;
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_stack_size(THREAD_STACK)
