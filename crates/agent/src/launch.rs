@@ -155,24 +155,6 @@ pub struct Launch {
     pub oom_score_adj: Option<i32>,
 }
 
-/// The capabilities that containers have by default. Source: Docker, "Runtime privilege and Linux capabilities".
-pub const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FSETID",
-    "FOWNER",
-    "MKNOD",
-    "NET_RAW",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "SETPCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-    "KILL",
-    "AUDIT_WRITE",
-];
-
 /// All capabilities, in the order of their numbers. Source: linux/capability.h of 6.18.
 const ALL_CAPABILITIES: [&str; 41] = [
     "CHOWN",
@@ -227,7 +209,7 @@ pub fn capabilities(add: &[String], drop: &[String]) -> BTreeSet<String> {
     let base: &[&str] = match (all(&add), all(&drop)) {
         (true, _) => &ALL_CAPABILITIES,
         (false, true) => &[],
-        (false, false) => &DEFAULT_CAPABILITIES,
+        (false, false) => &api::container::DEFAULT_CAPABILITIES,
     };
     let mut set: BTreeSet<String> = base.iter().map(|n| (*n).to_owned()).collect();
     set.retain(|n| !drop.contains(n));
@@ -500,9 +482,9 @@ mod tests {
             let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
             capabilities(&own(add), &own(drop))
         };
-        assert_eq!(set(&[], &[]).len(), DEFAULT_CAPABILITIES.len());
+        assert_eq!(set(&[], &[]).len(), api::container::DEFAULT_CAPABILITIES.len());
         assert_eq!(set(&["NET_ADMIN"], &["ALL"]).into_iter().collect::<Vec<_>>(), ["NET_ADMIN"]);
-        assert_eq!(set(&["cap_net_admin"], &["CAP_MKNOD"]).len(), DEFAULT_CAPABILITIES.len());
+        assert_eq!(set(&["cap_net_admin"], &["CAP_MKNOD"]).len(), api::container::DEFAULT_CAPABILITIES.len());
         assert_eq!(set(&["ALL"], &["SYS_ADMIN"]).len(), ALL_CAPABILITIES.len() - 1);
         assert!(set(&["ALL"], &[]).iter().all(|n| n.parse::<Capability>().is_ok()));
     }
@@ -514,7 +496,7 @@ mod tests {
         let spec = launch.specification(&MACHINE).unwrap();
         let given = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
         assert!(given.effective().as_ref().unwrap().is_empty());
-        assert_eq!(given.bounding().as_ref().unwrap().len(), DEFAULT_CAPABILITIES.len());
+        assert_eq!(given.bounding().as_ref().unwrap().len(), api::container::DEFAULT_CAPABILITIES.len());
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Kubernetes quantities as integers, and resources as cgroup settings. Pure.
+//! Resources of pods as cgroup settings. Pure.
 
 use std::collections::BTreeMap;
 
+pub use api::quantity::{milli, whole};
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -11,63 +12,6 @@ pub const CPU_PERIOD_US: i64 = 100_000;
 const CPU_QUOTA_LEAST_US: i64 = 1_000;
 /// Least and most CPU shares. Source: kernel, cgroup v1 cpu controller.
 const SHARES: (i64, i64) = (2, 262_144);
-
-/// The value in thousandths, rounded up; `None` when it is not a quantity or out of range.
-#[must_use]
-pub fn milli(text: &str) -> Option<i64> {
-    let text = text.trim();
-    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let negative = number.starts_with('-');
-    let number = number.trim_start_matches(['+', '-']);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.len() > 18 {
-        return None;
-    }
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let (numerator, denominator) = scale(suffix)?;
-    let divisor = 10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?.checked_mul(denominator)?;
-    let product = digits.checked_mul(numerator)?.checked_mul(1000)?;
-    let rounded = product.checked_add(divisor - 1)? / divisor;
-    i64::try_from(if negative { -rounded } else { rounded }).ok()
-}
-
-/// The value as an integer, rounded up.
-#[must_use]
-pub fn whole(text: &str) -> Option<i64> {
-    milli(text).map(|m| m.div_euclid(1000) + i64::from(m.rem_euclid(1000) != 0)).or_else(|| {
-        // Bytes may be too many for thousandths.
-        let end = text.find(|c: char| !c.is_ascii_digit())?;
-        let (numerator, denominator) = scale(&text[end..])?;
-        i64::try_from(text[..end].parse::<i128>().ok()?.checked_mul(numerator)? / denominator).ok()
-    })
-}
-
-fn scale(suffix: &str) -> Option<(i128, i128)> {
-    Some(match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1_000),
-        "k" => (1_000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        exponent => {
-            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let factor = 10i128.checked_pow(power.unsigned_abs().min(30))?;
-            if power < 0 { (1, factor) } else { (factor, 1) }
-        }
-    })
-}
 
 /// Bounds for a cgroup; 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod names;
 pub mod network;
+pub mod quantity;
 pub mod volume;
 
 pub use container::{Container, ContainerSpec, ContainerStatus};

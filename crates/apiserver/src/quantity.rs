@@ -1,97 +1,12 @@
-//! Quantities (`100m`, `1Gi`, `2e3`) as whole nano-units. `Source:` apimachinery's `resource.Quantity`.
+//! Quantities in JSON.
 
-/// Nano-units of one unit.
-const NANO: i128 = 1_000_000_000;
+pub use api::quantity::format;
 
-/// The quantity in nano-units, rounded up; `None` when it is none.
-pub fn parse(text: &str) -> Option<i128> {
-    let digits = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let (scale, shift) = suffix_of(suffix)?;
-    let (sign, number) = match number.strip_prefix('-') {
-        Some(rest) => (-1, rest),
-        None => (1, number.strip_prefix('+').unwrap_or(number)),
-    };
-    if number.contains(['+', '-']) {
-        return None;
-    }
-    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && part.is_empty() || part.len() > 18 {
-        return None;
-    }
-    let digits: i128 = format!("{whole}{part}").parse().ok()?;
-    let mut numerator = digits.checked_mul(NANO)?.checked_mul(scale)?;
-    let mut exponent = shift - i32::try_from(part.len()).ok()?;
-    while exponent > 0 {
-        numerator = numerator.checked_mul(10)?;
-        exponent -= 1;
-    }
-    while exponent < 0 {
-        numerator = numerator.checked_add(9)? / 10;
-        exponent += 1;
-    }
-    Some(sign * numerator)
-}
-
-fn suffix_of(suffix: &str) -> Option<(i128, i32)> {
-    Some(match suffix {
-        "" => (1, 0),
-        "n" => (1, -9),
-        "u" => (1, -6),
-        "m" => (1, -3),
-        "k" => (1, 3),
-        "M" => (1, 6),
-        "G" => (1, 9),
-        "T" => (1, 12),
-        "P" => (1, 15),
-        "E" => (1, 18),
-        "Ki" => (1 << 10, 0),
-        "Mi" => (1 << 20, 0),
-        "Gi" => (1 << 30, 0),
-        "Ti" => (1 << 40, 0),
-        "Pi" => (1 << 50, 0),
-        "Ei" => (1 << 60, 0),
-        other => {
-            let exponent = other.strip_prefix(['e', 'E'])?.parse::<i32>().ok()?;
-            (1, Some(exponent).filter(|exponent| (-18..=18).contains(exponent))?)
-        }
-    })
-}
-
-/// The quantity of a JSON value, which may be a number.
+/// The quantity of a JSON value, which may be a number, in nano-units.
 pub fn of_value(value: &serde_json::Value) -> Option<i128> {
     match value {
-        serde_json::Value::String(text) => parse(text),
-        serde_json::Value::Number(number) => parse(&number.to_string()),
+        serde_json::Value::String(text) => api::quantity::nano(text),
+        serde_json::Value::Number(number) => api::quantity::nano(&number.to_string()),
         _ => None,
-    }
-}
-
-/// The shortest plain text.
-pub fn format(nano: i128) -> String {
-    if nano % NANO == 0 { (nano / NANO).to_string() } else { format!("{}m", nano.div_euclid(NANO / 1000)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantities_are_read_exactly_and_nonsense_is_not() {
-        for (text, milli) in [
-            ("1", 1000),
-            ("100m", 100),
-            ("0.1", 100),
-            ("1Ki", 1_024_000),
-            ("2e3", 2_000_000),
-            ("1.5k", 1_500_000),
-            ("-1", -1000),
-        ] {
-            assert_eq!(parse(text), Some(milli * NANO / 1000), "{text}");
-        }
-        for text in ["", "x", "1x", "1e400", "NaN", "Inf", ".", "1..2", "--1", "1e", &"9".repeat(60)] {
-            assert_eq!(parse(text), None, "{text}");
-        }
-        assert_eq!(format(parse("1500m").unwrap()), "1500m");
     }
 }

@@ -70,10 +70,7 @@ pub(crate) async fn put(
     body: Body,
     o: &WriteOptions,
 ) -> Result<Written, Status> {
-    let scale = match body {
-        Body::Value(value) => value,
-        Body::Json(bytes) => crate::json::decode(&bytes)?.0,
-    };
+    let (scale, _) = crate::write::tree(body)?;
     write(server, ctx, kind, path, o, |_| Ok(scale.clone())).await
 }
 

@@ -27,10 +27,7 @@ pub(crate) async fn post(
     body: Body,
     o: &WriteOptions,
 ) -> Result<Written, Status> {
-    let body = match body {
-        Body::Value(value) => value,
-        Body::Json(bytes) => crate::json::decode(&bytes)?.0,
-    };
+    let (body, _) = crate::write::tree(body)?;
     match (kind.group.as_str(), kind.plural.as_str(), path.subresource.as_deref()) {
         ("", "pods", Some("binding")) => bind(server, ctx, kind, path, &body, o).await,
         ("", "pods", Some("eviction")) => evict(server, ctx, kind, path, &body, o).await,

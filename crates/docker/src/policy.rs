@@ -2,6 +2,7 @@
 //! function judges create, exec, update and build, so that a thing refused in one place is refused in all.
 
 use api::ContainerSpec;
+use api::container::DEFAULT_CAPABILITIES;
 
 use crate::error::{Error, Result};
 use crate::operation::Access;
@@ -14,24 +15,6 @@ pub enum Endpoint {
     /// A tenant's endpoint: containers yes, the machine no.
     Tenant,
 }
-
-/// Capabilities that a tenant may add: those of Docker's default set, which every container has anyway.
-const TENANT_CAPABILITIES: [&str; 14] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FSETID",
-    "FOWNER",
-    "MKNOD",
-    "NET_RAW",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "SETPCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-    "KILL",
-    "AUDIT_WRITE",
-];
 
 /// What a request asks of the machine beyond an ordinary container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +100,8 @@ pub(crate) fn privileges(spec: &ContainerSpec) -> Vec<Privilege> {
     for capability in &security.capabilities_add {
         let upper = capability.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        if !TENANT_CAPABILITIES.contains(&name) {
+        // A tenant may add what every container has anyway.
+        if !DEFAULT_CAPABILITIES.contains(&name) {
             asked.push(Privilege::Capability(name.to_owned()));
         }
     }

@@ -20,7 +20,7 @@ pub(crate) struct Decoded {
 }
 
 /// The tree of a body, and its duplicate keys.
-pub(super) fn tree(body: Body) -> Result<(Value, Vec<String>), Status> {
+pub(crate) fn tree(body: Body) -> Result<(Value, Vec<String>), Status> {
     match body {
         Body::Value(value) => Ok((value, Vec::new())),
         Body::Json(bytes) => crate::json::decode(&bytes),

@@ -10,7 +10,7 @@ mod metadata;
 mod patch;
 mod update;
 
-pub(crate) use body::Decoded;
+pub(crate) use body::{Decoded, tree};
 pub(crate) use commit::{Commit, Expect, Outcome};
 pub(crate) use metadata::{generate_name, time};
 pub(crate) use update::Change;
