@@ -44,7 +44,7 @@ impl AuditLog {
         if ctx.source.is_none() && matches!(verb, "get" | "list" | "watch") && code < 400 {
             return;
         }
-        let record = json!({
+        let mut record = json!({
             "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "stage": "ResponseComplete",
             "auditID": ctx.audit_id, "verb": verb,
             "user": {"username": ctx.user.name, "uid": ctx.user.uid, "groups": ctx.user.groups},
@@ -56,6 +56,10 @@ impl AuditLog {
             "requestReceivedTimestamp": now.to_string(),
             "dropped": self.dropped.load(Ordering::Relaxed),
         });
+        let notes = ctx.notes.all();
+        if !notes.is_empty() {
+            record["annotations"] = json!(notes);
+        }
         if let Err(TrySendError::Full(_)) = self.sender.try_send(record) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

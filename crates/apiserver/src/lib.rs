@@ -15,6 +15,7 @@ mod bootstrap;
 mod cache;
 mod custom;
 mod encoding;
+mod expression;
 mod fairness;
 mod json;
 mod keys;
@@ -39,6 +40,7 @@ mod validation;
 mod watch;
 mod write;
 
+pub use admission::{WebhookEndpoint, WebhookTransport};
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource};
 pub use kind_table::{GroupVersion, KindTable};
 pub use object::{Meta, Object, ObjectList};
@@ -50,6 +52,7 @@ pub use path::ResourcePath;
 pub use server::{ApiServer, Error, Options, StaticToken};
 pub use status::{Cause, Details, Reason, Status};
 pub use user::{
-    Attributes, Decision, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, RequestContext, UserInfo,
+    Attributes, AuditNotes, Decision, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_UNAUTHENTICATED, RequestContext,
+    UserInfo,
 };
 pub use watch::{EventKind, WatchEvent, WatchStream};

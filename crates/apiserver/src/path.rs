@@ -52,7 +52,7 @@ impl ResourcePath {
             subresource: self.subresource.clone().unwrap_or_default(),
             namespace: self.namespace.clone().unwrap_or_default(),
             name: self.name.clone().unwrap_or_default(),
-            non_resource_path: None,
+            ..Attributes::default()
         }
     }
 

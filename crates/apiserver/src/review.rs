@@ -54,6 +54,7 @@ fn access(server: &ApiServer, user: &UserInfo, spec: &Value) -> Value {
             subresource: text("subresource"),
             namespace: text("namespace"),
             name: text("name"),
+            field_selector: crate::json::text(resource, "/fieldSelector/rawSelector").to_owned(),
             non_resource_path: None,
         }
     } else {

@@ -1,6 +1,7 @@
 //! The server: its options, its life, and the table of contents of its verbs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use crate::object::{Object, ObjectList};
 use crate::options::{Body, DeleteOptions, Deleted, GetOptions, ListOptions, PatchKind, WriteOptions, Written};
 use crate::path::ResourcePath;
 use crate::status::Status;
-use crate::user::{Attributes, Decision, RequestContext, UserInfo};
+use crate::user::{Attributes, Decision, GROUP_MASTERS, RequestContext, UserInfo};
 use crate::watch::WatchStream;
 
 /// A bearer token that never expires; only its hash is kept.
@@ -55,6 +56,8 @@ pub struct Options {
     pub mount_service_account_tokens: bool,
     /// File of the audit log; `None`: no audit log.
     pub audit_log: Option<std::path::PathBuf>,
+    /// How admission webhooks are called; `None`: a webhook that must be called fails.
+    pub webhooks: Option<Arc<dyn crate::admission::WebhookTransport>>,
     /// The clock.
     pub now: fn() -> Timestamp,
 }
@@ -69,6 +72,7 @@ impl Default for Options {
             tokens: Vec::new(),
             mount_service_account_tokens: false,
             audit_log: None,
+            webhooks: None,
             now: Timestamp::now,
         }
     }
@@ -119,6 +123,7 @@ pub struct ApiServer {
     pub(crate) event_lease: crate::maintenance::EventLease,
     audit: Option<AuditLog>,
     feed: Feed,
+    open: AtomicBool,
 }
 
 impl ApiServer {
@@ -152,6 +157,7 @@ impl ApiServer {
             event_lease: crate::maintenance::EventLease::default(),
             audit,
             feed,
+            open: AtomicBool::new(false),
             store,
             options,
         });
@@ -159,6 +165,7 @@ impl ApiServer {
         let _ = changed.set(Arc::downgrade(&server));
         crate::custom::refresh(&server);
         crate::bootstrap::run(&server).await?;
+        server.open.store(true, Ordering::Release);
         crate::maintenance::start(&server);
         Ok(server)
     }
@@ -171,6 +178,12 @@ impl ApiServer {
     /// The newest revision that the caches know.
     pub fn revision(&self) -> u64 {
         self.progress.revision()
+    }
+
+    /// Whether the default objects are made. Before that, nobody outside is asked about them: a webhook that runs on this
+    /// very cluster could never answer.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
     }
 
     /// Whether the caches still follow the store.
@@ -196,7 +209,7 @@ impl ApiServer {
 
     /// Lists a collection.
     pub async fn list(&self, ctx: &RequestContext, path: &ResourcePath, o: &ListOptions) -> Result<ObjectList, Status> {
-        let _turn = self.admit(ctx, &self.named_by_field(path, o), "list").await?;
+        let _turn = self.admit_selection(ctx, path, o, "list").await?;
         self.recorded(ctx, path, "list", self.list_objects(path, o).await)
     }
 
@@ -207,7 +220,7 @@ impl ApiServer {
         path: &ResourcePath,
         o: &ListOptions,
     ) -> Result<WatchStream, Status> {
-        let turn = self.admit(ctx, &self.named_by_field(path, o), "watch").await?;
+        let turn = self.admit_selection(ctx, path, o, "watch").await?;
         drop(turn);
         let place = self.fairness.watch(&ctx.user)?;
         self.recorded(ctx, path, "watch", self.watch_objects(path, o, place).await)
@@ -273,9 +286,26 @@ impl ApiServer {
         self.recorded(ctx, path, "deletecollection", self.delete_objects(ctx, path, o, selection).await)
     }
 
+    /// Lets admission judge a connection that the dialect serves itself (exec, attach, port-forward); `options` is the
+    /// object that describes it. Answers warnings.
+    pub async fn admit_connection(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        options: &serde_json::Value,
+    ) -> Result<Vec<String>, Status> {
+        let kind = self.kind(path)?;
+        self.admit_connect(ctx, &kind, path, options).await
+    }
+
     /// Whether `user` may do this.
     pub fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
-        self.rbac.authorize(&self.caches, user, attributes)
+        let decision = self.rbac.authorize(&self.caches, user, attributes);
+        let node = crate::authorization::node_name(user).filter(|_| decision.allowed && !user.is_in(GROUP_MASTERS));
+        match node.and_then(|node| crate::authorization::objection(&self.caches, node, attributes)) {
+            Some(reason) => Decision { allowed: false, reason },
+            None => decision,
+        }
     }
 
     /// Whom a bearer token stands for.
@@ -299,7 +329,30 @@ impl ApiServer {
         path: &ResourcePath,
         verb: &str,
     ) -> Result<crate::fairness::Turn, Status> {
-        let attributes = path.attributes(verb);
+        self.admit_attributes(ctx, path, path.attributes(verb)).await
+    }
+
+    /// The same for a part of a collection, which may be allowed where the whole is not.
+    async fn admit_selection(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        o: &ListOptions,
+        verb: &str,
+    ) -> Result<crate::fairness::Turn, Status> {
+        let path = self.named_by_field(path, o);
+        let mut attributes = path.attributes(verb);
+        attributes.field_selector = o.field_selector.clone().unwrap_or_default();
+        self.admit_attributes(ctx, &path, attributes).await
+    }
+
+    async fn admit_attributes(
+        &self,
+        ctx: &RequestContext,
+        path: &ResourcePath,
+        attributes: Attributes,
+    ) -> Result<crate::fairness::Turn, Status> {
+        let verb = attributes.verb.as_str();
         let decision = self.authorize(&ctx.user, &attributes);
         if !decision.allowed {
             let status = crate::authorization::refusal(&ctx.user, &attributes, &decision.reason);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 /// The group of everyone who proved who they are.
 pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
 /// The group of everyone who did not.
@@ -65,6 +67,31 @@ pub struct RequestContext {
     pub audit_id: String,
     /// Where it came from, when it came over the network.
     pub source: Option<IpAddr>,
+    /// What admission wants the audit log to say beside.
+    pub notes: AuditNotes,
+}
+
+/// Annotations of a request's audit record. Cheap to clone; all clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct AuditNotes(Arc<Mutex<BTreeMap<String, String>>>);
+
+/// Most annotations of one record, and the longest. Units: bytes.
+const MAX_NOTES: usize = 64;
+const MAX_NOTE_BYTES: usize = 10 * 1024;
+
+impl AuditNotes {
+    /// Adds an annotation; the first of a name stays.
+    pub fn add(&self, name: &str, text: String) {
+        let mut notes = self.0.lock();
+        if notes.len() < MAX_NOTES && name.len() + text.len() <= MAX_NOTE_BYTES {
+            notes.entry(name.to_owned()).or_insert(text);
+        }
+    }
+
+    /// All annotations.
+    pub fn all(&self) -> BTreeMap<String, String> {
+        self.0.lock().clone()
+    }
 }
 
 impl RequestContext {
@@ -80,6 +107,7 @@ impl RequestContext {
             user: Arc::new(user),
             audit_id: uuid::Uuid::new_v4().to_string(),
             source: None,
+            notes: AuditNotes::default(),
         }
     }
 }
@@ -101,6 +129,8 @@ pub struct Attributes {
     pub namespace: String,
     /// Object name, or empty.
     pub name: String,
+    /// Field selector of a list or watch, or empty.
+    pub field_selector: String,
     /// Set for requests outside resources, e.g. `/version`; then the resource fields do not count.
     pub non_resource_path: Option<String>,
 }

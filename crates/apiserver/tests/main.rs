@@ -4,6 +4,7 @@
 
 mod access;
 mod custom;
+mod nodes;
 mod patches;
 mod server;
 mod watches;

@@ -73,7 +73,7 @@ async fn apply_creates_owns_conflicts_and_is_forced() {
     let conflict = patch(&world, "configmaps", "a", PatchKind::Apply, config("2"), by("two", false)).await.unwrap_err();
     assert_eq!(
         (conflict.code, conflict.message.as_str()),
-        (409, "Apply failed with 1 conflict: conflict with \"one\" using v1: .data.x")
+        (409, "Apply failed with 1 conflict: conflict with \"one\": .data.x")
     );
     assert_eq!(
         (conflict.details.causes[0].reason.as_str(), conflict.details.causes[0].field.as_str()),
@@ -86,7 +86,7 @@ async fn apply_creates_owns_conflicts_and_is_forced() {
     assert!(emptied["data"].is_null(), "{emptied}");
     let anonymous =
         patch(&world, "configmaps", "a", PatchKind::Apply, config("3"), WriteOptions::default()).await.unwrap_err();
-    assert_eq!(anonymous.code, 400);
+    assert_eq!((anonymous.code, anonymous.details.causes[0].field.as_str()), (422, "fieldManager"));
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn plain_writes_take_fields_over_from_appliers() {
         .collect();
     assert_eq!(managers, ["one", "edit"]);
     let conflict = patch(&world, "configmaps", "a", PatchKind::Apply, applied, by("one", false)).await.unwrap_err();
-    assert!(conflict.message.contains("conflict with \"edit\" using v1: .data.x"), "{}", conflict.message);
+    assert!(conflict.message.contains("conflict with \"edit\" using v1 at "), "{}", conflict.message);
 }
 
 #[tokio::test]

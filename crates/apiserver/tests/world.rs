@@ -25,6 +25,7 @@ pub fn kinds() -> Vec<Kind> {
         Kind { status_subresource: true, ..cluster("", "Node", "nodes") },
         Kind { schema: Arc::new(config_schema), ..Kind::new("", "v1", "ConfigMap", "configmaps") },
         Kind::new("", "v1", "ServiceAccount", "serviceaccounts"),
+        Kind::new("", "v1", "Secret", "secrets"),
         Kind::new("", "v1", "Event", "events"),
         Kind::new("", "v1", "ResourceQuota", "resourcequotas"),
         Kind::new("", "v1", "LimitRange", "limitranges"),

@@ -61,6 +61,7 @@ pub(crate) async fn authenticate(api: &ApiServer, parts: &http::request::Parts) 
         user_agent,
         audit_id: uuid::Uuid::new_v4().to_string(),
         source: connection.map(|connection| connection.remote.ip()),
+        notes: apiserver::AuditNotes::default(),
     })
 }
 
@@ -102,7 +103,7 @@ fn impersonate(api: &ApiServer, user: Arc<UserInfo>, headers: &HeaderMap) -> Res
             subresource: subresource.into(),
             namespace: namespace.into(),
             name: name.into(),
-            non_resource_path: None,
+            ..Attributes::default()
         };
         let decision = api.authorize(&user, &attributes);
         let scope = if namespace.is_empty() {

@@ -27,9 +27,11 @@ mod serve;
 mod table;
 mod time;
 mod watch;
+mod webhooks;
 
 pub use client::client;
 pub use endpoints::{ENDPOINTS, Endpoint};
 pub use kinds::builtin_kinds;
 pub use router::{RouterOptions, router};
 pub use serve::{ServeError, ServeLimits, serve};
+pub use webhooks::HttpsWebhooks;

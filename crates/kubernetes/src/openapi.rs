@@ -132,7 +132,9 @@ fn custom_schema(kind: &Kind) -> Value {
 fn wrap_references(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
+            // A schema of schemas has a property that is called `$ref`; that is no reference.
             if map.len() > 1
+                && map.get("$ref").is_some_and(Value::is_string)
                 && let Some(reference) = map.remove("$ref")
             {
                 map.insert("allOf".into(), json!([{"$ref": reference}]));

@@ -58,10 +58,14 @@ fn downgrade(value: &mut Value) {
             for unknown in ["nullable", "oneOf", "anyOf", "not"] {
                 map.remove(unknown);
             }
+            if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
+                // Its members are names, whatever words they are.
+                properties.values_mut().for_each(downgrade);
+            }
             if map.contains_key("operationId") {
                 operation(map);
             }
-            map.values_mut().for_each(downgrade);
+            map.iter_mut().filter(|(name, _)| *name != "properties").for_each(|(_, value)| downgrade(value));
         }
         Value::Array(list) => list.iter_mut().for_each(downgrade),
         _ => {}

@@ -228,7 +228,13 @@ impl Query {
         };
         let text =
             |pointer: &str| value.pointer(pointer).and_then(Value::as_str).filter(|s| !s.is_empty()).map(str::to_owned);
-        let propagation = match text("/propagationPolicy").as_deref() {
+        let policy = text("/propagationPolicy");
+        if let (Some(policy), true) = (&policy, value["orphanDependents"].is_boolean()) {
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            let cause = Cause::invalid("propagationPolicy", &Value::from(policy.as_str()), detail);
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
+        }
+        let propagation = match policy.as_deref() {
             None => match value.get("orphanDependents").and_then(Value::as_bool) {
                 Some(true) => Some(Propagation::Orphan),
                 Some(false) => Some(Propagation::Background),

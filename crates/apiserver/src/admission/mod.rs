@@ -1,12 +1,16 @@
 //! What happens to a write between decoding and storing: changes first, then checks.
 
 mod limit_range;
+mod matching;
+mod node_restriction;
 mod pod_defaults;
 mod pod_security;
 mod policy;
 mod quota;
+mod webhook;
 
 pub use quota::{QuotaGuard, QuotaLocks};
+pub use webhook::{WebhookEndpoint, WebhookTransport};
 
 use serde_json::Value;
 
@@ -29,8 +33,8 @@ pub(crate) struct Request<'a> {
 }
 
 impl ApiServer {
-    /// Fills in what depends on other objects.
-    pub(crate) async fn mutate(&self, request: &mut Request<'_>, object: &mut Value) -> Result<(), Status> {
+    /// Fills in what depends on other objects, and lets webhooks change the object; answers whether one did.
+    pub(crate) async fn mutate(&self, request: &mut Request<'_>, object: &mut Value) -> Result<bool, Status> {
         let kind = request.kind;
         if request.path.subresource.is_none() {
             if kind.is("", "pods") && request.verb == Verb::Create {
@@ -45,7 +49,23 @@ impl ApiServer {
                 crate::custom::complete(self, object);
             }
         }
-        Ok(())
+        webhook::mutate(self, request, object).await
+    }
+
+    /// Judges a connection: policies and webhooks see it as `CONNECT`.
+    pub(crate) async fn admit_connect(
+        &self,
+        ctx: &RequestContext,
+        kind: &Kind,
+        path: &ResourcePath,
+        options: &Value,
+    ) -> Result<Vec<String>, Status> {
+        let (verb, warnings) = (Verb::Connect, Vec::new());
+        let mut request = Request { ctx, kind, path, verb, old: None, dry_run: false, warnings };
+        webhook::mutate(self, &mut request, &mut options.clone()).await?;
+        policy::check(self, &mut request, options)?;
+        webhook::validate(self, &mut request, options).await?;
+        Ok(request.warnings)
     }
 
     /// Checks the result. The guard, when there is one, must be held until the write is done.
@@ -55,8 +75,12 @@ impl ApiServer {
         object: &Value,
     ) -> Result<Option<QuotaGuard>, Status> {
         let kind = request.kind;
+        node_restriction::check(self, request, object)?;
         if request.verb == Verb::Delete {
-            return policy::check(self, request, object).map(|()| None);
+            webhook::mutate(self, request, &mut Value::Null).await?;
+            policy::check(self, request, object)?;
+            webhook::validate(self, request, object).await?;
+            return Ok(None);
         }
         if request.path.subresource.as_deref() != Some("finalize") {
             let mut causes = crate::validation::metadata::validate(kind, object);
@@ -64,7 +88,16 @@ impl ApiServer {
                 causes.extend(crate::validation::metadata::validate_update(object, old));
             }
             if kind.structural {
-                causes.extend(crate::schema::validate(kind, object, &self.patterns));
+                let mut found = crate::schema::validate(kind, object, &self.patterns);
+                if let Some(old) = request.old.filter(|_| !found.is_empty()) {
+                    // What was wrong before and did not change does not hold up the rest.
+                    let before = crate::schema::validate(kind, old, &self.patterns);
+                    found.retain(|cause| !before.contains(cause));
+                }
+                if found.is_empty() {
+                    found = crate::schema::validate_rules(kind, object, request.old);
+                }
+                causes.extend(found);
             }
             if crate::custom::is_definition(kind) {
                 causes.extend(crate::custom::check(object));
@@ -87,11 +120,8 @@ impl ApiServer {
             let namespace = crate::json::text(object, "/metadata/namespace");
             request.warnings.extend(pod_security::check(self, namespace, object)?);
         }
-        if kind.group == "admissionregistration.k8s.io" && kind.plural.ends_with("webhookconfigurations") {
-            // Nobody shall believe in a check that does not happen.
-            request.warnings.push("admission webhooks are stored but not called by this server".to_owned());
-        }
         policy::check(self, request, object)?;
+        webhook::validate(self, request, object).await?;
         if request.verb == Verb::Create && kind.namespaced {
             return quota::reserve(self, kind, object, request.dry_run).await;
         }

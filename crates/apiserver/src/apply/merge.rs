@@ -59,14 +59,20 @@ fn refuse_conflicts(live: &Value, wanted: &Leaves<'_>, present: &Leaves<'_>, oth
         for path in &entry.fields {
             let (Some(new), Some(old)) = (wanted.get(path), present.get(path)) else { continue };
             if new != old && causes.len() < MAX_CONFLICTS {
-                let sub = if entry.subresource.is_empty() {
-                    String::new()
-                } else {
-                    format!(" with subresource \"{}\"", entry.subresource)
-                };
+                // Appliers are named alone; of others it is said how and when, as they may not be known as managers.
+                let mut how = String::new();
+                if !entry.subresource.is_empty() {
+                    how = format!(" with subresource \"{}\"", entry.subresource);
+                }
+                if entry.operation == "Update" {
+                    how = format!("{how} using {}", entry.api_version);
+                    if !entry.time.is_empty() {
+                        how = format!("{how} at {}", entry.time);
+                    }
+                }
                 causes.push(Cause {
                     reason: "FieldManagerConflict".into(),
-                    message: format!("conflict with \"{}\"{sub} using {}", entry.manager, entry.api_version),
+                    message: format!("conflict with \"{}\"{how}", entry.manager),
                     field: display(path),
                 });
             }
@@ -220,7 +226,7 @@ mod tests {
         let status = apply(&live, json!({"spec": {"x": 2}}), "two", false).unwrap_err();
         assert_eq!(
             (status.code, status.message.as_str()),
-            (409, "Apply failed with 1 conflict: conflict with \"one\" using v1: .spec.x")
+            (409, "Apply failed with 1 conflict: conflict with \"one\": .spec.x")
         );
         assert!(apply(&live, json!({"spec": {"x": 1}}), "two", false).is_ok());
         let forced = apply(&live, json!({"spec": {"x": 2}}), "two", true).unwrap();

@@ -1,10 +1,12 @@
 //! Who may do what: RBAC over the cached roles and bindings.
 
 mod escalation;
+mod node;
 mod rbac;
 mod rules;
 
 pub use escalation::check_escalation;
+pub use node::{LEASE_NAMESPACE, node_name, objection};
 pub use rbac::RbacCache;
 pub use rules::Rule;
 

@@ -57,6 +57,8 @@ fn versions(spec: &Value, causes: &mut Vec<Cause>) {
             "must have exactly one version marked as storage version",
         ));
     }
+    // One schema for all versions is shown where the definition's old form had it, as Kubernetes shows it.
+    let shared = versions.iter().all(|version| version["schema"] == versions[0]["schema"]);
     for (index, version) in versions.iter().enumerate() {
         let field = format!("spec.versions[{index}]");
         let name = crate::json::text(version, "/name");
@@ -67,16 +69,16 @@ fn versions(spec: &Value, causes: &mut Vec<Cause>) {
             causes.push(Cause::duplicate(&format!("{field}.name"), &version["name"]));
         }
         match version.pointer("/schema/openAPIV3Schema") {
+            Some(_) if shared && index > 0 => {}
             Some(schema) => {
                 let mut nodes = 0;
+                let at =
+                    if shared { "spec.validation.openAPIV3Schema" } else { &format!("{field}.schema.openAPIV3Schema") };
                 if schema["type"] != "object" {
-                    causes.push(Cause::invalid(
-                        &format!("{field}.schema.openAPIV3Schema.type"),
-                        &schema["type"],
-                        "must be object at the root",
-                    ));
+                    causes.push(Cause::invalid(&format!("{at}.type"), &schema["type"], "must be object at the root"));
                 }
-                structural(schema, &format!("{field}.schema.openAPIV3Schema"), 0, &mut nodes, causes);
+                structural(schema, at, 0, &mut nodes, causes);
+                super::rules::check(schema, at, causes);
             }
             None => causes.push(Cause::required(&format!("{field}.schema.openAPIV3Schema"), "schemas are required")),
         }
@@ -105,7 +107,8 @@ fn structural(schema: &Value, path: &str, depth: usize, nodes: &mut usize, cause
     if let Some(pattern) = schema["pattern"].as_str()
         && let Err(problem) = crate::schema::compile_pattern(pattern)
     {
-        causes.push(Cause::invalid(&format!("{path}.pattern"), &schema["pattern"], &problem));
+        let detail = format!("must be a valid regular expression, but isn't: {problem}");
+        causes.push(Cause::invalid(&format!("{path}.pattern"), &schema["pattern"], &detail));
     }
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         structural(property, &format!("{path}.properties[{name}]"), depth + 1, nodes, causes);

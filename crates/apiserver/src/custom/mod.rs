@@ -3,6 +3,7 @@
 
 mod check;
 mod kinds;
+mod rules;
 
 pub use check::check;
 

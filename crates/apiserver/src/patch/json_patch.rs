@@ -12,6 +12,8 @@ const MAX_NODES_COPIED: usize = 1_000_000;
 pub enum Problem {
     /// It is no JSON patch.
     Malformed(String),
+    /// It has too many operations.
+    TooLarge(String),
     /// It does not fit the object.
     Misfit(String),
 }
@@ -22,7 +24,7 @@ pub fn apply(object: &Value, patch: &Value) -> Result<Value, Problem> {
         return Err(Problem::Malformed("a JSON patch must be an array of operations".into()));
     };
     if operations.len() > MAX_OPERATIONS {
-        return Err(Problem::Malformed(format!(
+        return Err(Problem::TooLarge(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
             operations.len()
         )));
@@ -75,6 +77,8 @@ fn step(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<(),
         }
         "test" => match object.pointer(path) {
             Some(found) if *found == value()? => Ok(()),
+            // What is not there is null, as Kubernetes' own library has it; operators test so before they add a list.
+            None if value()?.is_null() => Ok(()),
             _ => Err(Problem::Misfit(format!("testing path {path:?} failed"))),
         },
         other => Err(Problem::Malformed(format!("unexpected operation {other:?}"))),

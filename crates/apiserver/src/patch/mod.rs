@@ -15,6 +15,7 @@ pub fn apply(kind: &Kind, format: PatchKind, object: &Value, patch: &Value) -> R
     match format {
         PatchKind::Json => json_patch::apply(object, patch).map_err(|problem| match problem {
             json_patch::Problem::Malformed(detail) => Status::bad_request(detail),
+            json_patch::Problem::TooLarge(detail) => Status::request_entity_too_large(detail),
             json_patch::Problem::Misfit(detail) => Status::new(
                 422,
                 crate::status::Reason::Invalid,

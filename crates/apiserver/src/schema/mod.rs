@@ -3,11 +3,13 @@
 mod defaults;
 mod keys;
 mod prune;
+mod rules;
 mod types;
 mod validate;
 
 pub use defaults::fill_defaults;
 pub use prune::prune;
+pub use rules::validate_rules;
 pub use types::check_types;
 pub(crate) use validate::compile as compile_pattern;
 pub use validate::{Patterns, validate};

@@ -5,11 +5,11 @@ use serde_json::Value;
 use super::SchemaRef;
 use crate::kind::Kind;
 
-/// Whether every value has the type that the schema says. Errors: the first that does not.
+/// Whether every value has the type that the schema says. Errors: the first that does not, as Go words it.
 pub fn check_types(kind: &Kind, object: &Value) -> Result<(), String> {
     let schema = SchemaRef::root(kind);
     for (name, value) in object.as_object().into_iter().flatten() {
-        walk(schema.property(name), value, name)?;
+        walk(schema.property(name), value, &format!("{}.{name}", kind.kind))?;
     }
     Ok(())
 }
@@ -17,7 +17,18 @@ pub fn check_types(kind: &Kind, object: &Value) -> Result<(), String> {
 fn walk(schema: SchemaRef<'_>, value: &Value, path: &str) -> Result<(), String> {
     let Some(node) = schema.node() else { return Ok(()) };
     if let Some(expected) = mismatch(node, value) {
-        return Err(format!("json: cannot unmarshal {} into field {path} of type {expected}", type_name(value)));
+        let found = match value {
+            Value::Number(_) => "number",
+            Value::Bool(_) => "bool",
+            other => type_name(other),
+        };
+        let expected = match expected.as_str() {
+            "boolean" => "bool",
+            "integer" => "int64",
+            "number" => "float64",
+            other => other,
+        };
+        return Err(format!("json: cannot unmarshal {found} into Go struct field {path} of type {expected}"));
     }
     match value {
         Value::Object(map) => map.iter().try_for_each(|(name, value)| match value {

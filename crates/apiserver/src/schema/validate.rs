@@ -75,18 +75,16 @@ impl Context<'_> {
             if !nullable && node.get("type").is_some() {
                 self.causes.push(Cause::type_invalid(
                     path,
-                    value,
+                    &Value::from("null"),
                     &format!("{path} in body must be of type {}: \"null\"", node["type"].as_str().unwrap_or("object")),
                 ));
             }
             return;
         }
         if let Some(expected) = mismatch(node, value) {
-            self.causes.push(Cause::type_invalid(
-                path,
-                value,
-                &format!("{path} in body must be of type {expected}: \"{}\"", type_name(value)),
-            ));
+            let found = type_name(value);
+            let detail = format!("{path} in body must be of type {expected}: \"{found}\"");
+            self.causes.push(Cause::type_invalid(path, &Value::from(found), &detail));
             return;
         }
         if let Some(allowed) = node.get("enum").and_then(Value::as_array)

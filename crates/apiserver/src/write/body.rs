@@ -6,7 +6,7 @@ use crate::kind::Kind;
 use crate::options::{Body, FieldValidation};
 use crate::path::ResourcePath;
 use crate::server::ApiServer;
-use crate::status::Status;
+use crate::status::{Reason, Status};
 
 /// Largest object that is stored; etcd's and so Kubernetes' default. Units: bytes.
 pub(super) const MAX_OBJECT_BYTES: usize = 1_572_864;
@@ -30,7 +30,13 @@ pub(crate) fn tree(body: Body) -> Result<(Value, Vec<String>), Status> {
 impl ApiServer {
     /// Decodes the body of a create or update.
     pub(crate) fn decode(&self, kind: &Kind, body: Body, validation: FieldValidation) -> Result<Decoded, Status> {
-        let (value, duplicates) = tree(body)?;
+        let (value, duplicates) = tree(body).map_err(|status| match status.reason {
+            Reason::BadRequest => Status::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): {}",
+                kind.kind, status.message
+            )),
+            _ => status,
+        })?;
         let value = with_type(kind, value)?;
         self.check_fields(kind, value, &duplicates, validation)
     }

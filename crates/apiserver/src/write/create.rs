@@ -83,7 +83,9 @@ impl ApiServer {
             }
             let mut request =
                 Request { ctx, kind, path, verb: Verb::Create, old: None, dry_run: o.dry_run, warnings: Vec::new() };
-            self.mutate(&mut request, &mut candidate).await?;
+            if self.mutate(&mut request, &mut candidate).await? && kind.status_subresource && kind.custom {
+                candidate.as_object_mut().map(|map| map.remove("status"));
+            }
             self.fill_defaults(kind, &mut candidate);
             let _quota = self.validate_and_admit(&mut request, &candidate).await?;
             warnings.clone_from(&request.warnings);

@@ -21,6 +21,7 @@ pub(crate) enum Verb {
     Create,
     Update,
     Delete,
+    Connect,
 }
 
 impl Verb {
@@ -30,6 +31,7 @@ impl Verb {
             Verb::Create => "CREATE",
             Verb::Update => "UPDATE",
             Verb::Delete => "DELETE",
+            Verb::Connect => "CONNECT",
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::kind::Kind;
 use crate::options::{FieldValidation, PatchKind, WriteOptions, Written};
 use crate::path::ResourcePath;
 use crate::server::ApiServer;
-use crate::status::{Reason, Status};
+use crate::status::{Cause, Reason, Status};
 use crate::user::{Attributes, RequestContext};
 
 impl ApiServer {
@@ -66,9 +66,8 @@ impl ApiServer {
     ) -> Result<Written, Status> {
         let manager = o.field_manager.as_deref().unwrap_or_default();
         if manager.is_empty() {
-            return Err(Status::bad_request(
-                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-            ));
+            let cause = Cause::required("fieldManager", "is required for apply patch");
+            return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
         }
         let mut decoded = self.check_fields(kind, patch, duplicates, o.field_validation)?;
         let expected = kind.api_version();

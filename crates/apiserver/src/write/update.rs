@@ -90,7 +90,12 @@ impl ApiServer {
                 if path.subresource.is_none() {
                     (kind.prepare_update)(&mut object, &old);
                 }
-                self.mutate(&mut request, &mut object).await?;
+                if self.mutate(&mut request, &mut object).await? {
+                    // A webhook may change no more than the client may.
+                    metadata::carry_over(kind, &mut object, &old, present.revision())?;
+                    restrict(kind, path, &mut object, &old);
+                    self.fill_defaults(kind, &mut object);
+                }
             }
             metadata::bump_generation(kind, &mut object, &old);
             let _quota = self.validate_and_admit(&mut request, &object).await?;

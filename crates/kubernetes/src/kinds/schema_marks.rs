@@ -123,6 +123,12 @@ pub(super) fn apply(definitions: &mut Map<String, Value>) {
         {
             strategy["x-kubernetes-patch-strategy"] = "retainKeys".into();
         }
+        // Any value at all: the generator says "object" for want of a word.
+        if name.ends_with("apiextensions.v1.JSON")
+            && let Some(map) = definition.as_object_mut()
+        {
+            map.remove("type");
+        }
         mark_unmarked_lists(definition);
     }
 }

@@ -14,7 +14,7 @@ use apiserver::{GetOptions, RequestContext, ResourcePath, Status};
 use axum::response::Response;
 use http::Method;
 use node::Workload;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::resource::{Call, not_allowed};
 
@@ -55,13 +55,44 @@ pub(crate) async fn serve(protocol: Protocol, call: Call) -> Result<Response, St
     if !methods.contains(&call.parts.method) {
         return Err(not_allowed(&call));
     }
+    let record = (call.state.api.clone(), call.context.clone(), call.path.clone());
+    let answer = open(protocol, call, verb).await;
+    // Recorded when the stream opens: it may last for days, and who looked must be known before that.
+    let code = answer.as_ref().map_or_else(|status| status.code, |response| response.status().as_u16());
+    let (api, context, path) = record;
+    api.audit(&context, &path, verb, code);
+    answer
+}
+
+async fn open(protocol: Protocol, call: Call, verb: &str) -> Result<Response, Status> {
     authorize(&call, verb)?;
     let pod = pod(&call).await?;
-    match protocol {
-        Protocol::Log => log::serve(&call, &pod).await,
-        Protocol::Exec | Protocol::Attach => session::serve(protocol, call, &pod).await,
-        Protocol::PortForward => port_forward::serve(call, &pod).await,
+    if protocol == Protocol::Log {
+        return log::serve(&call, &pod).await;
     }
+    let warnings = call.state.api.admit_connection(&call.context, &call.path, &options(protocol, &call)).await?;
+    let mut response = match protocol {
+        Protocol::PortForward => port_forward::serve(call, &pod).await,
+        _ => session::serve(protocol, call, &pod).await,
+    }?;
+    crate::router::with_warnings(&mut response, warnings);
+    Ok(response)
+}
+
+/// The object that describes the connection to admission.
+fn options(protocol: Protocol, call: &Call) -> Value {
+    let flag = |name: &str| call.query.flag(name);
+    let kind = match protocol {
+        Protocol::PortForward => return json!({"apiVersion": "v1", "kind": "PodPortForwardOptions"}),
+        Protocol::Attach => "PodAttachOptions",
+        _ => "PodExecOptions",
+    };
+    let mut options = json!({"apiVersion": "v1", "kind": kind, "stdin": flag("stdin"), "stdout": flag("stdout"),
+        "stderr": flag("stderr"), "tty": flag("tty"), "container": call.query.text("container").unwrap_or_default()});
+    if protocol == Protocol::Exec {
+        options["command"] = json!(call.query.all("command"));
+    }
+    options
 }
 
 fn authorize(call: &Call, verb: &str) -> Result<(), Status> {

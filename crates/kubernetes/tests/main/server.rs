@@ -44,7 +44,12 @@ impl Server {
             now: jiff::Timestamp::now,
         })
         .unwrap();
-        let options = apiserver::Options { token_key: Some(pki.token_key.clone()), ..apiserver::Options::default() };
+        let options = apiserver::Options {
+            token_key: Some(pki.token_key.clone()),
+            audit_log: Some(dir.path().join("audit.log")),
+            webhooks: Some(Arc::new(kubernetes::HttpsWebhooks::default())),
+            ..apiserver::Options::default()
+        };
         let store = store::MemoryStore::new();
         let api = apiserver::ApiServer::open(store, kubernetes::builtin_kinds(), options).await.unwrap();
         let options = kubernetes::RouterOptions { server_address: address, ..Default::default() };
@@ -56,11 +61,35 @@ impl Server {
         Server { dir, task, router }
     }
 
+    /// A directory in the server's own.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+
     /// A file in the server's directory.
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, content).unwrap();
         path
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
+    }
+
+    /// The first record of the audit log that contains `text`, as soon as it is there.
+    pub async fn audit_until(&self, text: &str) -> serde_json::Value {
+        for _ in 0..600 {
+            let log = std::fs::read_to_string(self.dir.path().join("audit.log")).unwrap_or_default();
+            if let Some(line) = log.lines().find(|line| line.contains(text) && line.ends_with('}')) {
+                return serde_json::from_str(line).unwrap();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("the audit log has no record with {text}");
     }
 
     /// Runs kubectl with the administrator's kubeconfig; words are separated by single spaces.

@@ -216,6 +216,7 @@ async fn open_api(
         node_ports: config.node_ports,
         token_key: Some(pki.token_key.clone()),
         audit_log: Some(instance.path("audit.log")),
+        webhooks: Some(Arc::new(kubernetes::HttpsWebhooks::default())),
         ..apiserver::Options::default()
     };
     let opened = apiserver::ApiServer::open(store, kubernetes::builtin_kinds(), options).await;

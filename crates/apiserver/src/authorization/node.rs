@@ -1,0 +1,122 @@
+//! What a machine's own credential may reach: beyond its role, only objects that concern this very machine. A stolen
+//! machine must not read the secrets of another. `Source:` Kubernetes' documentation, "Using Node Authorization".
+
+use serde_json::Value;
+
+use crate::cache::Caches;
+use crate::keys;
+use crate::user::{Attributes, UserInfo};
+
+/// Group of all machines.
+const GROUP_NODES: &str = "system:nodes";
+/// Prefix of their names.
+const USER_PREFIX: &str = "system:node:";
+/// Namespace of the machines' leases.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// The machine that the user is, when it is one.
+pub fn node_name(user: &UserInfo) -> Option<&str> {
+    user.name.strip_prefix(USER_PREFIX).filter(|name| !name.is_empty() && user.is_in(GROUP_NODES))
+}
+
+/// Why a machine may not do what its role allows; `None` when it may.
+pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> {
+    if a.non_resource_path.is_some() {
+        return None;
+    }
+    let verb = a.verb.as_str();
+    let reads = matches!(verb, "get" | "list" | "watch");
+    let own = |name: &str| {
+        (name != node).then(|| format!("node '{node}' cannot {verb} '{name}', only its own {}", a.resource))
+    };
+    let named = |found: bool| (!found).then(|| format!("no relationship found between node '{node}' and this object"));
+    match (a.group.as_str(), a.resource.as_str(), a.subresource.as_str()) {
+        ("", "nodes", _) if verb == "create" => None,
+        ("", "nodes", _) => own(&a.name),
+        ("", "secrets", _) => named(reads && is_used(caches, node, a, SECRETS)),
+        ("", "configmaps", _) => named(reads && is_used(caches, node, a, CONFIG_MAPS)),
+        ("", "persistentvolumeclaims", _) => named(is_used(caches, node, a, CLAIMS)),
+        ("", "persistentvolumes", _) => named(volume_is_used(caches, node, a)),
+        ("", "serviceaccounts", _) => named(
+            pods_of(caches, node, &a.namespace)
+                .iter()
+                .any(|pod| pod["spec"]["serviceAccountName"] == a.name.as_str() && !a.name.is_empty()),
+        ),
+        ("", "pods", _) if verb == "get" => named(pod_is_here(caches, node, a)),
+        ("", "pods", _) if reads => selects(a, node),
+        ("nuee.dev", "containers", _) if verb == "get" => named(is_bound(caches, "nuee.dev", "containers", node, a)),
+        ("nuee.dev", "containers", _) if reads => selects(a, node),
+        ("coordination.k8s.io", "leases", _) if a.namespace != LEASE_NAMESPACE => {
+            Some(format!("can only access leases in the \"{LEASE_NAMESPACE}\" system namespace"))
+        }
+        ("coordination.k8s.io", "leases", _) if verb == "create" => None,
+        ("coordination.k8s.io", "leases", _) => own(&a.name),
+        _ => None,
+    }
+}
+
+/// Lists and watches of what is bound to machines must ask for this machine's part.
+fn selects(a: &Attributes, node: &str) -> Option<String> {
+    let wanted = format!("spec.nodeName={node}");
+    let asked = a.field_selector.split(',').any(|term| term.replace("==", "=") == wanted);
+    (!asked).then(|| format!("can only list/watch {} with spec.nodeName field selector", a.resource))
+}
+
+fn pod_is_here(caches: &Caches, node: &str, a: &Attributes) -> bool {
+    is_bound(caches, "", "pods", node, a)
+}
+
+fn is_bound(caches: &Caches, group: &str, plural: &str, node: &str, a: &Attributes) -> bool {
+    let found = caches.get(&keys::resource(group, plural)).get(&keys::relative(&a.namespace, &a.name));
+    found.is_some_and(|found| found.to_value()["spec"]["nodeName"] == node)
+}
+
+/// The pods of a namespace on this machine.
+fn pods_of(caches: &Caches, node: &str, namespace: &str) -> Vec<Value> {
+    let pods = caches.get(&keys::resource("", "pods")).all(&format!("{namespace}/"));
+    // The machine's name is one of the kind's selectable fields, so other machines' pods need not be read.
+    let here =
+        pods.into_iter().filter(|pod| pod.meta.fields.is_empty() || pod.meta.fields.iter().any(|own| **own == *node));
+    here.map(|pod| pod.to_value()).filter(|pod| pod["spec"]["nodeName"] == node).collect()
+}
+
+/// Members of a pod's spec that refer to something, and the members there that name it.
+type References = &'static [(&'static str, &'static [&'static str])];
+const SECRETS: References = &[
+    ("secret", &["secretName", "name"]),
+    ("secretRef", &["name"]),
+    ("secretKeyRef", &["name"]),
+    ("imagePullSecrets", &["name"]),
+    ("nodePublishSecretRef", &["name"]),
+];
+const CONFIG_MAPS: References =
+    &[("configMap", &["name"]), ("configMapRef", &["name"]), ("configMapKeyRef", &["name"])];
+const CLAIMS: References = &[("persistentVolumeClaim", &["claimName"])];
+
+fn is_used(caches: &Caches, node: &str, a: &Attributes, references: References) -> bool {
+    !a.name.is_empty()
+        && pods_of(caches, node, &a.namespace).iter().any(|pod| refers(&pod["spec"], references, &a.name))
+}
+
+fn refers(value: &Value, references: References, name: &str) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(member, value)| {
+            let here = references.iter().find(|(own, _)| own == member).is_some_and(|(_, names)| {
+                let one = |value: &Value| names.iter().any(|own| value[*own] == name);
+                one(value) || value.as_array().is_some_and(|items| items.iter().any(one))
+            });
+            here || refers(value, references, name)
+        }),
+        Value::Array(items) => items.iter().any(|item| refers(item, references, name)),
+        _ => false,
+    }
+}
+
+fn volume_is_used(caches: &Caches, node: &str, a: &Attributes) -> bool {
+    let Some(volume) = caches.get(&keys::resource("", "persistentvolumes")).get(&a.name) else { return false };
+    let volume = volume.to_value();
+    let claim = &volume["spec"]["claimRef"];
+    let text = |member: &str| claim[member].as_str().unwrap_or_default().to_owned();
+    let claim = Attributes { namespace: text("namespace"), name: text("name"), ..Attributes::default() };
+    is_used(caches, node, &claim, CLAIMS)
+}
