@@ -19,6 +19,7 @@ packages:
 
 test-packages:
 	$(SUDO) contrib/packages.sh test
+	$(SUDO) contrib/python-clients.sh target/python-clients
 
 build:
 	$(CARGO) build --release --locked --package nuee
