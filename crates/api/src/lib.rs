@@ -2,6 +2,7 @@
 //! own kinds come from `k8s-openapi`. No I/O here.
 
 pub mod container;
+pub mod cron;
 pub mod names;
 pub mod network;
 pub mod quantity;

@@ -14,7 +14,13 @@ const REVISION_HISTORY: i64 = 10;
 const PROGRESS_SECONDS: i64 = 600;
 
 pub(super) fn kinds() -> Vec<Registration> {
-    vec![deployment(), replica_set(), controller_revision()]
+    vec![
+        deployment(),
+        replica_set(),
+        super::apps_sets::daemon_set(),
+        super::apps_sets::stateful_set(),
+        controller_revision(),
+    ]
 }
 
 fn scale() -> Option<ScalePaths> {
@@ -25,14 +31,14 @@ fn scale() -> Option<ScalePaths> {
     })
 }
 
-fn workload(kind: &mut Kind, short: &str) {
+pub(super) fn workload(kind: &mut Kind, short: &str) {
     kind.short_names = texts(&[short]);
     kind.categories = texts(&["all"]);
     kind.status_subresource = true;
     kind.scale = scale();
 }
 
-fn template_columns() -> [apiserver::Column; 3] {
+pub(super) fn template_columns() -> [apiserver::Column; 3] {
     [
         wide(column("Containers", "string", container_names)),
         wide(column("Images", "string", container_images)),

@@ -4,8 +4,10 @@
 mod admissionregistration;
 mod apiextensions;
 mod apps;
+mod apps_sets;
 mod authentication;
 mod authorization;
+mod batch;
 mod columns;
 mod coordination;
 mod core;
@@ -67,6 +69,7 @@ pub(crate) fn registrations() -> Vec<Registration> {
     let groups: &[fn() -> Vec<Registration>] = &[
         core::kinds,
         apps::kinds,
+        batch::kinds,
         discovery::kinds,
         coordination::kinds,
         rbac::kinds,
