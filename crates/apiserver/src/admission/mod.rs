@@ -1,5 +1,6 @@
 //! What happens to a write between decoding and storing: changes first, then checks.
 
+mod external_ips;
 mod limit_range;
 mod matching;
 mod node_restriction;
@@ -40,6 +41,7 @@ impl ApiServer {
             if kind.is("", "pods") && request.verb == Verb::Create {
                 pod_defaults::service_account(self, object)?;
                 pod_defaults::priority(self, object)?;
+                pod_defaults::tolerations(object);
                 limit_range::fill_defaults(self, object);
             }
             if kind.allocator.is_some() {
@@ -112,6 +114,9 @@ impl ApiServer {
             }
         }
         crate::authorization::check_escalation(self, &request.ctx.user, kind, object, request.old)?;
+        if kind.is("", "services") {
+            external_ips::check(self, request, object)?;
+        }
         if kind.is("", "pods") && request.verb == Verb::Create {
             limit_range::check(self, object)?;
         }

@@ -81,6 +81,27 @@ fn mount_token(pod: &mut Value) {
     }
 }
 
+/// How long a pod stays on a machine that is not ready or does not answer, when it does not say. Units: seconds. `Source:`
+/// Kubernetes, DefaultTolerationSeconds admission.
+const PATIENCE_SECONDS: u32 = 300;
+
+/// Gives a pod its patience with machines that fail.
+pub(super) fn tolerations(pod: &mut Value) {
+    let mut own = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    let covers = |one: &Value, key: &str| {
+        let (own_key, effect) = (crate::json::text(one, "/key"), crate::json::text(one, "/effect"));
+        (own_key == key || own_key.is_empty()) && matches!(effect, "" | "NoExecute")
+    };
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        if !own.iter().any(|one| covers(one, key)) {
+            own.push(
+                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": PATIENCE_SECONDS}),
+            );
+        }
+    }
+    pod["spec"]["tolerations"] = own.into();
+}
+
 /// Resolves the priority class, or the default one.
 pub(super) fn priority(server: &ApiServer, pod: &mut Value) -> Result<(), Status> {
     let name = crate::json::text(pod, "/spec/priorityClassName").to_owned();
