@@ -20,8 +20,25 @@ pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
     }
 }
 
-/// Publishes an event; a failure is logged and does no harm.
+/// Who speaks when the scheduler does.
+pub const SCHEDULER: &str = "default-scheduler";
+/// Who speaks when a controller does.
+pub const CONTROLLER: &str = "controller-manager";
+
+/// Publishes an event of the scheduler; a failure is logged and does no harm.
 pub async fn publish(client: &Client, about: &ObjectReference, kind: &str, reason: &str, message: &str) {
+    publish_from(client, about, kind, reason, message, SCHEDULER).await;
+}
+
+/// Publishes an event; a failure is logged and does no harm.
+pub async fn publish_from(
+    client: &Client,
+    about: &ObjectReference,
+    kind: &str,
+    reason: &str,
+    message: &str,
+    component: &str,
+) {
     let namespace = about.namespace.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into());
     let now = Time(jiff::Timestamp::now());
     let mut end = message.len().min(MESSAGE_BYTES);
@@ -41,7 +58,7 @@ pub async fn publish(client: &Client, about: &ObjectReference, kind: &str, reaso
         first_timestamp: Some(now.clone()),
         last_timestamp: Some(now),
         count: Some(1),
-        source: Some(EventSource { component: Some("default-scheduler".into()), host: None }),
+        source: Some(EventSource { component: Some(component.into()), host: None }),
         ..Event::default()
     };
     if let Err(error) =

@@ -9,16 +9,25 @@ use kube::runtime::controller::Action;
 use kube::runtime::{Controller, WatchStreamExt, watcher};
 use tokio::task::JoinSet;
 
+pub mod api_service;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+pub mod job;
+pub mod leader;
+pub mod members;
 pub mod namespace;
+pub mod node_life;
 pub mod pods;
 pub mod quantity;
 pub mod replica_set;
+pub mod revisions;
 pub mod scheduler;
 pub mod service_account;
+pub mod stateful_set;
 
 /// Time before a reconcile that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -45,6 +54,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Options {
     /// PEM text of the cluster's CA, published as `kube-root-ca.crt` in every namespace.
     pub root_ca: String,
+    /// Name of this daemon among those that may lead: the same after a restart, and no other's.
+    pub identity: String,
+    /// Where the API is, for the Service `kubernetes`; `None`: there is no such Service.
+    pub api: Option<api_service::ApiPlace>,
 }
 
 /// The running controllers; dropping this ends them.
@@ -53,22 +66,47 @@ pub struct Controllers {
 }
 
 impl Controllers {
-    /// Starts every controller and the scheduler. `scheduler` is a client with the scheduler's own identity.
+    /// Starts every controller and the scheduler; they work while this daemon leads. `scheduler` is a client with the
+    /// scheduler's own identity.
     pub fn start(client: kube::Client, scheduler: kube::Client, options: Options) -> Self {
         let mut tasks = JoinSet::new();
-        tasks.spawn(forever("scheduler", move || scheduler::run(scheduler.clone())));
-        tasks.spawn(replica_set::run(client.clone()));
-        tasks.spawn(deployment::run(client.clone()));
-        tasks.spawn(endpoints::run(client.clone()));
-        tasks.spawn(namespace::run(client.clone()));
-        tasks.spawn(service_account::run(client.clone(), options.root_ca));
-        tasks.spawn(forever("garbage collector", move || garbage::run(client.clone())));
+        let identity = options.identity.clone();
+        let work = {
+            let client = client.clone();
+            move || run_all(client.clone(), scheduler.clone(), options.clone())
+        };
+        tasks.spawn(leader::lead(client, identity, work));
         Self { tasks }
     }
 
     /// Stops them all and waits until they are gone.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+/// Runs all of them until one ends, which none does by itself. Dropping the future ends them.
+async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options) {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(forever("scheduler", move || scheduler::run(scheduler.clone())));
+    tasks.spawn(replica_set::run(client.clone()));
+    tasks.spawn(deployment::run(client.clone()));
+    tasks.spawn(daemon_set::run(client.clone()));
+    tasks.spawn(stateful_set::run(client.clone()));
+    tasks.spawn(job::run(client.clone()));
+    tasks.spawn(cron_job::run(client.clone()));
+    tasks.spawn(endpoints::run(client.clone()));
+    tasks.spawn(namespace::run(client.clone()));
+    tasks.spawn(service_account::run(client.clone(), options.root_ca));
+    if let Some(place) = options.api {
+        let client = client.clone();
+        tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
+    }
+    let nodes = client.clone();
+    tasks.spawn(forever("node life cycle", move || node_life::run(nodes.clone())));
+    tasks.spawn(forever("garbage collector", move || garbage::run(client.clone())));
+    if let Some(Err(error)) = tasks.join_next().await {
+        tracing::error!(%error, "a controller broke");
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{Result, chain, follow, watching};
 
 mod act;
 mod convert;
+mod preempt;
+mod relations;
 
 pub use convert::{machine, pod_workload};
 
@@ -46,6 +48,10 @@ struct Pending {
     age: jiff::Timestamp,
     /// Why it could not be placed last time, so that the same is not reported twice.
     refused: Option<String>,
+    /// It may ask others to leave.
+    preempts: bool,
+    /// Those who were asked; while one of them is still there, nobody else is.
+    asked: Vec<String>,
 }
 
 struct Scheduler {
@@ -56,6 +62,12 @@ struct Scheduler {
     fresh: HashSet<String>,
     /// Bound by us, not yet seen bound: kept so that a failed request can be undone.
     assumed: HashMap<String, Pending>,
+    /// Pods that have a place.
+    holders: BTreeMap<String, preempt::Holder>,
+    /// The same, to speak to.
+    targets: HashMap<String, act::Target>,
+    /// How many of them have which priority.
+    priorities: BTreeMap<i32, usize>,
     /// For each kind that is being listed anew: what was seen so far.
     listing: HashMap<&'static str, HashSet<String>>,
     known: HashMap<&'static str, HashSet<String>>,
@@ -82,6 +94,9 @@ pub async fn run(client: Client) -> Result<()> {
         pending: BTreeMap::new(),
         fresh: HashSet::new(),
         assumed: HashMap::new(),
+        holders: BTreeMap::new(),
+        targets: HashMap::new(),
+        priorities: BTreeMap::new(),
         listing: HashMap::new(),
         known: HashMap::new(),
         unsynced: ["node", "pod", "container"].into_iter().collect(),
@@ -159,6 +174,7 @@ impl Scheduler {
         self.pool.remove(id);
         self.pending.remove(id);
         self.assumed.remove(id);
+        self.release(id);
         self.retry_all();
     }
 
@@ -179,6 +195,8 @@ impl Scheduler {
             priority,
             age: created(pod),
             refused: None,
+            preempts: spec.and_then(|spec| spec.preemption_policy.as_deref()) != Some("Never"),
+            asked: Vec::new(),
         });
         id
     }
@@ -193,6 +211,8 @@ impl Scheduler {
             priority: 0,
             age: created(container),
             refused: None,
+            preempts: false,
+            asked: Vec::new(),
         });
         id
     }
@@ -205,17 +225,44 @@ impl Scheduler {
             }
             self.pending.remove(id);
             self.assumed.remove(id);
+            self.release(id);
         } else if let Some(node) = node {
             self.assumed.remove(id);
             self.pending.remove(id);
-            self.pool.assign(&node, pending().workload);
+            let placed = pending();
+            if placed.target.is_pod() {
+                self.hold(id, &placed, &node);
+            }
+            self.pool.assign(&node, placed.workload);
         } else if waits && !self.assumed.contains_key(id) {
             let mut next = pending();
-            next.refused = self.pending.get(id).and_then(|before| before.refused.clone());
+            if let Some(before) = self.pending.get(id) {
+                next.refused.clone_from(&before.refused);
+                next.asked.clone_from(&before.asked);
+            }
             self.fresh.insert(id.to_owned());
             self.pending.insert(id.to_owned(), next);
         } else if !waits {
             self.pending.remove(id);
+        }
+    }
+
+    fn hold(&mut self, id: &str, placed: &Pending, node: &str) {
+        self.release(id);
+        *self.priorities.entry(placed.priority).or_default() += 1;
+        let (workload, machine) = (placed.workload.clone(), node.to_owned());
+        self.holders.insert(id.to_owned(), preempt::Holder { workload, priority: placed.priority, machine });
+        self.targets.insert(id.to_owned(), placed.target.clone());
+    }
+
+    fn release(&mut self, id: &str) {
+        self.targets.remove(id);
+        let Some(holder) = self.holders.remove(id) else { return };
+        if let Some(count) = self.priorities.get_mut(&holder.priority) {
+            *count -= 1;
+            if *count == 0 {
+                self.priorities.remove(&holder.priority);
+            }
         }
     }
 
@@ -246,6 +293,7 @@ impl Scheduler {
                         self.report(&pending, reason.clone());
                         pending.refused = Some(reason);
                     }
+                    self.preempt(&mut pending);
                     self.pending.insert(id, pending);
                 }
             }
@@ -255,8 +303,11 @@ impl Scheduler {
     fn bind(&self, id: String, pending: Pending, machine: String) {
         let (client, binds, verdicts) = (self.client.clone(), self.binds.clone(), self.verdicts.clone());
         tokio::spawn(async move {
-            let Ok(_permit) = binds.acquire().await else { return };
-            match pending.target.bind(&client, &machine).await {
+            let Ok(permit) = binds.acquire().await else { return };
+            let bound = pending.target.bind(&client, &machine).await;
+            // Who waits to be bound does not wait for what is told about others.
+            drop(permit);
+            match bound {
                 Ok(()) => pending.target.report_success(&client, &machine).await,
                 Err(error) if crate::is_missing(&error) => {
                     tracing::debug!(workload = id, "gone before it was bound");
@@ -270,6 +321,21 @@ impl Scheduler {
                 }
             }
         });
+    }
+
+    /// Asks those of lower priority to leave whose places would do.
+    fn preempt(&mut self, pending: &mut Pending) {
+        let lowest = self.priorities.keys().next();
+        let hopeless = lowest.is_none_or(|lowest| *lowest >= pending.priority);
+        if !pending.preempts || hopeless || pending.asked.iter().any(|id| self.holders.contains_key(id)) {
+            return;
+        }
+        let found = preempt::victims(&mut self.pool, &pending.workload, pending.priority, &self.holders);
+        let Some((machine, ids)) = found else { return };
+        let victims: Vec<act::Target> = ids.iter().filter_map(|id| self.targets.get(id).cloned()).collect();
+        pending.asked = ids;
+        let (client, target) = (self.client.clone(), pending.target.clone());
+        tokio::spawn(async move { target.preempt(&client, &machine, &victims).await });
     }
 
     fn report(&self, pending: &Pending, reason: String) {

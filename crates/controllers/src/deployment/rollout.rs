@@ -32,7 +32,8 @@ pub fn bounds(deployment: &Deployment) -> (i32, i32) {
     }
 }
 
-fn amount(value: &IntOrString, of: i32, round_up: bool) -> i32 {
+/// A number, or a share of the whole.
+pub(crate) fn amount(value: &IntOrString, of: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => (*number).max(0),
         IntOrString::String(text) => {

@@ -2,7 +2,7 @@
 
 use api::Container;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -33,7 +33,8 @@ impl Target {
         self.reference.namespace.as_deref().unwrap_or_default()
     }
 
-    fn is_pod(&self) -> bool {
+    /// Whether it is a pod.
+    pub fn is_pod(&self) -> bool {
         self.reference.kind.as_deref() == Some("Pod")
     }
 
@@ -73,6 +74,28 @@ impl Target {
         if self.is_pod() {
             let text = format!("Successfully assigned {}/{} to {machine}", self.namespace(), self.name());
             events::publish(client, &self.reference, "Normal", "Scheduled", &text).await;
+        }
+    }
+
+    /// Takes the victims' places: tells where it will go, and has them end gracefully.
+    pub async fn preempt(&self, client: &Client, machine: &str, victims: &[Self]) {
+        let api = Api::<Pod>::namespaced(client.clone(), self.namespace());
+        let patch = json!({ "metadata": { "uid": self.reference.uid }, "status": { "nominatedNodeName": machine } });
+        if let Err(error) = api.patch_status(self.name(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            tracing::debug!(pod = self.name(), error = chain(&error), "cannot write where it will go");
+        }
+        for victim in victims {
+            let text =
+                format!("Preempted by pod {} on node {machine}", self.reference.uid.as_deref().unwrap_or_default());
+            events::publish(client, &victim.reference, "Normal", "Preempted", &text).await;
+            let api = Api::<Pod>::namespaced(client.clone(), victim.namespace());
+            let same = Preconditions { uid: victim.reference.uid.clone(), resource_version: None };
+            match api.delete(victim.name(), &DeleteParams::default().preconditions(same)).await {
+                Err(error) if !crate::is_missing(&error) => {
+                    tracing::warn!(pod = victim.name(), error = chain(&error), "cannot preempt");
+                }
+                _ => {}
+            }
         }
     }
 

@@ -14,6 +14,9 @@ use crate::quantity;
 /// Pods on a machine that does not say how many it takes. `Source:` Kubernetes' kubelet default.
 const DEFAULT_PODS: usize = 110;
 
+/// Stands for the field `metadata.name` among a machine's labels; no label can have this key.
+const NAME_FIELD: &str = "field:metadata.name";
+
 /// A machine from its `Node`.
 pub fn machine(node: &Node) -> Machine {
     let spec = node.spec.clone().unwrap_or_default();
@@ -27,9 +30,16 @@ pub fn machine(node: &Node) -> Machine {
         let key = "node.kubernetes.io/not-ready".into();
         taints.push(Taint { key, value: String::new(), effect: TaintEffect::NoSchedule });
     }
+    let mut labels = node.labels().clone();
+    labels.insert(NAME_FIELD.into(), node.name_any());
+    let images = status.images.into_iter().flatten().flat_map(|image| {
+        let size = image.size_bytes.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+        image.names.into_iter().flatten().map(move |name| (image_name(&name), size))
+    });
     Machine {
         name: node.name_any(),
-        labels: node.labels().clone(),
+        labels,
+        images: images.collect(),
         taints,
         unschedulable: spec.unschedulable.unwrap_or(false),
         ready,
@@ -37,6 +47,14 @@ pub fn machine(node: &Node) -> Machine {
         workloads_max: workloads_max.and_then(|count| usize::try_from(count).ok()).unwrap_or(DEFAULT_PODS),
         ..Machine::default()
     }
+}
+
+/// One form for the many ways to write an image's name.
+fn image_name(name: &str) -> String {
+    let short = name.strip_prefix("docker.io/").unwrap_or(name);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    let last = short.rsplit('/').next().unwrap_or_default();
+    if last.contains([':', '@']) { short.to_owned() } else { format!("{short}:latest") }
 }
 
 fn taint(taint: &core::Taint) -> Option<Taint> {
@@ -77,8 +95,12 @@ pub fn pod_workload(pod: &Pod) -> Workload {
     let spec = pod.spec.clone().unwrap_or_default();
     let (affinity, preferences) = node_affinity(&spec);
     let pinned = spec.node_name.clone().filter(|name| !name.is_empty());
-    Workload {
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut workload = Workload {
         id: format!("pod/{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
+        namespace: pod.namespace().unwrap_or_default(),
+        labels: pod.labels().clone(),
+        images: containers.filter_map(|one| one.image.as_deref()).map(image_name).collect(),
         requests: pod_requests(&spec),
         selector: if pinned.is_some() { BTreeMap::new() } else { spec.node_selector.clone().unwrap_or_default() },
         affinity,
@@ -94,7 +116,9 @@ pub fn pod_workload(pod: &Pod) -> Workload {
             })
             .collect(),
         ..Workload::default()
-    }
+    };
+    super::relations::fill(&mut workload, pod);
+    workload
 }
 
 /// What a pod asks for: its containers together, or its largest init container, whichever is more; init containers that go on
@@ -165,8 +189,10 @@ fn node_affinity(spec: &core::PodSpec) -> (Vec<Vec<LabelRequirement>>, Preferenc
 }
 
 fn term(term: &core::NodeSelectorTerm) -> Vec<LabelRequirement> {
-    let conditions = term.match_expressions.iter().flatten().map(|condition| {
-        let (key, values) = (condition.key.clone(), condition.values.clone().unwrap_or_default());
+    let labels = term.match_expressions.iter().flatten().map(|condition| (condition.key.clone(), condition));
+    let fields = term.match_fields.iter().flatten().map(|condition| (format!("field:{}", condition.key), condition));
+    let conditions = labels.chain(fields).map(|(key, condition)| {
+        let values = condition.values.clone().unwrap_or_default();
         let number = values.first().and_then(|text| text.parse().ok());
         match (condition.operator.as_str(), number) {
             ("In", _) => LabelRequirement::In(key, values),
