@@ -123,6 +123,18 @@ impl Agent {
         Ok(Arc::new(Self { context, tasks }))
     }
 
+    /// Address by which others reach this machine; loopback when it has no other.
+    #[must_use]
+    pub fn host_address(&self) -> Ipv4Addr {
+        self.context.host_address
+    }
+
+    /// Address of this machine on the network of its pods.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.context.networks.default_network().gateway
+    }
+
     /// Ends all workloads and takes away everything of this instance: for `nuee down --all`. Drop the agent afterwards.
     pub async fn destroy_everything(&self) -> Result<()> {
         self.tasks.iter().for_each(JoinHandle::abort);

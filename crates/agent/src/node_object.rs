@@ -184,20 +184,24 @@ pub async fn run(context: Arc<Context>, facts: NodeFacts, node: Node) {
         if let Err(error) = renew(&context, &node).await {
             tracing::warn!(error = %chain(&error), "cannot renew the node's lease");
         }
-        if turn % STATUS_EVERY == STATUS_EVERY - 1 {
-            let nodes: Api<Node> = Api::all(context.client.clone());
-            let refreshed = match nodes.get_opt(&context.node_name).await {
-                Ok(Some(current)) => write_status(&context, &facts, current.status.as_ref()).await,
-                Ok(None) => register(&context, &facts).await.map(drop),
-                Err(error) => Err(Error::api("read the node")(error)),
-            };
-            if let Err(error) = refreshed {
-                tracing::warn!(error = %chain(&error), "cannot refresh the node");
-            }
+        let due = turn % STATUS_EVERY == STATUS_EVERY - 1;
+        if let Err(error) = refresh(&context, &facts, due).await {
+            tracing::warn!(error = %chain(&error), "cannot refresh the node");
         }
         turn = turn.wrapping_add(1);
         tokio::time::sleep(LEASE_RENEWAL).await;
     }
+}
+
+/// Writes the status when it is due, and at once when another said that this machine is not ready: it is, or this would not run.
+async fn refresh(context: &Context, facts: &NodeFacts, due: bool) -> Result<()> {
+    let nodes: Api<Node> = Api::all(context.client.clone());
+    let Some(current) = nodes.get_opt(&context.node_name).await.map_err(Error::api("read the node"))? else {
+        return register(context, facts).await.map(drop);
+    };
+    let status = current.status.unwrap_or_default();
+    let doubted = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status != "True");
+    if due || doubted { write_status(context, facts, Some(&status)).await } else { Ok(()) }
 }
 
 async fn renew(context: &Context, node: &Node) -> Result<()> {

@@ -25,6 +25,8 @@ pub enum Class {
     Sidecar,
     /// An ordinary container.
     Main,
+    /// Added to a running pod for a person's look at it; runs once, and nothing depends on it.
+    Ephemeral,
 }
 
 /// When the pod's containers are started again.
@@ -128,6 +130,11 @@ pub fn decide(views: &[View], restart: Restart, now: Instant) -> Vec<Action> {
         stop_sidecars(views, &mut actions);
         return actions;
     }
+    for (index, view) in views.iter().enumerate() {
+        if view.class == Class::Ephemeral && view.life == Life::Fresh {
+            want_running(index, view, now, &mut actions);
+        }
+    }
     let main_began = views.iter().any(|v| v.class == Class::Main && v.life != Life::Fresh);
     for (index, view) in views.iter().enumerate() {
         match view.class {
@@ -151,6 +158,7 @@ pub fn decide(views: &[View], restart: Restart, now: Instant) -> Vec<Action> {
                     want_running(index, view, now, &mut actions);
                 }
             }
+            Class::Ephemeral => {}
         }
     }
     actions
@@ -204,7 +212,7 @@ pub fn initialized(views: &[View]) -> bool {
         || views.iter().all(|v| match v.class {
             Class::Init => v.life == (Life::Exited { code: 0 }),
             Class::Sidecar => v.life == (Life::Running { started: true }),
-            Class::Main => true,
+            Class::Main | Class::Ephemeral => true,
         })
 }
 
@@ -213,7 +221,7 @@ pub fn initialized(views: &[View]) -> bool {
 pub fn phase(views: &[View], restart: Restart) -> Phase {
     let alive = |v: &View| matches!(v.life, Life::Running { .. } | Life::Stopping);
     if finished(views, restart) {
-        if views.iter().any(|v| alive(v) || v.life == Life::Starting) {
+        if views.iter().any(|v| v.class != Class::Ephemeral && (alive(v) || v.life == Life::Starting)) {
             return Phase::Running;
         }
         let failed = views
@@ -293,6 +301,19 @@ mod tests {
         check(&[view(s, UP), view(s, Life::Stopping), view(m, OK)], Restart::Never, &[], Phase::Running);
         check(&[view(s, UP), view(s, BAD), view(m, OK)], Restart::Never, &[Action::Stop(0)], Phase::Running);
         check(&[view(s, BAD), view(s, BAD), view(m, OK)], Restart::Never, &[], Phase::Succeeded);
+    }
+
+    #[test]
+    fn a_container_for_a_look_starts_at_once_runs_once_and_keeps_nothing_alive() {
+        let (i, m, e) = (Class::Init, Class::Main, Class::Ephemeral);
+        check(
+            &[view(i, UP), view(m, Life::Fresh), view(e, Life::Fresh)],
+            Restart::Always,
+            &[Action::Start(2)],
+            Phase::Pending,
+        );
+        check(&[view(m, UP), view(e, BAD)], Restart::Always, &[], Phase::Running);
+        check(&[view(m, OK), view(e, UP)], Restart::Never, &[], Phase::Succeeded);
     }
 
     #[test]

@@ -30,6 +30,8 @@ mod restore;
 
 /// Grace time when neither pod nor deletion says one. Units: seconds. Source: Kubernetes API reference.
 const GRACE_SECONDS: i64 = 30;
+/// Reason of a pod that the machine ended for its own sake. Source: kubelet `eviction.Reason`.
+const EVICTED: &str = "Evicted";
 /// Exit code of a run that ended while nobody looked. Source: kubelet `ContainerStatusUnknown`.
 const EXIT_UNKNOWN: i32 = 137;
 /// Most of a container's last words that is kept. Units: bytes. Source: kubelet `MaxContainerTerminationMessageLength`.
@@ -56,6 +58,8 @@ pub enum Input {
     Probe { index: usize, id: String, kind: probe::Kind, passed: Option<bool>, text: String },
     /// The postStart hook ended.
     PostStart { index: usize, id: String, result: Result<(), String> },
+    /// The pod uses more of the machine's disk than it may; what to say about it.
+    TooLarge(String),
     /// Everything is taken away.
     Cleared,
 }
@@ -92,6 +96,12 @@ impl Handle {
         self.runs.lock().get(container).cloned()
     }
 
+    /// Container names with the runtime ids of their current or last runs.
+    pub fn current(&self) -> Vec<(String, String)> {
+        let runs = self.runs.lock();
+        runs.iter().filter(|(_, r)| !r.current.is_empty()).map(|(n, r)| (n.clone(), r.current.clone())).collect()
+    }
+
     /// Everything that the collector must leave alone.
     pub fn owned(&self) -> HashSet<String> {
         let runs = self.runs.lock();
@@ -111,8 +121,17 @@ pub fn reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
         uid: pod.metadata.uid.clone(),
         resource_version: pod.metadata.resource_version.clone(),
         field_path: container.map(|name| {
-            let init = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
-            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+            let spec = pod.spec.as_ref();
+            let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == name);
+            let late = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).any(|c| c.name == name);
+            let list = if init {
+                "initContainers"
+            } else if late {
+                "ephemeralContainers"
+            } else {
+                "containers"
+            };
+            format!("spec.{list}{{{name}}}")
         }),
     }
 }
@@ -150,7 +169,7 @@ pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found:
     tokio::spawn(writer::run(context.clone(), key.clone(), uid, pod.status.clone(), newest));
     let listed = pod.spec.as_ref().map(model::containers).unwrap_or_default();
     let records: Vec<_> = listed.iter().map(|(c, class)| Record::new(c, *class)).collect();
-    let containers: Vec<_> = listed.iter().map(|(c, _)| Arc::new((*c).clone())).collect();
+    let containers: Vec<_> = listed.into_iter().map(|(c, _)| Arc::new(c)).collect();
     let start_time = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or_else(Timestamp::now, |t| t.0);
     let around = Surroundings {
         host_ip: context.host_address.to_string(),
@@ -205,6 +224,7 @@ impl Driver {
         for index in restored.adopted {
             self.watch_run(index);
         }
+        self.refuse();
         loop {
             self.advance();
             if self.deletion.done {
@@ -212,7 +232,7 @@ impl Driver {
             }
             tokio::select! {
                 _ = objects.changed() => match objects.borrow_and_update().clone() {
-                    Some(pod) => self.pod = pod,
+                    Some(pod) => self.see(pod),
                     None => self.deletion.vanished = true,
                 },
                 Some(input) = inbox.recv() => self.take(input).await,
@@ -221,6 +241,26 @@ impl Driver {
             }
         }
         self.finish().await;
+    }
+
+    /// Takes in a newer pod; containers may have been added to it for a look.
+    fn see(&mut self, pod: Arc<Pod>) {
+        self.pod = pod;
+        let listed = self.pod.spec.as_ref().map(model::containers).unwrap_or_default();
+        for (container, class) in listed.into_iter().skip(self.records.len()) {
+            self.records.push(Record::new(&container, class));
+            self.containers.push(Arc::new(container));
+            self.stop_signals.push(libc::SIGTERM);
+            self.helpers.push(Vec::new());
+        }
+    }
+
+    /// The runtime id of the container whose processes an ephemeral one is to see.
+    fn looked_at(&self, index: usize) -> Option<String> {
+        let spec = self.pod.spec.as_ref()?;
+        let own = spec.ephemeral_containers.iter().flatten().find(|e| e.name == self.records[index].name)?;
+        let target = own.target_container_name.as_deref()?;
+        self.records.iter().find(|r| r.name == target && r.alive()).map(|r| r.container_id.clone())
     }
 
     fn uid(&self) -> &str {
@@ -320,6 +360,23 @@ impl Driver {
         }
     }
 
+    /// Ends a pod that took too much.
+    fn evict(&mut self, text: String) {
+        if self.around.failed.is_none() && !self.is_ending() && !self.over() {
+            self.event(None, Kind::Warning, EVICTED, text.clone());
+            self.around.failed = Some((EVICTED.to_owned(), text));
+        }
+    }
+
+    /// Refuses a pod that this machine must not run, before anything is made for it.
+    fn refuse(&mut self) {
+        let refusal = self.pod.spec.as_ref().and_then(super::admit::refusal);
+        if let (None, Some((reason, text))) = (&self.around.failed, refusal) {
+            self.event(None, Kind::Warning, reason, text.clone());
+            self.around.failed = Some((reason.to_owned(), text));
+        }
+    }
+
     fn start(&mut self, index: usize) {
         let Some(sandbox) = self.sandbox.clone() else { return };
         let record = &mut self.records[index];
@@ -347,6 +404,7 @@ impl Driver {
             container: (*self.containers[index]).clone(),
             sandbox,
             volumes: self.volumes.clone(),
+            looked_at: self.looked_at(index),
             id: id.clone(),
         };
         let (context, sender) = (self.context.clone(), self.sender.clone());
@@ -431,6 +489,7 @@ impl Driver {
             Input::PostStart { index, id, result } if id == self.records[index].container_id => {
                 self.post_start(index, result)
             }
+            Input::TooLarge(text) => self.evict(text),
             Input::Cleared => self.deletion.cleared = true,
             // About a run that is over.
             _ => {}

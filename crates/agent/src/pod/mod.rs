@@ -10,7 +10,9 @@
 //! | [`sandbox`], [`volumes`], [`environment`] | what containers share and see |
 //! | [`start`], [`pull`] | one start of one container |
 //! | [`probe`] | probes and hooks |
+//! | [`admit`], [`storage`] | pods that must not run here, or must not go on |
 
+pub mod admit;
 pub mod decide;
 pub mod driver;
 pub mod ending;
@@ -22,6 +24,7 @@ pub mod pull;
 pub mod sandbox;
 pub mod start;
 pub mod status;
+pub mod storage;
 pub mod volumes;
 pub mod writer;
 

@@ -1,7 +1,7 @@
 //! What the agent knows of a pod's containers between events; the material of decisions and of the status. No I/O.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, PodSpec};
 use serde::{Deserialize, Serialize};
 
 use super::decide::{Class, Instant, Life, View};
@@ -108,11 +108,34 @@ impl Record {
 
 /// All containers of a pod in the order in which decisions see them.
 #[must_use]
-pub fn containers(spec: &PodSpec) -> Vec<(&Container, Class)> {
-    let init = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .map(|c| (c, if c.restart_policy.as_deref() == Some("Always") { Class::Sidecar } else { Class::Init }));
-    init.chain(spec.containers.iter().map(|c| (c, Class::Main))).collect()
+pub fn containers(spec: &PodSpec) -> Vec<(Container, Class)> {
+    let init = spec.init_containers.iter().flatten().cloned().map(|c| {
+        let class = if c.restart_policy.as_deref() == Some("Always") { Class::Sidecar } else { Class::Init };
+        (c, class)
+    });
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| (as_container(c), Class::Ephemeral));
+    init.chain(spec.containers.iter().cloned().map(|c| (c, Class::Main))).chain(ephemeral).collect()
+}
+
+/// An ephemeral container has the fields of an ordinary one, and the name of the one that it looks at.
+fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let e = ephemeral.clone();
+    Container {
+        name: e.name,
+        args: e.args,
+        command: e.command,
+        env: e.env,
+        env_from: e.env_from,
+        image: e.image,
+        image_pull_policy: e.image_pull_policy,
+        security_context: e.security_context,
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        termination_message_path: e.termination_message_path,
+        termination_message_policy: e.termination_message_policy,
+        tty: e.tty,
+        volume_mounts: e.volume_mounts,
+        working_dir: e.working_dir,
+        ..Container::default()
+    }
 }

@@ -25,6 +25,10 @@ use crate::in_root;
 use crate::launch::{Bounds, Identity, Launch, MountPoint, Namespace, Place, Seccomp, capabilities};
 use crate::quantity;
 
+/// Where profiles of type `Localhost` lie, under the data directory. Source: kubelet `seccomp` under its root directory.
+const SECCOMP_DIRECTORY: &str = "seccomp";
+/// Largest profile. Units: bytes.
+const SECCOMP_BYTES_MAX: u64 = 1 << 20;
 /// Where a container leaves its last words when the spec names no other file.
 const TERMINATION_PATH: &str = "/dev/termination-log";
 
@@ -69,6 +73,8 @@ pub struct Order {
     pub sandbox: Sandbox,
     /// Where volumes lie, by name.
     pub volumes: Arc<BTreeMap<String, PathBuf>>,
+    /// Runtime id of the container whose processes this one sees.
+    pub looked_at: Option<String>,
     /// Runtime id.
     pub id: String,
 }
@@ -185,11 +191,11 @@ async fn launch(
         network: order.sandbox.network.clone(),
         ipc: order.sandbox.ipc.clone(),
         uts: order.sandbox.uts.clone(),
-        pid: if spec.host_pid == Some(true) { Namespace::Host } else { Namespace::Private },
+        pid: processes(context, order, spec).await,
         capabilities: capabilities(&add.unwrap_or_default(), &drop.unwrap_or_default()),
         privileged,
         no_new_privileges: security.allow_privilege_escalation == Some(false),
-        seccomp: seccomp(security.seccomp_profile.as_ref().or(pod_security.seccomp_profile.as_ref()))
+        seccomp: seccomp(context, security.seccomp_profile.as_ref().or(pod_security.seccomp_profile.as_ref()))
             .map_err(config_error)?,
         masked_paths: paths(&runtime::spec::MASKED_PATHS),
         readonly_paths: paths(&runtime::spec::READONLY_PATHS),
@@ -204,6 +210,19 @@ async fn launch(
         oom_score_adj: Some(quantity::oom_score_adj(qos_class(spec), memory_request, context.size.memory_bytes)),
         ..Launch::default()
     })
+}
+
+/// The process namespace: one of its own, the machine's, or that of the container that it is to look at.
+async fn processes(context: &Context, order: &Order, spec: &PodSpec) -> Namespace {
+    if spec.host_pid == Some(true) {
+        return Namespace::Host;
+    }
+    let Some(id) = &order.looked_at else { return Namespace::Private };
+    match context.runtime.state(id).await {
+        Ok(state) if state.pid > 0 => Namespace::Path(format!("/proc/{}/ns/pid", state.pid).into()),
+        // Ended meanwhile: there is nothing to look at.
+        _ => Namespace::Private,
+    }
 }
 
 /// Kubernetes' rule: `command` replaces the entry point and drops the image's arguments; `args` replace the arguments.
@@ -223,13 +242,28 @@ fn command(container: &Container, image: &image::ImageConfig, variables: &[(Stri
     (!words.is_empty()).then_some(words)
 }
 
-fn seccomp(profile: Option<&SeccompProfile>) -> Result<Seccomp, String> {
+fn seccomp(context: &Context, profile: Option<&SeccompProfile>) -> Result<Seccomp, String> {
     match profile.map(|p| p.type_.as_str()) {
         // Secure by default: a pod that says nothing gets the standard list, as with the kubelet's seccompDefault.
         None | Some("RuntimeDefault") => Ok(Seccomp::Standard),
         Some("Unconfined") => Ok(Seccomp::Unconfined),
-        Some(other) => Err(format!("seccomp profiles of type {other} are not supported on this machine")),
+        Some("Localhost") => {
+            let name = profile.and_then(|p| p.localhost_profile.as_deref()).unwrap_or_default();
+            local_profile(&context.data_dir.join(SECCOMP_DIRECTORY), name)
+        }
+        Some(other) => Err(format!("unknown seccomp profile type {other}")),
     }
+}
+
+/// A profile that the machine's operator put there.
+fn local_profile(directory: &Path, name: &str) -> Result<Seccomp, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("cannot load seccomp profile {name:?}: {error}");
+    let root = in_root::directory(directory).map_err(|e| failed(&e))?;
+    let file = in_root::open(&root, Path::new(name), OFlags::RDONLY, Mode::empty()).map_err(|e| failed(&e))?;
+    let mut text = String::new();
+    let limited = std::io::Read::take(std::fs::File::from(file), SECCOMP_BYTES_MAX);
+    std::io::Read::read_to_string(&mut { limited }, &mut text).map_err(|e| failed(&e))?;
+    hands::seccomp(&text).map_err(|e| failed(&chain(&e)))
 }
 
 fn identity(

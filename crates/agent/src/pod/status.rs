@@ -42,8 +42,8 @@ pub fn build(pod: &Pod, records: &[Record], around: &Surroundings, now: Timestam
     let views: Vec<View> = records.iter().map(Record::view).collect();
     let phase = if around.failed.is_some() { Phase::Failed } else { decide::phase(&views, restart) };
     let initialized = decide::initialized(&views);
-    let statuses = |main: bool| {
-        let wanted = records.iter().filter(|r| (r.class == Class::Main) == main);
+    let statuses = |classes: &[Class]| {
+        let wanted = records.iter().filter(|r| classes.contains(&r.class));
         let list: Vec<_> = wanted.map(|r| container_status(r, initialized, &views)).collect();
         (!list.is_empty()).then_some(list)
     };
@@ -60,14 +60,14 @@ pub fn build(pod: &Pod, records: &[Record], around: &Surroundings, now: Timestam
         pod_ip: some_text(&pod_ip),
         pod_ips: some_text(&pod_ip).map(|ip| vec![PodIP { ip }]),
         start_time: around.start_time.map(Time),
-        container_statuses: statuses(true),
-        init_container_statuses: statuses(false),
+        container_statuses: statuses(&[Class::Main]),
+        init_container_statuses: statuses(&[Class::Init, Class::Sidecar]),
         qos_class: Some(qos_class(spec).to_owned()),
         reason: around.failed.as_ref().map(|f| f.0.clone()),
         message: around.failed.as_ref().map(|f| f.1.clone()),
         observed_generation: pod.metadata.generation,
         nominated_node_name: old.nominated_node_name,
-        ephemeral_container_statuses: old.ephemeral_container_statuses,
+        ephemeral_container_statuses: statuses(&[Class::Ephemeral]),
         resource_claim_statuses: old.resource_claim_statuses,
         ..PodStatus::default()
     }
@@ -93,7 +93,7 @@ fn container_status(record: &Record, initialized: bool, views: &[View]) -> Conta
     } else if let Some(ended) = &record.ended {
         (terminated(ended), record.last.as_ref())
     } else {
-        let has_init = views.iter().any(|v| v.class != Class::Main);
+        let has_init = views.iter().any(|v| matches!(v.class, Class::Init | Class::Sidecar));
         let reason = if has_init && !initialized { "PodInitializing" } else { "ContainerCreating" };
         (waiting(reason, None), record.last.as_ref())
     };
@@ -103,7 +103,7 @@ fn container_status(record: &Record, initialized: bool, views: &[View]) -> Conta
         image: record.image.clone(),
         image_id: record.image_id.clone(),
         container_id: some_text(&record.container_id).map(|id| format!("{ID_SCHEME}{id}")),
-        ready: record.ready && running || completed_init,
+        ready: record.ready && running && record.class != Class::Ephemeral || completed_init,
         started: Some(record.life == (Life::Running { started: true })),
         restart_count: record.restart_count,
         state: Some(state),
@@ -156,7 +156,7 @@ fn conditions(
         .filter(|r| match r.class {
             Class::Init => r.life != (Life::Exited { code: 0 }),
             Class::Sidecar => r.life != (Life::Running { started: true }),
-            Class::Main => false,
+            Class::Main | Class::Ephemeral => false,
         })
         .map(|r| r.name.as_str())
         .collect();
@@ -188,7 +188,7 @@ fn completed_if_succeeded(phase: Phase) -> Option<(String, String)> {
 }
 
 fn unready_names(records: &[Record]) -> Vec<&str> {
-    let counted = records.iter().filter(|r| r.class != Class::Init);
+    let counted = records.iter().filter(|r| matches!(r.class, Class::Main | Class::Sidecar));
     counted.filter(|r| !(r.ready && r.alive())).map(|r| r.name.as_str()).collect()
 }
 

@@ -50,7 +50,9 @@ impl Driver {
 
     /// A pod that is over keeps its records and logs; its sandbox goes.
     pub(super) fn advance_over(&mut self) {
-        if self.stop_all(self.grace()) && !self.deletion.clearing && self.sandbox.is_some() {
+        let evicted = self.around.failed.as_ref().is_some_and(|(reason, _)| reason == super::EVICTED);
+        let grace = if evicted { Duration::ZERO } else { self.grace() };
+        if self.stop_all(grace) && !self.deletion.clearing && self.sandbox.is_some() {
             self.release_sandbox();
         }
     }

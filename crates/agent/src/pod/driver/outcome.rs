@@ -143,7 +143,7 @@ impl Driver {
         let again = match (record.class, restart) {
             (Class::Sidecar, _) | (Class::Main, Restart::Always) => true,
             (Class::Init, Restart::Always | Restart::OnFailure) | (Class::Main, Restart::OnFailure) => code != 0,
-            (_, Restart::Never) => false,
+            (Class::Ephemeral, _) | (_, Restart::Never) => false,
         };
         let pause = decide::crash_backoff(record.crashes);
         record.crashes += 1;

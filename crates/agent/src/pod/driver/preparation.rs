@@ -15,7 +15,7 @@ use super::{Driver, Input, Sandbox, reference};
 use crate::context::Context;
 use crate::error::chain;
 use crate::events::Kind;
-use crate::pod::{sandbox, volumes};
+use crate::pod::{sandbox, storage, volumes};
 
 /// First and longest pause after the sandbox or a volume could not be made. Source: kubelet `DefaultBackOff` of volumes.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
@@ -51,6 +51,7 @@ impl Driver {
                 self.sandbox = Some(sandbox);
                 self.volumes = Arc::new(volumes);
                 self.keep_fresh();
+                self.watch_size();
             }
             Err(text) => {
                 let pause = BACKOFF.0.saturating_mul(1 << self.prepare_failures.min(8)).min(BACKOFF.1);
@@ -67,6 +68,15 @@ impl Driver {
                     text,
                 );
             }
+        }
+    }
+
+    /// Measures the pod's files, when it has bounds on them.
+    fn watch_size(&mut self) {
+        let bounds = self.pod.spec.as_ref().map(storage::bounds).unwrap_or_default();
+        if !bounds.is_empty() {
+            let job = storage::watch(self.context.clone(), self.handle.clone(), bounds, self.sender.clone());
+            self.watchers.push(tokio::spawn(job));
         }
     }
 

@@ -36,6 +36,7 @@ impl Driver {
             .container_statuses
             .into_iter()
             .chain(status.init_container_statuses)
+            .chain(status.ephemeral_container_statuses)
             .flatten()
             .map(|s| (s.name.clone(), s))
             .collect();
