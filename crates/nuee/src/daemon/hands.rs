@@ -62,7 +62,8 @@ impl Hands {
     }
 }
 
-fn cidr(text: &str, setting: &str) -> Result<network::Subnet> {
+/// Reads a setting that names a network.
+pub fn cidr(text: &str, setting: &str) -> Result<network::Subnet> {
     text.parse().map_err(|error| anyhow!("{setting} in config.yaml: {error}"))
 }
 

@@ -12,6 +12,7 @@ use crate::instance::{Endpoints, Instance, State};
 
 mod destroy;
 mod hands;
+mod in_cluster;
 mod late_node;
 mod listen;
 mod logging;
@@ -147,8 +148,18 @@ impl House {
         let controllers = controllers::Controllers::start(
             masters(api::names::CONTROLLER_USER),
             masters(api::names::SCHEDULER_USER),
-            controllers::Options { root_ca: pki.ca_pem.clone() },
+            controllers::Options {
+                root_ca: pki.ca_pem.clone(),
+                identity: format!("{node_name}_{}", instance.id()),
+                api: Some(in_cluster::place(config, &agent)?),
+            },
         );
+        if let Some(listener) = in_cluster::listen(config, &agent).await? {
+            let (tls, router) = (pki.server_config()?, router.clone());
+            tasks.spawn(async move {
+                kubernetes::serve(listener, tls, router, limits).await.context("the Kubernetes API for pods ended")
+            });
+        }
 
         if let Some(listener) = listeners.registry {
             let port = listener.local_addr()?.port();
@@ -195,7 +206,12 @@ async fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pk
         dir: instance.path("pki"),
         kubeconfig: instance.path("kubeconfig"),
         server: server_url(config),
-        names: config.alternative_names.clone(),
+        names: config
+            .alternative_names
+            .iter()
+            .cloned()
+            .chain([in_cluster::service_address(config)?.to_string()])
+            .collect(),
         now: jiff::Timestamp::now,
     };
     let opened = tokio::task::spawn_blocking(move || kubernetes::pki::Pki::open(&options)).await?;
@@ -217,6 +233,7 @@ async fn open_api(
         token_key: Some(pki.token_key.clone()),
         audit_log: Some(instance.path("audit.log")),
         webhooks: Some(Arc::new(kubernetes::HttpsWebhooks::default())),
+        mount_service_account_tokens: true,
         ..apiserver::Options::default()
     };
     let opened = apiserver::ApiServer::open(store, kubernetes::builtin_kinds(), options).await;
