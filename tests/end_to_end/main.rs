@@ -3,8 +3,13 @@
 mod command_line;
 mod docker;
 mod errors;
+mod in_cluster;
 mod kubernetes;
+mod pods;
 mod recovery;
+mod scheduling;
+mod services;
+mod workloads;
 
 use anyhow::Result;
 use testkit::Nuee;
