@@ -73,7 +73,7 @@ pub async fn run(client: Client) -> Result<()> {
             _ = ticks.tick() => {
                 turn = turn.wrapping_add(1);
                 watch.look_at_all().await;
-                if turn % ORPHANS_EVERY == 0 {
+                if turn.is_multiple_of(ORPHANS_EVERY) {
                     watch.collect_orphans().await;
                 }
             }
