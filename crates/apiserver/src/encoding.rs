@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::kind::Kind;
 use crate::object::{Meta, Object};
 
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -89,6 +90,16 @@ pub fn with_api_version(text: &Bytes, api_version: &str) -> Bytes {
     out.extend_from_slice(api_version.as_bytes());
     out.extend_from_slice(&rest[end..]);
     Bytes::from(out)
+}
+
+/// The stored text as the kind shows it.
+pub fn shown(kind: &Kind, text: &Bytes) -> Bytes {
+    if kind.view.is_none() {
+        return with_api_version(text, &kind.api_version());
+    }
+    let Ok(stored) = serde_json::from_slice::<Value>(text) else { return text.clone() };
+    let revision = crate::json::text(&stored, "/metadata/resourceVersion").parse().unwrap_or(0);
+    with_revision(&encode(&kind.to_shown(stored)), revision)
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {

@@ -17,7 +17,7 @@ pub fn relative(namespace: &str, name: &str) -> String {
 
 /// The key of an object.
 pub fn object(kind: &Kind, relative: &str) -> String {
-    format!("{OBJECTS}{}{relative}", resource(&kind.group, &kind.plural))
+    format!("{OBJECTS}{}{relative}", resource(kind.storage_group(), &kind.plural))
 }
 
 /// The key that holds a value of a kind's unique field.

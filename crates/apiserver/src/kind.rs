@@ -66,6 +66,20 @@ pub enum Allocator {
     ServiceAddresses,
 }
 
+/// A kind that is another one in other words: it has no objects of its own, but shows and writes those of `group`, whose
+/// resource has the same plural name. Selectable fields are those of the other kind, in its order, under own labels.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// API group of the kind whose objects these are; empty for the core group.
+    pub group: &'static str,
+    /// Its API version.
+    pub version: &'static str,
+    /// Turns a stored object into the words of this kind.
+    pub read: fn(&mut Value),
+    /// The other way round.
+    pub write: fn(&mut Value),
+}
+
 /// Everything about a kind in one version. Build it with `Kind { …, ..Kind::new(…) }`.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -120,6 +134,8 @@ pub struct Kind {
     pub custom: bool,
     /// Deprecation warning of this version.
     pub deprecation: Option<String>,
+    /// Whose objects these are, when they are another kind's.
+    pub view: Option<View>,
 }
 
 impl Kind {
@@ -151,7 +167,34 @@ impl Kind {
             storage_version: version.to_owned(),
             custom: false,
             deprecation: None,
+            view: None,
         }
+    }
+
+    /// The group under which objects are stored.
+    pub(crate) fn storage_group(&self) -> &str {
+        self.view.map_or(&self.group, |view| view.group)
+    }
+
+    /// An object as it is stored, from the words of this kind.
+    pub(crate) fn to_stored(&self, object: &Value) -> Value {
+        let mut object = object.clone();
+        let mut stored = Kind { version: self.storage_version.clone(), ..Kind::new(&self.group, "", "", "") };
+        if let Some(view) = self.view {
+            (view.write)(&mut object);
+            stored = Kind::new(view.group, view.version, "", "");
+        }
+        object["apiVersion"] = Value::from(stored.api_version());
+        object
+    }
+
+    /// An object in the words of this kind, from what is stored.
+    pub(crate) fn to_shown(&self, mut object: Value) -> Value {
+        if let Some(view) = self.view {
+            (view.read)(&mut object);
+        }
+        object["apiVersion"] = Value::from(self.api_version());
+        object
     }
 
     /// `v1` or `apps/v1`.

@@ -41,7 +41,7 @@ mod watch;
 mod write;
 
 pub use admission::{WebhookEndpoint, WebhookTransport};
-pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource};
+pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
 pub use kind_table::{GroupVersion, KindTable};
 pub use object::{Meta, Object, ObjectList};
 pub use options::{

@@ -262,7 +262,7 @@ fn prefix_of(path: &ResourcePath) -> String {
 }
 
 pub(crate) fn show(kind: &Kind, object: Object) -> Object {
-    Object { bytes: encoding::with_api_version(&object.bytes, &kind.api_version()), meta: object.meta }
+    Object { bytes: encoding::shown(kind, &object.bytes), meta: object.meta }
 }
 
 fn page(kind: &Kind, mut items: Vec<Object>, revision: u64, limit: Option<usize>, count_known: bool) -> ObjectList {
@@ -273,9 +273,8 @@ fn page(kind: &Kind, mut items: Vec<Object>, revision: u64, limit: Option<usize>
         list.continue_token = items.last().map(|last| token(revision, &last.meta.key));
         list.remaining = count_known.then(|| u64::try_from(total - limit).unwrap_or(u64::MAX));
     }
-    let api_version = kind.api_version();
     for item in &mut items {
-        item.bytes = encoding::with_api_version(&item.bytes, &api_version);
+        item.bytes = encoding::shown(kind, &item.bytes);
     }
     list.items = items;
     list

@@ -135,7 +135,7 @@ impl ApiServer {
         let audit = options.audit_log.as_deref().map(AuditLog::open).transpose()?;
         let caches = Arc::new(Caches::default());
         let builtin: Vec<Arc<Kind>> = kinds.into_iter().map(Arc::new).collect();
-        for kind in &builtin {
+        for kind in builtin.iter().filter(|kind| kind.view.is_none()) {
             caches.get(&keys::resource(&kind.group, &kind.plural)).set_selectable(&kind.selectable_fields);
         }
         let revision = crate::cache::load(&store, &caches).await?;
@@ -387,7 +387,7 @@ impl ApiServer {
     }
 
     pub(crate) fn cache(&self, kind: &Kind) -> Arc<WatchCache> {
-        self.caches.get(&keys::resource(&kind.group, &kind.plural))
+        self.caches.get(&keys::resource(kind.storage_group(), &kind.plural))
     }
 
     pub(crate) fn cache_of(&self, group: &str, plural: &str) -> Arc<WatchCache> {

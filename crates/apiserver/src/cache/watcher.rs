@@ -140,10 +140,7 @@ impl Watcher {
     fn next_initial(&mut self) -> Option<WatchEvent> {
         while let Some(object) = self.initial.pop_front() {
             if self.selects(&object) {
-                return Some(WatchEvent::new(
-                    EventKind::Added,
-                    encoding::with_api_version(&object.bytes, &self.api_version),
-                ));
+                return Some(WatchEvent::new(EventKind::Added, encoding::shown(&self.options.kind, &object.bytes)));
             }
         }
         if std::mem::take(&mut self.initial_left) && self.options.mark_initial && self.options.bookmarks {
@@ -204,7 +201,7 @@ impl Watcher {
             }
             _ => event.object.bytes.clone(),
         };
-        let shown = encoding::with_api_version(&bytes, &self.api_version);
+        let shown = encoding::shown(&self.options.kind, &bytes);
         if kind == event.kind && shown.as_ptr() == event.object.bytes.as_ptr() {
             return Some(WatchEvent::shared(kind, shown, event.frame.clone()));
         }

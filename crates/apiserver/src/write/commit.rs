@@ -58,8 +58,7 @@ impl ApiServer {
         if key.len() > store::MAX_KEY_BYTES {
             return Err(Status::bad_request("the name is too long"));
         }
-        let stored_kind = Kind { version: kind.storage_version.clone(), ..Kind::new(&kind.group, "", "", "") };
-        let text = new.map(|new| Bytes::from(encode_as(&stored_kind, new)));
+        let text = new.map(|new| Bytes::from(encode_as(kind, new)));
         if text.as_ref().is_some_and(|text| text.len() > MAX_OBJECT_BYTES) {
             return Err(Status::request_entity_too_large(format!(
                 "the object is larger than {MAX_OBJECT_BYTES} bytes"
@@ -90,7 +89,7 @@ impl ApiServer {
         let object = match &text {
             Some(text) => encoding::object(relative, text, response.revision, &kind.selectable_fields),
             None => {
-                let last = old.map(encoding::encode).unwrap_or_default();
+                let last = old.map(|old| encode_as(kind, old)).unwrap_or_default();
                 encoding::object(relative, &last, response.revision, &kind.selectable_fields)
             }
         };
@@ -131,13 +130,12 @@ impl ApiServer {
     }
 }
 
+/// The text to store.
 fn encode_as(kind: &Kind, object: &Value) -> Vec<u8> {
-    let api_version = kind.api_version();
-    if object["apiVersion"] == api_version.as_str() {
+    if kind.view.is_none() && kind.version == kind.storage_version {
         return encoding::encode(object);
     }
-    let text = Bytes::from(encoding::encode(object));
-    encoding::with_api_version(&text, &api_version).to_vec()
+    encoding::encode(&kind.to_stored(object))
 }
 
 fn transaction(

@@ -71,7 +71,7 @@ impl ApiServer {
         o: &DeleteOptions,
         present: &Object,
     ) -> Result<Option<Deleted>, Status> {
-        let mut old = present.to_value();
+        let mut old = kind.to_shown(present.to_value());
         check_preconditions(kind, o, &old, present)?;
         let mut request =
             Request { ctx, kind, path, verb: Verb::Delete, old: Some(&old), dry_run: o.dry_run, warnings: Vec::new() };

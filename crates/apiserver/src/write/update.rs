@@ -70,8 +70,7 @@ impl ApiServer {
         let name = path.name.as_deref().unwrap_or_default();
         for _ in 0..ATTEMPTS {
             let present = self.present(kind, path)?;
-            let mut old = present.to_value();
-            old["apiVersion"] = Value::from(kind.api_version());
+            let mut old = kind.to_shown(present.to_value());
             let Change { mut object, applied, mut warnings } = change(&present, &old)?;
             match_path(path, kind, &mut object)?;
             metadata::carry_over(kind, &mut object, &old, present.revision())?;

@@ -78,19 +78,7 @@ fn node() -> Registration {
 fn event() -> Registration {
     register::<api::Event>("events", |kind| {
         kind.short_names = texts(&["ev"]);
-        kind.selectable_fields = selectable(&[
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-            "reason",
-            "reportingComponent",
-            "type",
-        ]);
-        kind.selectable_fields.push(("source".into(), "/source/component".into()));
+        kind.selectable_fields = event_fields();
         kind.columns = vec![
             column("Last Seen", "string", show::event_last_seen),
             path("Type", "string", ".type"),
@@ -116,6 +104,24 @@ fn event() -> Registration {
             causes
         };
     })
+}
+
+/// What events can be selected by, in both groups that serve them.
+pub(super) fn event_fields() -> Vec<(String, String)> {
+    let mut fields = selectable(&[
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "type",
+    ]);
+    fields.push(("source".into(), "/source/component".into()));
+    fields
 }
 
 fn config_map() -> Registration {

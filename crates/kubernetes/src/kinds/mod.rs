@@ -13,6 +13,7 @@ mod coordination;
 mod core;
 mod core_columns;
 mod discovery;
+mod events;
 mod fields;
 mod nuee;
 mod pod_defaults;
@@ -71,6 +72,7 @@ pub(crate) fn registrations() -> Vec<Registration> {
         apps::kinds,
         batch::kinds,
         discovery::kinds,
+        events::kinds,
         coordination::kinds,
         rbac::kinds,
         policy::kinds,

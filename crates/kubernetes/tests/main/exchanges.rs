@@ -100,7 +100,7 @@ macro_rules! files {
     )* };
 }
 
-files!(writes, patches, apply, lists, deletes, subresources, custom_kinds, bad_input, access);
+files!(writes, patches, apply, lists, deletes, subresources, custom_kinds, bad_input, access, events);
 
 /// Negative control: the player does notice a wrong code, reason, cause and object.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
