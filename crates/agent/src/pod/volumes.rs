@@ -22,7 +22,7 @@ const FILE_MODE: i32 = 0o644;
 /// Lifetime of tokens when none is given. Units: seconds. Source: Kubernetes API reference, `ServiceAccountTokenProjection`.
 const TOKEN_SECONDS: i64 = 3_600;
 /// Config map that holds the cluster's certificates.
-const CA_CONFIG_MAP: &str = "kube-root-ca.crt";
+pub const CA_CONFIG_MAP: &str = "kube-root-ca.crt";
 /// Name of the link to the current files. Source: kubelet `atomic_writer.go`.
 const DATA_LINK: &str = "..data";
 

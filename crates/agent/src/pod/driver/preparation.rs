@@ -84,7 +84,11 @@ impl Driver {
     pub(super) fn keep_fresh(&mut self) {
         let spec = self.pod.spec.clone().unwrap_or_default();
         for volume in spec.volumes.into_iter().flatten() {
-            let (maps, secrets) = volumes::references(&volume);
+            let (mut maps, secrets) = volumes::references(&volume);
+            if volumes::has_token(&volume) {
+                // Written anew with each token: no watch for every pod on what all of them share.
+                maps.retain(|name| name != volumes::CA_CONFIG_MAP);
+            }
             let changing = !maps.is_empty() || !secrets.is_empty() || volumes::has_token(&volume);
             if changing && self.volumes.contains_key(&volume.name) {
                 let job = follow(self.context.clone(), self.pod.clone(), self.uid().to_owned(), volume, maps, secrets);
