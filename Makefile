@@ -34,7 +34,7 @@ test: test-packages
 	$(SUDO) env "PATH=$$PATH" $(CARGO) xtask ci
 
 bench: test-packages build
-	$(SUDO) env "PATH=$$PATH" python3 bench/docker_run.py --nuee $(NUEE)
+	$(SUDO) env "PATH=$$PATH" python3 bench/docker --nuee $(NUEE)
 
 install: packages build
 	$(SUDO) install -m 0755 $(NUEE) /usr/local/bin/nuee

@@ -3,7 +3,7 @@
 set -eu
 
 run="crun nftables busybox-static curl iproute2 util-linux ca-certificates"
-tests="skopeo etcd-server runc python3 python3-venv procps"
+tests="skopeo etcd-server runc python3 python3-venv procps wrk"
 
 want="$run"
 if [ "${1:-run}" = test ]; then

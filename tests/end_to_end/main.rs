@@ -1,14 +1,18 @@
 //! End to end: a whole Nuée, driven by the real docker, kubectl and curl.
 
 mod command_line;
+mod dialect;
 mod docker;
 mod errors;
+mod hostile;
 mod in_cluster;
 mod kubernetes;
 mod pods;
 mod recovery;
+mod registry;
 mod scheduling;
 mod services;
+mod storm;
 mod workloads;
 
 use anyhow::Result;

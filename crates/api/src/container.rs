@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -306,12 +306,12 @@ pub struct ContainerStatus {
     /// Why it could not be started.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// Start of the last run.
+    /// Start of the last run, to the microsecond: short runs are told apart by it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
+    pub started_at: Option<MicroTime>,
     /// End of the last run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
+    pub finished_at: Option<MicroTime>,
     /// Restarts by policy since the last start request.
     pub restart_count: i64,
     /// Addresses by network name.
@@ -338,10 +338,10 @@ pub struct ContainerStatus {
 pub struct HealthResult {
     /// Its start.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub start: Option<Time>,
+    pub start: Option<MicroTime>,
     /// Its end.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub end: Option<Time>,
+    pub end: Option<MicroTime>,
     /// Exit code; 0 healthy.
     pub exit_code: i64,
     /// First 4 KiB of what it printed.

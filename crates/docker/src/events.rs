@@ -279,10 +279,10 @@ pub(crate) fn volume_changed(events: &Events, old: Option<&Arc<Volume>>, new: Op
 mod tests {
     use super::*;
     use api::ContainerStatus;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-    fn at(seconds: i64) -> Option<Time> {
-        Some(Time(jiff::Timestamp::from_second(seconds).unwrap()))
+    fn at(seconds: i64) -> Option<MicroTime> {
+        Some(MicroTime(jiff::Timestamp::from_second(seconds).unwrap()))
     }
 
     fn container(change: impl FnOnce(&mut ContainerStatus)) -> Arc<Container> {
@@ -320,6 +320,22 @@ mod tests {
         let first = container(|s| (s.state, s.started_at) = (State::Running, at(1)));
         let again = container(|s| (s.state, s.started_at, s.finished_at) = (State::Running, at(3), at(2)));
         assert_eq!(actions(&[(Some(&first), Some(&again))]), ["die", "start"]);
+    }
+
+    #[test]
+    fn a_short_run_over_the_turn_of_a_second_lasted_no_second() {
+        let ended = container(|s| {
+            s.state = State::Exited;
+            let moment = |text: &str| Some(MicroTime(text.parse().unwrap()));
+            (s.started_at, s.finished_at) = (moment("2026-01-01T00:00:00.9Z"), moment("2026-01-01T00:00:01.1Z"));
+        });
+        // As the object comes back from the API.
+        let ended: Arc<Container> = Arc::new(serde_json::from_value(serde_json::to_value(&*ended).unwrap()).unwrap());
+        let events = Events::default();
+        container_changed(&events, None, Some(&ended), true);
+        let (past, _) = events.subscribe(Some(0));
+        let die = past.iter().find(|event| event.action == "die").unwrap();
+        assert_eq!(die.attributes["execDuration"], "0");
     }
 
     #[test]

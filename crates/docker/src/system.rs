@@ -288,7 +288,10 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
             images.iter().map(|image| crate::images::summary(image, uses(&image.id.to_string()))).collect();
     }
     if wants("container") {
-        let rows: Vec<Value> = containers.iter().map(|c| container_usage(c)).collect();
+        let mut rows = Vec::with_capacity(containers.len());
+        for container in &containers {
+            rows.push(crate::containers::row_with_sizes(&docker, container).await);
+        }
         shown["Containers"] = json!(rows);
     }
     if wants("volume") {
@@ -298,26 +301,6 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
         shown["BuildCache"] = json!([]);
     }
     body::json(&shown)
-}
-
-fn container_usage(container: &api::Container) -> Value {
-    let state = container.status.as_ref().map(|s| s.state).unwrap_or_default();
-    json!({
-        "Id": container.name_any(),
-        "Names": [format!("/{}", container.spec.name)],
-        "Image": container.spec.image,
-        "ImageID": container.spec.image_id,
-        "Command": container.spec.command.join(" "),
-        "Created": crate::containers::created_ns(container).div_euclid(1_000_000_000),
-        "Ports": crate::containers::list_ports(container),
-        "Labels": container.spec.labels,
-        "State": serde_json::to_value(state).unwrap_or_default(),
-        "Status": serde_json::to_value(state).unwrap_or_default(),
-        "SizeRootFs": 0,
-        "HostConfig": { "NetworkMode": container.spec.network_mode },
-        "NetworkSettings": { "Networks": {} },
-        "Mounts": [],
-    })
 }
 
 /// Body of auth.

@@ -2,7 +2,7 @@
 //! words of `docker ps` ("Up 5 minutes").
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use crate::error::{Error, Result};
 
@@ -34,14 +34,32 @@ pub(crate) fn rfc3339_fixed(at_ns: i64) -> String {
     }
 }
 
+/// A time as objects hold it: to the second, or to the microsecond.
+pub(crate) trait Moment {
+    /// The instant.
+    fn instant(&self) -> Timestamp;
+}
+
+impl Moment for Time {
+    fn instant(&self) -> Timestamp {
+        self.0
+    }
+}
+
+impl Moment for MicroTime {
+    fn instant(&self) -> Timestamp {
+        self.0
+    }
+}
+
 /// An optional time of an object, or Go's zero.
-pub(crate) fn of_object(at: Option<&Time>) -> String {
-    at.map_or_else(|| ZERO.into(), |at| at.0.to_string())
+pub(crate) fn of_object(at: Option<&impl Moment>) -> String {
+    at.map_or_else(|| ZERO.into(), |at| at.instant().to_string())
 }
 
 /// An optional time of an object in nanoseconds; 0 when unset.
-pub(crate) fn of_object_ns(at: Option<&Time>) -> i64 {
-    at.map_or(0, |at| nanoseconds(at.0))
+pub(crate) fn of_object_ns(at: Option<&impl Moment>) -> i64 {
+    at.map_or(0, |at| nanoseconds(at.instant()))
 }
 
 /// Reads a point in time of a query: Unix seconds with optional fraction, RFC 3339, a date, or a Go duration before now.

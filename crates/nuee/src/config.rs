@@ -16,9 +16,9 @@ const COMMENTED: &str = "\
 # Address and port of the Kubernetes API (HTTPS).
 # kubernetesListen: 0.0.0.0:6443
 
-# Address and port of the image registry, such as 127.0.0.1:5000. Not served by default: it has no TLS and asks nobody for
-# credentials yet, so whoever reaches the port can push and pull.
-# registryListen: null
+# Address and port of the image registry; null serves none. It has no TLS of its own: keep it on loopback, or behind a
+# proxy that has. Users log in with a token as the password: kubectl create token NAME.
+# registryListen: 127.0.0.1:5000
 
 # Further names and addresses for the API's certificate.
 # alternativeNames: []
@@ -41,6 +41,10 @@ const COMMENTED: &str = "\
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
 ";
+
+/// Where the image registry listens when nothing else is said.
+pub const REGISTRY_DEFAULT: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5000);
 
 /// Largest configuration file that is read. Units: bytes.
 const MAX_BYTES: u64 = 256 * 1024;
@@ -77,7 +81,7 @@ impl Default for Config {
         Self {
             node_name: String::new(),
             kubernetes_listen: (any, 6443).into(),
-            registry_listen: None,
+            registry_listen: Some(REGISTRY_DEFAULT),
             alternative_names: Vec::new(),
             pod_cidr: "10.88.0.0/16".into(),
             service_cidr: "10.96.0.0/16".into(),

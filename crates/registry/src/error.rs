@@ -18,6 +18,7 @@ pub(crate) enum Code {
     NameUnknown,
     SizeInvalid,
     Denied,
+    Unauthorized,
     Unsupported,
     TooManyRequests,
     /// Not of the specification: what distribution says when it fails itself.
@@ -38,6 +39,7 @@ impl Code {
             Code::NameUnknown => ("NAME_UNKNOWN", StatusCode::NOT_FOUND),
             Code::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST),
             Code::Denied => ("DENIED", StatusCode::FORBIDDEN),
+            Code::Unauthorized => ("UNAUTHORIZED", StatusCode::UNAUTHORIZED),
             Code::Unsupported => ("UNSUPPORTED", StatusCode::BAD_REQUEST),
             Code::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
             Code::Unknown => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),

@@ -3,6 +3,7 @@
 //!
 //! | module | part of the specification |
 //! |---|---|
+//! | `access` | authentication |
 //! | `blobs` | blobs |
 //! | `uploads` | uploads of blobs |
 //! | `manifests` | manifests |
@@ -12,6 +13,7 @@
 //! | `path` | paths |
 //! | `view` | what a repository holds |
 
+mod access;
 mod blobs;
 mod error;
 mod manifests;
@@ -28,21 +30,24 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+pub use access::{Access, Action, Credentials, Verdict};
 use error::{Code, Failure};
 use path::Path;
 use view::Registry;
 
 /// Settings of a registry.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct RegistryOptions {
     /// `host:port` names under which clients address it. Images of the store that are named after one of them are
     /// served, and images that are pushed get such a name.
     pub names: Vec<String>,
+    /// Who judges requests; `None` lets everybody do everything.
+    pub access: Option<Arc<dyn Access>>,
 }
 
 /// The registry's routes, all below `/v2/`.
 pub fn router(images: Arc<image::ImageStore>, options: RegistryOptions) -> Router {
-    let registry = Arc::new(Registry::new(images, options.names));
+    let registry = Arc::new(Registry::new(images, options));
     Router::new()
         .route("/v2", axum::routing::any(answer))
         .route("/v2/", axum::routing::any(answer))
@@ -58,6 +63,7 @@ async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Resp
 
 async fn dispatch(registry: Arc<Registry>, request: Request) -> Result<Response, Failure> {
     let path = Path::parse(request.uri().path())?;
+    let (path, request) = admit(&registry, path, request).await?;
     let method = request.method().clone();
     let read = matches!(method, Method::GET | Method::HEAD);
     match path {
@@ -84,4 +90,11 @@ async fn dispatch(registry: Arc<Registry>, request: Request) -> Result<Response,
         Path::Manifest(name, reference) if method == Method::DELETE => manifests::delete(&registry, &name, &reference),
         _ => Err(Failure::with_status(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, "method not allowed")),
     }
+}
+
+/// Lets a request pass that its sender may make. Takes it whole: no borrow of a body may live across an await.
+async fn admit(registry: &Registry, path: Path, request: Request) -> Result<(Path, Request), Failure> {
+    let (parts, body) = request.into_parts();
+    access::check(registry.access.as_ref(), &path, &parts).await?;
+    Ok((path, Request::from_parts(parts, body)))
 }

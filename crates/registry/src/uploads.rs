@@ -12,6 +12,7 @@ use image::store::Upload;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use crate::access;
 use crate::error::{Code, Failure};
 use crate::path::digest_of;
 use crate::view::Registry;
@@ -35,7 +36,9 @@ pub(crate) async fn start(registry: &Arc<Registry>, name: &str, request: Request
         let digest = digest_of(mount)?;
         let lease = registry.images.blobs().lease();
         lease.keep(&digest);
-        if registry.blob(from, &digest)?.is_some() {
+        let headers = request.headers().clone();
+        let readable = access::may_read(registry.access.as_ref(), from, &headers).await;
+        if readable && registry.blob(from, &digest)?.is_some() {
             registry.repositories().link_blob(name, &digest)?;
             return Ok(created(name, &digest));
         }

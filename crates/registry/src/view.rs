@@ -16,6 +16,7 @@ use crate::error::{Code, Failure};
 pub(crate) struct Registry {
     pub images: Arc<ImageStore>,
     names: Vec<String>,
+    pub access: Option<Arc<dyn crate::Access>>,
     /// Uploads that a request is writing to.
     busy: Mutex<HashSet<String>>,
 }
@@ -39,8 +40,8 @@ struct Local {
 }
 
 impl Registry {
-    pub fn new(images: Arc<ImageStore>, names: Vec<String>) -> Registry {
-        Registry { images, names, busy: Mutex::default() }
+    pub fn new(images: Arc<ImageStore>, options: crate::RegistryOptions) -> Registry {
+        Registry { images, names: options.names, access: options.access, busy: Mutex::default() }
     }
 
     pub fn repositories(&self) -> &Repositories {

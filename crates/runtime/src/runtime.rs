@@ -1,12 +1,12 @@
 //! The asynchronous interface: creates, starts, stops and finds containers, by way of their shims.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe;
 
 use crate::cgroup::{Cgroup, Hierarchies, Limits};
 use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
@@ -14,7 +14,7 @@ use crate::filters::Filters;
 use crate::oci::{OciKind, OciRuntime};
 use crate::protocol::{AttachRequest, Attached, FrameKind, encode_size};
 use crate::session::Connection;
-use crate::shim::{OCI_TIMEOUT, Report};
+use crate::shim::{Forker, OCI_TIMEOUT, Report};
 use crate::state::{
     ContainerState, ContainerStatus, EXIT_CODE_LOST, ExitRecord, ShimDir, ShimState, now_ns, read_json, write_json,
 };
@@ -43,6 +43,7 @@ struct Shared {
     oci: OciRuntime,
     hierarchies: Hierarchies,
     filters: Filters,
+    forker: Forker,
 }
 
 impl Runtime {
@@ -56,7 +57,8 @@ impl Runtime {
             std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
-        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters }) })
+        let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone());
+        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters, forker }) })
     }
 
     /// The OCI runtime in use, for people.
@@ -158,25 +160,10 @@ impl Runtime {
 
     /// Starts the shim and waits for its report.
     async fn run_shim(&self, id: &str, directory: &ShimDir) -> Result<u32> {
-        let program = &self.shared.options.shim_program;
-        let mut child = tokio::process::Command::new(program)
-            .arg("shim")
-            .arg(&directory.0)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(Error::io("start", program))?;
-        let stdout = child.stdout.take();
-        let pid = child.id().unwrap_or(0);
-        // Collects it when it ends; a shim outlives us otherwise.
-        tokio::spawn(async move {
-            let _ = child.wait().await;
-        });
+        let (runtime, shim_directory) = (self.clone(), directory.clone());
+        let (pid, output) = blocking(move || runtime.shared.forker.fork(&shim_directory)).await?;
         let bad = |message: String| Error::Shim { id: id.to_owned(), message };
-        let stdout = stdout.ok_or_else(|| bad("has no output".to_owned()))?;
+        let stdout = pipe::Receiver::from_owned_fd(output).map_err(|error| bad(error.to_string()))?;
         let mut line = String::new();
         let mut reader = BufReader::new(stdout.take(REPORT_MAX_BYTES));
         match tokio::time::timeout(REPORT_TIMEOUT, reader.read_line(&mut line)).await {

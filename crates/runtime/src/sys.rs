@@ -47,6 +47,46 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Forks. `None` in the child.
+///
+/// Only for a process with a single thread: the child of another could wait for ever for a lock that nobody holds.
+pub(crate) fn fork() -> io::Result<Option<u32>> {
+    // SAFETY: the callers' process has one thread, so the child's memory is in order.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => u32::try_from(pid).map(Some).map_err(io::Error::other),
+    }
+}
+
+/// Whether the kernel collects ended children itself, without being asked.
+pub(crate) fn reap_children_by_itself(on: bool) -> io::Result<()> {
+    // SAFETY: sets a disposition that runs no code of ours.
+    let result = unsafe { libc::signal(libc::SIGCHLD, if on { libc::SIG_IGN } else { libc::SIG_DFL }) };
+    if result == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Shows these words as this process' command line, as far as they fit into the room of the one that it was started with.
+/// For people (and their tools): a failure changes nothing.
+pub(crate) fn set_command_line(words: &[&[u8]]) {
+    let Ok(text) = std::fs::read_to_string("/proc/self/stat") else { return };
+    // The second field may hold anything but ends with the last parenthesis; `arg_start` and `arg_end` are fields 48 and 49.
+    let Some((_, rest)) = text.rsplit_once(')') else { return };
+    let mut bounds = rest.split_whitespace().skip(45).map_while(|word| word.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (bounds.next(), bounds.next()) else { return };
+    let room = end.saturating_sub(start);
+    let mut line = words.join(&0);
+    if start == 0 || room < 2 {
+        return;
+    }
+    line.truncate(room - 1);
+    line.resize(room, 0);
+    // SAFETY: the kernel says that our arguments lie there. They are writable, and nothing here holds them: the standard
+    // library's arguments were copied where they were used, and are not read again in a shim.
+    unsafe { std::ptr::copy_nonoverlapping(line.as_ptr(), start as *mut u8, room) };
+}
+
 /// Sets the size of a terminal.
 pub(crate) fn set_terminal_size(terminal: BorrowedFd, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

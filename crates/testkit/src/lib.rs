@@ -1,10 +1,12 @@
 //! Starts a whole Nuée in network and mount namespaces of its own, points real clients at it, and checks at the end that nothing
 //! is left behind. Tests that use it run side by side.
 
+mod census;
 mod images;
 mod leftovers;
 mod output;
 mod space;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use census::{Census, command_lines};
 pub use output::Output;
 pub use space::Space;
+pub use terminal::Terminal;
 
 /// How long [`Nuee::eventually`] waits for what must become true.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::container::{Container, ContainerStatus, Desired, HealthResult, State};
 use api::names::AGENT_FINALIZER;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use runtime::{ContainerState, ExitRecord};
@@ -249,7 +249,7 @@ impl Driver {
                     ports,
                     volume_paths,
                     log_path: log_path.display().to_string(),
-                    started_at: Some(Time(Timestamp::now())),
+                    started_at: Some(MicroTime(Timestamp::now())),
                     observed_start: self.machine.observed_start,
                     restart_count: self.machine.restart_count,
                     finished_at: self.status.finished_at.clone(),
@@ -478,6 +478,6 @@ fn now_ns() -> i64 {
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
-fn time(nanoseconds: i64) -> Option<Time> {
-    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(nanoseconds.into()).ok()).flatten().map(Time)
+fn time(nanoseconds: i64) -> Option<MicroTime> {
+    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(nanoseconds.into()).ok()).flatten().map(MicroTime)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::container::{ContainerSpec, ContainerStatus, HealthCheck, HealthResult};
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
@@ -58,7 +58,8 @@ pub async fn run(context: &Context, id: &str, check: &HealthCheck, sender: mpsc:
             Err(_) => (-1, format!("Health check exceeded timeout ({timeout:?})")),
         };
         healthy |= exit_code == 0;
-        let result = HealthResult { start: Some(Time(start)), end: Some(Time(Timestamp::now())), exit_code, output };
+        let result =
+            HealthResult { start: Some(MicroTime(start)), end: Some(MicroTime(Timestamp::now())), exit_code, output };
         if sender.send(Input::Health(result)).await.is_err() {
             return;
         }

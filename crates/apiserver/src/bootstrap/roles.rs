@@ -96,7 +96,11 @@ const EDITABLE: &[&str] = &[
 const NUEE: &[&str] = &["containers", "containers/status", "networks", "networks/status", "volumes", "volumes/status"];
 const STREAMS: &[&str] = &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "secrets"];
 
-const VIEW: &[Row] = &[(READ, WORKLOAD_GROUPS, WORKLOADS), (READ, &["nuee.dev"], NUEE)];
+/// What the image registry asks about: pulling, pushing, deleting.
+const REPOSITORIES: &[&str] = &["repositories"];
+
+const VIEW: &[Row] =
+    &[(READ, WORKLOAD_GROUPS, WORKLOADS), (READ, &["nuee.dev"], NUEE), (READ, &["nuee.dev"], REPOSITORIES)];
 const EDIT: &[Row] = &[
     (READ, WORKLOAD_GROUPS, WORKLOADS),
     (READ, &[""], STREAMS),
@@ -104,7 +108,8 @@ const EDIT: &[Row] = &[
     (&["impersonate"], &[""], &["serviceaccounts"]),
     (&["create"], &[""], &["serviceaccounts/token"]),
     (READ, &["nuee.dev"], NUEE),
-    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes"]),
+    (READ, &["nuee.dev"], REPOSITORIES),
+    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "repositories"]),
     (
         &["create", "delete", "get", "list", "patch", "update", "watch", "deletecollection"],
         &["coordination.k8s.io"],

@@ -40,7 +40,7 @@ pub(crate) async fn sizes(docker: &Docker, container: &Container) -> (u64, u64) 
 }
 
 /// The instant of creation. Units: nanoseconds since the Unix epoch.
-pub(crate) fn created_ns(container: &Container) -> i64 {
+pub(super) fn created_ns(container: &Container) -> i64 {
     match Echo::of(container).created_ns {
         0 => container.metadata.creation_timestamp.as_ref().map_or(0, |at| time::nanoseconds(at.0)),
         ns => ns,
@@ -337,7 +337,7 @@ fn ports(container: &Container, alive: bool) -> Value {
 }
 
 /// `Ports` of the list.
-pub(crate) fn list_ports(container: &Container) -> Vec<Value> {
+pub(super) fn list_ports(container: &Container) -> Vec<Value> {
     let alive = container.status.as_ref().is_some_and(|s| matches!(s.state, State::Running | State::Paused));
     if !alive {
         return Vec::new();

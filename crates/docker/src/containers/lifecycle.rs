@@ -365,10 +365,10 @@ fn wait_response(waiting: impl Future<Output = std::io::Result<Bytes>> + Send + 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn ended(at: i64) -> ContainerStatus {
-        let finished_at = Some(Time(jiff::Timestamp::from_second(at).unwrap()));
+        let finished_at = Some(MicroTime(jiff::Timestamp::from_second(at).unwrap()));
         ContainerStatus { state: State::Exited, observed_start: 1, finished_at, ..Default::default() }
     }
 

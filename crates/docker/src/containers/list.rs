@@ -63,13 +63,10 @@ pub(crate) async fn container_list(docker: Arc<Docker>, call: Call) -> Reply {
     found.truncate(limit.unwrap_or(usize::MAX));
     let mut shown = Vec::with_capacity(found.len());
     for (created, container) in &found {
-        let mut row = row(&docker, *created, container);
-        if call.query.flag("size") {
-            let (own, total) = inspect::sizes(&docker, container).await;
-            row["SizeRw"] = json!(own);
-            row["SizeRootFs"] = json!(total);
-        }
-        shown.push(row);
+        shown.push(match call.query.flag("size") {
+            true => row_with_sizes(&docker, container).await,
+            false => row(&docker, *created, container),
+        });
     }
     body::json(&shown)
 }
@@ -155,6 +152,15 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
         && filters.boolean("is-task").ok().flatten() != Some(true)
 }
 
+/// A row of the list, with the bytes that the container takes.
+pub(crate) async fn row_with_sizes(docker: &Docker, container: &Container) -> Value {
+    let mut row = row(docker, created_ns(container), container);
+    let (own, total) = inspect::sizes(docker, container).await;
+    row["SizeRw"] = json!(own);
+    row["SizeRootFs"] = json!(total);
+    row
+}
+
 fn row(docker: &Docker, created: i64, container: &Container) -> Value {
     let spec = &container.spec;
     let echo = Echo::of(container);
@@ -187,7 +193,7 @@ fn command_line(command: &[String]) -> String {
 /// The STATUS column.
 fn status_line(container: &Container, now_ns: i64) -> String {
     let status = container.status.clone().unwrap_or_default();
-    let since = |at: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+    let since = |at: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
         time::human_duration(now_ns - time::of_object_ns(at))
     };
     if container.metadata.deletion_timestamp.is_some() {
@@ -214,11 +220,11 @@ fn status_line(container: &Container, now_ns: i64) -> String {
 mod tests {
     use super::*;
     use api::{ContainerSpec, ContainerStatus};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     #[test]
     fn status_lines_read_as_dockers() {
-        let at = |seconds| Some(Time(jiff::Timestamp::from_second(seconds).unwrap()));
+        let at = |seconds| Some(MicroTime(jiff::Timestamp::from_second(seconds).unwrap()));
         let mut container = Container::new("x", ContainerSpec::default());
         let now = 1_000 * 1_000_000_000;
         assert_eq!(status_line(&container, now), "Created");

@@ -18,7 +18,7 @@ use http::Method;
 
 use crate::operation::{Operation, run};
 
-pub(crate) use inspect::{created_ns, list_ports};
+pub(crate) use list::row_with_sizes;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[

@@ -26,6 +26,11 @@ pub async fn bind(instance: &Instance, config: &Config) -> Result<Listeners> {
         paths.push(DEFAULT_SOCKET.into());
     }
     let registry = match config.registry_listen {
+        // A port that nobody asked for by name must not keep the daemon from its work.
+        Some(address) if address == crate::config::REGISTRY_DEFAULT => {
+            let bound = TcpListener::bind(address).await;
+            bound.inspect_err(|error| tracing::warn!(%address, %error, "no image registry: the port is taken")).ok()
+        }
         Some(address) => Some(tcp(address, "registryListen").await?),
         None => None,
     };

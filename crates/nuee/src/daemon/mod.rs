@@ -17,6 +17,7 @@ mod late_node;
 mod listen;
 mod logging;
 mod ready;
+mod registry_access;
 mod share;
 
 pub use destroy::destroy_workloads;
@@ -119,6 +120,7 @@ impl House {
             server_address: config.kubernetes_listen.to_string(),
             ..kubernetes::RouterOptions::default()
         };
+        let access = Arc::new(registry_access::TokenAccess::new(api.clone()));
         let router = kubernetes::router(api, node.clone(), options);
         let masters = |name: &str| {
             kubernetes::client(
@@ -164,7 +166,7 @@ impl House {
         if let Some(listener) = listeners.registry {
             let port = listener.local_addr()?.port();
             let names = vec![format!("localhost:{port}"), format!("127.0.0.1:{port}")];
-            let router = registry::router(images.clone(), registry::RegistryOptions { names });
+            let router = registry::router(images.clone(), registry::RegistryOptions { names, access: Some(access) });
             tasks.spawn(async move { axum::serve(listener, router).await.context("the image registry ended") });
         }
         let docker = docker::router(docker::DockerState {

@@ -23,7 +23,7 @@ pub async fn serve(dir: &Path) -> Server {
     let store = ImageStore::open(dir).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let router = registry::router(store.clone(), RegistryOptions { names: vec![address.clone()] });
+    let router = registry::router(store.clone(), RegistryOptions { names: vec![address.clone()], access: None });
     let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     Server { address, store, task }
 }

@@ -13,16 +13,22 @@ use tower::ServiceExt;
 
 use crate::helpers::{config, layers};
 
-struct Client(Router);
+pub struct Client(Router);
 
 impl Client {
-    fn new(dir: &std::path::Path) -> (Client, Arc<ImageStore>) {
+    pub fn new(dir: &std::path::Path) -> (Client, Arc<ImageStore>) {
         let store = ImageStore::open(dir).unwrap();
         let names = vec!["registry.test:5000".to_owned()];
-        (Client(registry::router(store.clone(), RegistryOptions { names })), store)
+        (Client(registry::router(store.clone(), RegistryOptions { names, access: None })), store)
     }
 
-    async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Body> {
+    /// One whose requests are judged.
+    pub fn judged(dir: &std::path::Path, access: Arc<dyn registry::Access>) -> Client {
+        let store = ImageStore::open(dir).unwrap();
+        Client(registry::router(store, RegistryOptions { names: Vec::new(), access: Some(access) }))
+    }
+
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Body> {
         let mut request = Request::builder().method(method).uri(path).header("host", "registry.test:5000");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -30,7 +36,7 @@ impl Client {
         self.0.clone().oneshot(request.body(Body::from(body.to_vec())).unwrap()).await.unwrap()
     }
 
-    async fn upload(&self, name: &str, bytes: &[u8]) -> Digest {
+    pub async fn upload(&self, name: &str, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
         let path = format!("/v2/{name}/blobs/uploads/?digest={digest}");
         let response = self.send("POST", &path, &[], bytes).await;
@@ -39,21 +45,21 @@ impl Client {
     }
 }
 
-fn header<'a>(response: &'a Response<Body>, name: &str) -> &'a str {
+pub fn header<'a>(response: &'a Response<Body>, name: &str) -> &'a str {
     response.headers().get(name).map_or("", |value| value.to_str().unwrap())
 }
 
-async fn body(response: Response<Body>) -> Vec<u8> {
+pub async fn body(response: Response<Body>) -> Vec<u8> {
     response.into_body().collect().await.unwrap().to_bytes().to_vec()
 }
 
-async fn code(response: Response<Body>) -> (StatusCode, String) {
+pub async fn code(response: Response<Body>) -> (StatusCode, String) {
     let status = response.status();
     let value: serde_json::Value = serde_json::from_slice(&body(response).await).unwrap();
     (status, value["errors"][0]["code"].as_str().unwrap().to_owned())
 }
 
-fn manifest(config: &[u8], layer: &[u8], subject: Option<&Digest>) -> Vec<u8> {
+pub fn manifest(config: &[u8], layer: &[u8], subject: Option<&Digest>) -> Vec<u8> {
     let mut value = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST,
         "config": {"mediaType": OCI_CONFIG, "digest": Digest::of(config), "size": config.len()},
         "layers": [{"mediaType": OCI_LAYER, "digest": Digest::of(layer), "size": layer.len()}]});

@@ -13,6 +13,7 @@ mod events;
 mod log_writer;
 mod process;
 mod requests;
+mod server;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use log_writer::rotated;
+pub(crate) use server::Forker;
 
 use crate::error::chain;
 use crate::protocol::Refusal;
@@ -55,13 +57,21 @@ pub(crate) enum Report {
     Failed(Refusal),
 }
 
-/// Runs a shim: `args` are those after the word `shim`, a single directory. Returns when the container has ended.
+/// Runs a shim: `args` are those after the word `shim`, a single directory. Returns when the container has ended. With
+/// `--serve` it is the server that forks shims.
 pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     let Some(directory) = args.into_iter().next() else {
         return report(&Report::Failed(Refusal { code: 0, message: "usage: shim DIRECTORY".to_owned() }));
     };
+    if directory == server::SERVE {
+        return server::serve();
+    }
     crate::sys::keep_memory_small();
-    let directory = ShimDir(PathBuf::from(directory));
+    run(ShimDir(PathBuf::from(directory)))
+}
+
+/// The shim of one directory, to its end.
+fn run(directory: ShimDir) -> ExitCode {
     match create::create(directory) {
         Ok(mut shim) => {
             let pid = shim.main_pid();

@@ -55,6 +55,34 @@ async fn a_missing_program_is_127_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn shims_outlive_the_process_that_forked_them() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let shim = shim_pid(&place, "one");
+    let line = std::fs::read_to_string(format!("/proc/{shim}/cmdline")).unwrap();
+    assert!(line.starts_with("nuee\0shim\0") && line.contains("/containers/one/shim"), "{line:?}");
+    let server = parent(shim);
+    assert_ne!(server, std::process::id());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.cast_signed()), nix::sys::signal::SIGKILL).unwrap();
+    place.start("two", run(&["/bin/sleep", "1000"])).await;
+    assert_ne!(parent(shim_pid(&place, "two")), server);
+    assert_eq!(place.exec("one", &["/bin/echo", "alive"]).await, (0, "alive\n".to_owned()));
+    assert_eq!(shim_pid(&place, "one"), shim);
+    place.close().await;
+}
+
+fn shim_pid(place: &Place, id: &str) -> u32 {
+    let path = place.directory.path().join(format!("containers/{id}/shim/state.json"));
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    u32::try_from(state["shim_pid"].as_u64().unwrap()).unwrap()
+}
+
+fn parent(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
 async fn an_id_is_used_once_and_deleted_again_and_again() {
     let place = Place::new();
     place.create("one", run(&["/bin/true"])).await;

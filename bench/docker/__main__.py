@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Compares Nuée with dockerd, side by side in one run, and with the floor below both: `python3 bench/docker --nuee PROGRAM`.
+
+Each engine runs in network and mount namespaces of its own. Runs alternate, so that a machine that drifts drifts for both.
+Processor time is that of all processes of the machine (from /proc/stat), so let nothing else run meanwhile.
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from engines import Dockerd, Nuee  # noqa: E402  (the directory is run as a program)
+
+HERE = pathlib.Path(__file__).resolve().parent
+BUSYBOX = """FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+ENV PATH=/bin
+CMD ["sh"]
+"""
+RESPONDER = "FROM scratch\nCOPY responder /responder\nEXPOSE 80\nCMD [\"/responder\"]\n"
+# Containers of the crowd, and how many clients start them.
+CROWD, CLIENTS = 100, 8
+PORT = 8080
+
+
+def busy_seconds():
+    """Processor seconds of the whole machine that were not idle."""
+    fields = [int(word) for word in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def alternate(actions, runs):
+    """Median wall and mean processor milliseconds of each action, the actions taking turns; the first turn is a warm-up."""
+    walls, cpus = {name: [] for name in actions}, {name: [] for name in actions}
+    for turn in range(runs + 1):
+        for name, action in actions.items():
+            busy, started = busy_seconds(), time.monotonic()
+            action()
+            wall = time.monotonic() - started
+            time.sleep(0.05)
+            if turn:
+                walls[name].append(wall * 1000)
+                cpus[name].append((busy_seconds() - busy) * 1000)
+    return {name: (statistics.median(walls[name]), statistics.mean(cpus[name])) for name in actions}
+
+
+class Table:
+    def __init__(self):
+        self.rows = []
+
+    def row(self, measure, unit, ours, theirs, bar, floor=None, digits=0):
+        ratio = f"{ours / theirs:.2f}" if theirs else "–"
+        text = [f"{value:.{digits}f} {unit}" if value is not None else "–" for value in (ours, theirs, floor)]
+        self.rows.append(f"| {measure} | {text[0]} | {text[1]} | {ratio} | {bar} | {text[2]} |")
+        print(self.rows[-1], flush=True)
+
+    @staticmethod
+    def head():
+        print("| measure | nuee | dockerd | ratio | bar | floor |\n|---|---|---|---|---|---|", flush=True)
+
+
+def build_images(engines, work):
+    contexts = {"busybox": BUSYBOX, "responder": RESPONDER}
+    for name, text in contexts.items():
+        (work / name).mkdir()
+        (work / name / "Dockerfile").write_text(text)
+    shutil.copy("/bin/busybox", work / "busybox" / "busybox")
+    subprocess.run(["rustc", "-O", "-C", "target-feature=+crt-static", "-o", work / "responder" / "responder",
+                    HERE / "responder.rs"], check=True)
+    for engine in engines:
+        for name in contexts:
+            engine.docker("build", "--quiet", "--tag", name, work / name)
+
+
+def bare_bundle(work):
+    """A bundle for the OCI runtime alone: the floor of a run. Returns the action."""
+    bundle = work / "bundle"
+    (bundle / "rootfs" / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", bundle / "rootfs" / "bin" / "true")
+    for name in ("proc", "dev", "sys"):
+        (bundle / "rootfs" / name).mkdir()
+    subprocess.run(["crun", "spec"], cwd=bundle, check=True)
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"].update(terminal=False, args=["/bin/true"])
+    spec["linux"].pop("resources", None)
+    (bundle / "config.json").write_text(json.dumps(spec))
+    # As ours does: crun refuses hybrid control groups, so it is run where it does not see them.
+    line = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec crun --cgroup-manager=disabled run bench-floor"
+    return lambda: subprocess.run(["unshare", "--mount", "sh", "-c", line], cwd=bundle, check=True,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def single(table, engines, work, runs):
+    """One container, one exec, and the client alone."""
+    actions = {engine.name: (lambda e=engine: e.docker("run", "--rm", "busybox", "true")) for engine in engines}
+    actions["floor"] = bare_bundle(work)
+    found = alternate(actions, runs)
+    for index, (what, bar) in enumerate([("wall", "0.33"), ("CPU of all processes", "0.20")]):
+        table.row(f"`docker run --rm busybox true`, {what}", "ms", found["nuee"][index], found["dockerd"][index], bar,
+                  found["floor"][index])
+    for engine in engines:
+        engine.docker("run", "--detach", "--name", "sleeper", "busybox", "sleep", "6000")
+    actions = {engine.name: (lambda e=engine: e.docker("exec", "sleeper", "true")) for engine in engines}
+    actions["floor"] = lambda: engines[0].docker("inspect", "sleeper")
+    found = alternate(actions, runs)
+    for index, (what, bar) in enumerate([("wall", "0.50"), ("CPU of all processes", "–")]):
+        table.row(f"`docker exec sleeper true`, {what} (floor: `docker inspect`)", "ms", found["nuee"][index],
+                  found["dockerd"][index], bar, found["floor"][index])
+    for engine in engines:
+        engine.docker("rm", "--force", "sleeper")
+
+
+def requests_per_second(engine, url):
+    text = engine.space.run("wrk", "--threads", "1", "--connections", "16", "--duration", "3s", url).stdout
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
+
+
+def traffic(table, nuee, dockerd):
+    """Requests per second through a published port and through a service."""
+    for engine in (nuee, dockerd):
+        engine.docker("run", "--detach", "--name", "web", "--publish", f"{PORT}:80", "responder")
+    gateway = "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
+    hosts = {e.name: e.docker("inspect", "--format", gateway, "web").stdout.strip() for e in (nuee, dockerd)}
+    inside = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    address = nuee.docker("inspect", "--format", inside, "web").stdout.strip()
+    nuee.kubectl("run", "web", "--image", "responder", "--image-pull-policy", "Never", "--port", "80")
+    nuee.kubectl("expose", "pod", "web", "--port", "80")
+    nuee.kubectl("wait", "--for", "condition=Ready", "pod/web", "--timeout", "60s")
+    service = nuee.kubectl("get", "service", "web", "--output", "jsonpath={.spec.clusterIP}").stdout
+    published, served, theirs, floor = [], [], [], []
+    for _ in range(3):
+        published.append(requests_per_second(nuee, f"http://{hosts['nuee']}:{PORT}/"))
+        theirs.append(requests_per_second(dockerd, f"http://{hosts['dockerd']}:{PORT}/"))
+        served.append(requests_per_second(nuee, f"http://{service}/"))
+        floor.append(requests_per_second(nuee, f"http://{address}/"))
+    best, base = statistics.median(theirs), statistics.median(floor)
+    table.row("published port (floor: its own address)", "req/s", statistics.median(published), best, "≥ 1", base)
+    table.row("service, beside dockerd's published port", "req/s", statistics.median(served), best, "≥ 1", base)
+    nuee.kubectl("delete", "pod,service", "web", "--grace-period", "0", "--force", check=False)
+    for engine in (nuee, dockerd):
+        engine.docker("rm", "--force", "web")
+
+
+def crowd(table, nuee, dockerd):
+    """Many containers at once, what each costs in memory, and how fast a killed daemon finds them again."""
+    walls, each = {}, {}
+    for engine in (nuee, dockerd):
+        before = engine.memory_mib()[1]
+        started = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+            names = [f"crowd-{number}" for number in range(CROWD)]
+            list(pool.map(lambda name: engine.docker("run", "--detach", "--name", name, "busybox", "sleep", "6000"), names))
+        walls[engine.name] = time.monotonic() - started
+        time.sleep(3)
+        each[engine.name] = (engine.memory_mib()[1] - before) / CROWD
+    table.row(f"{CROWD} × `docker run -d`, {CLIENTS} clients", "s", walls["nuee"], walls["dockerd"], "0.33", digits=1)
+    table.row("memory per idle container beyond its own, PSS", "MiB", each["nuee"], each["dockerd"], "2 MiB", digits=2)
+    pids = nuee.docker("inspect", "--format", "{{.State.Pid}}", *names).stdout
+    os.kill(nuee.daemon(), signal.SIGKILL)
+    started = time.monotonic()
+    nuee.start()
+    assert nuee.docker("inspect", "--format", "{{.State.Pid}}", *names).stdout == pids, "not all were adopted"
+    table.row(f"kill -9, start, {CROWD} containers adopted and inspected", "s", time.monotonic() - started, None, "1 s", digits=2)
+    for engine in (nuee, dockerd):
+        engine.docker("rm", "--force", *names)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nuee", default="target/release/nuee")
+    parser.add_argument("--runs", type=int, default=15)
+    arguments = parser.parse_args()
+    work = pathlib.Path(tempfile.mkdtemp(prefix="nuee-bench-"))
+    nuee, dockerd = Nuee(arguments.nuee, work / "nuee"), Dockerd(work / "dockerd")
+    try:
+        ready = {}
+        for engine in (nuee, dockerd):
+            started = time.monotonic()
+            engine.start()
+            ready[engine.name] = (time.monotonic() - started) * 1000
+        time.sleep(3)
+        memory = {engine.name: engine.memory_mib() for engine in (nuee, dockerd)}
+        build_images((nuee, dockerd), work)
+        table = Table()
+        table.head()
+        table.row("start to ready, empty data directory", "ms", ready["nuee"], ready["dockerd"], "1 s")
+        for index, what in enumerate(["RSS", "PSS"]):
+            bar = "60 MiB" if what == "RSS" else "–"
+            table.row(f"idle memory of all processes, {what}", "MiB", memory["nuee"][index], memory["dockerd"][index], bar)
+        single(table, (nuee, dockerd), work, arguments.runs)
+        traffic(table, nuee, dockerd)
+        crowd(table, nuee, dockerd)
+        version = dockerd.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
+        print(f"\ndockerd {version}, {arguments.runs} runs each of the single ones, medians (CPU: means)")
+    finally:
+        nuee.close()
+        dockerd.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

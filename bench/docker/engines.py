@@ -1,0 +1,119 @@
+"""The two engines, each in namespaces of its own, and what the kernel says about their processes."""
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+
+class Space:
+    """Network and mount namespaces, held open by a process."""
+
+    def __init__(self):
+        self.holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && echo up && exec cat"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.holder.stdout.readline().strip() == "up"
+
+    def command(self, *words):
+        return ["nsenter", "--net", "--mount", "--target", str(self.holder.pid), "--", *map(str, words)]
+
+    def run(self, *words, check=True):
+        return subprocess.run(self.command(*words), check=check, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
+
+    def close(self):
+        self.holder.stdin.close()
+        self.holder.wait()
+
+
+class Engine:
+    """What both have: a socket for the docker client, and processes that carry the engine's directory in their command lines."""
+
+    name = ""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.space = Space()
+        self.env = dict(os.environ, DOCKER_BUILDKIT="0", DOCKER_CONFIG=tempfile.mkdtemp(prefix="bench-config-"))
+
+    def docker(self, *words, check=True):
+        line = self.space.command("docker", "--host", f"unix://{self.socket}", *words)
+        return subprocess.run(line, check=check, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
+
+    def processes(self):
+        """Process ids of the daemon and of all that it keeps per container."""
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if f"{self.directory}" in line and "nsenter" not in line and "python" not in line:
+                    found.append(int(entry.name))
+        return found
+
+    def memory_mib(self):
+        """Resident and proportional memory of these processes."""
+        rss = pss = 0
+        for pid in self.processes():
+            try:
+                for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Rss:"):
+                        rss += int(line.split()[1])
+                    if line.startswith("Pss:"):
+                        pss += int(line.split()[1])
+            except OSError:
+                pass
+        return rss / 1024, pss / 1024
+
+
+class Nuee(Engine):
+    name = "nuee"
+
+    def __init__(self, program, directory):
+        super().__init__(directory)
+        self.program = os.path.abspath(program)
+        self.socket = self.directory / "docker.sock"
+
+    def start(self):
+        self.space.run(self.program, "up", "--detach", "--data-dir", self.directory)
+
+    def kubectl(self, *words, check=True):
+        return self.space.run("env", f"KUBECONFIG={self.directory}/kubeconfig", "kubectl", *words, check=check)
+
+    def daemon(self):
+        return int((self.directory / "nuee.pid").read_text())
+
+    def close(self):
+        self.space.run(self.program, "down", "--all", "--data-dir", self.directory, check=False)
+        self.space.close()
+
+
+class Dockerd(Engine):
+    name = "dockerd"
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self.directory.mkdir()
+        self.socket = self.directory / "docker.sock"
+        self.process = None
+
+    def start(self):
+        root = self.directory
+        line = self.space.command("dockerd", "--data-root", root / "data", "--exec-root", root / "exec", "--pidfile", root / "pid",
+                                  "--host", f"unix://{self.socket}", "--storage-driver", "overlay2")
+        self.process = subprocess.Popen(line, stdout=open(root / "log", "w"), stderr=subprocess.STDOUT)
+        while self.docker("version", check=False).returncode:
+            time.sleep(0.02)
+
+    def close(self):
+        try:
+            os.kill(int((self.directory / "pid").read_text()), 15)
+        except (OSError, ValueError):
+            pass
+        if self.process:
+            self.process.wait()
+        self.space.close()

@@ -1,0 +1,150 @@
+//! More of the docker client: terminals, copies, figures, events, networks, images.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use testkit::Terminal;
+
+use crate::with_images;
+
+/// Control-P, Control-Q.
+const DETACH: &str = "\x10\x11";
+
+#[test]
+fn a_terminal_is_sized_left_and_found_again() -> Result<()> {
+    let nuee = with_images()?;
+    let run = nuee.docker_command(&["run", "-it", "--name", "shell", "busybox:test", "sh"]);
+    let mut terminal = Terminal::start(&run, 30, 100)?;
+    terminal.until("# ")?;
+    terminal.send("stty size; tty\r")?;
+    terminal.until("30 100")?;
+    terminal.until("/dev/pts/0")?;
+    terminal.resize(41, 121)?;
+    nuee.eventually("the new size is seen inside", || {
+        terminal.send("stty size\r")?;
+        Ok(terminal.until("# ").is_ok() && terminal.screen().contains("41 121"))
+    })?;
+    terminal.send("left=behind\r")?;
+    terminal.send(DETACH)?;
+    assert_eq!(terminal.wait()?, 0);
+    assert_eq!(nuee.docker(&["inspect", "-f", "{{.State.Running}}", "shell"])?.success()?.text(), "true");
+
+    let mut again = Terminal::start(&nuee.docker_command(&["attach", "shell"]), 24, 80)?;
+    again.send("echo it was $left\r")?;
+    again.until("it was behind")?;
+    // Another pair of keys, and an exec with a terminal beside it.
+    let exec = nuee.docker_command(&["exec", "-it", "--detach-keys", "ctrl-x", "shell", "sh"]);
+    let mut beside = Terminal::start(&exec, 20, 60)?;
+    beside.until("# ")?;
+    beside.send("stty size\r")?;
+    beside.until("20 60")?;
+    beside.send("\x18")?;
+    beside.wait()?;
+    again.send("exit 5\r")?;
+    assert_eq!(again.wait()?, 5);
+    nuee.finish()
+}
+
+#[test]
+fn files_are_copied_both_ways_with_owner_mode_and_links() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["create", "--name", "box", "busybox:test", "sleep", "600"])?.success()?;
+    let tree = nuee.files().join("tree");
+    std::fs::create_dir_all(tree.join("deep/er"))?;
+    std::fs::write(tree.join("deep/er/file"), "content")?;
+    std::os::unix::fs::symlink("deep/er/file", tree.join("link"))?;
+    let from = tree.display().to_string();
+    // Into one that never ran, and out of it while it runs.
+    nuee.docker(&["cp", "-a", &from, "box:/in"])?.success()?;
+    nuee.docker(&["start", "box"])?.success()?;
+    assert_eq!(nuee.docker(&["exec", "box", "cat", "/in/link"])?.success()?.stdout, "content");
+    nuee.docker(&["exec", "box", "sh", "-c", "echo more >> /in/deep/er/file; chmod 640 /in/deep/er/file"])?
+        .success()?;
+    let to = nuee.files().join("out").display().to_string();
+    nuee.docker(&["cp", "box:/in", &to])?.success()?;
+    assert_eq!(std::fs::read_to_string(nuee.files().join("out/deep/er/file"))?, "contentmore\n");
+    assert_eq!(std::fs::read_link(nuee.files().join("out/link"))?.display().to_string(), "deep/er/file");
+    let archive = nuee.docker(&["cp", "box:/in/deep/er/file", "-"])?.success()?.stdout;
+    assert!(archive.contains("contentmore"), "a tar on standard output");
+    nuee.docker(&["cp", "box:/no/such/file", &to])?.failure(1, "Could not find the file /no/such/file")?;
+    nuee.finish()
+}
+
+#[test]
+fn top_stats_events_and_disk_use_tell_what_goes_on() -> Result<()> {
+    let nuee = with_images()?;
+    let mut events = nuee.docker_command(&["events", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"]);
+    let mut child = events.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    // A first event shows that the stream stands; everything after it is seen.
+    nuee.eventually("events are told", || {
+        nuee.docker(&["volume", "create", "first"])?.success()?;
+        nuee.docker(&["volume", "rm", "first"])?.success()?;
+        Ok(true)
+    })?;
+    let script = "dd if=/dev/zero of=/big bs=1k count=300 2>/dev/null; sleep 600";
+    nuee.docker(&["run", "-d", "--name", "busy", "busybox:test", "sh", "-c", script])?.success()?;
+    nuee.eventually("the sleeper is seen by top", || {
+        Ok(nuee.docker(&["top", "busy"])?.success()?.stdout.contains("sleep 600"))
+    })?;
+    let stats = nuee.docker(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}} {{.MemUsage}}", "busy"])?;
+    let line = stats.success()?.stdout;
+    assert!(line.starts_with("busy 2 ") && line.contains("iB / "), "{line}");
+    let usage = nuee.docker(&["system", "df", "-v", "--format", "{{json .Containers}}"])?.success()?.stdout;
+    let rows: serde_json::Value = serde_json::from_str(&usage)?;
+    let size = rows[0]["Size"].as_str().unwrap_or_default();
+    assert!(size.starts_with("307") || size.starts_with("308") || size.starts_with("309"), "{usage}");
+    nuee.docker(&["kill", "busy"])?.success()?;
+    nuee.docker(&["rm", "busy"])?.success()?;
+    let wanted = ["container create busy", "container start busy", "container die busy", "container destroy busy"];
+    let mut seen = Vec::new();
+    while let Some(line) = lines.next().transpose()? {
+        if wanted.contains(&line.as_str()) {
+            seen.push(line.clone());
+        }
+        if line == wanted[3] {
+            break;
+        }
+    }
+    child.kill()?;
+    child.wait()?;
+    assert_eq!(seen, wanted);
+    nuee.finish()
+}
+
+#[test]
+fn networks_join_and_leave_and_names_follow() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["network", "create", "blue"])?.success()?;
+    nuee.docker(&["run", "-d", "--name", "web", "--network", "blue", "web:test"])?.success()?;
+    let fetch = ["run", "--rm", "--network", "blue", "busybox:test", "wget", "-q", "-O", "-", "http://web/"];
+    nuee.eventually("the web server answers", || Ok(nuee.docker(&fetch)?.stdout == "hello from a cloud\n"))?;
+    nuee.docker(&["run", "-d", "--name", "loner", "busybox:test", "sleep", "600"])?.success()?;
+    let ask = ["exec", "loner", "wget", "-q", "-T", "2", "-O", "-", "http://web/"];
+    assert_ne!(nuee.docker(&ask)?.status, 0, "another network knows no such name");
+    nuee.docker(&["network", "connect", "--alias", "guest", "blue", "loner"])?.success()?;
+    let address =
+        nuee.docker(&["inspect", "-f", "{{.NetworkSettings.Networks.blue.IPAddress}}", "web"])?.success()?.stdout;
+    let url = format!("http://{}/", address.trim());
+    let direct = ["exec", "loner", "wget", "-q", "-O", "-", &url];
+    nuee.eventually("the joined network is reached", || Ok(nuee.docker(&direct)?.stdout == "hello from a cloud\n"))?;
+    nuee.docker(&["network", "rm", "blue"])?.failure(1, "active endpoints")?;
+    nuee.docker(&["network", "disconnect", "blue", "loner"])?.success()?;
+    nuee.docker(&["rm", "-f", "web", "loner"])?.success()?;
+    nuee.docker(&["network", "rm", "blue"])?.success()?;
+    assert!(!nuee.docker(&["network", "ls", "--format", "{{.Name}}"])?.success()?.stdout.contains("blue"));
+    nuee.docker(&["volume", "create", "data"])?.success()?;
+    assert_eq!(nuee.docker(&["volume", "ls", "-q"])?.success()?.text(), "data");
+    nuee.docker(&["volume", "rm", "data"])?.success()?;
+    nuee.finish()
+}
+
+#[test]
+fn a_directory_cannot_be_run_and_is_told_so_as_docker_tells_it() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["run", "--rm", "busybox:test", "/tmp"])?.failure(126, "exec: \"/tmp\": is a directory: unknown")?;
+    nuee.docker(&["run", "--rm", "busybox:test", "/no"])?
+        .failure(127, "exec: \"/no\": stat /no: no such file or directory")?;
+    nuee.finish()
+}
