@@ -23,7 +23,26 @@ if [ "${1:-run}" = run ]; then
 fi
 [ -n "$missing" ] || exit 0
 echo "installing:$missing"
+# Debian's docker client comes with a server. It must not start: it would put the machine's forwarding rules in order for
+# itself alone, and drop everybody else's packets.
+policy=/usr/sbin/policy-rc.d
+case "$missing " in
+*" docker.io "*)
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        trap 'rm -f "$policy"' EXIT
+    fi
+    ;;
+esac
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086
 apt-get install -y -qq --no-install-recommends $missing
+case "$missing " in
+*" docker.io "*)
+    if command -v systemctl >/dev/null; then
+        systemctl disable --quiet docker.service docker.socket containerd.service
+    fi
+    ;;
+esac

@@ -143,8 +143,9 @@ fn networks_join_and_leave_and_names_follow() -> Result<()> {
 #[test]
 fn a_directory_cannot_be_run_and_is_told_so_as_docker_tells_it() -> Result<()> {
     let nuee = with_images()?;
-    nuee.docker(&["run", "--rm", "busybox:test", "/tmp"])?.failure(126, "exec: \"/tmp\": is a directory: unknown")?;
+    nuee.docker(&["run", "--rm", "busybox:test", "/tmp"])?
+        .failure(126, "exec: \"/tmp\": permission denied: unknown")?;
     nuee.docker(&["run", "--rm", "busybox:test", "/no"])?
-        .failure(127, "exec: \"/no\": stat /no: no such file or directory")?;
+        .failure(127, "exec: \"/no\": stat /no: no such file or directory: unknown")?;
     nuee.finish()
 }

@@ -7,6 +7,7 @@ mod errors;
 mod hostile;
 mod in_cluster;
 mod kubernetes;
+mod members;
 mod pods;
 mod recovery;
 mod registry;

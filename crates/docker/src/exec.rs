@@ -260,7 +260,7 @@ fn refuse(exec: &Exec, error: node::Error) -> Error {
         node::Error::CannotStart { code, message } => {
             let prefix = "OCI runtime exec failed: exec failed: unable to start container process: ";
             let known = message.starts_with("OCI runtime");
-            (code, Error::Invalid(if known { message } else { format!("{prefix}{message}") }))
+            (code, Error::Invalid(if known { message } else { format!("{prefix}{message}: unknown") }))
         }
         other => (CANNOT_RUN, other.into()),
     };

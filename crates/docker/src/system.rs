@@ -9,9 +9,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use image::{Credentials, ListFilter};
 use jiff::Timestamp;
-use kube::ResourceExt;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::call::Call;

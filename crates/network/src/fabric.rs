@@ -6,6 +6,7 @@ mod attachments;
 mod inner;
 mod monitor;
 mod publications;
+mod silence;
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;

@@ -135,3 +135,26 @@ fn a_flush_heals_itself_and_connections_live_on() {
         assert_eq!(ask(Some(&lab.world), MACHINE, 8080), format!("web {WORLD}"));
     });
 }
+
+#[test]
+fn without_rules_no_workload_speaks_until_they_are_back() {
+    lab::run(|lab| async move {
+        let a = lab.workload("a", DEFAULT_NETWORK).await;
+        let b = lab.workload("b", DEFAULT_NETWORK).await;
+        serve_tcp(Some(&a.namespace), 80, "a");
+        let (mut stream, _) = dial(Some(&b.namespace), a.address, 80, PATIENCE).unwrap();
+        // The tables cannot come back: nft is out of order, but for us.
+        let own = lab.options.run_dir.join("own-nft");
+        shell(&format!("cp $(command -v nft) {0} && mount --bind /bin/false $(command -v nft)", own.display()));
+        shell(&format!("{} flush ruleset", own.display()));
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while dial(Some(&b.namespace), a.address, 80, IMPATIENCE).is_ok() {
+            assert!(std::time::Instant::now() < deadline, "workloads speak without rules");
+        }
+        assert_unreachable(Some(&b.namespace), a.address, 80);
+        shell("umount $(command -v nft)");
+        lab.fabric.reconcile().await.unwrap();
+        assert_eq!(ask(Some(&b.namespace), a.address, 80), format!("a {}", b.address));
+        assert_alive(&mut stream);
+    });
+}

@@ -99,21 +99,23 @@ pub(crate) fn take_message(log: &Path) -> Option<String> {
 /// What a failure to start `program` means: the exit code that clients show, and the message in Docker's words.
 pub(crate) fn start_failure(message: &str, program: &str) -> (i32, String) {
     let said = message.to_lowercase();
-    if said.contains("not found in $path") {
+    let is_path = program.contains('/');
+    if said.contains("not found in $path") && !is_path {
         return (127, format!("exec: \"{program}\": executable file not found in $PATH"));
     }
     let about_program = said.contains("executable file") || said.contains("exec: ") || said.contains("open executable");
     if about_program && said.contains("no such file or directory") {
-        let what = if program.starts_with('/') {
+        let what = if is_path {
             format!("stat {program}: no such file or directory")
         } else {
             "no such file or directory".to_owned()
         };
         return (127, format!("exec: \"{program}\": {what}"));
     }
-    if about_program && (said.contains("permission denied") || said.contains("is a directory")) {
-        let reason = if said.contains("is a directory") { "is a directory" } else { "permission denied" };
-        return (126, format!("exec: \"{program}\": {reason}"));
+    // A directory is "not permitted" to one, "is a directory" to another, and no program that one may run to Docker.
+    let refused = ["permission denied", "operation not permitted", "is a directory"];
+    if about_program && refused.iter().any(|reason| said.contains(reason)) {
+        return (126, format!("exec: \"{program}\": permission denied"));
     }
     if said.contains("exec format error") {
         return (126, format!("exec {program}: exec format error"));
@@ -134,6 +136,14 @@ mod tests {
         assert_eq!(
             start_failure("open executable: Permission denied", "/etc/passwd"),
             (126, "exec: \"/etc/passwd\": permission denied".to_owned())
+        );
+        assert_eq!(
+            start_failure("open executable: Operation not permitted", "/bin"),
+            (126, "exec: \"/bin\": permission denied".to_owned())
+        );
+        assert_eq!(
+            start_failure("executable file `/no` not found in $PATH: No such file or directory", "/no"),
+            (127, "exec: \"/no\": stat /no: no such file or directory".to_owned())
         );
         assert_eq!(start_failure("something else", "x"), (126, "something else".to_owned()));
     }

@@ -38,7 +38,7 @@ frame_kinds! {
     Attach = 4,
     /// Request: run one more process (payload: [`ExecStart`]).
     Exec = 5,
-    /// Request: say when the main process has ended and that is on disk.
+    /// Request: say when the main process has ended and its exit status is in a file.
     Wait = 6,
     /// Within a stream: standard input.
     Stdin = 7,

@@ -25,9 +25,10 @@ use crate::launch::{MountPoint, Namespace};
 pub const LOG_FILE: &str = "container.log";
 /// Where the machine's resolver settings are.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Docker's words in front of what the OCI runtime says.
-const START_PREFIX: &str =
-    "failed to create task for container: failed to create shim task: OCI runtime create failed: ";
+/// Docker's words around what the OCI runtime says.
+const START_PREFIX: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: \
+    runc create failed: unable to start container process: ";
+const START_SUFFIX: &str = ": unknown";
 
 /// What a start gave.
 #[derive(Debug, Default)]
@@ -121,7 +122,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
 fn cannot_start(error: runtime::Error) -> Error {
     match error {
         runtime::Error::CannotStart { code, message } => {
-            Error::CannotStart { code, message: format!("{START_PREFIX}{message}") }
+            Error::CannotStart { code, message: format!("{START_PREFIX}{message}{START_SUFFIX}") }
         }
         other => other.into(),
     }

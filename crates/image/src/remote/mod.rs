@@ -4,6 +4,7 @@
 
 mod challenge;
 mod connect;
+mod pace;
 mod pull;
 mod push;
 mod session;

@@ -13,7 +13,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::manifest::{self, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, Manifest, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
-use crate::remote::session::{Session, Wanted, next_piece, read_all};
+use crate::remote::session::{Pieces, Session, Wanted, read_all};
 use crate::store::blobs::{Lease, MAX_DOCUMENT};
 use crate::store::{ImageStore, NewImage};
 use crate::types::{Progress, PullOptions, Pulled};
@@ -234,8 +234,8 @@ async fn download(
             file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io(doing()))?;
             (hasher, size) = (Hasher::new(wanted.digest.algorithm()), 0);
         }
-        let mut body = response.into_body();
-        while let Some(piece) = next_piece(&mut body).await? {
+        let mut pieces = Pieces::new(response.into_body());
+        while let Some(piece) = pieces.next().await? {
             size += piece.len() as u64;
             if size > wanted.size {
                 drop(std::fs::remove_file(&path));

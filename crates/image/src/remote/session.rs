@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::remote::challenge::{self, Challenge};
 use crate::remote::connect::{Class, Connector, classify, resolve, tls};
+use crate::remote::pace::Pace;
 use crate::store::StoreOptions;
 use crate::store::blobs::lock;
 use crate::types::Credentials;
@@ -350,9 +351,10 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Reads a body of at most so many bytes.
-pub async fn read_all(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
+pub async fn read_all(body: Incoming, most: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    while let Some(piece) = next_piece(&mut body).await? {
+    let mut pieces = Pieces::new(body);
+    while let Some(piece) = pieces.next().await? {
         if bytes.len() + piece.len() > most {
             return Err(Error::Unavailable(format!("the registry's answer is longer than {most} bytes")));
         }
@@ -361,18 +363,36 @@ pub async fn read_all(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The next piece of a body, in time.
-pub async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>> {
-    loop {
-        match tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
+/// A body, piece by piece, in time.
+pub struct Pieces {
+    body: Incoming,
+    pace: Pace,
+    began: tokio::time::Instant,
+}
+
+impl Pieces {
+    /// The pieces of this body.
+    pub fn new(body: Incoming) -> Pieces {
+        Pieces { body, pace: Pace::default(), began: tokio::time::Instant::now() }
+    }
+
+    /// The next one.
+    ///
+    /// Errors: `Unavailable` when the registry breaks off, stops, or drips.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let data = match tokio::time::timeout(IDLE_TIMEOUT, self.body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(error))) => return Err(Error::Unavailable(format!("the registry broke off: {error}"))),
+                Err(_) => return Err(Error::Unavailable("the registry stopped sending".to_owned())),
+            };
+            if !self.pace.received(data.len(), self.began.elapsed()) {
+                return Err(Error::Unavailable("the registry sends too slowly".to_owned()));
             }
-            Ok(Some(Err(error))) => return Err(Error::Unavailable(format!("the registry broke off: {error}"))),
-            Err(_) => return Err(Error::Unavailable("the registry stopped sending".to_owned())),
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
         }
     }
 }

@@ -210,21 +210,45 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(format!("cannot sync {}", parent.display())))
 }
 
+/// Like [`replace_file`], but comes to the disk after the return: for what is acknowledged elsewhere and can be made again,
+/// where the wait for the disk would be part of every start of a container.
+pub(crate) fn replace_file_soon(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_and_rename(path, bytes, false)?;
+    let path = path.to_owned();
+    let sync = move || {
+        // It may be gone again; and a failing disk is told by whatever must be durable.
+        let _ = File::open(&path).and_then(|file| file.sync_all());
+        let _ = sync_parent(&path);
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(sync)),
+        Err(_) => sync(),
+    }
+    Ok(())
+}
+
 /// Replaces a small file so that a crash leaves the old or the new one whole.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_and_rename(path, bytes, true)?;
+    sync_parent(path)
+}
+
+fn write_and_rename(path: &Path, bytes: &[u8], durable: bool) -> Result<()> {
     let temporary = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let doing = || format!("cannot write {}", path.display());
     let write = || -> io::Result<()> {
         let mut file = File::create_new(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     };
     if let Err(error) = write() {
         let _ = fs::remove_file(&temporary);
         return Err(Error::io(doing())(error));
     }
-    sync_parent(path)
+    Ok(())
 }
 
 /// A blob that is being written. Dropped without a commit, it was never there.

@@ -124,7 +124,7 @@ impl ImageStore {
             std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(mode)).map_err(Error::io(doing()))?;
         }
         let bytes = serde_json::to_vec(&stored).map_err(|error| Error::Internal(error.to_string()))?;
-        super::blobs::replace_file(&self.snapshot_file(container_id), &bytes)?;
+        super::blobs::replace_file_soon(&self.snapshot_file(container_id), &bytes)?;
         let snapshot = stored.snapshot(container_id.to_owned());
         lock(&self.snapshots).insert(container_id.to_owned(), snapshot.clone());
         Ok(snapshot)

@@ -45,6 +45,8 @@ pub(super) struct Core {
     /// Service objects in the kernel; `None`: those that an earlier process left there.
     pub(super) services: Option<Tables>,
     destroyed: bool,
+    /// Workloads' ports are blocked until the tables are back.
+    pub(super) silenced: bool,
     /// For changes to elements.
     channel: Option<Channel>,
 }
@@ -71,6 +73,7 @@ impl Inner {
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
             destroyed: false,
+            silenced: false,
             channel: None,
         };
         let settings = vec![sysctl::ensure("net/ipv4/ip_forward", "1")];
@@ -247,6 +250,9 @@ impl Inner {
         let result = process::apply(&script);
         // On failure the kernel keeps what it had: unknown to us, so the next attempt installs everything again.
         core.services = result.is_ok().then_some(services);
+        if result.is_ok() {
+            self.unsilence(core);
+        }
         result
     }
 
@@ -257,6 +263,10 @@ impl Inner {
             return Ok(());
         }
         tracing::info!("installing nftables tables");
+        // Tables of another layout still filter, and are replaced in one transaction; missing ones do not.
+        if !(elements::table_exists(Family::Inet)? && elements::table_exists(Family::Bridge)?) {
+            self.silence(&mut core);
+        }
         self.install(&mut core)
     }
 

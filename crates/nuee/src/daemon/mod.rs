@@ -64,6 +64,7 @@ async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<
         _ = interrupt.recv() => return Ok(()),
     };
     state.ready = true;
+    state.endpoints.registry = house.registry.map(|address| address.to_string());
     state.ready_after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     instance.write_state(&state)?;
     tracing::info!(after_ms = state.ready_after_ms, "ready");
@@ -105,6 +106,8 @@ struct House {
     tasks: JoinSet<Result<()>>,
     controllers: controllers::Controllers,
     _agent: Arc<agent::Agent>,
+    /// Where the image registry listens, if it does.
+    registry: Option<std::net::SocketAddr>,
 }
 
 impl House {
@@ -163,8 +166,9 @@ impl House {
             });
         }
 
-        if let Some(listener) = listeners.registry {
-            let port = listener.local_addr()?.port();
+        let registry = listeners.registry.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
+        if let (Some(listener), Some(address)) = (listeners.registry, registry) {
+            let port = address.port();
             let names = vec![format!("localhost:{port}"), format!("127.0.0.1:{port}")];
             let router = registry::router(images.clone(), registry::RegistryOptions { names, access: Some(access) });
             tasks.spawn(async move { axum::serve(listener, router).await.context("the image registry ended") });
@@ -184,7 +188,7 @@ impl House {
             tasks.spawn(async move { docker::serve(listener, docker).await.context("the Docker socket ended") });
         }
         ready::wait(&client, &node_name).await?;
-        Ok(Self { tasks, controllers, _agent: agent })
+        Ok(Self { tasks, controllers, _agent: agent, registry })
     }
 
     /// Serves until the future resolves, or a part ends that must not.

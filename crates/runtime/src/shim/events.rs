@@ -463,19 +463,21 @@ impl Shim {
                 }
             }
             if number == 0 {
+                // Nobody waits for the disk: the daemon writes down what it was told before it tells others.
+                let _ = std::fs::File::open(self.directory.exit()).and_then(|file| file.sync_all());
                 self.linger_deadline = Some(now + LINGER_TIMEOUT);
             }
         }
     }
 
-    /// The container is over: its log is complete, its exit status on disk, its control group gone.
+    /// The container is over: its log is complete, its exit status in a file, its control group gone.
     fn end_container(&mut self, exit: ExitRecord) -> ExitRecord {
         if let Some(log) = self.processes.first_mut().and_then(|main| main.log.as_mut()) {
             log.flush_partial(now_ns());
         }
         let exit = ExitRecord { out_of_memory: self.config.cgroup.out_of_memory_kills() > 0, ..exit };
         // On a full or broken disk clients still hear of the end; after a restart it counts as lost.
-        let _ = write_json(&self.directory.exit(), &exit, true);
+        let _ = write_json(&self.directory.exit(), &exit, false);
         // What cannot be removed now is removed by the daemon's `delete`.
         let _ = self.config.cgroup.remove();
         if self.config.oci.kind == OciKind::Crun {

@@ -4,7 +4,7 @@
 //! ```text
 //! Creating --OCI runtime done--> Created --Start--> Running --main process ends--> Draining --output read--> Lingering
 //! ```
-//! *Draining* reads what the container wrote, kills what is left of it and makes the exit status durable; *Lingering* lets
+//! *Draining* reads what the container wrote, kills what is left of it and writes the exit status; *Lingering* lets
 //! clients read the rest; then the process ends. The daemon finds the exit status in a file.
 
 mod client;
