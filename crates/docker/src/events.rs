@@ -335,7 +335,7 @@ mod tests {
         container_changed(&events, None, Some(&ended), true);
         let (past, _) = events.subscribe(Some(0));
         let die = past.iter().find(|event| event.action == "die").unwrap();
-        assert_eq!(die.attributes["execDuration"], "0");
+        assert_eq!(die.actor.attributes["execDuration"], "0");
     }
 
     #[test]

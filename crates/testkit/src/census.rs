@@ -28,7 +28,11 @@ impl Census {
     pub fn take(nuee: &Nuee) -> Result<Self> {
         let data = nuee.data();
         let mut census = Self::default();
-        census.add("shim", shims(&data).into_iter().map(|(pid, line)| format!("{pid} {line}")));
+        // The process that forks shims comes anew with each daemon: one is right, two are not.
+        let (servers, shims): (Vec<_>, Vec<_>) =
+            shims(&data).into_iter().partition(|(_, line)| line.contains(" --serve "));
+        census.add("servers of shims", [servers.len().to_string()]);
+        census.add("shim", shims.into_iter().map(|(pid, line)| format!("{pid} {line}")));
         census.add("mount", mounts(nuee)?);
         census.add("interface", interfaces(nuee)?);
         let rules = nuee.run("nft", &["--stateless", "list", "ruleset"])?.success()?.stdout;

@@ -413,9 +413,15 @@ pub async fn failure(response: Response<Incoming>) -> Error {
     let said: Option<Errors> = serde_json::from_slice(&body).ok();
     let one = said.and_then(|errors| errors.errors.into_iter().next());
     let code = one.as_ref().and_then(|one| one.code.clone()).unwrap_or_default();
+    // Answers to HEAD have no body.
+    let plain = match status {
+        StatusCode::UNAUTHORIZED => "authentication required",
+        StatusCode::FORBIDDEN => "requested access to the resource is denied",
+        _ => status.canonical_reason().unwrap_or("error"),
+    };
     let message: String = one
         .and_then(|one| one.message)
-        .unwrap_or_else(|| status.canonical_reason().unwrap_or("error").to_owned())
+        .unwrap_or_else(|| plain.to_owned())
         .chars()
         .filter(|c| !c.is_control())
         .take(500)
