@@ -45,7 +45,7 @@ pub(super) struct Core {
     /// Service objects in the kernel; `None`: those that an earlier process left there.
     pub(super) services: Option<Tables>,
     destroyed: bool,
-    /// Workloads' ports are blocked until the tables are back.
+    /// Workloads' ports are off until the tables are back.
     pub(super) silenced: bool,
     /// For changes to elements.
     channel: Option<Channel>,

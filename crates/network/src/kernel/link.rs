@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -152,12 +152,13 @@ pub(crate) fn plug(channel: &mut Channel, index: u32, bridge: u32, isolated: boo
     change(channel, index, LinkFlags::Up, vec![LinkAttribute::LinkInfo(info)])
 }
 
-/// Lets a port of a bridge forward, or blocks it.
-pub(crate) fn set_port_state(channel: &mut Channel, name: &str, state: BridgePortState) -> io::Result<()> {
-    let data = vec![InfoBridgePort::State(state)];
-    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(InfoPortData::BridgePort(data))];
-    let attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
-    change(channel, 0, LinkFlags::empty(), attributes)
+/// Brings an interface up or down, by its name.
+pub(crate) fn switch(channel: &mut Channel, name: &str, on: bool) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.flags = if on { LinkFlags::Up } else { LinkFlags::empty() };
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    channel.execute(RouteNetlinkMessage::NewLink(message), 0)
 }
 
 /// Deletes an interface, and with it the other end of a veth pair. Deleting what is not there is fine.

@@ -280,10 +280,12 @@ impl Shim {
         }
     }
 
-    /// A client's input has ended: the process' ends as well if it was promised one input only.
+    /// A client's input has ended: the process' ends as well if it was promised one input only. A terminal's never does:
+    /// whoever leaves it may come back, as with Docker.
     pub fn end_input(&mut self, number: u32) {
         if let Some(process) = self.processes.iter_mut().find(|process| process.number == number)
             && process.input_once
+            && !process.streams.terminal
         {
             process.input_ends = true;
             process.write_input();
