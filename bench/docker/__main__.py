@@ -29,8 +29,8 @@ ENV PATH=/bin
 CMD ["sh"]
 """
 RESPONDER = "FROM scratch\nCOPY responder /responder\nEXPOSE 80\nCMD [\"/responder\"]\n"
-# Containers of the crowd, and how many clients start them.
-CROWD, CLIENTS = 100, 8
+# How many clients start the crowd of containers.
+CLIENTS = 8
 PORT = 8080
 
 
@@ -152,26 +152,26 @@ def traffic(table, nuee, dockerd):
         engine.docker("rm", "--force", "web")
 
 
-def crowd(table, nuee, dockerd):
+def crowd(table, nuee, dockerd, size):
     """Many containers at once, what each costs in memory, and how fast a killed daemon finds them again."""
     walls, each = {}, {}
     for engine in (nuee, dockerd):
         before = engine.memory_mib()[1]
         started = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            names = [f"crowd-{number}" for number in range(CROWD)]
+            names = [f"crowd-{number}" for number in range(size)]
             list(pool.map(lambda name: engine.docker("run", "--detach", "--name", name, "busybox", "sleep", "6000"), names))
         walls[engine.name] = time.monotonic() - started
         time.sleep(3)
-        each[engine.name] = (engine.memory_mib()[1] - before) / CROWD
-    table.row(f"{CROWD} × `docker run -d`, {CLIENTS} clients", "s", walls["nuee"], walls["dockerd"], "0.33", digits=1)
+        each[engine.name] = (engine.memory_mib()[1] - before) / size
+    table.row(f"{size} × `docker run -d`, {CLIENTS} clients", "s", walls["nuee"], walls["dockerd"], "0.33", digits=1)
     table.row("memory per idle container beyond its own, PSS", "MiB", each["nuee"], each["dockerd"], "2 MiB", digits=2)
     pids = nuee.docker("inspect", "--format", "{{.State.Pid}}", *names).stdout
     os.kill(nuee.daemon(), signal.SIGKILL)
     started = time.monotonic()
     nuee.start()
     assert nuee.docker("inspect", "--format", "{{.State.Pid}}", *names).stdout == pids, "not all were adopted"
-    table.row(f"kill -9, start, {CROWD} containers adopted and inspected", "s", time.monotonic() - started, None, "1 s", digits=2)
+    table.row(f"kill -9, start, {size} containers adopted and inspected", "s", time.monotonic() - started, None, "1 s", digits=2)
     for engine in (nuee, dockerd):
         engine.docker("rm", "--force", *names)
 
@@ -180,6 +180,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nuee", default="target/release/nuee")
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--crowd", type=int, default=100, help="containers at once")
     arguments = parser.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="nuee-bench-"))
     nuee, dockerd = Nuee(arguments.nuee, work / "nuee"), Dockerd(work / "dockerd")
@@ -200,7 +201,7 @@ def main():
             table.row(f"idle memory of all processes, {what}", "MiB", memory["nuee"][index], memory["dockerd"][index], bar)
         single(table, (nuee, dockerd), work, arguments.runs)
         traffic(table, nuee, dockerd)
-        crowd(table, nuee, dockerd)
+        crowd(table, nuee, dockerd, arguments.crowd)
         version = dockerd.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
         print(f"\ndockerd {version}, {arguments.runs} runs each of the single ones, medians (CPU: means)")
     finally:
