@@ -36,7 +36,7 @@ const CLIENTS_MAX: usize = 256;
 /// How long output may still come after the main process has ended and everything in its group was killed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long clients may take to read the rest.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Output a client may leave unread on disk before the container is held back for it.
 const SPILL_MAX_BYTES: u64 = 64 << 20;
 /// Output a client may leave unread in memory.
