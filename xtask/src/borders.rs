@@ -11,6 +11,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("node", &[]),
     ("placement", &[]),
+    ("simulator", &["placement"]),
     ("apiserver", &["store", "api"]),
     ("controllers", &["api", "placement"]),
     ("runtime", &["node"]),

@@ -4,6 +4,7 @@
 pub mod explain;
 pub mod filter;
 pub mod pool;
+pub mod power;
 pub mod relations;
 pub mod score;
 
