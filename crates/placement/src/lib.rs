@@ -1,10 +1,13 @@
 //! Placement: a snapshot of the pool in; a choice and its explanation out. Pure: no I/O, no clock, no async, and no kinds of
 //! any dialect, only the plain structs below.
 
+pub mod elasticity;
 pub mod explain;
 pub mod filter;
+pub mod plan;
 pub mod pool;
 pub mod power;
+pub mod predict;
 pub mod relations;
 pub mod score;
 

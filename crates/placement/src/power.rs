@@ -76,7 +76,11 @@ fn count(points: usize) -> f64 {
     points as f64
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the place is between 0 and the last index")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the place is between 0 and the last index"
+)]
 fn floor_index(place: f64) -> usize {
     place as usize
 }

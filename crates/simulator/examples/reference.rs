@@ -40,7 +40,14 @@ fn main() -> Result<(), Failure> {
         let setting = Setting { memory_enforced: cells[0].ends_with("enforced"), ..Setting::default() };
         let ours = run(&Trace::parse(&text)?, &setting, &mut baseline, |_| ());
         let moves = f64::from(u32::try_from(ours.migrations)?);
-        let figures = [(ours.energy_kwh, 3), (moves, 4), (ours.slatah, 6), (ours.pdm, 7), (ours.esv(), 11), (ours.unserved_share, 8)];
+        let figures = [
+            (ours.energy_kwh, 3),
+            (moves, 4),
+            (ours.slatah, 6),
+            (ours.pdm, 7),
+            (ours.esv(), 11),
+            (ours.unserved_share, 8),
+        ];
         let mut line = format!("{:24} {:8}", cells[0], cells[1]);
         for (value, column) in figures {
             let reference: f64 = cells[column].parse()?;

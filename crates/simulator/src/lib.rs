@@ -3,6 +3,9 @@
 
 pub mod baseline;
 pub mod metrics;
+pub mod nuee;
+pub mod policy;
+pub mod report;
 pub mod run;
 pub mod setting;
 pub mod trace;

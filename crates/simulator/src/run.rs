@@ -1,7 +1,9 @@
 //! A day: an update every five minutes and whenever moves end, an optimisation every five minutes.
 
+use placement::plan::bound::{self, Class};
+
 use crate::metrics::Outcome;
-use crate::setting::Setting;
+use crate::setting::{HOSTS_OF_A_KIND, HostKind, Setting};
 use crate::trace::{INTERVAL_SECONDS, SAMPLES, Trace};
 use crate::world::{START_SECONDS, World};
 
@@ -43,12 +45,7 @@ pub struct Glance {
 }
 
 /// Runs a day. `watch` is called after every step.
-pub fn run(
-    trace: &Trace,
-    setting: &Setting,
-    optimiser: &mut dyn Optimiser,
-    mut watch: impl FnMut(Glance),
-) -> Outcome {
+pub fn run(trace: &Trace, setting: &Setting, optimiser: &mut dyn Optimiser, mut watch: impl FnMut(Glance)) -> Outcome {
     let mut world = World::new(trace, setting.clone());
     for (vm, host) in (0..).zip(optimiser.start(&world)) {
         if let Some(host) = host {
@@ -66,6 +63,15 @@ pub fn run(
         watch(Glance { step, active_hosts, sums: world.sums });
     }
     Outcome::new(&world.sums)
+}
+
+/// The day of a pool where nothing is ever switched off or slowed down: every host at full power (NPA).
+pub fn always_on(trace: &Trace, setting: &Setting) -> Outcome {
+    let mut idle = run(trace, setting, &mut crate::baseline::Baseline::dvfs(), |_| ());
+    let watts: f64 = HostKind::both().iter().map(|kind| HOSTS_OF_A_KIND * kind.power.full()).sum();
+    // Watts over a day of 24 hours.
+    idle.energy_kwh = watts * 24.0 / 1000.0;
+    idle
 }
 
 fn carry_out(world: &mut World<'_>, time: f64, decision: &Decision, last: bool) {
@@ -92,7 +98,18 @@ fn carry_out(world: &mut World<'_>, time: f64, decision: &Decision, last: bool) 
 
 /// Adds the least energy for the next five minutes at the demand of now.
 fn bound(world: &mut World<'_>) {
-    let served: f64 = world.hosts.iter().map(|host| host.used_mips).sum();
-    let best = &world.kinds[1];
-    world.sums.bound += served / best.mips * best.power.full() * INTERVAL_SECONDS;
+    let setting = &world.setting;
+    let live = || world.vms.iter().filter(|vm| vm.host.is_some());
+    let wanted = live().map(|vm| vm.demand.min(world.kinds[1].core_mips)).sum();
+    let least = |vm: &crate::world::Vm| vm.full_memory_mb * (1.0 - setting.balloon_share);
+    let memory = if setting.memory_enforced { live().map(least).sum() } else { 0.0 };
+    let class = |kind: &HostKind| Class {
+        count: HOSTS_OF_A_KIND,
+        cpu: kind.mips,
+        memory: setting.host_memory_mb,
+        power: kind.power.clone(),
+        sleep_watts: setting.wake.sleep_watts,
+    };
+    let classes = [class(&world.kinds[0]), class(&world.kinds[1])];
+    world.sums.bound += bound::watts(&classes, wanted, memory) * INTERVAL_SECONDS;
 }

@@ -7,6 +7,8 @@ use placement::power::PowerCurve;
 
 /// Physical machines.
 pub const HOSTS: usize = 800;
+/// Hosts of each of the two kinds.
+pub const HOSTS_OF_A_KIND: f64 = 400.0;
 /// Power of the first kind of host, HP ProLiant ML110 G4, from idle to full load. Units: watts.
 const G4_WATTS: [f64; 11] = [86.0, 89.4, 92.6, 96.0, 99.5, 102.0, 106.0, 108.0, 112.0, 114.0, 117.0];
 /// The same of the second, ML110 G5.

@@ -32,9 +32,8 @@ impl Trace {
     /// `Errors:` a line with another number of samples, or a sample that is no whole number from 0 to 100.
     pub fn parse(text: &str) -> Result<Trace, TraceError> {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let parsed = lines.map(|(index, line)| {
-            samples(line).map_err(|problem| TraceError { line: index + 1, problem })
-        });
+        let parsed =
+            lines.map(|(index, line)| samples(line).map_err(|problem| TraceError { line: index + 1, problem }));
         let use_shares = parsed.collect::<Result<Vec<_>, _>>()?;
         if use_shares.is_empty() {
             return Err(TraceError { line: 1, problem: "the trace is empty".into() });

@@ -141,7 +141,11 @@ impl<'a> World<'a> {
     fn energy(&self, host: usize, before: f64, seconds: f64) -> f64 {
         if before == 0.0 {
             // Everybody sleeps until the first sample: the reference charges nothing for that time.
-            return if self.now > START_SECONDS + INTERVAL_SECONDS { self.setting.wake.sleep_watts * seconds } else { 0.0 };
+            return if self.now > START_SECONDS + INTERVAL_SECONDS {
+                self.setting.wake.sleep_watts * seconds
+            } else {
+                0.0
+            };
         }
         let power = &self.kind(host).power;
         let (from, to) = (power.at(before), power.at(self.load(host)));

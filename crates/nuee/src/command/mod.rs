@@ -8,6 +8,8 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::instance::DEFAULT_DATA_DIRECTORY;
 
 mod down;
+mod plan;
+mod simulate;
 mod status;
 mod up;
 
@@ -46,6 +48,16 @@ enum Command {
     Status(status::Arguments),
     /// Check what this machine offers, and say how to mend what is missing
     Doctor(crate::doctor::Arguments),
+    /// Replay a trace of demand under a consolidation policy
+    #[command(
+        after_help = "Examples:\n  nuee simulate --trace 20110303.csv.gz --policy nuee\n  nuee simulate --trace 20110303.csv.gz --policy mfped -o json\n  nuee simulate --trace 20110303.csv.gz --memory enforced --report day.html"
+    )]
+    Simulate(simulate::Arguments),
+    /// Ask what the consolidator would do with a pool, and why
+    #[command(
+        after_help = "Examples:\n  nuee plan --from snapshot.json --explain\n  nuee plan --from snapshot.json -o json"
+    )]
+    Plan(plan::Arguments),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  nuee completion bash > /etc/bash_completion.d/nuee\n  nuee completion zsh > ~/.zfunc/_nuee"
@@ -101,6 +113,8 @@ pub fn run() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "nuee", &mut std::io::stdout());
             Ok(())
         }
+        Command::Simulate(arguments) => simulate::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Version { output } => version(&output),
     };
     or_complain(done.map(|()| ExitCode::SUCCESS))

@@ -1,0 +1,190 @@
+//! `nuee simulate`: replays a trace under a policy.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use simulator::metrics::Outcome;
+use simulator::report::{Course, rows};
+use simulator::run::{Decision, Optimiser, always_on, run as run_day};
+use simulator::setting::{Setting, Wake};
+use simulator::trace::{SAMPLES, Trace};
+use simulator::world::World;
+
+use super::Format;
+
+/// Most that a trace may unpack to: a day of a million machines. Units: bytes.
+const TRACE_BYTES_MAX: u64 = 1 << 30;
+
+/// Flags of `nuee simulate`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The experiment: its machines, types of virtual machine and rules
+    #[arg(long, value_enum, default_value_t = Experiment::Planetlab)]
+    experiment: Experiment,
+    /// Trace to replay: CSV, a name and 288 percentages in each line; gzipped when its name ends in .gz
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// npa, dvfs, mfped, nuee, or a detection (thr, iqr, mad, lr, lrr, lr-weighted) with a selection (mmt, mc, rs, mu), as lr-mmt
+    #[arg(long, default_value = "nuee")]
+    policy: String,
+    /// Whether memory binds after the first placement
+    #[arg(long, value_enum, default_value_t = Memory::Ignored)]
+    memory: Memory,
+    /// What becomes of a virtual machine whose demand reaches zero
+    #[arg(long, value_enum, default_value_t = ZeroDemand::Vanish)]
+    zero_demand: ZeroDemand,
+    /// Memory of a host
+    #[arg(long, value_name = "MB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2048..=4_194_304))]
+    host_memory_mb: u32,
+    /// What waking costs: nothing, or a minute at full power and 5 W asleep
+    #[arg(long, value_enum, default_value_t = WakeCost::Free)]
+    wake: WakeCost,
+    /// Share of each machine's memory that a balloon may take, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=90))]
+    balloon: u32,
+    /// Write a report with charts to this HTML file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    output: super::Output,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Experiment {
+    Planetlab,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Memory {
+    Ignored,
+    Enforced,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum ZeroDemand {
+    Vanish,
+    Keep,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum WakeCost {
+    Free,
+    Realistic,
+}
+
+/// Measures how long each decision takes: `simulator` itself has no clock.
+struct Timed {
+    inner: Box<dyn Optimiser>,
+    longest: Duration,
+}
+
+impl Optimiser for Timed {
+    fn start(&mut self, world: &World<'_>) -> Vec<Option<u32>> {
+        self.inner.start(world)
+    }
+
+    fn optimise(&mut self, world: &World<'_>) -> Decision {
+        let begin = Instant::now();
+        let decision = self.inner.optimise(world);
+        self.longest = self.longest.max(begin.elapsed());
+        decision
+    }
+}
+
+/// Runs it and prints the result.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let Experiment::Planetlab = arguments.experiment;
+    let trace = read(&arguments.trace)?;
+    let setting = Setting {
+        memory_enforced: arguments.memory == Memory::Enforced,
+        host_memory_mb: f64::from(arguments.host_memory_mb),
+        keep_zero_demand: arguments.zero_demand == ZeroDemand::Keep,
+        wake: if arguments.wake == WakeCost::Realistic { Wake::REALISTIC } else { Wake::default() },
+        balloon_share: f64::from(arguments.balloon) / 100.0,
+    };
+    let mut course = Course::default();
+    let (outcome, longest) = if arguments.policy == "npa" {
+        (always_on(&trace, &setting), Duration::ZERO)
+    } else {
+        let Some(inner) = simulator::policy::by_name(&arguments.policy) else {
+            bail!("there is no policy `{}`; known are {}", arguments.policy, simulator::policy::NAMES.join(", "));
+        };
+        let mut timed = Timed { inner, longest: Duration::ZERO };
+        let bar = progress();
+        let outcome = run_day(&trace, &setting, &mut timed, |glance| {
+            course.note(&glance);
+            bar.inc(1);
+        });
+        bar.finish_and_clear();
+        (outcome, timed.longest)
+    };
+    if let Some(path) = &arguments.report {
+        let title = format!("{} on {}", arguments.policy, arguments.trace.display());
+        std::fs::write(path, course.html(&title, &outcome))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    print(arguments, &outcome, longest)
+}
+
+fn print(arguments: &Arguments, outcome: &Outcome, longest: Duration) -> Result<()> {
+    match arguments.output.output {
+        Format::Json => {
+            let value = json!({
+                "policy": arguments.policy,
+                "energy_kwh": outcome.energy_kwh,
+                "migrations": outcome.migrations,
+                "slatah": outcome.slatah,
+                "pdm": outcome.pdm,
+                "slav": outcome.slav(),
+                "esv": outcome.esv(),
+                "mean_active_hosts": outcome.mean_active_hosts,
+                "unserved_share": outcome.unserved_share,
+                "bound_kwh": outcome.bound_kwh,
+                "wakes": outcome.wakes,
+                "plan_seconds_max": longest.as_secs_f64(),
+            });
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
+        Format::Text => {
+            println!("{} on {}", arguments.policy, arguments.trace.display());
+            for (name, value) in rows(outcome) {
+                println!("  {name:24} {value:>14}");
+            }
+            println!("  {:24} {:>11.1} ms", "longest decision", longest.as_secs_f64() * 1000.0);
+        }
+    }
+    Ok(())
+}
+
+fn progress() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(SAMPLES as u64 - 1);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} steps, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn read(path: &Path) -> Result<Trace> {
+    let shown = path.display();
+    let file = File::open(path).with_context(|| format!("cannot open the trace {shown}"))?;
+    let mut text = String::new();
+    let unpacked: Box<dyn Read> = if path.extension().is_some_and(|extension| extension == "gz") {
+        Box::new(flate2::read::GzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
+    let size = unpacked.take(TRACE_BYTES_MAX).read_to_string(&mut text);
+    let size = size.with_context(|| format!("cannot read the trace {shown}"))?;
+    if size as u64 == TRACE_BYTES_MAX {
+        bail!("the trace {shown} is larger than {TRACE_BYTES_MAX} bytes");
+    }
+    Trace::parse(&text).with_context(|| format!("{shown} is no trace"))
+}

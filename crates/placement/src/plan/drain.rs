@@ -1,0 +1,200 @@
+//! Consolidation: empties machines that the rest can do without, when what that saves is worth the moves.
+
+use super::draft::Draft;
+use super::snapshot::{Amounts, CPU, DIMENSIONS, MachineState};
+
+/// Empties what can be emptied.
+pub fn drain(draft: &mut Draft<'_>) {
+    let ranked = ranked(draft);
+    if draft.policy.use_balloon && keep_count(draft, &ranked, DIMENSIONS) > keep_count(draft, &ranked, 1) {
+        draft.squeeze();
+    }
+    let keep = keep_count(draft, &ranked, DIMENSIONS);
+    // Machines beyond those that are needed take nobody in: what goes there would soon have to move again.
+    let machines = draft.snapshot.machines();
+    let spare: Vec<usize> = ranked[keep..].iter().copied().filter(|machine| !machines[*machine].is_protected).collect();
+    if spare.is_empty() {
+        return;
+    }
+    let before: Vec<bool> = draft.machines.iter().map(|load| load.is_open).collect();
+    let asleep = (0..draft.machines.len()).filter(|machine| !draft.machines[*machine].is_on).collect::<Vec<_>>();
+    asleep.iter().for_each(|machine| draft.machines[*machine].is_open = false);
+    if spare.len() > draft.policy.steady_spares_max {
+        gather(draft, &ranked[..keep], &spare);
+    }
+    let mut emptied = spare.iter().filter(|machine| !draft.machines[**machine].is_on).count();
+    let mut failures = 0;
+    for machine in cheapest_first(draft, &ranked, spare.len()) {
+        if !draft.machines[machine].is_on {
+            continue;
+        }
+        if emptied >= spare.len().min(draft.policy.sleeps_max) || failures >= draft.policy.drain_attempts_max {
+            break;
+        }
+        if empty(draft, machine) {
+            emptied += 1;
+        } else {
+            failures += 1;
+        }
+    }
+    for (machine, was) in before.into_iter().enumerate() {
+        draft.machines[machine].is_open = was && (draft.machines[machine].is_on || asleep.contains(&machine));
+    }
+}
+
+/// Wakes machines that the forecast will need.
+pub fn wake_ahead(draft: &mut Draft<'_>) {
+    loop {
+        let ranked = ranked(draft);
+        let mut short = 0.0;
+        for machine in &ranked {
+            let load = &draft.machines[*machine];
+            let limit = draft.snapshot.machines()[*machine].capacity[CPU] * (1.0 - draft.policy.reserve);
+            short += load.mean + draft.policy.drain_deviations * load.variance.sqrt() - limit;
+        }
+        let asleep = (0..draft.machines.len())
+            .filter(|machine| !draft.machines[*machine].is_on && draft.machines[*machine].is_open);
+        let best = asleep.min_by(|one, other| draft.watts_per_cpu(*one).total_cmp(&draft.watts_per_cpu(*other)));
+        match best {
+            Some(machine) if short > 0.0 => draft.machines[machine].is_on = true,
+            _ => return,
+        }
+    }
+}
+
+/// Running machines, best first: by what they do for their power, then the fuller.
+fn ranked(draft: &Draft<'_>) -> Vec<usize> {
+    let mut ranked: Vec<usize> = (0..draft.machines.len()).filter(|machine| draft.machines[*machine].is_on).collect();
+    let fullness = |machine: usize| draft.machines[machine].mean;
+    ranked.sort_by(|one, other| {
+        let rate = draft.watts_per_cpu(*one).total_cmp(&draft.watts_per_cpu(*other));
+        rate.then(fullness(*other).total_cmp(&fullness(*one))).then(one.cmp(other))
+    });
+    ranked
+}
+
+/// How many of them suffice, if work could be cut at will and each keeps its margin.
+fn keep_count(draft: &Draft<'_>, ranked: &[usize], dimensions: usize) -> usize {
+    let mut need: Amounts = [0.0; DIMENSIONS];
+    let (mut variance, mut deviations) = (0.0, 0.0);
+    let total = f64::from(u32::try_from(ranked.len()).unwrap_or(u32::MAX));
+    for load in ranked.iter().map(|machine| &draft.machines[*machine]) {
+        need[CPU] += load.mean;
+        variance += load.variance;
+        deviations += load.variance.sqrt();
+        for (sum, part) in need.iter_mut().zip(load.uses).skip(1) {
+            *sum += part;
+        }
+    }
+    let mut have: Amounts = [0.0; DIMENSIONS];
+    for (count, machine) in ranked.iter().enumerate() {
+        // So many machines that share the uncertainty evenly each need this much on top.
+        let machines = f64::from(u32::try_from(count.max(1)).unwrap_or(u32::MAX));
+        let even = (variance * machines).sqrt();
+        let as_now = deviations * machines / total;
+        let margins = draft.policy.drain_deviations * even.min(as_now);
+        let enough = have[CPU] >= need[CPU] + margins
+            && have.iter().zip(need).take(dimensions).skip(1).all(|(have, need)| *have >= need);
+        if enough {
+            return count;
+        }
+        for (sum, part) in have.iter_mut().zip(draft.snapshot.machines()[*machine].capacity) {
+            *sum += part;
+        }
+        have[CPU] -= draft.policy.reserve * draft.snapshot.machines()[*machine].capacity[CPU];
+    }
+    ranked.len()
+}
+
+/// In which order machines are tried: the wasteful kinds first, then those that cost the fewest moves for what they save.
+fn cheapest_first(draft: &Draft<'_>, ranked: &[usize], spare: usize) -> Vec<usize> {
+    let steady = spare <= draft.policy.steady_spares_max;
+    let cost = |machine: usize| -> f64 {
+        let members = draft.machines[machine].members.iter();
+        members.map(|workload| draft.snapshot.workloads()[*workload as usize].move_seconds).sum()
+    };
+    let mut order: Vec<usize> = ranked.iter().rev().copied().collect();
+    if steady {
+        order.sort_by(|one, other| cost(*one).total_cmp(&cost(*other)));
+    }
+    order.retain(|machine| {
+        let shape = &draft.snapshot.machines()[*machine];
+        !shape.is_protected && shape.state != MachineState::Failed
+    });
+    order
+}
+
+/// Moves everything off a machine, or nothing.
+fn empty(draft: &mut Draft<'_>, machine: usize) -> bool {
+    let items = draft.snapshot.workloads();
+    let mut members = draft.machines[machine].members.clone();
+    if members.iter().any(|w| !items[*w as usize].is_movable) {
+        return false;
+    }
+    members.sort_by(|one, other| {
+        let size = |w: &u32| items[*w as usize].forecast.mean;
+        size(other).total_cmp(&size(one)).then(one.cmp(other))
+    });
+    let mark = draft.moves.len();
+    let was_open = std::mem::replace(&mut draft.machines[machine].is_open, false);
+    for workload in members {
+        let target = if draft.moves.len() < draft.policy.moves_max { roomiest(draft, workload, machine) } else { None };
+        let Some(target) = target else {
+            draft.undo_to(mark);
+            draft.machines[machine].is_open = was_open;
+            return false;
+        };
+        draft.shift(workload, target);
+    }
+    draft.machines[machine].is_on = false;
+    true
+}
+
+/// The running machine that keeps the largest margin.
+fn roomiest(draft: &Draft<'_>, workload: u32, from: usize) -> Option<usize> {
+    let mut best: Option<(f64, usize)> = None;
+    for machine in (0..draft.machines.len()).filter(|machine| *machine != from && draft.machines[*machine].is_on) {
+        let Some(margin) = draft.margin_with(workload, machine, draft.policy.drain_arrival_deviations) else {
+            continue;
+        };
+        let merit = draft.merit(workload, machine, margin);
+        if best.is_none_or(|(most, _)| merit > most) {
+            best = Some((merit, machine));
+        }
+    }
+    best.map(|(_, machine)| machine)
+}
+
+/// Many machines at once: fills the best machines, one after the other, with what is on the spare ones, the least steady
+/// first, so that like comes to like.
+fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
+    let items = draft.snapshot.workloads();
+    let ratio = |w: &u32| {
+        let forecast = items[*w as usize].forecast;
+        forecast.deviation * forecast.deviation / forecast.mean.max(1e-9)
+    };
+    let mut movers: Vec<u32> = spare
+        .iter()
+        .flat_map(|machine| draft.machines[*machine].members.iter().copied())
+        .filter(|workload| items[*workload as usize].is_movable)
+        .collect();
+    movers.sort_by(|one, other| ratio(other).total_cmp(&ratio(one)).then(one.cmp(other)));
+    spare.iter().for_each(|machine| draft.machines[*machine].is_open = false);
+    for workload in movers {
+        if draft.moves.len() >= draft.policy.moves_max {
+            break;
+        }
+        let target = kept
+            .iter()
+            .copied()
+            .find(|machine| draft.margin_with(workload, *machine, draft.policy.gather_deviations).is_some());
+        if let Some(target) = target {
+            draft.shift(workload, target);
+        }
+    }
+    for machine in spare {
+        let load = &mut draft.machines[*machine];
+        load.is_open = !load.members.is_empty();
+        load.is_on = !load.members.is_empty();
+    }
+}

@@ -1,0 +1,195 @@
+//! Plans: which moves, balloon changes and power actions make the pool cheaper without hurting anyone.
+
+pub mod bound;
+mod draft;
+mod drain;
+pub mod explain;
+mod order;
+mod relieve;
+pub mod snapshot;
+
+use draft::Draft;
+pub use snapshot::{Amounts, Forecast, Machine, MachineState, Snapshot, SnapshotError, Workload};
+
+/// What a plan aims at and keeps to.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// A machine is relieved when its workloads use more than this share of its processor time.
+    pub relief_above: f64,
+    /// Relief goes on down to this share.
+    pub relief_to: f64,
+    /// Use after an arrival stays below this share.
+    pub arrival_limit: f64,
+    /// Margin that an arrival must leave, in standard deviations of the forecast.
+    pub arrival_deviations: f64,
+    /// The same when a machine is emptied.
+    pub drain_arrival_deviations: f64,
+    /// Margin that all machines together must keep before one is emptied.
+    pub drain_deviations: f64,
+    /// Margin of each machine when many are emptied at once.
+    pub gather_deviations: f64,
+    /// What it costs a target that its demand is of another kind, for each e-fold of the ratio of variance to mean.
+    pub class_weight: f64,
+    /// How much the time of a move weighs against its demand when a mover is chosen: an exponent.
+    pub time_exponent: f64,
+    /// Share of a machine's processor time that is kept free beside the margin.
+    pub reserve: f64,
+    /// Merit of a target that takes others in already, as a share of its capacity.
+    pub sharing_bonus: f64,
+    /// Fixed cost of a move beside its workload's demand, as a share of its machine's processor time.
+    pub move_cost: f64,
+    /// Machines that are tried in vain before giving up.
+    pub drain_attempts_max: usize,
+    /// With so many spare machines or fewer, the one that is cheapest to empty goes first; with more, the least efficient.
+    pub steady_spares_max: usize,
+    /// Most moves.
+    pub moves_max: usize,
+    /// Most machines that are sent to sleep at once.
+    pub sleeps_max: usize,
+    /// Let balloons take memory when memory, not processor time, is what keeps machines on.
+    pub use_balloon: bool,
+    /// Wake machines before the forecast needs them.
+    pub wake_ahead: bool,
+    /// Moves overlap: what leaves a machine still takes its memory until all moves of the plan are done.
+    pub moves_overlap: bool,
+    /// When machines may be emptied.
+    pub when: When,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            relief_above: 1.0,
+            relief_to: 0.985,
+            arrival_limit: 0.945,
+            arrival_deviations: -0.25,
+            drain_arrival_deviations: 1.0,
+            drain_deviations: 1.2,
+            reserve: 0.0,
+            gather_deviations: 1.3,
+            class_weight: 0.11,
+            time_exponent: 1.0,
+            sharing_bonus: 0.12,
+            move_cost: 0.09,
+            drain_attempts_max: 8,
+            steady_spares_max: 3,
+            moves_max: usize::MAX,
+            sleeps_max: usize::MAX,
+            use_balloon: false,
+            wake_ahead: false,
+            moves_overlap: true,
+            when: When::OnTheFly,
+        }
+    }
+}
+
+/// When machines may be emptied; relief is given at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Whenever it pays.
+    OnTheFly,
+    /// From one minute of the day to before another; past midnight when the second is the smaller.
+    PlannedHours {
+        /// The first minute.
+        from: u16,
+        /// The minute after the last.
+        to: u16,
+    },
+    /// Never.
+    Never,
+}
+
+impl When {
+    /// Whether it is time. Units: minutes since midnight.
+    pub fn allows(self, minute: u16) -> bool {
+        match self {
+            When::OnTheFly => true,
+            When::Never => false,
+            When::PlannedHours { from, to } if from <= to => (from..to).contains(&minute),
+            When::PlannedHours { from, to } => minute >= from || minute < to,
+        }
+    }
+}
+
+/// Why a workload moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its machine has more to do than it can.
+    Relief,
+    /// Its machine is being emptied.
+    Consolidation,
+    /// It steps aside, so that others that wait for each other can move.
+    Parking,
+}
+
+/// One step. Machines and workloads are indices of the snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Let the balloon take memory, down to this much.
+    Balloon {
+        /// Of which workload.
+        workload: usize,
+        /// What it keeps.
+        memory: f64,
+    },
+    /// Wake a machine.
+    Wake {
+        /// Which one.
+        machine: usize,
+    },
+    /// Move a workload.
+    Move {
+        /// Which one.
+        workload: usize,
+        /// From this machine.
+        from: usize,
+        /// To this one.
+        to: usize,
+        /// Why.
+        reason: Reason,
+    },
+    /// Send an empty machine to sleep.
+    Sleep {
+        /// Which one.
+        machine: usize,
+    },
+}
+
+/// A plan.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What to do, in this order.
+    pub steps: Vec<Step>,
+    /// Power before. Units: watts.
+    pub watts_before: f64,
+    /// Power after, at the use of now. Units: watts.
+    pub watts_after: f64,
+    /// No placement whatever can draw less. Units: watts.
+    pub watts_bound: f64,
+    /// Machines that have more to do than they can and could not be relieved.
+    pub overloaded: Vec<usize>,
+    /// Moves that were wanted and had no order in which they fit.
+    pub given_up: usize,
+}
+
+/// Makes a plan for a minute of the day. The same snapshot always gives the same plan.
+pub fn plan(snapshot: &Snapshot, policy: &Policy, minute: u16) -> Plan {
+    let mut draft = Draft::new(snapshot, policy);
+    let watts_before = draft.total_watts();
+    relieve::relieve(&mut draft);
+    if policy.when.allows(minute) {
+        drain::drain(&mut draft);
+    }
+    if policy.wake_ahead {
+        drain::wake_ahead(&mut draft);
+    }
+    let (steps, given_up) = order::steps(&draft);
+    Plan {
+        steps,
+        watts_before,
+        watts_after: draft.total_watts(),
+        watts_bound: bound::of(snapshot),
+        overloaded: relieve::overloaded(&draft),
+        given_up,
+    }
+}

@@ -1,0 +1,140 @@
+//! Our own policy: hands the state of the simulated pool to `placement::plan`, and its plan back.
+
+use std::collections::BTreeMap;
+
+use placement::plan::{Machine, MachineState, Policy, Snapshot, Step, Workload, plan};
+
+use placement::predict::Smoother;
+
+use crate::run::{Decision, Move, Optimiser};
+use crate::setting::MOVE_MB_PER_SECOND;
+use crate::world::{Vm, World};
+
+/// Memory of a host whose memory does not bind. Units: MB.
+const UNBOUND_MB: f64 = 1e12;
+
+/// Our policy.
+pub struct Nuee {
+    policy: Policy,
+    mean_weight: f64,
+    variance_weight: f64,
+    snapshot: Snapshot,
+    forecasts: Vec<Smoother>,
+}
+
+/// Weight of a new sample in the mean, once there are enough of them.
+const MEAN_WEIGHT: f64 = 0.19;
+/// The same in the variance.
+const VARIANCE_WEIGHT: f64 = 0.073;
+
+impl Default for Nuee {
+    fn default() -> Self {
+        Nuee::new(Policy::default(), MEAN_WEIGHT, VARIANCE_WEIGHT)
+    }
+}
+
+impl Nuee {
+    /// With settings of its own.
+    pub fn new(policy: Policy, mean_weight: f64, variance_weight: f64) -> Nuee {
+        Nuee { policy, mean_weight, variance_weight, snapshot: Snapshot::default(), forecasts: Vec::new() }
+    }
+
+    fn describe(&mut self, world: &World<'_>) {
+        for host in 0..world.hosts.len() {
+            let kind = world.kind(host);
+            let memory = if world.setting.memory_enforced { world.setting.host_memory_mb } else { UNBOUND_MB };
+            let machine = Machine {
+                name: format!("host-{host}"),
+                capacity: [kind.mips, memory, 0.0, 0.0],
+                core_cpu: kind.core_mips,
+                power: kind.power.clone(),
+                sleep_watts: world.setting.wake.sleep_watts,
+                wake_seconds: world.setting.wake.seconds,
+                state: MachineState::On,
+                labels: BTreeMap::new(),
+                is_protected: false,
+            };
+            let added = self.snapshot.add_machine(machine);
+            debug_assert!(added.is_ok(), "{added:?}");
+        }
+        for (index, vm) in world.vms.iter().enumerate() {
+            let workload = Workload {
+                id: format!("vm-{index}"),
+                uses: [0.0, vm.memory_mb, 0.0, 0.0],
+                memory_min: vm.full_memory_mb * (1.0 - world.setting.balloon_share),
+                is_movable: true,
+                ..Workload::default()
+            };
+            let added = self.snapshot.add_workload(workload);
+            debug_assert!(added.is_ok(), "{added:?}");
+        }
+        let smoother = |vm: &Vm| Smoother::new(vm.mips, self.mean_weight, self.variance_weight);
+        self.forecasts = world.vms.iter().map(smoother).collect();
+    }
+
+    fn observe(&mut self, world: &World<'_>) {
+        for (index, vm) in world.vms.iter().enumerate() {
+            let forecast = self.forecasts[index].observe(vm.demand);
+            let seconds = vm.memory_mb / MOVE_MB_PER_SECOND;
+            let changed = self.snapshot.change_workload(index, |workload| {
+                workload.uses = [vm.demand, vm.memory_mb, 0.0, 0.0];
+                workload.forecast = forecast;
+                workload.memory_min = workload.memory_min.min(vm.memory_mb);
+                workload.move_seconds = seconds;
+                workload.machine = vm.host.map(|host| host as usize);
+            });
+            debug_assert!(changed.is_ok(), "{changed:?}");
+        }
+        for (index, host) in world.hosts.iter().enumerate() {
+            let is_on = host.used_mips > 0.0 || !host.vms.is_empty();
+            self.snapshot.set_state(index, if is_on { MachineState::On } else { MachineState::Asleep });
+        }
+    }
+}
+
+impl Optimiser for Nuee {
+    fn start(&mut self, world: &World<'_>) -> Vec<Option<u32>> {
+        self.describe(world);
+        first_fit(world)
+    }
+
+    fn optimise(&mut self, world: &World<'_>) -> Decision {
+        self.observe(world);
+        self.policy.use_balloon = world.setting.balloon_share > 0.0;
+        let plan = plan(&self.snapshot, &self.policy, 0);
+        let mut decision = Decision::default();
+        for step in plan.steps {
+            match step {
+                Step::Move { workload, to, .. } => {
+                    decision.moves.extend(
+                        u32::try_from(workload).ok().zip(u32::try_from(to).ok()).map(|(vm, to)| Move { vm, to }),
+                    );
+                }
+                Step::Balloon { workload, memory } => {
+                    decision.balloons.extend(u32::try_from(workload).ok().map(|vm| (vm, memory)));
+                }
+                // Simulated hosts wake and sleep by themselves.
+                Step::Wake { .. } | Step::Sleep { .. } => {}
+            }
+        }
+        decision
+    }
+}
+
+/// The first placement: nominal sizes and full memory, the most efficient hosts first.
+fn first_fit(world: &World<'_>) -> Vec<Option<u32>> {
+    let mut free: Vec<(f64, f64)> =
+        (0..world.hosts.len()).map(|host| (world.kind(host).mips, world.setting.host_memory_mb)).collect();
+    let mut order: Vec<usize> = (0..free.len()).collect();
+    order.sort_by(|one, other| world.kind(*other).mips.total_cmp(&world.kind(*one).mips).then(one.cmp(other)));
+    let place = |vm: &Vm| {
+        let host = order.iter().copied().find(|host| {
+            let (mips, memory) = free[*host];
+            world.kind(*host).core_mips >= vm.mips && mips >= vm.mips && memory >= vm.full_memory_mb
+        })?;
+        free[host].0 -= vm.mips;
+        free[host].1 -= vm.full_memory_mb;
+        u32::try_from(host).ok()
+    };
+    world.vms.iter().map(place).collect()
+}
