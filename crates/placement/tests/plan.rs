@@ -134,6 +134,8 @@ prop_compose! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn every_step_of_every_plan_can_be_done(snapshot in pools(), balloon: bool, overlap: bool, ahead: bool, moves in 0usize..30) {
         let policy = Policy { use_balloon: balloon, moves_overlap: overlap, wake_ahead: ahead, moves_max: moves, ..Policy::default() };

@@ -5,6 +5,11 @@ use super::snapshot::{Amounts, CPU, DIMENSIONS, MachineState};
 
 /// Empties what can be emptied.
 pub fn drain(draft: &mut Draft<'_>) {
+    for machine in 0..draft.machines.len() {
+        if draft.snapshot.machines()[machine].state == MachineState::Draining {
+            empty(draft, machine);
+        }
+    }
     let ranked = ranked(draft);
     if draft.policy.use_balloon && keep_count(draft, &ranked, DIMENSIONS) > keep_count(draft, &ranked, 1) {
         draft.squeeze();
@@ -179,7 +184,8 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
         .filter(|workload| items[*workload as usize].is_movable)
         .collect();
     movers.sort_by(|one, other| ratio(other).total_cmp(&ratio(one)).then(one.cmp(other)));
-    spare.iter().for_each(|machine| draft.machines[*machine].is_open = false);
+    let were_open: Vec<bool> =
+        spare.iter().map(|machine| std::mem::replace(&mut draft.machines[*machine].is_open, false)).collect();
     for workload in movers {
         if draft.moves.len() >= draft.policy.moves_max {
             break;
@@ -192,9 +198,9 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
             draft.shift(workload, target);
         }
     }
-    for machine in spare {
+    for (machine, was_open) in spare.iter().zip(were_open) {
         let load = &mut draft.machines[*machine];
-        load.is_open = !load.members.is_empty();
+        load.is_open = was_open && !load.members.is_empty();
         load.is_on = !load.members.is_empty();
     }
 }

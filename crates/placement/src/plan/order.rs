@@ -129,6 +129,7 @@ impl<'a, 'b> Stage<'a, 'b> {
             Some(*machine) != self.place[workload]
                 && self.awake[*machine]
                 && self.draft.machines[*machine].is_on
+                && self.draft.snapshot.machines()[*machine].state == MachineState::On
                 && self.draft.may_go(workload, *machine)
                 && self.fits(workload, *machine)
         });
@@ -149,7 +150,9 @@ impl<'a, 'b> Stage<'a, 'b> {
         let mut occupied = vec![false; self.awake.len()];
         self.place.iter().flatten().for_each(|machine| occupied[*machine] = true);
         for (machine, is_occupied) in occupied.into_iter().enumerate() {
-            let was_on = self.draft.snapshot.machines()[machine].state != MachineState::Failed;
+            // A machine that is drained by hand is left to that hand.
+            let was_on =
+                matches!(self.draft.snapshot.machines()[machine].state, MachineState::On | MachineState::Asleep);
             if was_on && self.awake[machine] && !is_occupied && !self.draft.machines[machine].is_on {
                 self.steps.push(Step::Sleep { machine });
             }
