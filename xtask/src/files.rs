@@ -17,6 +17,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ("crates/store/src", &["serde_json"], "the store knows bytes only"),
     ("crates/network/src", &["k8s_openapi", "kube::"], "the network knows no kinds"),
     ("crates/runtime/src", &["k8s_openapi", "kube::"], "the runtime knows no kinds"),
+    ("crates/hypervisor/src", &["k8s_openapi", "kube::"], "the hypervisor knows no kinds"),
 ];
 
 /// The findings.

@@ -1,0 +1,16 @@
+//! Disks: headers of images, layers that share what they have in common, and conversions.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`header`] | which format a file is in, decided by us alone; hostile headers refused |
+//! | [`create`] | empty layers, written without a process |
+//! | [`layers`] | which layer lies on which, and who needs it |
+//! | [`tool`] | qemu-img, with bounds and without rights |
+
+pub mod create;
+pub mod header;
+pub mod layers;
+pub mod tool;
+
+pub use header::{Format, Header, inspect};
+pub use layers::{Layer, LayerStore};

@@ -1,0 +1,204 @@
+//! The border: what a guest is made of, and what can be asked of one. Nothing here names a hypervisor.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::error::Result;
+
+/// A guest as wanted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GuestConfig {
+    /// Identity, 36 characters as in RFC 4122; also the guest's firmware identity.
+    pub id: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Processors that it may have later without a restart; at least `cpus`.
+    pub cpus_max: u32,
+    /// Memory. Units: bytes.
+    pub memory_bytes: u64,
+    /// How it starts.
+    pub boot: Boot,
+    /// Disks, the boot disk first.
+    pub disks: Vec<Disk>,
+    /// Network interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Directory of this run's sockets and files; made by the driver, gone with the guest.
+    pub run_dir: PathBuf,
+    /// What the guest writes to its serial console is appended here.
+    pub console_log: PathBuf,
+    /// Unprivileged user and group that the hypervisor's process becomes.
+    pub user_id: u32,
+    /// Control groups that it enters: files that take process ids.
+    pub control_group_entries: Vec<PathBuf>,
+}
+
+/// How a guest starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Boot {
+    /// From its first disk, by a PC's BIOS.
+    Bios,
+    /// From its first disk, by UEFI with this firmware image.
+    Uefi(PathBuf),
+    /// Straight into a kernel.
+    Kernel {
+        /// Kernel image.
+        kernel: PathBuf,
+        /// Initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        command_line: String,
+    },
+}
+
+/// A disk of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Short name: letters, digits, dashes; also the serial number that the guest sees (its first 20 characters).
+    pub name: String,
+    /// Files of the layers, the writable one first, each over the next.
+    pub layers: Vec<PathBuf>,
+    /// Plain bytes instead of layers (configuration drives).
+    pub raw: bool,
+    /// Not writable.
+    pub read_only: bool,
+}
+
+/// A network interface of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The tap device on this machine.
+    pub tap: String,
+    /// Hardware address.
+    pub mac: String,
+    /// Largest packet. Units: bytes.
+    pub mtu: u32,
+}
+
+/// How a guest comes up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From its firmware or kernel.
+    Boot,
+    /// From memory that [`Guest::suspend`] wrote.
+    Resume(PathBuf),
+}
+
+/// What runs guests on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Acceleration {
+    /// The processor runs the guest: fast, and isolated.
+    Hardware,
+    /// Instructions are translated: slow, and no isolation is claimed.
+    Emulation,
+}
+
+impl fmt::Display for Acceleration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Acceleration::Hardware => "hardware",
+            Acceleration::Emulation => "emulation",
+        })
+    }
+}
+
+/// What a guest is doing, as its hypervisor sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Running.
+    Running,
+    /// Its processors are stopped; memory stays.
+    Paused,
+    /// It switched itself off.
+    Off,
+    /// Its kernel gave up.
+    Panicked,
+    /// Its disk could not be written (no space): it waits.
+    OutOfSpace,
+}
+
+/// What happens to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// Its state may have changed: look.
+    Changed,
+    /// It started over.
+    Restarted,
+    /// The balloon reached a size; what is left to the guest. Units: bytes.
+    Memory(u64),
+    /// The hypervisor's process is gone.
+    Gone,
+}
+
+/// Figures of a guest's memory, as far as the guest tells them. Units: bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStatistics {
+    /// What it has now.
+    pub actual_bytes: u64,
+    /// All that its kernel manages.
+    pub total_bytes: Option<u64>,
+    /// Unused.
+    pub free_bytes: Option<u64>,
+    /// Unused, or cheap to take back.
+    pub available_bytes: Option<u64>,
+}
+
+/// Starts guests, and finds them again.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// How guests run here.
+    fn acceleration(&self) -> Acceleration;
+
+    /// Starts a guest; returns when it runs.
+    ///
+    /// Errors: [`crate::Error::Start`] with what the hypervisor said. Nothing is left running then.
+    async fn start(&self, config: &GuestConfig, start: Start) -> Result<Arc<dyn Guest>>;
+
+    /// Finds the guest that runs with this run directory; `None` when there is none.
+    async fn adopt(&self, run_dir: &std::path::Path) -> Result<Option<Arc<dyn Guest>>>;
+}
+
+/// One guest. Dropping this leaves it running.
+#[async_trait]
+pub trait Guest: Send + Sync + 'static {
+    /// Process on this machine.
+    fn pid(&self) -> u32;
+    /// What happens to it from now on.
+    fn events(&self) -> broadcast::Receiver<GuestEvent>;
+    /// What it is doing.
+    async fn state(&self) -> Result<RunState>;
+    /// Presses the power button: the guest may shut down, or not.
+    async fn power_button(&self) -> Result<()>;
+    /// Starts it over, as the reset button does.
+    async fn reset(&self) -> Result<()>;
+    /// Stops its processors.
+    async fn pause(&self) -> Result<()>;
+    /// Lets its processors go on.
+    async fn resume(&self) -> Result<()>;
+    /// Writes its memory to a file that must not exist, and ends it.
+    async fn suspend(&self, file: &std::path::Path) -> Result<()>;
+    /// Ends it at once; returns when its process is gone.
+    async fn kill(&self) -> Result<()>;
+    /// Gives it processors, up to what it was started with as the most. Returns how many it has.
+    async fn set_cpus(&self, count: u32) -> Result<u32>;
+    /// Asks the guest to make do with so much memory; what it reaches is told by [`GuestEvent::Memory`].
+    async fn set_memory(&self, bytes: u64) -> Result<()>;
+    /// Figures of its memory.
+    async fn memory(&self) -> Result<MemoryStatistics>;
+    /// Plugs a disk in.
+    async fn attach_disk(&self, disk: &Disk) -> Result<()>;
+    /// Takes a disk out; returns when the guest has let go of it.
+    async fn detach_disk(&self, name: &str) -> Result<()>;
+    /// Makes a disk larger.
+    async fn grow_disk(&self, name: &str, bytes: u64) -> Result<()>;
+    /// Puts a new empty layer on top of a disk at one instant: what was on top is never written again.
+    async fn snapshot_disk(&self, name: &str, new_top: &std::path::Path) -> Result<()>;
+    /// Copies a disk as it is at one instant into an empty layer file of the same size.
+    async fn copy_disk(&self, name: &str, target: &std::path::Path) -> Result<()>;
+    /// Types on its serial console.
+    async fn type_on_console(&self, bytes: &[u8]) -> Result<()>;
+}

@@ -1,0 +1,21 @@
+//! Virtual machines: one trait that any hypervisor can stand behind, QEMU behind it today; disk layers and images; a small
+//! test guest. Must not know kinds, clients, or who owns a network: plain structs in, plain structs out.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`guest`] | the border: what a guest is made of, and what can be asked of one |
+//! | [`life`] | the life cycle, pure |
+//! | [`qemu`] | the QEMU driver: arguments, launch, QMP, probe |
+//! | [`disk`] | headers of disk images, layers, conversions |
+//! | [`test_guest`] | the tiny guest of the tests, from Debian packages |
+//! | [`error`] | what can go wrong |
+
+pub mod disk;
+pub mod error;
+pub mod guest;
+pub mod life;
+pub mod qemu;
+pub mod test_guest;
+
+pub use error::{Error, Result};
+pub use guest::{Acceleration, Boot, Disk, Guest, GuestConfig, GuestEvent, Hypervisor, Interface, RunState, Start};

@@ -1,0 +1,265 @@
+//! From a guest's configuration to a launch plan. Pure. Values go into JSON, so that no comma or colon in a name becomes
+//! another option; files and taps go in as descriptors, so that QEMU needs no path and no right of its own.
+//!
+//! `Source:` QEMU 7.2, qemu-system-x86_64(1), docs/interop/qemu-qmp-ref
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::launch::{Access, OpenFile, Plan, Tap};
+use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Start};
+
+/// First number for descriptors; those below belong to the launcher.
+const FIRST_DESCRIPTOR: i32 = 100;
+/// How often the guest tells about its memory. Units: seconds.
+pub(super) const MEMORY_POLL_SECONDS: u32 = 2;
+/// Where the kernel and its RAM disk are in the guest's root.
+const KERNEL: &str = "/kernel";
+const INITRD: &str = "/initrd";
+const FIRMWARE: &str = "/firmware";
+/// Characters of a disk's serial number. `Source:` virtio 1.2, 5.2.6.4.
+const SERIAL_CHARACTERS: usize = 20;
+
+/// Collects arguments and descriptors.
+struct Builder {
+    arguments: Vec<String>,
+    plan: Plan,
+    next: i32,
+    sets: u32,
+}
+
+impl Builder {
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.arguments.extend([format!("-{name}"), value.into()]);
+    }
+
+    fn json(&mut self, name: &str, value: &Value) {
+        self.option(name, value.to_string());
+    }
+
+    fn descriptor(&mut self) -> i32 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn open(&mut self, path: &PathBuf, access: Access) -> i32 {
+        let descriptor = self.descriptor();
+        self.plan.files.push(OpenFile { path: path.clone(), access, descriptor });
+        descriptor
+    }
+
+    /// A set of descriptors of one file; QEMU takes the one that fits how it opens it.
+    fn set(&mut self, path: &PathBuf, ways: &[Access]) -> String {
+        self.sets += 1;
+        let set = self.sets;
+        for access in ways {
+            let descriptor = self.open(path, *access);
+            self.option("add-fd", format!("fd={descriptor},set={set}"));
+        }
+        format!("/dev/fdset/{set}")
+    }
+
+    fn socket(&mut self, name: &str) -> i32 {
+        let descriptor = self.descriptor();
+        self.plan.sockets.push((name.to_owned(), descriptor));
+        descriptor
+    }
+}
+
+/// The plan of a guest's launch.
+pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceleration, start: &Start) -> Plan {
+    let plan = Plan {
+        program,
+        arguments: Vec::new(),
+        files: Vec::new(),
+        taps: Vec::new(),
+        sockets: Vec::new(),
+        bound_files: Vec::new(),
+        devices_kvm: acceleration == Acceleration::Hardware,
+        run_dir: config.run_dir.clone(),
+        user_id: config.user_id,
+        control_group_entries: config.control_group_entries.clone(),
+    };
+    let mut builder = Builder { arguments: Vec::new(), plan, next: FIRST_DESCRIPTOR, sets: 0 };
+    machine(&mut builder, config, acceleration);
+    boot(&mut builder, &config.boot);
+    consoles(&mut builder, config);
+    for (index, disk) in config.disks.iter().enumerate() {
+        add_disk(&mut builder, disk, (index == 0).then_some(1));
+    }
+    for (index, interface) in config.interfaces.iter().enumerate() {
+        let descriptor = builder.descriptor();
+        builder.plan.taps.push(Tap { name: interface.tap.clone(), descriptor });
+        builder.option("netdev", format!("tap,id=net{index},fd={descriptor}"));
+        builder.json(
+            "device",
+            &json!({"driver": "virtio-net-pci", "id": format!("nic{index}"), "netdev": format!("net{index}"),
+                "mac": interface.mac, "host_mtu": interface.mtu, "romfile": ""}),
+        );
+    }
+    if let Start::Resume(file) = start {
+        let descriptor = builder.open(file, Access::Read);
+        builder.option("incoming", format!("fd:{descriptor}"));
+    }
+    let Builder { arguments, mut plan, .. } = builder;
+    plan.arguments = arguments;
+    plan
+}
+
+fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Acceleration) {
+    let (accelerator, processor) = match acceleration {
+        Acceleration::Hardware => ("kvm", "host"),
+        Acceleration::Emulation => ("tcg", "max"),
+    };
+    builder.arguments.extend(["-nodefaults", "-no-user-config", "-no-shutdown"].map(str::to_owned));
+    builder.option("name", "guest=nuee");
+    builder.option("uuid", config.id.clone());
+    builder.option("machine", format!("type=pc,accel={accelerator},usb=off,vmport=off,graphics=off"));
+    builder.option("cpu", processor);
+    builder.option("smp", format!("cpus={},maxcpus={}", config.cpus, config.cpus_max.max(config.cpus)));
+    builder.option("m", format!("size={}k", config.memory_bytes / 1024));
+    builder.option("display", "none");
+    builder.option("vga", "none");
+    builder.option("rtc", "base=utc");
+    builder.option("action", "reboot=reset,panic=pause");
+    builder.option("sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    builder.json("object", &json!({"qom-type": "rng-builtin", "id": "rng"}));
+    builder.json("device", &json!({"driver": "virtio-rng-pci", "id": "random", "rng": "rng"}));
+    builder.json(
+        "device",
+        &json!({"driver": "virtio-balloon-pci", "id": "balloon", "deflate-on-oom": true, "free-page-reporting": true,
+            "guest-stats-polling-interval": MEMORY_POLL_SECONDS}),
+    );
+    builder.json("device", &json!({"driver": "pvpanic-pci", "id": "panic"}));
+}
+
+fn boot(builder: &mut Builder, boot: &Boot) {
+    match boot {
+        Boot::Bios => builder.option("boot", "strict=on"),
+        Boot::Uefi(firmware) => {
+            builder.plan.bound_files.push((firmware.clone(), FIRMWARE.into()));
+            builder.option("bios", FIRMWARE);
+        }
+        Boot::Kernel { kernel, initrd, command_line } => {
+            builder.plan.bound_files.push((kernel.clone(), KERNEL.into()));
+            builder.option("kernel", KERNEL);
+            if let Some(initrd) = initrd {
+                builder.plan.bound_files.push((initrd.clone(), INITRD.into()));
+                builder.option("initrd", INITRD);
+            }
+            builder.option("append", command_line.clone());
+        }
+    }
+}
+
+fn consoles(builder: &mut Builder, config: &GuestConfig) {
+    let control = builder.socket("qmp.sock");
+    builder.option("chardev", format!("socket,id=control,fd={control},server=on,wait=off"));
+    builder.option("mon", "chardev=control,mode=control");
+    let console = builder.socket("console.sock");
+    let log = builder.set(&config.console_log, &[Access::Append]);
+    builder.option("chardev", format!("socket,id=console,fd={console},server=on,wait=off,logfile={log},logappend=on"));
+    builder.option("serial", "chardev:console");
+    let agent = builder.socket("agent.sock");
+    builder.json("device", &json!({"driver": "virtio-serial-pci", "id": "serial"}));
+    builder.option("chardev", format!("socket,id=agent,fd={agent},server=on,wait=off"));
+    builder.json(
+        "device",
+        &json!({"driver": "virtserialport", "id": "port", "bus": "serial.0", "chardev": "agent",
+            "name": "org.qemu.guest_agent.0"}),
+    );
+}
+
+fn add_disk(builder: &mut Builder, disk: &Disk, boot_index: Option<u32>) {
+    let mut below = None;
+    for (index, path) in disk.layers.iter().enumerate().rev() {
+        let writable = index == 0 && !disk.read_only;
+        let ways: &[Access] = if writable { &[Access::Write, Access::Read] } else { &[Access::Read] };
+        let file = builder.set(path, ways);
+        let node = node_name(&disk.name, index);
+        let (file, format) = nodes(disk, &node, &file, below.as_deref(), writable);
+        builder.json("blockdev", &file);
+        builder.json("blockdev", &format);
+        below = Some(node);
+    }
+    builder.json("device", &device(disk, &node_name(&disk.name, 0), boot_index));
+}
+
+/// Name of the node of one layer of a disk.
+pub(super) fn node_name(disk: &str, index: usize) -> String {
+    format!("{disk}.{index}")
+}
+
+/// The two nodes of a layer: its file, and its format on top.
+pub(super) fn nodes(disk: &Disk, node: &str, file: &str, below: Option<&str>, writable: bool) -> (Value, Value) {
+    let file_node = format!("{node}f");
+    let file = json!({"driver": "file", "node-name": file_node, "filename": file, "discard": "unmap",
+        "read-only": !writable, "aio": "threads"});
+    let mut format = json!({"driver": if disk.raw { "raw" } else { "qcow2" }, "node-name": node, "file": file_node,
+        "discard": "unmap", "read-only": !writable});
+    if !disk.raw {
+        // Null says that there is nothing below, whatever the file may say.
+        format["backing"] = below.map_or(Value::Null, Value::from);
+    }
+    (file, format)
+}
+
+/// The device through which the guest sees a disk.
+pub(super) fn device(disk: &Disk, node: &str, boot_index: Option<u32>) -> Value {
+    let serial: String = disk.name.chars().take(SERIAL_CHARACTERS).collect();
+    let mut device = json!({"driver": "virtio-blk-pci", "id": device_id(&disk.name), "drive": node, "serial": serial});
+    if let Some(index) = boot_index {
+        device["bootindex"] = index.into();
+    }
+    device
+}
+
+/// Id of a disk's device.
+pub(super) fn device_id(disk: &str) -> String {
+    format!("disk-{disk}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::Interface;
+
+    fn config() -> GuestConfig {
+        GuestConfig {
+            id: "5a0c1c7e-0000-4000-8000-000000000001".into(),
+            cpus: 1,
+            cpus_max: 2,
+            memory_bytes: 128 << 20,
+            boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
+            disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], raw: false, read_only: false }],
+            interfaces: vec![Interface { tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
+            run_dir: "/run/x".into(),
+            console_log: "/log".into(),
+            user_id: 1_900_000_001,
+            control_group_entries: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn no_path_of_the_machine_is_in_the_arguments() {
+        let plan = plan(&config(), "/usr/bin/qemu".into(), Acceleration::Emulation, &Start::Boot);
+        let text = plan.arguments.join(" ");
+        for path in ["/a,b", "/c", "/log", "/run/x", "nuv0"] {
+            assert!(!text.contains(path), "{path} in {text}");
+        }
+        assert!(text.contains("-sandbox on"));
+        let writable = plan.files.iter().filter(|file| file.access == Access::Write).count();
+        assert_eq!(writable, 1, "only the top layer can be written");
+    }
+
+    #[test]
+    fn the_lowest_layer_lies_on_nothing_whatever_it_says() {
+        let plan = plan(&config(), "/usr/bin/qemu".into(), Acceleration::Emulation, &Start::Boot);
+        let nodes: Vec<Value> = plan.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        let find = |name: &str| nodes.iter().find(|node| node["node-name"] == name).unwrap().clone();
+        assert_eq!(find("root.1")["backing"], Value::Null);
+        assert!(find("root.1").as_object().unwrap().contains_key("backing"));
+        assert_eq!(find("root.0")["backing"], "root.1");
+    }
+}

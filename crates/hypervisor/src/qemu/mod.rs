@@ -1,0 +1,26 @@
+//! The QEMU driver.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`driver`] | starts guests and finds them again |
+//! | `guest` | what can be asked of one, over QMP |
+//! | `blocks` | disks of a running guest |
+//! | `arguments` | from a guest's configuration to a launch plan, pure |
+//! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
+//! | `process` | finding a guest's process, and ending it |
+//! | `qmp` | the protocol's client |
+//! | [`probe`] | whether hardware assistance really runs guests |
+
+mod arguments;
+mod blocks;
+pub mod driver;
+mod guest;
+pub mod launch;
+pub mod probe;
+mod process;
+mod qmp;
+
+pub use driver::{Options, Qemu};
+
+/// The program.
+const PROGRAM: &str = "qemu-system-x86_64";
