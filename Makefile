@@ -5,13 +5,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DATA_DIR ?= /var/lib/nuee
 NUEE := target/release/nuee
 
-.PHONY: help build packages test-packages up down test bench install
+.PHONY: help build packages test-packages up down test bench bench-vm install
 
 help:
 	@echo "make up       install what is needed, build, start Nuée and run a first workload"
 	@echo "make down     stop Nuée and everything that runs on it; data stays"
 	@echo "make test     install what the tests need, and run them all"
 	@echo "make bench    compare with dockerd, side by side"
+	@echo "make bench-vm compare with a bare qemu-system, side by side"
 	@echo "make install  put nuee into /usr/local/bin, with its systemd unit"
 
 packages:
@@ -32,6 +33,9 @@ down:
 
 test: test-packages
 	$(SUDO) env "PATH=$$PATH" $(CARGO) xtask ci
+
+bench-vm: test-packages build
+	$(SUDO) env "PATH=$$PATH" python3 bench/vm.py --nuee $(NUEE)
 
 bench: test-packages build
 	$(SUDO) env "PATH=$$PATH" python3 bench/docker --nuee $(NUEE)

@@ -14,6 +14,7 @@ mod registry;
 mod scheduling;
 mod services;
 mod storm;
+mod virtual_machine;
 mod workloads;
 
 use anyhow::Result;

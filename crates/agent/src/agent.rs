@@ -21,7 +21,7 @@ use crate::hands::Images;
 use crate::launch::Machine;
 use crate::networks::{self, Networks};
 use crate::node_object::{self, NodeFacts};
-use crate::{container, garbage, informer, machine, pod, proxy, volumes};
+use crate::{container, garbage, guest, informer, machine, pod, proxy, volumes};
 
 /// What an agent is given.
 pub struct AgentOptions {
@@ -49,6 +49,10 @@ pub struct AgentOptions {
     pub cluster_ca: String,
     /// Further labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// Program that, called with `guest`, becomes a guest's hypervisor.
+    pub launcher: PathBuf,
+    /// Control group below which everything of this instance is.
+    pub cgroup_root: String,
     /// Version shown in the node's status.
     pub version: String,
     /// Port of the apiserver on this machine.
@@ -99,6 +103,7 @@ impl Agent {
             runtime: options.runtime,
             images: Images::new(options.images, containers_dir),
             fabric: options.fabric,
+            guests: guest::Guests::new(&options.data_dir, options.launcher, options.cgroup_root),
             networks,
             directory,
             services: services.clone(),
@@ -157,6 +162,8 @@ fn spawn_tasks(
     let service_changed = changed.clone();
     let (containers_listed, containers) = oneshot::channel();
     let (pods_listed, pods) = oneshot::channel();
+    let (guests_listed, guests) = oneshot::channel();
+    let (images_listed, images) = oneshot::channel();
     let all: HashSet<String> = found.iter().map(|s| s.id.clone()).collect();
     let found: HashMap<_, _> = found.into_iter().map(|s| (s.id.clone(), s)).collect();
     let collector = context.clone();
@@ -173,9 +180,14 @@ fn spawn_tasks(
         tokio::spawn(node_object::run(context.clone(), facts, node)),
         tokio::spawn(container::run(context.clone(), found.clone(), containers_listed)),
         tokio::spawn(pod::run(context.clone(), found, pods_listed)),
+        tokio::spawn(guest::run(context.clone(), guests_listed)),
+        tokio::spawn(guest::images::run(context.clone(), images_listed)),
         tokio::spawn(async move {
-            if let (Ok(containers), Ok(pods)) = (containers.await, pods.await) {
-                garbage::collect(&collector, all, containers, pods).await;
+            if let (Ok(containers), Ok(pods), Ok(guests)) = (containers.await, pods.await, guests.await) {
+                garbage::collect(&collector, all, containers, pods, &guests).await;
+                if let Ok(images) = images.await {
+                    garbage::collect_guests(&collector, &guests, images).await;
+                }
             }
         }),
     ]

@@ -59,6 +59,8 @@ pub struct Context {
     pub fabric: Arc<network::Fabric>,
     /// Networks by object.
     pub networks: Networks,
+    /// Virtual machines.
+    pub guests: crate::guest::Guests,
     /// Names in DNS.
     pub directory: Directory,
     /// Writes events.

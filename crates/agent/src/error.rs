@@ -17,6 +17,9 @@ pub enum Error {
     /// The network refused.
     #[error(transparent)]
     Network(#[from] network::Error),
+    /// The hypervisor refused.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
     /// The runtime refused.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),

@@ -24,7 +24,13 @@ pub struct PodsListed {
 
 /// Clears containers, namespaces, addresses, ports and directories whose owners are gone. `found` is what the runtime
 /// had at start: younger things are not judged.
-pub async fn collect(context: &Arc<Context>, found: HashSet<String>, containers: Vec<String>, pods: PodsListed) {
+pub async fn collect(
+    context: &Arc<Context>,
+    found: HashSet<String>,
+    containers: Vec<String>,
+    pods: PodsListed,
+    guests: &[String],
+) {
     let mut live: HashSet<String> = containers.into_iter().collect();
     live.extend(pods.containers.iter().cloned());
     let orphans: Vec<String> = found.into_iter().filter(|id| !live.contains(id) && !is_known(context, id)).collect();
@@ -33,6 +39,8 @@ pub async fn collect(context: &Arc<Context>, found: HashSet<String>, containers:
     // What has come since the start lives too.
     live.extend(context.containers.lock().values().map(|h| h.id.clone()));
     live.extend(context.pods.lock().values().flat_map(|h| h.owned()));
+    live.extend(guests.iter().cloned());
+    live.extend(context.guests.uids());
     match context.fabric.collect_garbage(&live).await {
         Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "freed what nobody owns any more"),
         Ok(_) => {}
@@ -43,6 +51,50 @@ pub async fn collect(context: &Arc<Context>, found: HashSet<String>, containers:
     for uid in names(&context.data_dir.join("pods")).into_iter().filter(|uid| !live.contains(uid)) {
         crate::pod::sandbox::remove_directory(context, &uid).await;
     }
+}
+
+/// Ends guests whose objects are gone, and clears their files, and disks that nobody owns.
+pub async fn collect_guests(context: &Arc<Context>, guests: &[String], images: Vec<String>) {
+    let mut live: HashSet<String> = guests.iter().cloned().collect();
+    live.extend(context.guests.uids());
+    let mut strays = names(&context.data_dir.join("run").join("guests"));
+    strays.extend(names(&context.data_dir.join("guests")).into_iter().filter(|name| !name.ends_with(".json")));
+    for uid in strays.into_iter().filter(|uid| !live.contains(uid)) {
+        tracing::info!(uid, "clearing a guest without an object");
+        if let Err(error) = end_guest(context, &uid).await {
+            tracing::warn!(uid, error = %chain(&error), "cannot clear a guest");
+        }
+    }
+    if !context.data_dir.join("disks").exists() {
+        return;
+    }
+    live.extend(images);
+    for uid in names(&context.data_dir.join("disks").join("images")).into_iter().filter(|uid| !live.contains(uid)) {
+        let _ = std::fs::remove_dir_all(context.guests.image_directory(&uid));
+    }
+    match context.guests.layers().await {
+        Ok(layers) => {
+            let collected = tokio::task::spawn_blocking(move || layers.collect(&live)).await;
+            if let Ok(Err(error)) = collected {
+                tracing::warn!(%error, "cannot collect the disks' garbage");
+            }
+        }
+        Err(error) => tracing::warn!(error = %chain(&error), "cannot open the disks"),
+    }
+}
+
+async fn end_guest(context: &Context, uid: &str) -> Result<()> {
+    let run_dir = context.guests.run_dir(uid);
+    hypervisor::qemu::driver::kill(&run_dir).await?;
+    for directory in [run_dir, context.guests.directory(uid)] {
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(crate::error::Error::io("remove", directory)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(context.guests.control_group(uid)?.remove()?)
 }
 
 fn is_known(context: &Context, id: &str) -> bool {

@@ -6,6 +6,7 @@
 //! | [`Agent`] | start, end, and the shared context |
 //! | `container` | Docker containers: life cycle, starts, health |
 //! | `pod` | pods: decisions, sandboxes, volumes, probes, status |
+//! | `guest` | virtual machines and disk images |
 //! | `proxy` | services and their names |
 //! | `networks`, `volumes` | the objects of these kinds |
 //! | `node` | streams for the dialects: logs, exec, attach, files |
@@ -25,6 +26,7 @@ mod error;
 mod events;
 mod files;
 mod garbage;
+mod guest;
 mod hands;
 mod in_root;
 mod informer;

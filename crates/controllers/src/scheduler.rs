@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use api::Container;
+use api::{Container, VirtualMachine};
 use futures::stream::{BoxStream, select_all};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -33,6 +33,7 @@ const VERDICT_QUEUE: usize = 1024;
 enum Change {
     Pod(Box<Event<Pod>>),
     Container(Box<Event<Container>>),
+    Guest(Box<Event<VirtualMachine>>),
     Node(Box<Event<Node>>),
     /// A bind request failed.
     Unbound(String),
@@ -86,6 +87,9 @@ pub async fn run(client: Client) -> Result<()> {
         follow(Api::<Container>::all(client.clone()), watching())
             .map(|event| Change::Container(Box::new(event)))
             .boxed(),
+        follow(Api::<VirtualMachine>::all(client.clone()), watching())
+            .map(|event| Change::Guest(Box::new(event)))
+            .boxed(),
         verdicts.boxed(),
     ];
     let mut scheduler = Scheduler {
@@ -99,7 +103,7 @@ pub async fn run(client: Client) -> Result<()> {
         priorities: BTreeMap::new(),
         listing: HashMap::new(),
         known: HashMap::new(),
-        unsynced: ["node", "pod", "container"].into_iter().collect(),
+        unsynced: ["node", "pod", "container", "guest"].into_iter().collect(),
         binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
         verdicts: sender,
     };
@@ -125,6 +129,7 @@ impl Scheduler {
             }),
             Change::Pod(event) => self.track("pod", *event, Self::see_pod),
             Change::Container(event) => self.track("container", *event, Self::see_container),
+            Change::Guest(event) => self.track("guest", *event, Self::see_guest),
             Change::Unbound(id) => {
                 if let Some(pending) = self.assumed.remove(&id) {
                     self.pool.remove(&id);
@@ -213,6 +218,20 @@ impl Scheduler {
             refused: None,
             preempts: false,
             asked: Vec::new(),
+        });
+        id
+    }
+
+    fn see_guest(&mut self, guest: &VirtualMachine) -> String {
+        let workload = convert::guest_workload(guest);
+        let id = workload.id.clone();
+        let waits = guest.metadata.deletion_timestamp.is_none();
+        self.see(&id, guest.spec.node_name.clone(), false, waits, || Pending {
+            target: act::Target::guest(guest),
+            workload,
+            priority: 0,
+            age: created(guest),
+            refused: None,
         });
         id
     }

@@ -333,8 +333,9 @@ mod tests {
 
     fn running() -> Life {
         let mut life = Life::down(0, false, false);
-        assert!(step(&mut life, Event::Wished(wish(Desired::Running)), SECOND)
-            .contains(&Action::Start { resuming: false }));
+        assert!(
+            step(&mut life, Event::Wished(wish(Desired::Running)), SECOND).contains(&Action::Start { resuming: false })
+        );
         step(&mut life, Event::Started, SECOND);
         life
     }
@@ -348,7 +349,9 @@ mod tests {
         assert!(actions.contains(&Action::Wake(4 * SECOND)) && life.phase == Phase::Waiting(4 * SECOND));
         assert!(step(&mut life, Event::Timer, 4 * SECOND).contains(&Action::Start { resuming: false }));
         step(&mut life, Event::Started, 4 * SECOND);
-        assert!(step(&mut life, Event::Crashed, 4 * SECOND + STABLE_AFTER).contains(&Action::Start { resuming: false }));
+        assert!(
+            step(&mut life, Event::Crashed, 4 * SECOND + STABLE_AFTER).contains(&Action::Start { resuming: false })
+        );
     }
 
     #[test]
@@ -381,13 +384,18 @@ mod tests {
     }
 
     fn event() -> impl Strategy<Value = Event> {
-        let desired =
-            prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Paused), Just(Desired::Suspended)];
+        let desired = prop_oneof![
+            Just(Desired::Running),
+            Just(Desired::Stopped),
+            Just(Desired::Paused),
+            Just(Desired::Suspended)
+        ];
         let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-        let wish = (desired, policy, 0i64..3, prop::bool::weighted(0.05)).prop_map(|(desired, policy, request, deleted)| {
-            let stop_timeout = 3 * SECOND;
-            Event::Wished(Wish { desired, policy, restart_request: request, stop_timeout, deleted })
-        });
+        let wish =
+            (desired, policy, 0i64..3, prop::bool::weighted(0.05)).prop_map(|(desired, policy, request, deleted)| {
+                let stop_timeout = 3 * SECOND;
+                Event::Wished(Wish { desired, policy, restart_request: request, stop_timeout, deleted })
+            });
         prop_oneof![
             4 => wish,
             2 => Just(Event::Started),

@@ -183,9 +183,12 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     lab.shell(&guest, "x=remembered").await;
     let memory = lab.directory.path().join("memory");
     guest.suspend(&memory).await.unwrap();
-    assert!(!Path::new(&format!("/proc/{pid}/status")).exists());
     drop(guest);
-    let config = GuestConfig { disks: vec![Disk { layers: lab.store.chain(&overlay).unwrap(), ..config.disks[0].clone() }], ..config };
+    assert!(lab.qemu.adopt(&config.run_dir).await.unwrap().is_none());
+    let config = GuestConfig {
+        disks: vec![Disk { layers: lab.store.chain(&overlay).unwrap(), ..config.disks[0].clone() }],
+        ..config
+    };
     let guest = lab.qemu.start(&config, Start::Resume(memory)).await.unwrap();
     assert_eq!(lab.shell(&guest, "echo $x").await, "remembered");
 
@@ -223,7 +226,16 @@ async fn hostile_images_read_nothing_of_the_machine() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     run(&["create", "-q", "-f", "qcow2", "-b", &path("secret"), "-F", "raw", &path("backing.qcow2")]);
-    run(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={},data_file_raw=on", path("data")), &path("data.qcow2"), "1M"]);
+    run(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        &format!("data_file={},data_file_raw=on", path("data")),
+        &path("data.qcow2"),
+        "1M",
+    ]);
     run(&["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", &path("flat.vmdk"), "1M"]);
     run(&["create", "-q", "-f", "qcow2", &path("huge.qcow2"), "1M"]);
     let mut huge = std::fs::read(path("huge.qcow2")).unwrap();
@@ -236,7 +248,8 @@ async fn hostile_images_read_nothing_of_the_machine() {
         assert!(!target.exists(), "{name} left something behind");
     }
     // Said to be raw, it is not opened as what it is.
-    let said = tool::import(Path::new(&path("backing.qcow2")), Some(header::Format::Raw), &directory.path().join("out")).await;
+    let said =
+        tool::import(Path::new(&path("backing.qcow2")), Some(header::Format::Raw), &directory.path().join("out")).await;
     assert!(said.is_err());
     // The control.
     run(&["convert", "-O", "raw", &path("backing.qcow2"), &path("leak")]);

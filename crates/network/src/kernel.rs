@@ -5,3 +5,4 @@ pub(crate) mod link;
 pub(crate) mod namespace;
 pub(crate) mod netlink;
 pub(crate) mod sysctl;
+pub(crate) mod tap;

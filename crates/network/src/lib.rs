@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`types`], [`subnet`], [`error`] | the border |
 //! | [`fabric`] | every operation on one machine's network |
+//! | [`dhcp`] | addresses for guests that ask for them |
 //! | [`dns`] | the name server for clusters and user networks |
 //! | `state` | what is known, in memory and on disk |
 //! | `nft` | rulesets as text, elements as netlink messages; pure but for one file each |
 //! | `kernel` | netlink, namespaces, kernel settings, connection tracking |
 
+pub mod dhcp;
 pub mod dns;
 pub mod error;
 pub mod fabric;

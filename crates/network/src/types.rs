@@ -13,6 +13,10 @@ use crate::subnet::Subnet;
 
 /// Id of the network that everything without a wish of its own is on.
 pub const DEFAULT_NETWORK: &str = "default";
+/// Where guests look for their metadata. `Source:` Amazon EC2, "Instance metadata"; OpenStack Nova, "Metadata service".
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Port on a network's gateway to which requests for metadata are led. `Source:` OpenStack Nova's own metadata port.
+pub const METADATA_PORT: u16 = 8775;
 /// Bridge of the default network.
 pub const DEFAULT_BRIDGE: &str = "nuee0";
 
@@ -127,6 +131,8 @@ pub struct AttachRequest {
     pub mac: Option<Mac>,
     /// Leave the default route alone (another network gives it). Internal networks never give one.
     pub without_default_route: bool,
+    /// A guest's tap device instead of an interface in a namespace; `namespace` and `interface` are not looked at then.
+    pub tap: bool,
 }
 
 /// A place on a network.
@@ -150,6 +156,9 @@ pub struct Attachment {
     pub gateway: Ipv4Addr,
     /// Hardware address.
     pub mac: Mac,
+    /// `host_interface` is a tap device, and its other end a guest that asks for its address.
+    #[serde(default)]
+    pub tap: bool,
 }
 
 /// Hardware address of an interface.

@@ -60,10 +60,19 @@ const CHECKS: &[Row] = &[
     ("registry port", "stop what listens there, or set registryListen in config.yaml", |config, running| {
         config.registry_listen.map_or((Verdict::Ok, "not served".into()), |address| port(address, running))
     }),
+    ("QEMU", "apt-get install --no-install-recommends qemu-system-x86 qemu-utils, for virtual machines", |_, _| {
+        match program(&["qemu-system-x86_64"]) {
+            (Verdict::Ok, _) => match program(&["qemu-img"]) {
+                (Verdict::Ok, found) => (Verdict::Ok, found),
+                (_, text) => (Verdict::Warning, text),
+            },
+            (_, text) => (Verdict::Warning, text),
+        }
+    }),
     (
         "virtual machines",
         "enable virtualisation in the firmware; without it virtual machines will be emulated and not isolated",
-        |_, _| kvm(),
+        |_, _| guests(),
     ),
 ];
 
@@ -178,10 +187,17 @@ fn port(address: SocketAddr, running: bool) -> (Verdict, String) {
     }
 }
 
-fn kvm() -> (Verdict, String) {
-    if Path::new("/dev/kvm").exists() {
-        (Verdict::Ok, "/dev/kvm is there (whether guests run is found out by running one)".into())
-    } else {
-        (Verdict::Warning, "no /dev/kvm".into())
+/// Runs a probe guest: a device that opens proves nothing.
+fn guests() -> (Verdict, String) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let verdict = match runtime {
+        Ok(runtime) => runtime.block_on(hypervisor::qemu::probe::run()),
+        Err(error) => return (Verdict::Warning, error.to_string()),
+    };
+    match verdict.acceleration {
+        hypervisor::Acceleration::Hardware => (Verdict::Ok, verdict.reason),
+        hypervisor::Acceleration::Emulation => {
+            (Verdict::Warning, format!("{}: guests are emulated, and not isolated", verdict.reason))
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod api_client;
 mod command;
 mod config;
 mod daemon;
@@ -9,12 +10,13 @@ mod doctor;
 mod instance;
 
 fn main() -> ExitCode {
-    // The shim and the init of containers are this same binary. They come before everything else, as their start is part of
+    // The shim and the init of containers, and the launcher of guests, are this same binary. They come before everything else, as their start is part of
     // the start of every container.
     let mut arguments = std::env::args_os();
     let _program = arguments.next();
     match arguments.next().as_ref().and_then(|word| word.to_str()) {
         Some("shim") => return runtime::shim::main(arguments),
+        Some("guest") => return hypervisor::qemu::launch::main(),
         Some("init") => return runtime::init::main(arguments),
         _ => {}
     }

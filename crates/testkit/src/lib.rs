@@ -70,7 +70,7 @@ impl Nuee {
     pub fn nuee(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.space.command(&self.program);
         command.args(arguments);
-        if matches!(arguments.first(), Some(&("up" | "down" | "status" | "doctor"))) {
+        if matches!(arguments.first(), Some(&("up" | "down" | "status" | "doctor" | "vm" | "image"))) {
             command.arg("--data-dir").arg(self.data());
         }
         Output::of(command)

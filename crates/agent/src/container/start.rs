@@ -236,6 +236,7 @@ pub async fn join_network(
         address: address(&endpoint.ipv4_address)?,
         mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
         without_default_route: further,
+        tap: false,
     };
     let attached = context.fabric.attach(request).await?;
     let named = network.id != network::DEFAULT_NETWORK;

@@ -1,6 +1,6 @@
 //! What the scheduler writes: bindings, and the reasons why there is none.
 
-use api::Container;
+use api::{Container, VirtualMachine};
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
@@ -25,6 +25,11 @@ impl Target {
         Self { reference: events::reference(container) }
     }
 
+    /// A virtual machine.
+    pub fn guest(guest: &VirtualMachine) -> Self {
+        Self { reference: events::reference(guest) }
+    }
+
     fn name(&self) -> &str {
         self.reference.name.as_deref().unwrap_or_default()
     }
@@ -42,8 +47,14 @@ impl Target {
     pub async fn bind(&self, client: &Client, machine: &str) -> Result<(), kube::Error> {
         if !self.is_pod() {
             let patch = json!({ "metadata": { "uid": self.reference.uid }, "spec": { "nodeName": machine } });
-            let api = Api::<Container>::namespaced(client.clone(), self.namespace());
-            api.patch(self.name(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+            if self.reference.kind.as_deref() == Some("VirtualMachine") {
+                let api = Api::<VirtualMachine>::namespaced(client.clone(), self.namespace());
+                api.patch(self.name(), &parameters, &patch).await?;
+            } else {
+                let api = Api::<Container>::namespaced(client.clone(), self.namespace());
+                api.patch(self.name(), &parameters, &patch).await?;
+            }
             return Ok(());
         }
         let binding = Binding {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::Container;
+use api::{Container, VirtualMachine};
 use k8s_openapi::api::core::v1::{self as core, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
@@ -214,6 +214,23 @@ pub fn container_workload(container: &Container) -> Workload {
     Workload {
         id: format!("container/{}/{}", container.namespace().unwrap_or_default(), container.name_any()),
         requests: Resources { memory_bytes: u64::try_from(reserved).unwrap_or(0), ..Resources::default() },
+        ..Workload::default()
+    }
+}
+
+/// Memory of a machine that does not say, as the agent gives it. Units: bytes.
+const GUEST_MEMORY_DEFAULT: u64 = 512 << 20;
+
+/// A workload from a `VirtualMachine`: all that it is given counts, whether or not it runs.
+pub fn guest_workload(guest: &VirtualMachine) -> Workload {
+    let memory = guest.spec.memory.as_ref().and_then(quantity::units).filter(|bytes| *bytes > 0);
+    Workload {
+        id: format!("guest/{}/{}", guest.namespace().unwrap_or_default(), guest.name_any()),
+        requests: Resources {
+            cpu_millis: u64::from(guest.spec.cpus.max(1)) * 1000,
+            memory_bytes: memory.unwrap_or(GUEST_MEMORY_DEFAULT),
+            ..Resources::default()
+        },
         ..Workload::default()
     }
 }

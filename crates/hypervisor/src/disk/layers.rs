@@ -127,7 +127,13 @@ impl LayerStore {
         let part = self.directory.join(format!("{id}.jsonpart"));
         let bytes = serde_json::to_vec(&layer).map_err(std::io::Error::from).map_err(Error::io("encode", &path))?;
         let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part).map_err(Error::io("write", &part))?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(Error::io("write", &part))?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &part))?;
         fs::rename(&part, &path).map_err(Error::io("name", &path))?;
         sync_directory(&path)?;

@@ -62,9 +62,20 @@ pub async fn flatten(layers: &[PathBuf], virtual_bytes: u64, target: &Path) -> R
     let mut source = Vec::new();
     for (depth, file) in opened.iter().enumerate() {
         let prefix = "backing.".repeat(depth);
-        source.push(format!("{prefix}driver=qcow2,{prefix}file.driver=file,{prefix}file.filename={}", descriptor_path(file)));
+        source.push(format!(
+            "{prefix}driver=qcow2,{prefix}file.driver=file,{prefix}file.filename={}",
+            descriptor_path(file)
+        ));
     }
-    let arguments = ["convert".to_owned(), "--image-opts".into(), "-O".into(), "qcow2".into(), "-c".into(), source.join(","), descriptor_path(&output)];
+    let arguments = [
+        "convert".to_owned(),
+        "--image-opts".into(),
+        "-O".into(),
+        "qcow2".into(),
+        "-c".into(),
+        source.join(","),
+        descriptor_path(&output),
+    ];
     let mut files: Vec<&File> = opened.iter().collect();
     files.push(&output);
     run(&arguments, &files, virtual_bytes).await
@@ -73,7 +84,13 @@ pub async fn flatten(layers: &[PathBuf], virtual_bytes: u64, target: &Path) -> R
 /// Makes the target, owned by the user that will write it.
 fn create(target: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(target).map_err(Error::io("create", target))?;
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(target)
+        .map_err(Error::io("create", target))?;
     fchown(&file, Some(TOOL_USER), Some(TOOL_USER)).map_err(Error::io("hand over", target))?;
     Ok(file)
 }
@@ -110,7 +127,8 @@ async fn run(arguments: &[String], files: &[&File], virtual_bytes: u64) -> Resul
     }
     let child = command.spawn().map_err(Error::io("run", PROGRAM))?;
     let ended = tokio::time::timeout(TIME_MAX, child.wait_with_output()).await;
-    let output = ended.map_err(|_| Error::Timeout("copying a disk image".into()))?.map_err(Error::io("wait for", PROGRAM))?;
+    let output =
+        ended.map_err(|_| Error::Timeout("copying a disk image".into()))?.map_err(Error::io("wait for", PROGRAM))?;
     if output.status.success() {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 //!
 //! `Source:` QEMU 7.2, qemu-system-x86_64(1), docs/interop/qemu-qmp-ref
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -43,14 +43,14 @@ impl Builder {
         self.next - 1
     }
 
-    fn open(&mut self, path: &PathBuf, access: Access) -> i32 {
+    fn open(&mut self, path: &Path, access: Access) -> i32 {
         let descriptor = self.descriptor();
-        self.plan.files.push(OpenFile { path: path.clone(), access, descriptor });
+        self.plan.files.push(OpenFile { path: path.to_owned(), access, descriptor });
         descriptor
     }
 
     /// A set of descriptors of one file; QEMU takes the one that fits how it opens it.
-    fn set(&mut self, path: &PathBuf, ways: &[Access]) -> String {
+    fn set(&mut self, path: &Path, ways: &[Access]) -> String {
         self.sets += 1;
         let set = self.sets;
         for access in ways {
@@ -232,7 +232,12 @@ mod tests {
             cpus_max: 2,
             memory_bytes: 128 << 20,
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
-            disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], raw: false, read_only: false }],
+            disks: vec![Disk {
+                name: "root".into(),
+                layers: vec!["/a,b".into(), "/c".into()],
+                raw: false,
+                read_only: false,
+            }],
             interfaces: vec![Interface { tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
             run_dir: "/run/x".into(),
             console_log: "/log".into(),

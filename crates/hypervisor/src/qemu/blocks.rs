@@ -31,9 +31,10 @@ impl QemuGuest {
     pub(super) async fn top_node(&self, name: &str) -> Result<String> {
         let answer = self.qmp.execute("query-block", json!({})).await?;
         let place = format!("/machine/peripheral/{}/", device_id(name));
-        let found = answer.as_array().into_iter().flatten().find(|one| {
-            one["qdev"].as_str().is_some_and(|path| path.starts_with(&place) || path == device_id(name))
-        });
+        let found =
+            answer.as_array().into_iter().flatten().find(|one| {
+                one["qdev"].as_str().is_some_and(|path| path.starts_with(&place) || path == device_id(name))
+            });
         let node = found.and_then(|one| one["inserted"]["node-name"].as_str());
         node.map(str::to_owned).ok_or_else(|| Error::NotFound(format!("disk {name}")))
     }
@@ -60,7 +61,14 @@ impl QemuGuest {
     }
 
     /// Opens a layer in QEMU, over another or over nothing.
-    async fn open_layer(&self, disk: &Disk, node: &str, path: &Path, below: Option<&str>, writable: bool) -> Result<()> {
+    async fn open_layer(
+        &self,
+        disk: &Disk,
+        node: &str,
+        path: &Path,
+        below: Option<&str>,
+        writable: bool,
+    ) -> Result<()> {
         let file = self.hand_over(path, writable).await?;
         let (file, format) = nodes(disk, node, &file, below, writable);
         self.qmp.execute("blockdev-add", file).await?;
@@ -172,7 +180,11 @@ impl QemuGuest {
 }
 
 /// Waits for an event.
-async fn wait_for(mut events: broadcast::Receiver<QmpEvent>, name: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
+async fn wait_for(
+    mut events: broadcast::Receiver<QmpEvent>,
+    name: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     loop {
         match events.recv().await {
             Ok(event) if event.name == name && is_it(&event.data) => return Ok(event.data),

@@ -132,7 +132,8 @@ impl Hypervisor for Qemu {
             return Err(Error::Conflict(format!("guest {} is running", config.id)));
         }
         std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
-        std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700)).map_err(Error::io("protect", run_dir))?;
+        std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::io("protect", run_dir))?;
         match self.bring_up(config, &start).await {
             Ok(guest) => Ok(guest),
             Err(error) => {

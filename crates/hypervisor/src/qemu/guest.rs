@@ -178,7 +178,8 @@ impl Guest for QemuGuest {
     async fn set_cpus(&self, count: u32) -> Result<u32> {
         let answer = self.qmp.execute("query-hotpluggable-cpus", json!({})).await?;
         let slots = answer.as_array().cloned().unwrap_or_default();
-        let mut present = u32::try_from(slots.iter().filter(|slot| slot.get("qom-path").is_some()).count()).unwrap_or(0);
+        let mut present =
+            u32::try_from(slots.iter().filter(|slot| slot.get("qom-path").is_some()).count()).unwrap_or(0);
         // The list runs from the last slot to the first.
         for slot in slots.iter().rev().filter(|slot| slot.get("qom-path").is_none()) {
             if present >= count {

@@ -117,7 +117,8 @@ fn launch(plan: &Plan) -> Result<(), String> {
         descriptors.push((socket.into(), *number));
     }
     let log = open(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600), Path::new(LOG_FILE))?;
-    let mut pid_file = open(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600), Path::new(PID_FILE))?;
+    let mut pid_file =
+        open(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600), Path::new(PID_FILE))?;
     for entry in &plan.control_group_entries {
         at(fs::write(entry, "0"), "enter control group", entry)?;
     }
@@ -133,7 +134,8 @@ fn launch(plan: &Plan) -> Result<(), String> {
     match fork_single_threaded().map_err(|error| format!("fork: {error}"))? {
         ForkResult::Child => Err(become_guest(plan, descriptors, log)),
         ForkResult::Parent { child } => {
-            let record = process::record(&proc, child.as_raw()).map_err(|error| format!("look at the guest: {error}"))?;
+            let record =
+                process::record(&proc, child.as_raw()).map_err(|error| format!("look at the guest: {error}"))?;
             at(pid_file.write_all(record.as_bytes()), "write", Path::new(PID_FILE))
         }
     }

@@ -45,9 +45,7 @@ pub async fn run() -> Verdict {
     }
     let Some(program) = find_program(PROGRAM) else { return emulation(format!("{PROGRAM} is not installed")) };
     match guest_exits(&program, "kvm", PATIENCE).await {
-        Ok(Some(EXIT_CODE)) => {
-            Verdict { acceleration: Acceleration::Hardware, reason: "a probe guest ran".to_owned() }
-        }
+        Ok(Some(EXIT_CODE)) => Verdict { acceleration: Acceleration::Hardware, reason: "a probe guest ran".to_owned() },
         Ok(Some(code)) => emulation(format!("{DEVICE} is there, but a probe guest did not start (exit code {code})")),
         Ok(None) => emulation(format!("{DEVICE} opens, but a probe guest hung for {} s", PATIENCE.as_secs())),
         Err(error) => emulation(format!("a probe guest could not be run: {error}")),
@@ -60,9 +58,20 @@ async fn guest_exits(program: &Path, accelerator: &str, patience: Duration) -> s
     sector[..CODE.len()].copy_from_slice(&CODE);
     sector[SIGNATURE_AT..SIGNATURE_AT + 2].copy_from_slice(&[0x55, 0xaa]);
     let disk = probe_disk(&sector)?;
-    let blockdev = format!("{{\"driver\":\"file\",\"node-name\":\"d\",\"filename\":\"{}\",\"read-only\":true}}", disk.display());
+    let blockdev =
+        format!("{{\"driver\":\"file\",\"node-name\":\"d\",\"filename\":\"{}\",\"read-only\":true}}", disk.display());
     let mut command = Command::new(program);
-    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "32", "-boot", "strict=on"]);
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-m",
+        "32",
+        "-boot",
+        "strict=on",
+    ]);
     command.args(["-machine", &format!("pc,accel={accelerator}"), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command.args(["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=d,bootindex=1"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);

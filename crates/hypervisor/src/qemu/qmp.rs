@@ -35,12 +35,14 @@ pub(super) struct QmpEvent {
 }
 
 type Answer = std::result::Result<Value, String>;
+/// Who waits for which answer; nothing once the connection has ended.
+type Pending = Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>;
 
 /// A connection. All of its users share it.
 pub(super) struct Qmp {
     stream: Arc<UnixStream>,
     writing: tokio::sync::Mutex<()>,
-    pending: Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>,
+    pending: Arc<Pending>,
     next: AtomicU64,
     events: broadcast::Sender<QmpEvent>,
     reader: tokio::task::JoinHandle<()>,
@@ -64,7 +66,7 @@ impl Qmp {
     pub(super) async fn open(stream: UnixStream, gone: impl FnOnce() + Send + 'static) -> Result<Self> {
         let stream = Arc::new(stream);
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let pending: Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>> = Arc::new(Mutex::new(Some(HashMap::new())));
+        let pending: Arc<Pending> = Arc::new(Mutex::new(Some(HashMap::new())));
         let (greeted, greeting) = oneshot::channel();
         let reader = tokio::spawn({
             let (stream, events, pending) = (stream.clone(), events.clone(), pending.clone());
@@ -76,7 +78,8 @@ impl Qmp {
                 gone();
             }
         });
-        let qmp = Self { stream, writing: tokio::sync::Mutex::default(), pending, next: AtomicU64::new(1), events, reader };
+        let qmp =
+            Self { stream, writing: tokio::sync::Mutex::default(), pending, next: AtomicU64::new(1), events, reader };
         let greeted = tokio::time::timeout(ANSWER_TIMEOUT, greeting).await;
         greeted.map_err(|_| Error::Timeout("the hypervisor's greeting".into()))?.map_err(|_| Error::Gone)?;
         qmp.execute("qmp_capabilities", json!({})).await?;
@@ -124,7 +127,8 @@ impl Qmp {
         while !line.is_empty() {
             self.stream.writable().await?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {
-                let messages: Vec<ControlMessage<'_>> = descriptor.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
+                let messages: Vec<ControlMessage<'_>> =
+                    descriptor.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
                 let parts = [IoSlice::new(line)];
                 let sent = sendmsg::<()>(self.stream.as_raw_fd(), &parts, &messages, MsgFlags::MSG_NOSIGNAL, None);
                 sent.map_err(io::Error::from)
@@ -145,7 +149,7 @@ impl Qmp {
 async fn read(
     stream: &UnixStream,
     events: &broadcast::Sender<QmpEvent>,
-    pending: &Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
+    pending: &Pending,
     greeted: oneshot::Sender<()>,
 ) -> io::Result<()> {
     let mut greeted = Some(greeted);

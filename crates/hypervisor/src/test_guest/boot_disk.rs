@@ -49,7 +49,29 @@ pub fn make(parts: &Parts<'_>, work: &Path, target: &Path) -> Result<()> {
     let (directory, file) = (parts.root.to_string_lossy(), root.to_string_lossy());
     let uuid = "5ad0c0de-0000-4000-8000-000000000001";
     // Without metadata checksums, old boot loaders and busybox' tools read it too.
-    run("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^metadata_csum,^64bit", "-m", "0", "-L", "root", "-U", uuid, "-E", &format!("hash_seed={uuid}"), "-d", &directory, &file], work)?;
+    run(
+        "mke2fs",
+        &[
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-O",
+            "^metadata_csum,^64bit",
+            "-m",
+            "0",
+            "-L",
+            "root",
+            "-U",
+            uuid,
+            "-E",
+            &format!("hash_seed={uuid}"),
+            "-d",
+            &directory,
+            &file,
+        ],
+        work,
+    )?;
     let mut output = File::create(&disk).map_err(Error::io("create", &disk))?;
     let starts = [ALIGNMENT, ALIGNMENT + boot_bytes];
     output.write_all(&record(starts, [boot_bytes, parts.root_bytes])?).map_err(Error::io("write", &disk))?;
@@ -60,7 +82,11 @@ pub fn make(parts: &Parts<'_>, work: &Path, target: &Path) -> Result<()> {
     }
     let end = starts[1] + parts.root_bytes + ALIGNMENT;
     output.set_len(end).and_then(|()| output.sync_all()).map_err(Error::io("write", &disk))?;
-    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", &disk.to_string_lossy(), &target.to_string_lossy()], work)?;
+    run(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "qcow2", "-c", &disk.to_string_lossy(), &target.to_string_lossy()],
+        work,
+    )?;
     for path in [boot, root, disk] {
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;
     }
@@ -76,7 +102,10 @@ fn truncate(path: &Path, bytes: u64) -> Result<()> {
 fn make_boot(parts: &Parts<'_>, work: &Path, image: &Path, bytes: u64) -> Result<()> {
     truncate(image, bytes)?;
     let config = work.join("syslinux.cfg");
-    let text = format!("DEFAULT linux\nPROMPT 0\nTIMEOUT 0\nLABEL linux\n  KERNEL kernel\n  INITRD initrd\n  APPEND {}\n", parts.command_line);
+    let text = format!(
+        "DEFAULT linux\nPROMPT 0\nTIMEOUT 0\nLABEL linux\n  KERNEL kernel\n  INITRD initrd\n  APPEND {}\n",
+        parts.command_line
+    );
     fs::write(&config, text).map_err(Error::io("write", &config))?;
     let image = image.to_string_lossy();
     let hidden = (ALIGNMENT / SECTOR).to_string();
@@ -97,7 +126,8 @@ fn record(starts: [u64; 2], lengths: [u64; 2]) -> Result<Vec<u8>> {
     let length = code.len().min(CODE_BYTES);
     bytes[..length].copy_from_slice(&code[..length]);
     for (index, ((start, length), kind)) in starts.into_iter().zip(lengths).zip([TYPE_FAT16, TYPE_LINUX]).enumerate() {
-        let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).map_err(|_| Error::Invalid("the disk is too large".into()));
+        let sectors =
+            |bytes: u64| u32::try_from(bytes / SECTOR).map_err(|_| Error::Invalid("the disk is too large".into()));
         let entry = &mut bytes[446 + 16 * index..462 + 16 * index];
         entry[0] = if index == 0 { 0x80 } else { 0 };
         // Cylinders are not used any more: the largest says so.

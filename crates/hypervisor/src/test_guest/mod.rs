@@ -20,7 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Error, Result};
 
 /// Counts changes of what is built, so that an old one in the cache is not taken for it.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// Files of a built guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub fn build(cache: &Path) -> Result<TestGuest> {
     // One builds, others wait and find it done.
     let lock_path = cache.join("lock");
     let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
-    let _held = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| Error::io("lock", &lock_path)(error.into()))?;
+    let _held =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| Error::io("lock", &lock_path)(error.into()))?;
     let done = cache.join(format!("test-guest-{RECIPE}"));
     let guest = |directory: &Path| TestGuest {
         disk: directory.join("disk.qcow2"),

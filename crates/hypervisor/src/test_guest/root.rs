@@ -25,14 +25,36 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("usr/sbin/resize2fs", "sbin/resize2fs"),
 ];
 const LIBRARIES: &[&str] = &[
-    "libblkid.so.1", "libc.so.6", "libcom_err.so.2", "libcrypt.so.1", "libe2p.so.2", "libext2fs.so.2", "libgmp.so.10",
-    "libmount.so.1", "libpcre2-8.so.0", "libresolv.so.2", "libselinux.so.1", "libsmartcols.so.1", "libtomcrypt.so.1",
-    "libtommath.so.1", "libudev.so.1", "libuuid.so.1", "libz.so.1",
+    "libblkid.so.1",
+    "libc.so.6",
+    "libcom_err.so.2",
+    "libcrypt.so.1",
+    "libe2p.so.2",
+    "libext2fs.so.2",
+    "libgmp.so.10",
+    "libmount.so.1",
+    "libpcre2-8.so.0",
+    "libresolv.so.2",
+    "libselinux.so.1",
+    "libsmartcols.so.1",
+    "libtomcrypt.so.1",
+    "libtommath.so.1",
+    "libudev.so.1",
+    "libuuid.so.1",
+    "libz.so.1",
 ];
 /// Drivers that the RAM disk needs to find the root, and that the guest needs later.
 const EARLY_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 const MODULES: &[&str] = &[
-    "virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", "virtio-rng", "isofs", "button", "evdev", "pvpanic-pci",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_balloon",
+    "virtio-rng",
+    "isofs",
+    "button",
+    "evdev",
+    "pvpanic-pci",
     "vmw_vsock_virtio_transport",
 ];
 
@@ -60,7 +82,7 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs run /run
 for m in virtio_net virtio_balloon virtio-rng button evdev pvpanic-pci; do modprobe $m; done
 ip link set lo up
-acpid
+acpid -l /run/acpid.log -p /run/acpid.pid
 hostname guest
 configure() {
     [ -n "$1" ] && hostname "$1" && echo "$1" > /etc/hostname
@@ -187,7 +209,9 @@ pub(super) fn make(work: &Path, tree: &Path, release: &str) -> Result<PathBuf> {
             symlink("busybox", &link).map_err(Error::io("link", &link))?;
         }
     }
-    for (name, target) in [("sbin/init", "../bin/busybox"), ("sbin/reboot", "../bin/busybox"), ("usr/bin/mkfs.ext4", "../sbin/mke2fs")] {
+    for (name, target) in
+        [("sbin/init", "../bin/busybox"), ("sbin/reboot", "../bin/busybox"), ("usr/bin/mkfs.ext4", "../sbin/mke2fs")]
+    {
         symlink(target, root.join(name)).map_err(Error::io("link", root.join(name)))?;
     }
     for (name, content, mode) in [

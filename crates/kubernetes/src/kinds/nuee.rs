@@ -7,7 +7,7 @@ use schemars::{Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::columns::{age, column, path, wide};
-use super::fields::{check_immutable, text};
+use super::fields::{check_immutable, check_label, text};
 use super::{Registration, texts};
 
 /// A registration of one of our types, named by the type itself.
@@ -55,8 +55,131 @@ fn validate_name(new: &Value, _: Option<&Value>) -> Vec<Cause> {
     if text(new, "/spec/name").is_empty() { vec![Cause::required("spec.name", "")] } else { Vec::new() }
 }
 
+/// Kinds that have no name beside their object's.
+fn plain(kind: &mut Kind) {
+    kind.unique_field = None;
+    kind.selectable_fields = Vec::new();
+}
+
+/// Processors of one machine: what one node of the largest machines has.
+const CPUS_MAX: i64 = 255;
+/// User data that a guest is given. Units: bytes. `Source:` Amazon EC2, 16 KiB; OpenStack Nova, 64 KiB.
+const USER_DATA_BYTES_MAX: usize = 64 << 10;
+
+fn check_size(object: &Value, pointer: &str, path: &str, causes: &mut Vec<Cause>) {
+    let Some(value) = object.pointer(pointer).filter(|value| !value.is_null()) else { return };
+    if value.as_str().and_then(api::quantity::whole).is_none_or(|bytes| bytes <= 0) {
+        causes.push(Cause::invalid(path, value, "must be a positive amount of bytes, such as 512Mi"));
+    }
+}
+
+fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if text(new, "/spec/image").is_empty() {
+        causes.push(Cause::required("spec.image", ""));
+    }
+    let cpus = &new["spec"]["cpus"];
+    if !cpus.is_null() && !cpus.as_i64().is_some_and(|count| (0..=CPUS_MAX).contains(&count)) {
+        causes.push(Cause::invalid("spec.cpus", cpus, "must be between 0 and 255"));
+    }
+    for (pointer, path) in
+        [("/spec/memory", "spec.memory"), ("/spec/disk", "spec.disk"), ("/spec/memoryTarget", "spec.memoryTarget")]
+    {
+        check_size(new, pointer, path, &mut causes);
+    }
+    if text(new, "/spec/userData").len() > USER_DATA_BYTES_MAX {
+        causes.push(Cause::invalid("spec.userData", &"".into(), "must be at most 64 KiB"));
+    }
+    let hostname = text(new, "/spec/hostname");
+    if !hostname.is_empty() {
+        check_label("spec.hostname", hostname, &mut causes);
+    }
+    if let Some(old) = old {
+        for field in ["image", "network"] {
+            let (now, before) = (new["spec"].get(field), old["spec"].get(field));
+            check_immutable(&format!("spec.{field}"), now, before, &mut causes);
+        }
+        if old["spec"]["nodeName"].is_string() {
+            check_immutable("spec.nodeName", new["spec"].get("nodeName"), old["spec"].get("nodeName"), &mut causes);
+        }
+    }
+    causes
+}
+
+/// An image is made once.
+fn validate_disk_image(new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let (upload, machine) = (text(new, "/spec/source/upload"), text(new, "/spec/source/virtualMachine"));
+    if upload.is_empty() == machine.is_empty() {
+        causes.push(Cause::required("spec.source", "name either an upload or a virtualMachine"));
+    }
+    if let Some(old) = old {
+        check_immutable("spec.source", new["spec"].get("source"), old["spec"].get("source"), &mut causes);
+    }
+    causes
+}
+
+/// One line, so that nobody adds options or further keys behind it.
+fn validate_key_pair(new: &Value, _: Option<&Value>) -> Vec<Cause> {
+    let key = text(new, "/spec/publicKey").trim();
+    let kinds = ["ssh-", "ecdsa-", "sk-"];
+    if key.lines().count() == 1 && kinds.iter().any(|kind| key.starts_with(kind)) {
+        return Vec::new();
+    }
+    vec![Cause::invalid("spec.publicKey", &key.into(), "must be one line, as in authorized_keys, without options")]
+}
+
 pub(super) fn kinds() -> Vec<Registration> {
     vec![
+        own::<api::VirtualMachine>(|kind| {
+            plain(kind);
+            kind.selectable_fields = vec![("spec.nodeName".into(), "/spec/nodeName".into())];
+            kind.columns = vec![
+                path("Phase", "string", ".status.phase"),
+                path("IP", "string", ".status.addresses[0].ip"),
+                path("CPUs", "integer", ".spec.cpus"),
+                path("Memory", "string", ".spec.memory"),
+                path("Image", "string", ".spec.image"),
+                path("Node", "string", ".spec.nodeName"),
+                age(),
+                wide(path("Acceleration", "string", ".status.acceleration")),
+            ];
+            kind.validate = validate_machine;
+        }),
+        own::<api::DiskImage>(|kind| {
+            plain(kind);
+            kind.columns = vec![
+                path("Phase", "string", ".status.phase"),
+                path("Bytes", "integer", ".status.virtualBytes"),
+                path("Boot", "string", ".spec.boot"),
+                age(),
+                wide(path("Message", "string", ".status.message")),
+            ];
+            kind.validate = validate_disk_image;
+        }),
+        own::<api::Flavor>(|kind| {
+            plain(kind);
+            kind.namespaced = false;
+            kind.status_subresource = false;
+            kind.columns = vec![
+                path("CPUs", "integer", ".spec.cpus"),
+                path("Memory", "string", ".spec.memory"),
+                path("Disk", "string", ".spec.disk"),
+                age(),
+            ];
+            kind.validate = |new, _| {
+                let mut causes = Vec::new();
+                check_size(new, "/spec/memory", "spec.memory", &mut causes);
+                check_size(new, "/spec/disk", "spec.disk", &mut causes);
+                causes
+            };
+        }),
+        own::<api::KeyPair>(|kind| {
+            plain(kind);
+            kind.status_subresource = false;
+            kind.columns = vec![age()];
+            kind.validate = validate_key_pair;
+        }),
         own::<api::Container>(|kind| {
             kind.selectable_fields.push(("spec.nodeName".into(), "/spec/nodeName".into()));
             kind.columns = vec![

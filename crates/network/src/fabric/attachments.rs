@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::inner::{Core, Inner, host_channel, netlink_error};
 use super::publications::forget_datagrams;
 use crate::error::{Error, Result};
-use crate::kernel::{link, namespace, netlink::Channel, sysctl};
+use crate::kernel::{link, namespace, netlink::Channel, sysctl, tap};
 use crate::names::{check_id, check_interface, port_name};
 use crate::nft::elements::Batch;
 use crate::nft::ruleset;
@@ -40,7 +40,10 @@ impl Inner {
     pub(super) fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
         check_id(&request.owner)?;
         let (network, attachment, is_new) = self.reserve(request)?;
-        let plugged = self.plug_in(request, &network, &attachment);
+        let plugged = match attachment.tap {
+            true => plug_tap(&network, &attachment),
+            false => self.plug_in(request, &network, &attachment),
+        };
         if plugged.is_err() && is_new {
             // The first error is the one to tell; what cannot be undone now is garbage for later.
             if let Err(error) = self.detach(&request.owner, &request.network) {
@@ -73,6 +76,7 @@ impl Inner {
             prefix: network.subnet.prefix(),
             gateway: network.gateway,
             mac: request.mac.unwrap_or_else(|| Mac::from_address(address)),
+            tap: request.tap,
         })?;
         let mut batch = Batch::default();
         ruleset::of_attachment(&attachment).into_iter().for_each(|e| batch.add(e));
@@ -160,6 +164,19 @@ fn free_interface(core: &Core, request: &AttachRequest) -> Result<String> {
     }
     let mut names = (0u16..=u16::MAX).map(|n| format!("eth{n}"));
     names.find(|name| !used(name)).ok_or_else(|| Error::Invalid("too many interfaces".into()))
+}
+
+/// Makes a guest's tap device, and plugs it in.
+fn plug_tap(network: &Network, attachment: &Attachment) -> Result<()> {
+    let failed = |what: &str| netlink_error(format!("{what} {}", attachment.host_interface));
+    let mut host = host_channel()?;
+    let find = |host: &mut Channel| link::find(host, &attachment.host_interface).map_err(failed("look for"));
+    if find(&mut host)?.is_none() {
+        tap::create(&attachment.host_interface).map_err(failed("make tap"))?;
+    }
+    let made = find(&mut host)?.ok_or_else(|| Error::Invalid("a tap device vanished".into()))?;
+    link::set_mtu(&mut host, made.index, network.mtu).map_err(failed("set the MTU of"))?;
+    plug_outer(&mut host, network, attachment)
 }
 
 /// Plugs the machine's end into the bridge, without IPv6.

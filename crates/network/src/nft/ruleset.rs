@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use super::TABLE;
 use super::elements::{Element, Family, Field};
 use super::services::Tables;
-use crate::types::{Attachment, Network, PortMapping, Publication};
+use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication};
 
 /// First characters of the names of our veth ends on the machine; the bridge table looks at no other ports.
 pub(crate) const PORT_PREFIX: &str = "nuv";
@@ -48,6 +48,7 @@ const INET_CHAINS: &str = r#"
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
+		iifname @bridges ip daddr 169.254.169.254 tcp dport 80 redirect to :METADATA_PORT
 		ip daddr . meta l4proto . th dport vmap @services
 		fib daddr type local goto local
 	}
@@ -108,13 +109,21 @@ const BRIDGE_TABLE: &str = r#"
 	set ports {
 		type ifname . ether_addr . ipv4_addr
 	}
+	set guests {
+		type ifname . ether_addr
+	}
 	chain prerouting {
 		type filter hook prerouting priority -300; policy accept;
 		iifname != "PREFIX*" accept
 		ether type ip udp sport 67 udp dport 68 drop
+		ip saddr 0.0.0.0 udp sport 68 udp dport 67 iifname . ether saddr @guests accept
 		ether type ip iifname . ether saddr . ip saddr @ports accept
 		ether type arp iifname . ether saddr . arp saddr ip @ports iifname . arp saddr ether . arp saddr ip @ports accept
 		drop
+	}
+	chain forward {
+		type filter hook forward priority -200; policy accept;
+		ether type ip udp dport 67 drop
 	}
 "#;
 
@@ -129,7 +138,8 @@ pub(crate) fn full(input: &Input<'_>) -> String {
     let _ = writeln!(text, "\tchain {} {{ }}", input.fixed.marker());
     text.push_str(&sets(input.fixed));
     let within = if input.fixed.masquerade_within { "iifname . oifname @within ct status dnat masquerade" } else { "" };
-    text.push_str(&INET_CHAINS.replace("WITHIN", within).replace("NODE_PORTS", &input.fixed.node_ports));
+    let chains = INET_CHAINS.replace("WITHIN", within).replace("NODE_PORTS", &input.fixed.node_ports);
+    text.push_str(&chains.replace("METADATA_PORT", &METADATA_PORT.to_string()));
     let _ = writeln!(text, "}}\ntable bridge {TABLE} {{{}}}", BRIDGE_TABLE.replace("PREFIX", PORT_PREFIX));
     for element in &input.elements {
         text.push_str(&element.text());
@@ -183,10 +193,18 @@ pub(crate) fn of_network(network: &Network) -> Vec<Element> {
 pub(crate) fn of_attachment(attachment: &Attachment) -> Vec<Element> {
     let address = Field::Address(attachment.address);
     let port = vec![Field::Interface(attachment.host_interface.clone()), Field::Mac(attachment.mac), address.clone()];
-    vec![
+    let guest = attachment.tap.then(|| Element {
+        family: Family::Bridge,
+        set: "guests",
+        key: port[..2].to_vec(),
+        value: Vec::new(),
+    });
+    let mut elements = vec![
         Element { family: Family::Bridge, set: "ports", key: port, value: Vec::new() },
         Element { family: Family::Inet, set: "hairpin", key: vec![address.clone(), address], value: Vec::new() },
-    ]
+    ];
+    elements.extend(guest);
+    elements
 }
 
 /// The elements of published ports.

@@ -190,6 +190,7 @@ mod tests {
             prefix: 28,
             gateway: address,
             mac: Mac::from_address(address),
+            tap: false,
         }
     }
 

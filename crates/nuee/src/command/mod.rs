@@ -8,10 +8,12 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::instance::DEFAULT_DATA_DIRECTORY;
 
 mod down;
+mod image;
 mod plan;
 mod simulate;
 mod status;
 mod up;
+mod vm;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +60,16 @@ enum Command {
         after_help = "Examples:\n  nuee plan --from snapshot.json --explain\n  nuee plan --from snapshot.json -o json"
     )]
     Plan(plan::Arguments),
+    /// Work with virtual machines
+    #[command(
+        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template"
+    )]
+    Vm(vm::Arguments),
+    /// Work with disk images
+    #[command(
+        after_help = "Examples:\n  nuee image build-test-guest -o tiny\n  nuee image import debian debian-12-nocloud-amd64.qcow2"
+    )]
+    Image(image::Arguments),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  nuee completion bash > /etc/bash_completion.d/nuee\n  nuee completion zsh > ~/.zfunc/_nuee"
@@ -109,6 +121,8 @@ pub fn run() -> ExitCode {
         Command::Down(arguments) => down::run(&arguments),
         Command::Status(arguments) => return or_complain(status::run(&arguments)),
         Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),
+        Command::Vm(arguments) => vm::run(arguments),
+        Command::Image(arguments) => image::run(arguments),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "nuee", &mut std::io::stdout());
             Ok(())
@@ -130,6 +144,11 @@ fn end_with_the_reader() {
     if let Err(error) = set {
         eprintln!("nuee: cannot set the action of SIGPIPE: {error}");
     }
+}
+
+/// Runs a command that talks to the API.
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 fn or_complain(done: anyhow::Result<ExitCode>) -> ExitCode {

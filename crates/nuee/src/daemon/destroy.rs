@@ -24,6 +24,10 @@ pub fn destroy_workloads(instance: &Instance) -> Result<()> {
         for container in runtime.list().await.context("cannot list the containers")? {
             runtime.delete(&container.id).await.with_context(|| format!("cannot remove container {}", container.id))?;
         }
+        for guest in fs::read_dir(instance.path("run/guests")).into_iter().flatten().flatten() {
+            hypervisor::qemu::driver::kill(&guest.path()).await.context("cannot end a guest")?;
+            fs::remove_dir_all(guest.path()).with_context(|| format!("cannot remove {}", guest.path().display()))?;
+        }
         let fabric = hands::open_fabric(instance, &config).await?;
         fabric.destroy_all().await.context("cannot remove the network")
     })?;

@@ -56,6 +56,8 @@ impl Hands {
             cluster_dns: None,
             cluster_ca: cluster_ca.into(),
             labels: BTreeMap::new(),
+            launcher: own_program()?,
+            cgroup_root: format!("/nuee-{}", instance.id()),
             version: env!("CARGO_PKG_VERSION").into(),
             api_port: config.kubernetes_listen.port(),
         })

@@ -1,0 +1,253 @@
+//! Disk images: imported from an upload, or copied from a machine. Each is done once; what a restart interrupted starts over.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use api::virtual_machine::MachineBoot;
+use api::{DiskImage, DiskImageStatus, VirtualMachine};
+use futures::StreamExt;
+use hypervisor::disk::{Format, tool};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::{self, Event};
+use serde_json::json;
+use sha2::Digest;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::start::ROOT_DISK;
+use super::status;
+use crate::context::{Context, Key, is_path_safe};
+use crate::error::{Error, Result, chain};
+use crate::informer;
+
+/// Images made at once: each is bound by the disk.
+const AT_ONCE: usize = 2;
+
+/// Follows `DiskImage` objects until the agent is dropped. Sends the uids of all once the first list is complete.
+pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
+    let (_, stream) = informer::reflect(Api::<DiskImage>::all(context.client.clone()), watcher::Config::default());
+    let mut stream = std::pin::pin!(stream);
+    let mut listed = Some(listed);
+    let mut uids = Vec::new();
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut begun = std::collections::HashSet::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Init => uids.clear(),
+            Event::InitDone => {
+                if let Some(listed) = listed.take() {
+                    let _ = listed.send(uids.clone());
+                }
+            }
+            Event::Delete(object) => {
+                begun.remove(&object.metadata.uid);
+                if let Err(error) = remove(&context, &object).await {
+                    tracing::warn!(image = object.metadata.name, error = %chain(&error), "cannot remove the disk image");
+                }
+            }
+            Event::Apply(object) | Event::InitApply(object) => {
+                uids.extend(object.metadata.uid.clone());
+                let ours = object.spec.node_name.as_ref().is_none_or(|node| *node == context.node_name);
+                let open =
+                    object.status.as_ref().is_none_or(|status| !matches!(status.phase.as_str(), "Ready" | "Failed"));
+                if ours && open && begun.insert(object.metadata.uid.clone()) {
+                    let (context, places) = (context.clone(), places.clone());
+                    let stop = context.stop.clone();
+                    tokio::spawn(stop.run_until_cancelled_owned(async move {
+                        let Ok(_place) = places.acquire().await else { return };
+                        make(&context, &object).await;
+                    }));
+                }
+            }
+        }
+    }
+}
+
+async fn remove(context: &Context, object: &DiskImage) -> Result<()> {
+    let Some(uid) = object.metadata.uid.clone() else { return Ok(()) };
+    if object.spec.node_name.as_deref() != Some(context.node_name.as_str()) {
+        return Ok(());
+    }
+    remove_directory(&context.guests.image_directory(&uid))?;
+    let layers = context.guests.layers().await?;
+    let released = tokio::task::spawn_blocking(move || layers.release(&uid)).await;
+    Ok(released.map_err(|_| Error::Timeout("releasing a disk image"))??)
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes one image and tells how it went.
+async fn make(context: &Arc<Context>, object: &DiskImage) {
+    let key = Key::of(object);
+    let generation = object.metadata.generation;
+    let old = object.status.clone().unwrap_or_default();
+    let status = match try_to_make(context, object).await {
+        Ok(made) => DiskImageStatus {
+            phase: "Ready".into(),
+            conditions: vec![status::ready(&old.conditions, true, "Made", "", generation)],
+            ..made
+        },
+        Err(error) => {
+            let message = chain(&error);
+            tracing::warn!(image = key.name, error = message, "the disk image cannot be made");
+            let conditions = vec![status::ready(&old.conditions, false, "Failed", &message, generation)];
+            DiskImageStatus { phase: "Failed".into(), message, conditions, ..DiskImageStatus::default() }
+        }
+    };
+    let objects: Api<DiskImage> = Api::namespaced(context.client.clone(), &key.namespace);
+    let patch = Patch::Merge(json!({"metadata": {"uid": object.metadata.uid}, "status": status}));
+    if let Err(error) = objects.patch_status(&key.name, &PatchParams::default(), &patch).await {
+        tracing::warn!(image = key.name, error = %chain(&error), "cannot write the disk image's status");
+    }
+}
+
+async fn try_to_make(context: &Arc<Context>, object: &DiskImage) -> Result<DiskImageStatus> {
+    let key = Key::of(object);
+    let uid = object.metadata.uid.clone().unwrap_or_default();
+    let objects: Api<DiskImage> = Api::namespaced(context.client.clone(), &key.namespace);
+    if object.spec.node_name.is_none() {
+        let patch = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"nodeName": context.node_name}}));
+        objects.patch(&key.name, &PatchParams::default(), &patch).await.map_err(Error::api("take the disk image"))?;
+    }
+    // What an interrupted attempt left.
+    let layers = context.guests.layers().await?;
+    let (store, owner) = (layers.clone(), uid.clone());
+    let released = tokio::task::spawn_blocking(move || store.release(&owner)).await;
+    released.map_err(|_| Error::Timeout("releasing a disk"))??;
+    let source = &object.spec.source;
+    match (source.upload.as_str(), source.virtual_machine.as_str()) {
+        (upload, "") if is_path_safe(upload) => import(context, object, &uid).await,
+        ("", machine) if is_path_safe(machine) => copy(context, object, machine, &uid).await,
+        _ => Err(Error::Invalid("spec.source: name either an upload or a virtualMachine".into())),
+    }
+}
+
+async fn import(context: &Context, object: &DiskImage, uid: &str) -> Result<DiskImageStatus> {
+    let source = &object.spec.source;
+    let upload = context.guests.upload_directory(&source.upload);
+    let disk = upload.join("disk");
+    let found = std::fs::symlink_metadata(&disk).map_err(Error::io("open upload", &disk))?;
+    if !found.is_file() {
+        return Err(Error::Invalid(format!("upload {} is no plain file", source.upload)));
+    }
+    let format = match source.format.as_str() {
+        "" => None,
+        "raw" => Some(Format::Raw),
+        "qcow2" => Some(Format::Qcow2),
+        other => return Err(Error::Invalid(format!("format {other:?} is not taken: raw or qcow2"))),
+    };
+    if !source.sha256.is_empty() {
+        let path = disk.clone();
+        let sum = tokio::task::spawn_blocking(move || digest(&path)).await;
+        let sum = sum.map_err(|_| Error::Timeout("checking the upload"))??;
+        if !sum.eq_ignore_ascii_case(&source.sha256) {
+            return Err(Error::Invalid(format!("the upload's SHA-256 is {sum}, not {}", source.sha256)));
+        }
+    }
+    let layers = context.guests.layers().await?;
+    let (id, part) = layers.scratch();
+    let imported = tool::import(&disk, format, &part).await;
+    let header = discard_on_error(&part, imported.map_err(Error::from))?;
+    let bytes = header.virtual_bytes;
+    let (store, layer, owner) = (layers, id.clone(), uid.to_owned());
+    let adopted = tokio::task::spawn_blocking(move || store.adopt(&layer, bytes, &owner)).await;
+    adopted.map_err(|_| Error::Timeout("keeping a disk image"))??;
+    let kernel = keep_kernel(&upload, &context.guests.image_directory(uid))?;
+    if object.spec.boot == MachineBoot::Kernel && !kernel {
+        return Err(Error::Invalid("spec.boot is Kernel, but the upload has no kernel".into()));
+    }
+    remove_directory(&upload)?;
+    let virtual_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    Ok(DiskImageStatus { virtual_bytes, layer: id, kernel, ..DiskImageStatus::default() })
+}
+
+fn discard_on_error<T>(part: &Path, result: Result<T>) -> Result<T> {
+    if result.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(part);
+    }
+    result
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut hash = sha2::Sha256::new();
+    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// Keeps kernel and RAM disk; whether there is a kernel. Guests' hypervisors read them with no rights of their own.
+fn keep_kernel(from: &Path, to: &Path) -> Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut has_kernel = false;
+    for name in ["kernel", "initrd"] {
+        let source: PathBuf = from.join(name);
+        if !std::fs::symlink_metadata(&source).is_ok_and(|found| found.is_file()) {
+            continue;
+        }
+        std::fs::create_dir_all(to).map_err(Error::io("create", to))?;
+        let target = to.join(name);
+        std::fs::copy(&source, &target).map_err(Error::io("copy", &source))?;
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o644))
+            .map_err(Error::io("protect", &target))?;
+        has_kernel |= name == "kernel";
+    }
+    Ok(has_kernel)
+}
+
+/// Copies a machine's disk: at one instant while it runs, or as it lies when it does not.
+async fn copy(context: &Context, object: &DiskImage, machine: &str, uid: &str) -> Result<DiskImageStatus> {
+    let key = Key { namespace: Key::of(object).namespace, name: machine.to_owned() };
+    let missing = || Error::Invalid(format!("virtual machine {machine} not found on this machine"));
+    let guest_uid = context.guests.uid(&key).ok_or_else(missing)?;
+    let layers = context.guests.layers().await?;
+    let top = layers.owned_by(&guest_uid).pop().ok_or_else(missing)?;
+    let bytes = layers.get(&top)?.virtual_bytes;
+    let run_dir = context.guests.run_dir(&guest_uid);
+    let running = context.guests.guest(&key);
+    let id = match running {
+        Some(guest) => {
+            let (store, owner) = (layers.clone(), uid.to_owned());
+            let made = tokio::task::spawn_blocking(move || {
+                let id = store.create(None, Some(bytes), &owner)?;
+                let file = store.chain(&id)?.swap_remove(0);
+                Ok::<_, hypervisor::Error>((id, file))
+            });
+            let (id, file) = made.await.map_err(|_| Error::Timeout("making a disk"))??;
+            if let Err(error) = guest.copy_disk(ROOT_DISK, &file).await {
+                layers.release(uid)?;
+                return Err(error.into());
+            }
+            id
+        }
+        None if run_dir.exists() => return Err(Error::Invalid(format!("virtual machine {machine} is on its way"))),
+        None => {
+            let (id, part) = layers.scratch();
+            let flat = tool::flatten(&layers.chain(&top)?, bytes, &part).await;
+            discard_on_error(&part, flat.map_err(Error::from))?;
+            layers.adopt(&id, bytes, uid)?;
+            id
+        }
+    };
+    let kernel = inherit_kernel(context, &key, uid).await?;
+    let virtual_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    Ok(DiskImageStatus { virtual_bytes, layer: id, kernel, ..DiskImageStatus::default() })
+}
+
+/// A copy boots with the kernel of the image that its machine was made from.
+async fn inherit_kernel(context: &Context, key: &Key, uid: &str) -> Result<bool> {
+    let machines: Api<VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
+    let machine = machines.get_opt(&key.name).await.map_err(Error::api("read the machine"))?;
+    let images: Api<DiskImage> = Api::namespaced(context.client.clone(), &key.namespace);
+    let Some(machine) = machine else { return Ok(false) };
+    let image = images.get_opt(&machine.spec.image).await.map_err(Error::api("read the disk image"))?;
+    match image.and_then(|image| image.metadata.uid) {
+        Some(from) => keep_kernel(&context.guests.image_directory(&from), &context.guests.image_directory(uid)),
+        None => Ok(false),
+    }
+}

@@ -1,0 +1,191 @@
+//! What guests are told about themselves at 169.254.169.254: the forms of Amazon EC2 and of OpenStack. Who asks is known by
+//! its address on its own network, which its port cannot forge; nothing in the request counts.
+//!
+//! `Source:` Amazon EC2 user guide, "Instance metadata categories"; OpenStack Nova, "Metadata service"
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+/// Connections at once on one network.
+const CONNECTIONS: usize = 128;
+/// How long one connection may last.
+const CONNECTION_TIME: Duration = Duration::from_secs(30);
+/// Answers do not leave the network of who asked. Units: hops.
+const HOPS: u32 = 1;
+/// Names of the same data, by the years' versions.
+const EC2_VERSIONS: [&str; 3] = ["latest", "2009-04-04", "1.0"];
+
+/// What one guest is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Identity.
+    pub uid: String,
+    /// Name of its object.
+    pub name: String,
+    /// Host name.
+    pub hostname: String,
+    /// Its address.
+    pub address: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Name of its flavor.
+    pub flavor: String,
+    /// Public keys, by name.
+    pub keys: Vec<(String, String)>,
+    /// User data.
+    pub user_data: String,
+}
+
+/// Guests by their network's gateway and their own address.
+pub type Entries = Arc<Mutex<HashMap<(Ipv4Addr, Ipv4Addr), Arc<Entry>>>>;
+
+/// The answer to a path; `None` for what there is not. Pure.
+pub fn answer(entry: &Entry, path: &str) -> Option<String> {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let first = parts.next();
+    let rest: Vec<&str> = parts.collect();
+    match first {
+        None => Some(format!("{}\n", EC2_VERSIONS.join("\n"))),
+        Some("openstack") => openstack(entry, &rest),
+        Some(version) if EC2_VERSIONS.contains(&version) => ec2(entry, &rest),
+        Some(_) => None,
+    }
+}
+
+fn ec2(entry: &Entry, path: &[&str]) -> Option<String> {
+    let key = |index: &str| index.parse::<usize>().ok().and_then(|index| entry.keys.get(index));
+    Some(match path {
+        [] => "meta-data\nuser-data".into(),
+        ["user-data"] if !entry.user_data.is_empty() => entry.user_data.clone(),
+        ["meta-data"] => {
+            let names = "hostname\ninstance-id\ninstance-type\nlocal-hostname\nlocal-ipv4\nmac";
+            if entry.keys.is_empty() { names.into() } else { format!("{names}\npublic-keys/") }
+        }
+        ["meta-data", "instance-id"] => entry.uid.clone(),
+        ["meta-data", "instance-type"] => entry.flavor.clone(),
+        ["meta-data", "hostname" | "local-hostname"] => entry.hostname.clone(),
+        ["meta-data", "local-ipv4"] => entry.address.clone(),
+        ["meta-data", "mac"] => entry.mac.clone(),
+        ["meta-data", "public-keys"] if !entry.keys.is_empty() => {
+            let lines = entry.keys.iter().enumerate().map(|(index, (name, _))| format!("{index}={name}"));
+            lines.collect::<Vec<_>>().join("\n")
+        }
+        ["meta-data", "public-keys", index] => key(index).map(|_| "openssh-key".to_owned())?,
+        ["meta-data", "public-keys", index, "openssh-key"] => format!("{}\n", key(index)?.1),
+        _ => return None,
+    })
+}
+
+fn openstack(entry: &Entry, path: &[&str]) -> Option<String> {
+    Some(match path {
+        [] => "latest\n".into(),
+        ["latest"] => "meta_data.json\nuser_data\n".into(),
+        ["latest", "user_data"] if !entry.user_data.is_empty() => entry.user_data.clone(),
+        ["latest", "meta_data.json"] => {
+            let keys: serde_json::Map<_, _> = entry.keys.iter().map(|(name, key)| (name.clone(), json!(key))).collect();
+            let list: Vec<_> =
+                entry.keys.iter().map(|(name, key)| json!({"name": name, "type": "ssh", "data": key})).collect();
+            json!({"uuid": entry.uid, "name": entry.name, "hostname": entry.hostname, "public_keys": keys, "keys": list,
+                "meta": {}, "launch_index": 0})
+            .to_string()
+        }
+        _ => return None,
+    })
+}
+
+/// Serves guests on one network.
+pub async fn listen(address: SocketAddrV4, entries: Entries) -> std::io::Result<JoinHandle<()>> {
+    let listener = TcpListener::bind(address).await?;
+    listener.set_ttl(HOPS)?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    Ok(tokio::spawn(async move {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept requests for metadata");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            let entry = match peer.ip() {
+                IpAddr::V4(guest) => entries.lock().get(&(*address.ip(), guest)).cloned(),
+                IpAddr::V6(_) => None,
+            };
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let response = respond(entry.as_deref(), &request);
+                    async move { Ok::<_, Infallible>(response) }
+                });
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                // A guest that does not talk HTTP harms nobody but itself.
+                let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+                drop(place);
+            });
+        }
+    }))
+}
+
+fn respond(entry: Option<&Entry>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), entry) {
+        (&Method::GET | &Method::HEAD, Some(entry)) => match answer(entry, request.uri().path()) {
+            Some(text) => (StatusCode::OK, text),
+            None => (StatusCode::NOT_FOUND, "404 Not Found\n".to_owned()),
+        },
+        (&Method::GET | &Method::HEAD, None) => (StatusCode::NOT_FOUND, "404 Not Found\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_finds_what_cloud_clients_look_for() {
+        let entry = Entry {
+            uid: "u-1".into(),
+            name: "vm".into(),
+            hostname: "host".into(),
+            keys: vec![("mine".into(), "ssh-ed25519 AAAA me".into())],
+            user_data: "#!/bin/sh\n".into(),
+            ..Entry::default()
+        };
+        for (path, expected) in [
+            ("/latest/meta-data/public-keys/0/openssh-key", Some("ssh-ed25519 AAAA me\n")),
+            ("/2009-04-04/meta-data/public-keys/", Some("0=mine")),
+            ("/latest/meta-data/instance-id", Some("u-1")),
+            ("/latest/user-data", Some("#!/bin/sh\n")),
+            ("/openstack/latest/user_data", Some("#!/bin/sh\n")),
+            ("/latest/meta-data/public-keys/1/openssh-key", None),
+            ("/latest/../../etc/shadow", None),
+            ("/", Some("latest\n2009-04-04\n1.0\n")),
+        ] {
+            assert_eq!(answer(&entry, path).as_deref(), expected, "{path}");
+        }
+        let document = answer(&entry, "/openstack/latest/meta_data.json").unwrap();
+        let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["public_keys"]["mine"], "ssh-ed25519 AAAA me");
+    }
+}

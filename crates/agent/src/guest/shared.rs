@@ -1,0 +1,205 @@
+//! What all guests of this machine share.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use api::VirtualMachine;
+use hypervisor::disk::LayerStore;
+use hypervisor::qemu::{Options, Qemu, probe};
+use hypervisor::{Guest, Hypervisor};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, watch};
+use tokio::task::JoinHandle;
+
+use super::metadata::{self, Entries, Entry};
+use crate::context::Key;
+use crate::error::{Error, Result};
+
+/// User ids of guests lie above this one; no account has them. Units: user ids.
+const FIRST_USER: u32 = 1_900_000_001;
+/// How many there are.
+const USERS: u32 = 90_000_000;
+
+struct Known {
+    uid: String,
+    guest: Option<Arc<dyn Guest>>,
+    object: watch::Sender<Option<Arc<VirtualMachine>>>,
+}
+
+/// Shared by all guests.
+pub struct Guests {
+    data_dir: PathBuf,
+    launcher: PathBuf,
+    cgroup_root: String,
+    hypervisor: OnceCell<Arc<dyn Hypervisor>>,
+    layers: OnceCell<Arc<LayerStore>>,
+    /// Answers DHCP.
+    pub dhcp: network::dhcp::Server,
+    entries: Entries,
+    servers: tokio::sync::Mutex<HashMap<Ipv4Addr, JoinHandle<()>>>,
+    known: Mutex<HashMap<Key, Known>>,
+}
+
+impl Guests {
+    /// Nothing is opened before the first guest.
+    pub fn new(data_dir: &Path, launcher: PathBuf, cgroup_root: String) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            launcher,
+            cgroup_root,
+            hypervisor: OnceCell::new(),
+            layers: OnceCell::new(),
+            dhcp: network::dhcp::Server::default(),
+            entries: Entries::default(),
+            servers: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The hypervisor. Whether hardware assistance works is found out once per boot of the machine.
+    pub async fn hypervisor(&self) -> Result<Arc<dyn Hypervisor>> {
+        let opened = self.hypervisor.get_or_try_init(|| async {
+            let acceleration = Some(self.acceleration().await);
+            let options = Options { launcher: self.launcher.clone(), acceleration };
+            Ok::<_, Error>(Qemu::open(options).await? as Arc<dyn Hypervisor>)
+        });
+        opened.await.cloned()
+    }
+
+    async fn acceleration(&self) -> hypervisor::Acceleration {
+        let path = self.data_dir.join("guests").join("acceleration.json");
+        let boot = crate::machine::line("/proc/sys/kernel/random/boot_id");
+        let found = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<(String, _)>(&text).ok());
+        if let Some((_, acceleration)) = found.filter(|(seen, _)| *seen == boot) {
+            return acceleration;
+        }
+        let verdict = probe::run().await;
+        tracing::info!(acceleration = %verdict.acceleration, reason = verdict.reason, "how guests run here");
+        let text = serde_json::to_vec(&(boot, verdict.acceleration)).unwrap_or_default();
+        let kept = std::fs::create_dir_all(self.data_dir.join("guests")).and_then(|()| std::fs::write(&path, text));
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the verdict is not kept");
+        }
+        verdict.acceleration
+    }
+
+    /// The disks' layers.
+    pub async fn layers(&self) -> Result<Arc<LayerStore>> {
+        let directory = self.data_dir.join("disks").join("layers");
+        let opened = self.layers.get_or_try_init(|| async {
+            let opened = tokio::task::spawn_blocking(move || LayerStore::open(&directory)).await;
+            Ok::<_, Error>(Arc::new(opened.map_err(|_| Error::Timeout("opening the disks"))??))
+        });
+        opened.await.cloned()
+    }
+
+    /// Files of a guest that stay over its runs.
+    pub fn directory(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("guests").join(uid)
+    }
+
+    /// Sockets of a guest's run.
+    pub fn run_dir(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("run").join("guests").join(uid)
+    }
+
+    /// Kernel and RAM disk of a disk image.
+    pub fn image_directory(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("disks").join("images").join(uid)
+    }
+
+    /// What is uploaded.
+    pub fn upload_directory(&self, name: &str) -> PathBuf {
+        self.data_dir.join("uploads").join(name)
+    }
+
+    /// Control group of a guest.
+    pub fn control_group(&self, uid: &str) -> Result<runtime::cgroup::Cgroup> {
+        let path = format!("{}/guest-{uid}", self.cgroup_root.trim_end_matches('/'));
+        Ok(runtime::cgroup::Cgroup::new(runtime::cgroup::Hierarchies::of_this_machine()?, &path))
+    }
+
+    /// The user that a guest's hypervisor becomes: each its own, the same at each start.
+    pub fn user_id(uid: &str) -> u32 {
+        let hash = uid.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        FIRST_USER + hash % USERS
+    }
+
+    /// Lets a guest read its metadata; a server is started on its network's gateway if there is none.
+    pub async fn tell(&self, gateway: Ipv4Addr, address: Ipv4Addr, entry: Entry) -> Result<()> {
+        self.entries.lock().insert((gateway, address), Arc::new(entry));
+        let mut servers = self.servers.lock().await;
+        if servers.get(&gateway).is_none_or(JoinHandle::is_finished) {
+            let listen = SocketAddrV4::new(gateway, network::METADATA_PORT);
+            let task = metadata::listen(listen, self.entries.clone()).await;
+            servers.insert(gateway, task.map_err(Error::io("serve metadata on", listen.to_string()))?);
+        }
+        Ok(())
+    }
+
+    /// Stops telling.
+    pub fn forget(&self, gateway: Ipv4Addr, address: Ipv4Addr) {
+        self.entries.lock().remove(&(gateway, address));
+    }
+
+    /// Notes a driver; what it is to follow.
+    pub fn add(
+        &self,
+        key: Key,
+        uid: String,
+        object: Arc<VirtualMachine>,
+    ) -> watch::Receiver<Option<Arc<VirtualMachine>>> {
+        let (sender, receiver) = watch::channel(Some(object));
+        self.known.lock().insert(key, Known { uid, guest: None, object: sender });
+        receiver
+    }
+
+    /// Whether this very object has a driver.
+    pub fn knows(&self, key: &Key, uid: &str) -> bool {
+        self.known.lock().get(key).is_some_and(|known| known.uid == uid)
+    }
+
+    /// Gives a driver the newest object; `None` when it is gone.
+    pub fn set(&self, key: &Key, object: Option<Arc<VirtualMachine>>) {
+        if let Some(known) = self.known.lock().get(key) {
+            known.object.send_replace(object);
+        }
+    }
+
+    /// Forgets a driver that ended.
+    pub fn remove(&self, key: &Key, uid: &str) {
+        let mut known = self.known.lock();
+        if known.get(key).is_some_and(|known| known.uid == uid) {
+            known.remove(key);
+        }
+    }
+
+    /// The places of all.
+    pub fn keys(&self) -> Vec<Key> {
+        self.known.lock().keys().cloned().collect()
+    }
+
+    /// The uids of all.
+    pub fn uids(&self) -> Vec<String> {
+        self.known.lock().values().map(|known| known.uid.clone()).collect()
+    }
+
+    /// Notes what runs of a driver's machine.
+    pub fn runs(&self, key: &Key, uid: &str, guest: Option<Arc<dyn Guest>>) {
+        if let Some(known) = self.known.lock().get_mut(key).filter(|known| known.uid == uid) {
+            known.guest = guest;
+        }
+    }
+
+    /// The guest of one, when it runs.
+    pub fn guest(&self, key: &Key) -> Option<Arc<dyn Guest>> {
+        self.known.lock().get(key).and_then(|known| known.guest.clone())
+    }
+
+    /// The uid of one.
+    pub fn uid(&self, key: &Key) -> Option<String> {
+        self.known.lock().get(key).map(|known| known.uid.clone())
+    }
+}

@@ -1,0 +1,79 @@
+//! What is told of a guest. Pure.
+
+use api::virtual_machine::{MachineDesired, MachinePhase, MachineRestartPolicy};
+use api::{VirtualMachine, VirtualMachineStatus};
+use hypervisor::life::{Desired, Life, Phase, Policy, Wish};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use std::time::Duration;
+
+/// How long a guest may take to switch itself off when its object does not say. Units: seconds.
+const STOP_TIMEOUT_DEFAULT: i64 = 30;
+
+/// The parts of an object that decide.
+pub fn wish(object: &VirtualMachine) -> Wish {
+    let spec = &object.spec;
+    let seconds = spec.stop_timeout_seconds.unwrap_or(STOP_TIMEOUT_DEFAULT);
+    Wish {
+        desired: match spec.desired {
+            MachineDesired::Running => Desired::Running,
+            MachineDesired::Stopped => Desired::Stopped,
+            MachineDesired::Paused => Desired::Paused,
+            MachineDesired::Suspended => Desired::Suspended,
+        },
+        restart_request: spec.restart_request,
+        policy: match spec.restart_policy {
+            MachineRestartPolicy::Always => Policy::Always,
+            MachineRestartPolicy::OnFailure => Policy::OnFailure,
+            MachineRestartPolicy::Never => Policy::Never,
+        },
+        stop_timeout: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
+        deleted: object.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// Where a life is, in the words of the object.
+pub fn phase(life: &Life, failed: bool) -> MachinePhase {
+    match life.phase {
+        Phase::Down if failed => MachinePhase::Failed,
+        Phase::Down | Phase::Gone => MachinePhase::Stopped,
+        Phase::Waiting(_) if failed => MachinePhase::Failed,
+        Phase::Waiting(_) => MachinePhase::Crashed,
+        Phase::Starting => MachinePhase::Starting,
+        Phase::Running(_) => MachinePhase::Running,
+        Phase::Paused => MachinePhase::Paused,
+        Phase::Stopping(_) | Phase::Suspending => MachinePhase::Stopping,
+        Phase::Suspended => MachinePhase::Suspended,
+    }
+}
+
+/// The condition `Ready`, keeping the time of the last change.
+pub fn ready(old: &[Condition], ready: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+    let status = if ready { "True" } else { "False" };
+    let before = old.iter().find(|condition| condition.type_ == "Ready" && condition.status == status);
+    Condition {
+        type_: "Ready".into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+        last_transition_time: before.map_or_else(|| Time(Timestamp::now()), |one| one.last_transition_time.clone()),
+        observed_generation: generation,
+    }
+}
+
+/// Fills in what follows from the life.
+pub fn complete(status: &mut VirtualMachineStatus, life: &Life, answered: bool, failed: bool, generation: Option<i64>) {
+    status.phase = phase(life, failed);
+    status.observed_restart = life.observed_restart;
+    let running = matches!(life.phase, Phase::Running(_));
+    if !running && life.phase != Phase::Paused {
+        status.pid = 0;
+        status.started_at = None;
+    }
+    let (is_ready, reason) = match (running, answered) {
+        (true, true) => (true, "GuestRunning"),
+        (true, false) => (false, "GuestBooting"),
+        (false, _) => (false, "NotRunning"),
+    };
+    status.conditions = vec![ready(&status.conditions, is_ready, reason, &status.message, generation)];
+}

@@ -1,0 +1,279 @@
+//! `VirtualMachine`, and what it is made from: `DiskImage`, `Flavor`, `KeyPair`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::container::PortMapping;
+
+/// What the user wants of a virtual machine. `spec: {image, cpus, memory}` alone is enough.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "nuee.dev",
+    version = "v1",
+    kind = "VirtualMachine",
+    namespaced,
+    status = "VirtualMachineStatus",
+    shortname = "vm"
+)]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct VirtualMachineSpec {
+    /// Name of the `DiskImage` that its disk is cloned from.
+    pub image: String,
+    /// Name of a `Flavor`, which gives what is not said here.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub flavor: String,
+    /// Processors; 0 means the flavor's, or 1.
+    pub cpus: u32,
+    /// Memory; absent means the flavor's, or 512Mi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// Size of its disk; absent means the flavor's, or the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Quantity>,
+    /// What it should be doing.
+    pub desired: MachineDesired,
+    /// Counts requests to start over; each is acted on once.
+    pub restart_request: i64,
+    /// When to start it again by itself.
+    pub restart_policy: MachineRestartPolicy,
+    /// How long it may take to switch itself off; absent means 30 s. Units: seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_timeout_seconds: Option<i64>,
+    /// How it boots; absent means as its image says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<MachineBoot>,
+    /// Name of the `Network` that it is on; empty means the default one, on which containers are too.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
+    /// Host name; empty means the object's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// Names of `KeyPair` objects whose keys may log in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub key_pairs: Vec<String>,
+    /// Given to the guest as it is: a script or cloud-config.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user_data: String,
+    /// Ports to publish on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// Relative weight of its processors under contention; 0 means in proportion to their number.
+    pub cpu_shares: i64,
+    /// Host processors that it may use (`0-1`); empty means all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cpu_set: String,
+    /// Memory that the balloon leaves it; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_target: Option<Quantity>,
+    /// The machine that it is bound to; the scheduler fills it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+}
+
+/// What the user wants the machine to be doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MachineDesired {
+    /// Running.
+    #[default]
+    Running,
+    /// Off; its disks stay.
+    Stopped,
+    /// Its processors stopped; its memory stays.
+    Paused,
+    /// Its memory on disk.
+    Suspended,
+}
+
+/// When a machine that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MachineRestartPolicy {
+    /// After a crash, and after it switched itself off.
+    Always,
+    /// After a crash.
+    #[default]
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// How a machine boots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MachineBoot {
+    /// From its disk, by BIOS.
+    #[default]
+    Bios,
+    /// From its disk, by UEFI.
+    Uefi,
+    /// Straight into the image's kernel.
+    Kernel,
+}
+
+/// What the agent saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VirtualMachineStatus {
+    /// Where it is in its life.
+    pub phase: MachinePhase,
+    /// Why it is so, when that needs a word.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Conditions; `Ready`: it runs and its guest has taken its address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Its addresses, the first on its first network.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<MachineAddress>,
+    /// Published ports as they were bound.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// `hardware` or `emulation`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub acceleration: String,
+    /// Process on the machine; 0 when it does not run.
+    pub pid: u32,
+    /// The restart request that was acted on last.
+    pub observed_restart: i64,
+    /// Starts by policy.
+    pub restart_count: i64,
+    /// Start of this run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// Processors that it has.
+    pub cpus: u32,
+    /// Memory that the balloon leaves it. Units: bytes.
+    pub memory_bytes: i64,
+}
+
+/// Life of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MachinePhase {
+    /// Not on a host yet.
+    #[default]
+    Pending,
+    /// Its disk is made, or it is on its way up.
+    Starting,
+    /// Running.
+    Running,
+    /// Its processors are stopped.
+    Paused,
+    /// On its way down.
+    Stopping,
+    /// Its memory is on disk.
+    Suspended,
+    /// Off.
+    Stopped,
+    /// It ended by itself and waits for its next start.
+    Crashed,
+    /// It cannot be started; the message says why.
+    Failed,
+}
+
+/// An address of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MachineAddress {
+    /// The `Network`'s name.
+    pub network: String,
+    /// Address.
+    pub ip: String,
+    /// Hardware address.
+    pub mac: String,
+}
+
+/// A disk that machines are cloned from.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "nuee.dev",
+    version = "v1",
+    kind = "DiskImage",
+    namespaced,
+    status = "DiskImageStatus",
+    shortname = "dimg"
+)]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct DiskImageSpec {
+    /// Where it comes from.
+    pub source: DiskImageSource,
+    /// How machines made from it boot.
+    pub boot: MachineBoot,
+    /// Command line of its kernel.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub command_line: String,
+    /// The machine that it is on; the scheduler or the first agent fills it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+}
+
+/// Where a disk image comes from: exactly one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DiskImageSource {
+    /// Name of a directory that was put into the data directory's `uploads`, with `disk` and perhaps `kernel` and `initrd`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub upload: String,
+    /// Name of a `VirtualMachine` of the same namespace, whose disk is copied as it is.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub virtual_machine: String,
+    /// `raw` or `qcow2`; empty takes either.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub format: String,
+    /// SHA-256 that the uploaded disk must have, in hexadecimal; empty does not check.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sha256: String,
+}
+
+/// What became of a disk image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DiskImageStatus {
+    /// `Pending`, `Ready` or `Failed`.
+    pub phase: String,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Conditions; `Ready`: machines can be made from it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Size of the disk as a guest sees it. Units: bytes.
+    pub virtual_bytes: i64,
+    /// The layer that holds it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub layer: String,
+    /// It has a kernel for direct boot.
+    pub kernel: bool,
+}
+
+/// A size of machine.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "nuee.dev", version = "v1", kind = "Flavor")]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct FlavorSpec {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Quantity,
+    /// Size of the disk; absent means the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Quantity>,
+    /// Free-form properties.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+}
+
+/// A public key that may log in.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "nuee.dev", version = "v1", kind = "KeyPair", namespaced)]
+#[kube(derive = "PartialEq", derive = "Default")]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeyPairSpec {
+    /// One line as in `authorized_keys`.
+    pub public_key: String,
+}

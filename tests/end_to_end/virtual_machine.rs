@@ -1,0 +1,186 @@
+//! Virtual machines, driven by kubectl, docker, ssh and `nuee`. One guest serves all checks, since each costs a boot.
+
+use anyhow::{Context, Result};
+use testkit::{Nuee, Output};
+
+use crate::with_images;
+
+/// How long a guest may take to boot on a machine under load that translates every instruction.
+const BOOT: &str = "--timeout=300s";
+
+struct Lab {
+    nuee: Nuee,
+    key: String,
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        let nuee = with_images()?;
+        assert_eq!(nuee.nuee(&["image", "build-test-guest", "-o", "tiny"])?.success()?.text(), "tiny");
+        let key = nuee.files().join("key").display().to_string();
+        nuee.run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key])?.success()?;
+        let public = std::fs::read_to_string(format!("{key}.pub"))?;
+        let pair = format!(
+            "apiVersion: nuee.dev/v1\nkind: KeyPair\nmetadata: {{name: me}}\nspec: {{publicKey: \"{}\"}}\n",
+            public.trim()
+        );
+        nuee.apply(&pair)?.success()?;
+        Ok(Self { nuee, key })
+    }
+
+    fn machine(&self, name: &str, spec: &str) -> Result<()> {
+        let text =
+            format!("apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n");
+        self.nuee.apply(&text)?.success().map(drop)
+    }
+
+    fn get(&self, name: &str, path: &str) -> Result<String> {
+        Ok(self.nuee.kubectl(&["get", "vm", name, "-o", &format!("jsonpath={{{path}}}")])?.success()?.text().to_owned())
+    }
+
+    fn ready(&self, name: &str) -> Result<()> {
+        let waited = self.nuee.kubectl(&["wait", "--for=condition=Ready", &format!("vm/{name}"), BOOT])?;
+        waited.success().with_context(|| self.nuee.log_end()).map(drop)
+    }
+
+    fn try_ssh(&self, address: &str, port: &str, line: &str) -> Result<Output> {
+        let options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"];
+        let target = format!("root@{address}");
+        let mut arguments: Vec<&str> = options.to_vec();
+        arguments.extend([
+            "-o",
+            "ConnectTimeout=10",
+            "-o",
+            "LogLevel=ERROR",
+            "-i",
+            &self.key,
+            "-p",
+            port,
+            &target,
+            line,
+        ]);
+        self.nuee.run("ssh", &arguments)
+    }
+
+    /// Runs a line in the guest, once its ssh server is up.
+    fn ssh(&self, address: &str, line: &str) -> Result<String> {
+        let mut last = None;
+        self.nuee.eventually(&format!("ssh runs {line:?}"), || {
+            let output = self.try_ssh(address, "22", line)?;
+            let fine = output.status != 255;
+            last = Some(output);
+            Ok(fine)
+        })?;
+        Ok(last.context("ssh never ran")?.success()?.text().to_owned())
+    }
+}
+
+#[test]
+fn a_virtual_machine_lives_beside_containers() -> Result<()> {
+    let lab = Lab::new()?;
+    let nuee = &lab.nuee;
+    let ports = "ports: [{containerPort: 22, hostPort: 2222, protocol: tcp}]";
+    lab.machine("one", &format!("image: tiny, cpus: 1, memory: 128Mi, keyPairs: [me], {ports}"))?;
+    lab.ready("one")?;
+    let address = lab.get("one", ".status.addresses[0].ip")?;
+
+    // It took its name and key from the metadata service, by which only it is told about itself.
+    assert_eq!(lab.ssh(&address, "hostname")?, "one");
+    let uid = lab.get("one", ".metadata.uid")?;
+    let ask = "wget -q -O - http://169.254.169.254";
+    assert_eq!(lab.ssh(&address, &format!("{ask}/latest/meta-data/instance-id"))?, uid);
+    assert!(lab.ssh(&address, &format!("{ask}/openstack/latest/meta_data.json"))?.contains(&uid));
+    let stranger = ["run", "--rm", "busybox:test", "wget", "-q", "-O", "-", "http://169.254.169.254/latest/meta-data/"];
+    nuee.docker(&stranger)?.failure(1, "404")?;
+
+    // A container and a guest on the default network reach each other; the published port leads in.
+    nuee.docker(&["run", "-d", "--name", "web", "web:test"])?.success()?;
+    let web = nuee.docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web"])?.success()?.text().to_owned();
+    assert_eq!(lab.ssh(&address, &format!("wget -q -O - http://{web}/"))?, "hello from a cloud");
+    nuee.docker(&["run", "--rm", "busybox:test", "ping", "-c", "1", "-W", "5", &address])?.success()?;
+    assert_eq!(lab.try_ssh("127.0.0.1", "2222", "echo through")?.success()?.text(), "through");
+
+    // It cannot speak with another's address; with its own it can.
+    let gateway = lab.ssh(&address, "ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'")?;
+    let other = format!("{}.250", address.rsplit_once('.').context("no address")?.0);
+    let spoof = format!(
+        "ip addr add {other}/32 dev eth0; ping -c 1 -W 2 -I {other} {gateway} >/dev/null && echo heard; ip addr del {other}/32 dev eth0; ping -c 1 -W 5 {gateway} >/dev/null && echo honest"
+    );
+    assert_eq!(lab.ssh(&address, &spoof)?, "honest");
+
+    // It outlives the daemon, and is the same machine afterwards.
+    let pid = lab.get("one", ".status.pid")?;
+    lab.ssh(&address, "echo kept > /kept && sync")?;
+    nuee.kill_daemon()?;
+    assert_eq!(lab.ssh(&address, "cat /kept")?, "kept");
+    nuee.up()?;
+    assert_eq!(lab.get("one", ".status.phase")?, "Running");
+    lab.ready("one")?;
+    assert_eq!(lab.get("one", ".status.pid")?, pid);
+
+    // Saved while it runs, and cloned: the clone has what was synced.
+    assert_eq!(nuee.nuee(&["vm", "save", "one", "saved"])?.success()?.text(), "saved");
+
+    // Its crash is noticed, and repaired; nothing that was synced is lost.
+    nuee.run("kill", &["-9", &pid])?.success()?;
+    nuee.eventually("the guest is started again", || {
+        let now = lab.get("one", ".status.pid")?;
+        Ok(now != pid && now != "0" && lab.get("one", ".status.phase")? == "Running")
+    })?;
+    assert_eq!(lab.get("one", ".status.restartCount")?, "1");
+    lab.ready("one")?;
+    assert_eq!(lab.ssh(&address, "cat /kept")?, "kept");
+    assert!(nuee.nuee(&["vm", "list"])?.success()?.stdout.contains("one"));
+    let said = nuee.nuee(&["vm", "console", "--log", "one"])?.success()?.stdout;
+    assert!(said.contains("nuee test guest ready: one"), "{said}");
+
+    // Stopped by its button, it is off and says so.
+    nuee.nuee(&["vm", "stop", "one"])?.success()?;
+    nuee.eventually("it is off", || Ok(lab.get("one", ".status.phase")? == "Stopped"))?;
+    assert_eq!(lab.get("one", ".status.conditions[0].status")?, "False");
+
+    lab.machine("two", "image: saved, cpus: 1, memory: 128Mi, keyPairs: [me]")?;
+    lab.ready("two")?;
+    let second = lab.get("two", ".status.addresses[0].ip")?;
+    assert_eq!(lab.ssh(&second, "cat /kept; hostname")?, "kept\ntwo");
+
+    // Deleted, nothing of them is left.
+    nuee.kubectl(&["delete", "vm", "one", "two", "--timeout=60s"])?.success()?;
+    assert_eq!(nuee.run("sh", &["-c", "ip -o link | grep -c tun; true"])?.success()?.text(), "0");
+    nuee.kubectl(&["delete", "diskimages", "tiny", "saved", "--timeout=60s"])?.success()?;
+    let layers = nuee.data().join("disks/layers");
+    nuee.eventually("no layer is left", || Ok(std::fs::read_dir(&layers)?.next().is_none()))?;
+    lab.nuee.finish()
+}
+
+#[test]
+fn what_a_virtual_machine_cannot_be_is_refused() -> Result<()> {
+    let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
+    let object = |kind: &str, spec: &str| {
+        format!("apiVersion: nuee.dev/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{{spec}}}\n")
+    };
+    for (kind, spec, word) in [
+        ("VirtualMachine", "cpus: 1", "spec.image"),
+        ("VirtualMachine", "image: a, cpus: -1", "spec.cpus"),
+        ("VirtualMachine", "image: a, memory: lots", "spec.memory"),
+        ("VirtualMachine", "image: a, hostname: \"a b\"", "spec.hostname"),
+        ("KeyPair", "publicKey: \"command=x ssh-rsa AAAA\"", "spec.publicKey"),
+        ("DiskImage", "source: {}", "spec.source"),
+    ] {
+        nuee.apply(&object(kind, spec))?.failure(1, word)?;
+    }
+    nuee.apply(&object("VirtualMachine", "image: nowhere, cpus: 1, memory: 64Mi"))?.success()?;
+    nuee.eventually("the status says why it does not run", || {
+        let said = nuee.kubectl(&["get", "vm", "x", "-o", "jsonpath={.status.message}"])?.success()?;
+        Ok(said.stdout.contains("disk image nowhere not found"))
+    })?;
+    nuee.kubectl(&["delete", "vm", "x", "--timeout=60s"])?.success()?;
+    // A hostile image reads nothing of the machine.
+    let secret = nuee.files().join("secret");
+    std::fs::write(&secret, "secret".repeat(100))?;
+    let image = nuee.files().join("evil.qcow2").display().to_string();
+    let make = ["create", "-q", "-f", "qcow2", "-b", &secret.display().to_string(), "-F", "raw", &image];
+    nuee.run("qemu-img", &make)?.success()?;
+    nuee.nuee(&["image", "import", "evil", &image])?.failure(1, "backing file")?;
+    nuee.finish()
+}
