@@ -232,6 +232,8 @@ impl Scheduler {
             priority: 0,
             age: created(guest),
             refused: None,
+            preempts: false,
+            asked: Vec::new(),
         });
         id
     }
