@@ -22,6 +22,8 @@ struct Members {
     name: String,
     internal: bool,
     members: BTreeMap<String, (Ipv4Addr, Vec<String>)>,
+    /// By owner: names of others with what the owner calls them.
+    links: BTreeMap<String, Vec<(String, String)>>,
 }
 
 /// The names.
@@ -62,8 +64,17 @@ impl Directory {
         });
     }
 
-    /// Puts an owner's names on a network; the first name is the one that reverse look-ups give.
-    pub fn join(&self, network: &network::Network, name: &str, owner: &str, address: Ipv4Addr, names: Vec<String>) {
+    /// Puts an owner's names on a network; the first name is the one that reverse look-ups give. Links are names of others
+    /// with what the owner calls them; the whole network hears them.
+    pub fn join(
+        &self,
+        network: &network::Network,
+        name: &str,
+        owner: &str,
+        address: Ipv4Addr,
+        names: Vec<String>,
+        links: Vec<(String, String)>,
+    ) {
         self.change(|state| {
             let members = state.networks.entry(network.id.clone()).or_default();
             members.subnet = Some(network.subnet);
@@ -71,6 +82,8 @@ impl Directory {
             name.clone_into(&mut members.name);
             let names = names.into_iter().map(|n| n.to_lowercase()).collect();
             members.members.insert(owner.to_owned(), (address, names));
+            let links = links.into_iter().map(|(other, alias)| (other.to_lowercase(), alias.to_lowercase())).collect();
+            members.links.insert(owner.to_owned(), links);
             true
         });
     }
@@ -82,6 +95,7 @@ impl Directory {
             for (id, members) in &mut state.networks {
                 if network.is_none_or(|n| n == id) {
                     changed |= members.members.remove(owner).is_some();
+                    members.links.remove(owner);
                 }
             }
             state.networks.retain(|_, m| !m.members.is_empty());
@@ -109,6 +123,12 @@ fn records(state: &State) -> Records {
                 }
             }
             reverse.extend(own.first().map(|name| (*address, name.clone())));
+        }
+        for (other, alias) in network.links.values().flatten() {
+            // A name that somebody has by itself is not taken from him.
+            if let Some(addresses) = names.get(other).cloned() {
+                names.entry(alias.clone()).or_insert(addresses);
+            }
         }
         NetworkNames { subnet: network.subnet, name: network.name.clone(), names, reverse, internal: network.internal }
     });

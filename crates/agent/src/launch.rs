@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use api::container::ALL_CAPABILITIES;
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxMemory,
-    LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitType,
-    Process, Root, Spec, User,
+    Capabilities, Capability, Linux, LinuxBlockIo, LinuxCapabilities, LinuxCpu, LinuxDevice, LinuxDeviceCgroup,
+    LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp,
+    LinuxThrottleDeviceBuilder, Mount, PosixRlimit, PosixRlimitType, Process, Root, Spec, User,
 };
 
 /// Where a namespace comes from.
@@ -38,6 +39,15 @@ pub enum Place {
         size_bytes: i64,
         /// Mode bits.
         mode: u32,
+    },
+    /// Any file system, as mount(8) takes it.
+    FileSystem {
+        /// Its type, `nfs`.
+        kind: String,
+        /// Device or server.
+        source: String,
+        /// Options.
+        options: Vec<String>,
     },
 }
 
@@ -75,6 +85,8 @@ pub struct Bounds {
     pub cpu_period_us: i64,
     /// CPUs it may use.
     pub cpuset: String,
+    /// Memory nodes it may use.
+    pub memory_nodes: String,
     /// Memory.
     pub memory_bytes: i64,
     /// Memory and swap; −1 means no bound on swap.
@@ -85,6 +97,82 @@ pub struct Bounds {
     pub pids: i64,
     /// Do not kill when memory runs out.
     pub oom_kill_disable: bool,
+    /// Bounds on block devices.
+    pub device_rates: Vec<DeviceRate>,
+}
+
+/// What of a block device is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateKind {
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WriteBytes,
+    /// Read operations.
+    ReadOperations,
+    /// Write operations.
+    WriteOperations,
+}
+
+/// A bound on the rate of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceRate {
+    /// What is bounded.
+    pub kind: RateKind,
+    /// Major number.
+    pub major: i64,
+    /// Minor number.
+    pub minor: i64,
+    /// Units: per second.
+    pub rate: u64,
+}
+
+impl Bounds {
+    /// As the OCI specification has them, without devices.
+    #[must_use]
+    pub fn resources(&self) -> LinuxResources {
+        let bounds = self;
+        let positive = |value: i64| (value > 0).then_some(value);
+        let unsigned = |value: i64| u64::try_from(value).ok().filter(|v| *v > 0);
+        let mut cpu = LinuxCpu::default();
+        cpu.set_shares(unsigned(bounds.cpu_shares))
+            .set_quota(positive(bounds.cpu_quota_us))
+            .set_period(unsigned(bounds.cpu_period_us))
+            .set_cpus((!bounds.cpuset.is_empty()).then(|| bounds.cpuset.clone()))
+            .set_mems((!bounds.memory_nodes.is_empty()).then(|| bounds.memory_nodes.clone()));
+        let mut memory = LinuxMemory::default();
+        memory
+            .set_limit(positive(bounds.memory_bytes))
+            .set_reservation(positive(bounds.memory_reservation_bytes))
+            .set_swap(positive(bounds.memory_swap_bytes).or((bounds.memory_swap_bytes == -1).then_some(-1)))
+            .set_disable_oom_killer(bounds.oom_kill_disable.then_some(true));
+        let mut resources = LinuxResources::default();
+        resources.set_cpu(Some(cpu)).set_memory(Some(memory)).set_block_io(self.block_io()).set_pids(
+            positive(bounds.pids).map(|limit| {
+                let mut pids = LinuxPids::default();
+                pids.set_limit(limit);
+                pids
+            }),
+        );
+        resources
+    }
+
+    fn block_io(&self) -> Option<LinuxBlockIo> {
+        let rates = &self.device_rates;
+        let of = |kind: RateKind| {
+            let chosen = rates.iter().filter(|rate| rate.kind == kind).map(|rate| {
+                LinuxThrottleDeviceBuilder::default().major(rate.major).minor(rate.minor).rate(rate.rate).build()
+            });
+            Some(chosen.flatten().collect::<Vec<_>>()).filter(|list| !list.is_empty())
+        };
+        let mut block = LinuxBlockIo::default();
+        block
+            .set_throttle_read_bps_device(of(RateKind::ReadBytes))
+            .set_throttle_write_bps_device(of(RateKind::WriteBytes))
+            .set_throttle_read_iops_device(of(RateKind::ReadOperations))
+            .set_throttle_write_iops_device(of(RateKind::WriteOperations));
+        (!rates.is_empty()).then_some(block)
+    }
 }
 
 /// A numeric user.
@@ -129,6 +217,8 @@ pub struct Launch {
     pub pid: Namespace,
     /// IPC namespace.
     pub ipc: Namespace,
+    /// Without /dev/shm.
+    pub without_shm: bool,
     /// UTS namespace.
     pub uts: Namespace,
     /// Capabilities by name, with or without `CAP_`.
@@ -154,51 +244,6 @@ pub struct Launch {
     /// OOM score adjustment.
     pub oom_score_adj: Option<i32>,
 }
-
-/// All capabilities, in the order of their numbers. Source: linux/capability.h of 6.18.
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// The default capabilities with some added and some dropped; `ALL` works in both lists.
 #[must_use]
@@ -271,7 +316,10 @@ impl Launch {
     fn process(&self, machine: &Machine) -> Process {
         let mut user = User::default();
         user.set_uid(self.identity.uid).set_gid(self.identity.gid);
-        user.set_additional_gids((!self.identity.groups.is_empty()).then(|| self.identity.groups.clone()));
+        // The group itself is among the further ones: a file that denies it must not be open to a process that left it.
+        let mut groups = vec![self.identity.gid];
+        groups.extend(self.identity.groups.iter().filter(|group| **group != self.identity.gid));
+        user.set_additional_gids(Some(groups));
         let given = self.given(machine);
         let none = Capabilities::new();
         // A user other than root only keeps what its program files grant, as everywhere on Linux.
@@ -316,14 +364,17 @@ impl Launch {
             mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", sys]),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ];
-        if self.network == Namespace::Host {
-            // sysfs can only be mounted by the owner of the network namespace, and shows that namespace's devices.
-            list[3] = mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", sys]);
-        }
-        if self.ipc == Namespace::Host {
-            list[5] = mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]);
-        }
-        if !self.mounts.iter().any(|m| m.target == "/dev/shm") {
+        // Who shares the IPC namespace shares its memory; message queues belong to the namespace, and are mounted anew.
+        let shared_memory = match &self.ipc {
+            Namespace::Host => Some(PathBuf::from("/dev/shm")),
+            Namespace::Path(path) => path.parent().and_then(|ns| Some(ns.parent()?.join("root/dev/shm"))),
+            Namespace::Private => None,
+        };
+        if self.without_shm || self.mounts.iter().any(|m| m.target == "/dev/shm") {
+            // The user's own, or none.
+        } else if let Some(source) = shared_memory {
+            list.push(mount("/dev/shm", "bind", &source.to_string_lossy(), &["rbind", "nosuid", "noexec", "nodev"]));
+        } else {
             let size = format!("size={shm}");
             list.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
         }
@@ -384,30 +435,8 @@ impl Launch {
     }
 
     fn resources(&self) -> runtime::Result<LinuxResources> {
-        let bounds = &self.bounds;
-        let positive = |value: i64| (value > 0).then_some(value);
-        let unsigned = |value: i64| u64::try_from(value).ok().filter(|v| *v > 0);
-        let mut cpu = LinuxCpu::default();
-        cpu.set_shares(unsigned(bounds.cpu_shares))
-            .set_quota(positive(bounds.cpu_quota_us))
-            .set_period(unsigned(bounds.cpu_period_us))
-            .set_cpus((!bounds.cpuset.is_empty()).then(|| bounds.cpuset.clone()));
-        let mut memory = LinuxMemory::default();
-        memory
-            .set_limit(positive(bounds.memory_bytes))
-            .set_reservation(positive(bounds.memory_reservation_bytes))
-            .set_swap(positive(bounds.memory_swap_bytes).or((bounds.memory_swap_bytes == -1).then_some(-1)))
-            .set_disable_oom_killer(bounds.oom_kill_disable.then_some(true));
-        let mut resources = LinuxResources::default();
-        resources
-            .set_cpu(Some(cpu))
-            .set_memory(Some(memory))
-            .set_pids(positive(bounds.pids).map(|limit| {
-                let mut pids = LinuxPids::default();
-                pids.set_limit(limit);
-                pids
-            }))
-            .set_devices(Some(self.device_rules()?));
+        let mut resources = self.bounds.resources();
+        resources.set_devices(Some(self.device_rules()?));
         Ok(resources)
     }
 
@@ -459,6 +488,11 @@ impl MountPoint {
                     options.push(&size);
                 }
                 mount(&self.target, "tmpfs", "tmpfs", &options)
+            }
+            Place::FileSystem { kind, source, options } => {
+                let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+                options.push(access);
+                mount(&self.target, kind, source, &options)
             }
         }
     }

@@ -7,6 +7,51 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// All capabilities, in the order of their numbers. Source: linux/capability.h of 6.18.
+pub const ALL_CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
 /// The capabilities that containers have by default. `Source:` Docker, "Runtime privilege and Linux capabilities".
 pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CHOWN",
@@ -92,6 +137,9 @@ pub struct ContainerSpec {
     pub network_mode: String,
     /// Networks to join (by `Network` object name), with options; empty with mode bridge means the default network.
     pub networks: BTreeMap<String, NetworkEndpoint>,
+    /// Other containers whose addresses it is told when it starts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
     /// Extra lines of /etc/hosts, `name:address`.
     pub extra_hosts: Vec<String>,
     /// Name servers; empty means the host's, or Nuée's own on user networks.
@@ -119,6 +167,9 @@ pub struct ContainerSpec {
     pub log_max_size_bytes: i64,
     /// Number of rotated log files to keep; 0 means the default.
     pub log_max_files: i64,
+    /// Where the log goes: `json-file`, `local`, `journald`, or `none`; empty means `json-file`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub log_driver: String,
     /// The dialect's own create request (JSON text), given back by inspect; the agent never reads it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub dialect_config: String,
@@ -185,14 +236,42 @@ pub struct PortMapping {
     pub host_port: u16,
 }
 
+/// Another container on the default network that this one reaches by a name, and is told about by its environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Link {
+    /// Object name of the other container.
+    pub container: String,
+    /// The other container's own name.
+    pub name: String,
+    /// What this container calls it.
+    pub alias: String,
+    /// Ports that it exposes, `80/tcp`.
+    pub ports: Vec<String>,
+    /// Its environment, `NAME=value`.
+    pub environment: Vec<String>,
+}
+
 /// How a container joins a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkEndpoint {
     /// Extra names in the network's DNS.
     pub aliases: Vec<String>,
+    /// Further names for other containers in the network's DNS, `container:alias`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
     /// Wanted address; empty means any.
     pub ipv4_address: String,
+    /// Wanted IPv6 address; empty means any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_address: String,
+    /// Link-local addresses that are wanted too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub link_local_addresses: Vec<String>,
+    /// Options for the network's driver.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub driver_options: BTreeMap<String, String>,
     /// Wanted MAC address; empty means any.
     pub mac_address: String,
 }
@@ -211,6 +290,12 @@ pub struct Resources {
     pub cpu_period_us: i64,
     /// CPUs it may use (`0-1`); empty means all.
     pub cpuset_cpus: String,
+    /// Memory nodes it may use (`0-1`); empty means all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cpuset_mems: String,
+    /// Bounds on the rate of devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub device_rates: Vec<DeviceRate>,
     /// Memory bound; Units: bytes.
     pub memory_bytes: i64,
     /// Memory plus swap bound; Units: bytes; -1 means no bound on swap.
@@ -221,6 +306,28 @@ pub struct Resources {
     pub pids_limit: i64,
     /// Do not kill on out-of-memory.
     pub oom_kill_disable: bool,
+}
+
+/// A bound on how fast a block device may be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeviceRate {
+    /// `readBytes`, `writeBytes`, `readOperations` or `writeOperations`.
+    pub kind: String,
+    /// Path of the device on the machine.
+    pub path: String,
+    /// The bound; Units: per second.
+    pub rate: u64,
+}
+
+/// A change of bounds that was tried.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ResourceUpdate {
+    /// The bounds.
+    pub resources: Resources,
+    /// Why they are not in force; empty when they are.
+    pub error: String,
 }
 
 /// Security settings.
@@ -326,6 +433,9 @@ pub struct ContainerStatus {
     pub health_log: Vec<HealthResult>,
     /// Failures in a row.
     pub health_failing_streak: i64,
+    /// What came of the last change of bounds while it ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_update: Option<ResourceUpdate>,
     /// Where mounted volumes lie on the machine, by target path.
     pub volume_paths: BTreeMap<String, String>,
     /// Path of the log file on the machine.

@@ -145,7 +145,7 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         .map_err(|_| Error::Conflict(format!("container {} is not running", exec.container)))?;
     running(&container)?;
     claim(&exec)?;
-    let terminal = exec.request.tty || (start.tty && !start.detach);
+    let terminal = exec.request.tty;
     let stdin = exec.request.attach_stdin && !start.detach;
     let size = start.console_size.or(exec.request.console_size);
     let request = ExecRequest {
@@ -169,7 +169,8 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         stdin: exec.request.attach_stdin,
         stdout: exec.request.attach_stdout,
         stderr: exec.request.attach_stderr,
-        terminal,
+        // Docker frames the output unless the start says that there is a terminal, whatever the create said.
+        terminal: start.tty,
     };
     let claimed = Claim(exec.clone());
     // The head of the answer goes out before the process starts, as with Docker: clients that read ahead of the head

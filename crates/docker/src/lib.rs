@@ -10,6 +10,7 @@ mod body;
 mod cache;
 mod call;
 mod containers;
+mod distribution;
 mod error;
 mod events;
 mod exec;
@@ -29,6 +30,7 @@ mod time;
 mod unsupported;
 mod version;
 mod volumes;
+mod websocket;
 
 pub use images::library::{Images, MachineImages};
 pub use operation::{Access, OperationInfo, Support, operations};

@@ -267,8 +267,7 @@ fn check(request: &Create) -> Result<()> {
     if PREDEFINED.contains(&name) || name == "default" || name.starts_with("container:") {
         return Err(Error::Forbidden(format!("operation is not permitted on predefined {name} network")));
     }
-    let readable = |c: char| c.is_ascii_alphanumeric() || "_.- ".contains(c);
-    if name.len() > 255 || !name.chars().all(readable) {
+    if name.len() > 255 || name.chars().any(char::is_control) {
         return invalid(format!("invalid network name {}", text::quote(name)));
     }
     match request.driver.as_str() {
@@ -277,9 +276,7 @@ fn check(request: &Create) -> Result<()> {
             return Err(Error::Forbidden(format!("only one instance of {} network is allowed", text::quote(driver))));
         }
         driver => {
-            return Err(Error::NotFound(format!(
-                "could not find plugin {driver} in v1 plugin registry: plugin not found"
-            )));
+            return Err(Error::NotFound(format!("plugin {} not found", text::quote(driver))));
         }
     }
     if request.ingress || request.scope == "swarm" {
@@ -308,6 +305,11 @@ fn check(request: &Create) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a subnet, as the user wrote it, holds an address.
+pub(crate) fn subnet_holds(subnet: &str, ip: std::net::Ipv4Addr) -> bool {
+    parse_subnet(subnet).ok().flatten().is_some_and(|(base, prefix)| mask(ip, prefix) == base)
 }
 
 fn mask(ip: std::net::Ipv4Addr, prefix: u32) -> std::net::Ipv4Addr {

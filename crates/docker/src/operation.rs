@@ -10,7 +10,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::state::Docker;
 use crate::version::{ApiVersion, MAXIMUM_VERSION, MINIMUM_VERSION};
-use crate::{containers, exec, images, networks, system, unsupported, volumes};
+use crate::{containers, distribution, exec, images, networks, system, unsupported, volumes};
 
 /// Answer of an operation.
 pub(crate) type Reply = Result<Response, Error>;
@@ -113,7 +113,7 @@ macro_rules! run {
 pub(crate) use run;
 
 /// All rows, group by group.
-fn tables() -> [&'static [Operation]; 12] {
+fn tables() -> [&'static [Operation]; 13] {
     [
         containers::OPERATIONS,
         containers::lifecycle::OPERATIONS,
@@ -123,6 +123,7 @@ fn tables() -> [&'static [Operation]; 12] {
         images::OPERATIONS,
         images::build::OPERATIONS,
         images::transfer::OPERATIONS,
+        distribution::OPERATIONS,
         networks::OPERATIONS,
         volumes::OPERATIONS,
         system::OPERATIONS,

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::images::library::{Images, MachineImages};
 use crate::operation::{self, Support};
 use crate::state::{Docker, DockerState};
-use crate::{policy, version};
+use crate::{policy, unsupported, version};
 
 /// How long a client may take to send the head of a request (against clients that send one byte a minute).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -93,7 +93,7 @@ async fn dispatch(docker: Arc<Docker>, request: Request) -> Result<Response, Err
     let (row, parameters) = operation::find(request.method(), version, rest).ok_or_else(Error::page_not_found)?;
     policy::judge_operation(docker.state.endpoint, row.info.access)?;
     if let Support::Missing(reason) = row.info.support {
-        return Err(Error::NotImplemented(format!("{} is not available yet: {reason}", row.info.id)));
+        return Err(unsupported::refusal(&row.info, reason));
     }
     tracing::debug!(operation = row.info.id, %path, "request");
     let call = Call::new(version, parameters, request)?;

@@ -103,7 +103,8 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         line.unwrap_or("").trim_matches('"').to_owned()
     };
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let images = docker.images.list(&ListFilter::default()).await.map_or(0, |images| images.len());
+    let images =
+        docker.images.list(&ListFilter { all: true, ..ListFilter::default() }).await.map_or(0, |images| images.len());
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let mut security = vec!["name=seccomp,profile=builtin"];
     security.extend(unified.then_some("name=cgroupns"));

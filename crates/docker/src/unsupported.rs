@@ -1,4 +1,4 @@
-//! Rows of operations that we lack, or that have an honest empty answer: swarm, plugins, search. Each missing one answers
+//! Rows of operations that we lack, or that have an honest empty answer: swarm, plugins, BuildKit. Each missing one answers
 //! 501 with its reason.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::body;
 use crate::call::Call;
 use crate::error::Error;
-use crate::operation::{Operation, Reply, run};
+use crate::operation::{Operation, OperationInfo, Reply, run};
 use crate::state::Docker;
 
 /// The rows of this file.
@@ -48,7 +48,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ConfigDelete", Method::DELETE, "/configs/{id}", "delete", "swarm", run!(refuse)).missing(SWARM),
     Operation::new("ConfigUpdate", Method::POST, "/configs/{id}/update", "update", "swarm", run!(refuse))
         .missing(SWARM),
-    Operation::new("VolumeUpdate", Method::PUT, "/volumes/{name}", "update", "volumes", run!(refuse)).missing(SWARM),
     Operation::new("GetPluginPrivileges", Method::GET, "/plugins/privileges", "get", "plugins", run!(refuse))
         .missing(PLUGINS),
     Operation::new("PluginPull", Method::POST, "/plugins/pull", "create", "plugins", run!(refuse)).missing(PLUGINS),
@@ -66,25 +65,26 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         .missing(PLUGINS),
     Operation::new("PluginDelete", Method::DELETE, "/plugins/{name...}", "delete", "plugins", run!(refuse))
         .missing(PLUGINS),
-    Operation::new(
-        "ContainerAttachWebsocket",
-        Method::GET,
-        "/containers/{id}/attach/ws",
-        "connect",
-        "containers",
-        run!(refuse),
-    )
-    .missing("attach by POST works"),
-    Operation::new("ImageSearch", Method::GET, "/images/search", "list", "images", run!(refuse))
-        .missing("there is no search without a hub"),
-    Operation::new("DistributionInspect", Method::GET, "/distribution/{name...}/json", "get", "images", run!(refuse))
-        .missing("pull reads the registry itself"),
     Operation::new("Session", Method::POST, "/session", "create", "images", run!(refuse))
         .missing("BuildKit sessions are not built"),
 ];
 
 const SWARM: &str = "swarm is not built";
 const PLUGINS: &str = "plugins are not built";
+
+/// The answer of an operation that we lack. A machine that is in no swarm says so as Docker does, which clients tell from
+/// a defect; what would put it into one is not available.
+pub(crate) fn refusal(info: &OperationInfo, reason: &str) -> Error {
+    match (info.access.kind, info.id) {
+        ("swarm", "SwarmLeave") => Error::Unavailable("This node is not part of a swarm".into()),
+        ("swarm", id) if !matches!(id, "SwarmInit" | "SwarmJoin") => Error::Unavailable(
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node \
+             to swarm and try again."
+                .into(),
+        ),
+        (_, id) => Error::NotImplemented(format!("{id} is not available yet: {reason}")),
+    }
+}
 
 /// There are no plugins.
 async fn plugin_list(_docker: Arc<Docker>, _call: Call) -> Reply {

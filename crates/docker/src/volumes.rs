@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::call::Call;
-use crate::containers::mounts::{check_driver, check_volume_name, volume_privileges};
+use crate::containers::mounts::{check_driver, check_volume_name, named_volume, volume_privileges};
 use crate::error::{Error, Result};
 use crate::filters::{Filters, name_matches};
 use crate::operation::{Operation, Reply, run};
@@ -25,6 +25,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         .partial("driver local"),
     Operation::new("VolumePrune", Method::POST, "/volumes/prune", "delete", "volumes", run!(volume_prune)).since(25),
     Operation::new("VolumeInspect", Method::GET, "/volumes/{name}", "get", "volumes", run!(volume_inspect)),
+    Operation::new("VolumeUpdate", Method::PUT, "/volumes/{name}", "update", "volumes", run!(volume_update)).since(42),
     Operation::new("VolumeDelete", Method::DELETE, "/volumes/{name}", "delete", "volumes", run!(volume_delete)),
 ];
 
@@ -117,15 +118,18 @@ async fn volume_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     if !request.cluster_volume_spec.is_null() {
         return Err(Error::Unavailable("This node is not a swarm manager.".into()));
     }
-    check_driver(&request.driver)?;
-    check_options(&request.driver_opts)?;
+    check_driver(&request.driver).map_err(|error| match error {
+        Error::NotFound(text) => Error::NotFound(format!("create {}: {text}", request.name)),
+        other => other,
+    })?;
+    check_options(&request.driver_opts).map_err(|error| named_volume(&request.name, &error))?;
     policy::judge(docker.state.endpoint, &volume_privileges(&request.driver_opts))?;
     let mut labels = request.labels;
     let name = if request.name.is_empty() {
         labels.insert(ANONYMOUS_LABEL.into(), String::new());
         text::new_id()
     } else {
-        check_volume_name(&request.name)?;
+        check_volume_name(&request.name).map_err(|error| named_volume(&request.name, &error))?;
         request.name
     };
     if let Ok(there) = docker.volume(&name) {
@@ -143,6 +147,13 @@ async fn volume_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     };
     let made = docker.ensure_volume(&name, spec).await?;
     body::json_with(StatusCode::CREATED, &describe(&made))
+}
+
+/// Docker lets a client change cluster volumes only, which exist under swarm mode; ours are the machine's.
+async fn volume_update(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let _request: Value = call.json().await?;
+    docker.volume(call.parameter("name"))?;
+    Err(Error::Unavailable("volume update only valid for cluster volumes, but swarm is unavailable".into()))
 }
 
 /// The local driver's rules.

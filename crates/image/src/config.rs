@@ -37,6 +37,9 @@ pub struct ImageConfig {
     /// Free text of a commit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+    /// Container that it was committed from.
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub container: String,
     /// Docker's version of the maker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_version: Option<String>,

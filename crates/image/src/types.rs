@@ -144,6 +144,8 @@ pub struct CommitOptions {
     pub comment: String,
     /// What the history shows as the maker of the layer.
     pub created_by: String,
+    /// The container that it is made from, for the record.
+    pub container: String,
 }
 
 /// One line of an image's history, newest first.
@@ -238,6 +240,24 @@ pub struct PullOptions {
     pub credentials: Option<Credentials>,
     /// Platform; `None` means this machine's.
     pub platform: Option<Platform>,
+}
+
+/// What a name stands for at a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteImage {
+    /// The manifest or index.
+    pub descriptor: crate::manifest::Descriptor,
+    /// Platforms that it has images for.
+    pub platforms: Vec<Platform>,
+}
+
+/// A repository that a search found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its name, as a pull takes it.
+    pub name: String,
+    /// Whether it is one of the Hub's own.
+    pub official: bool,
 }
 
 /// What a pull brought.

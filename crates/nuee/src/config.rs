@@ -40,6 +40,9 @@ const COMMENTED: &str = "\
 
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
+
+# Registries that are asked before Docker Hub for its images, such as http://mirror.example:5000.
+# registryMirrors: []
 ";
 
 /// Where the image registry listens when nothing else is said.
@@ -73,6 +76,8 @@ pub struct Config {
     pub name_servers: Vec<std::net::IpAddr>,
     /// Registries that may be reached without TLS.
     pub insecure_registries: Vec<String>,
+    /// Registries that are asked before Docker Hub for its images.
+    pub registry_mirrors: Vec<String>,
 }
 
 impl Default for Config {
@@ -89,6 +94,7 @@ impl Default for Config {
             cluster_domain: "cluster.local".into(),
             name_servers: Vec::new(),
             insecure_registries: Vec::new(),
+            registry_mirrors: Vec::new(),
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     }
     process.set_env(Some(environment));
     if request.privileged {
-        let all = spec::all_capabilities();
+        let all = spec::own_capabilities();
         let capabilities = LinuxCapabilitiesBuilder::default()
             .bounding(all.clone())
             .effective(all.clone())

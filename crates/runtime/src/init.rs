@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 
 /// Runs as process 1; `args` are the program and its arguments, with or without a leading `--`.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // The loader that may have started us has given its own name to the process.
+    let _ = nix::sys::prctl::set_name(c"docker-init");
     let mut args = args.into_iter().skip_while(|word| word == "--");
     let Some(program) = args.next() else { return ExitCode::from(127) };
     // Everything is taken by waiting for it; the standard library gives the child an empty mask again.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::container::{Container, ContainerStatus, Desired, HealthResult, State};
+use api::container::{Container, ContainerStatus, Desired, HealthResult, ResourceUpdate, Resources, State};
 use api::names::AGENT_FINALIZER;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -60,6 +60,8 @@ struct Driver {
     timer: Option<Instant>,
     retry: Option<Instant>,
     releasing: bool,
+    /// Bounds that the process was started with.
+    bounds: Resources,
 }
 
 /// Starts the task of one container; `found` is what the runtime has of it.
@@ -77,7 +79,9 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
         let ever = status.started_at.is_some();
         Machine::new(status.observed_start, status.restart_count, ever)
     };
+    let bounds = object.spec.resources.clone();
     let driver = Driver {
+        bounds,
         context,
         key,
         id,
@@ -113,6 +117,7 @@ impl Driver {
                         Some(object) if changed.is_ok() => {
                             self.object = object;
                             self.adjust_networks().await;
+                            self.adjust_bounds().await;
                             Event::Wished(wish(&self.object))
                         }
                         _ => Event::Vanished,
@@ -178,6 +183,19 @@ impl Driver {
         }
     }
 
+    /// Brings changed bounds into force while the process runs, and tells what came of it.
+    async fn adjust_bounds(&mut self) {
+        let wanted = &self.object.spec.resources;
+        let now = self.status.resource_update.as_ref().map_or(&self.bounds, |update| &update.resources);
+        if now == wanted || !matches!(self.machine.phase, step::Phase::Running { .. }) {
+            return;
+        }
+        let updated = self.context.runtime.update(&self.id, &spec::bounds(&self.object.spec).resources()).await;
+        let error = updated.err().map(|error| chain(&error)).unwrap_or_default();
+        self.status.resource_update = Some(ResourceUpdate { resources: wanted.clone(), error });
+        self.report().await;
+    }
+
     /// After a restart of the daemon the name server must learn the names again.
     async fn join_names(&self) {
         for (name, endpoint) in start::wanted_networks(&self.object.spec) {
@@ -187,8 +205,8 @@ impl Driver {
             if let (Ok(network), Ok(address)) = (network, place.ip.parse())
                 && network.id != network::DEFAULT_NETWORK
             {
-                let _ = endpoint;
-                self.context.directory.join(&network, &name, &self.id, address, place.aliases.clone());
+                let (names, links) = (place.aliases.clone(), start::links(&endpoint));
+                self.context.directory.join(&network, &name, &self.id, address, names, links);
             }
         }
     }
@@ -238,6 +256,7 @@ impl Driver {
         self.status.observed_start = self.machine.observed_start;
         self.status.restart_count = self.machine.restart_count;
         let object = self.object.clone();
+        self.bounds = object.spec.resources.clone();
         let attempt = start::start(&self.context, &object, &self.id, &self.handle);
         let result = tokio::time::timeout(START_TIMEOUT, attempt).await.unwrap_or(Err(Error::Timeout("the start")));
         match result {

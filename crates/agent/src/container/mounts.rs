@@ -80,19 +80,18 @@ async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut 
     Ok(Place::Bind { source: path, propagation: mount.propagation.clone() })
 }
 
-/// Volumes of the local driver that stand for something else: `type=tmpfs`, or `o=bind,device=/path`.
+/// Volumes of the local driver that stand for something else: a host path (`o=bind,device=/path`), or a file system as
+/// mount(8) takes it (`type=tmpfs,o=size=1m`, `type=nfs,o=addr=10.0.0.1,device=:/share`).
 fn by_options(object: &Volume) -> Option<Place> {
     let options = &object.spec.options;
-    let words = || options.get("o").into_iter().flat_map(|o| o.split(','));
-    if options.get("type").is_some_and(|t| t == "tmpfs") {
-        let size = words().find_map(|w| w.strip_prefix("size=")).and_then(|s| {
-            crate::quantity::whole(&s.to_uppercase().replace('K', "Ki").replace('M', "Mi").replace('G', "Gi"))
-        });
-        return Some(Place::Tmpfs { size_bytes: size.unwrap_or(0), mode: TMPFS_MODE });
+    let words: Vec<String> = options.get("o").into_iter().flat_map(|o| o.split(',')).map(str::to_owned).collect();
+    let device = options.get("device").cloned().unwrap_or_default();
+    if words.iter().any(|word| matches!(word.as_str(), "bind" | "rbind")) {
+        return device.starts_with('/').then(|| Place::Bind { source: device.into(), propagation: String::new() });
     }
-    let bound = words().any(|w| matches!(w, "bind" | "rbind"));
-    let device = options.get("device").filter(|d| bound && d.starts_with('/'))?;
-    Some(Place::Bind { source: device.into(), propagation: String::new() })
+    let kind = options.get("type").filter(|kind| !matches!(kind.as_str(), "" | "none"))?;
+    let options = words.into_iter().filter(|word| !word.is_empty()).collect();
+    Some(Place::FileSystem { kind: kind.clone(), source: device, options })
 }
 
 /// Makes a volume's directory.

@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use crate::error::{Error, Result};
 use crate::hands::{self, Found};
-use crate::launch::{Bounds, Launch, MountPoint, Namespace, capabilities};
+use crate::launch::{Bounds, DeviceRate, Launch, MountPoint, Namespace, RateKind, capabilities};
 
 /// What was found and made for one start.
 #[derive(Debug, Default)]
@@ -31,6 +31,10 @@ pub struct Findings {
     pub hostname: String,
     /// What comes before the command to run it under an init; usually nothing.
     pub init_command: Vec<String>,
+    /// Variables that links give.
+    pub link_environment: Vec<String>,
+    /// Bounds on devices.
+    pub device_rates: Vec<DeviceRate>,
 }
 
 /// Period when a quota comes from a number of CPUs. Units: microseconds.
@@ -48,6 +52,7 @@ pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
     if spec.terminal {
         environment.push("TERM=xterm".to_owned());
     }
+    environment.extend(found.link_environment);
     for variable in &spec.environment {
         set_variable(&mut environment, variable);
     }
@@ -73,6 +78,7 @@ pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
         shm_size_bytes: spec.shm_size_bytes,
         network: found.network,
         pid: found.pid,
+        without_shm: security.ipc_mode == "none",
         ipc: found.ipc,
         uts: if security.uts_mode == "host" { Namespace::Host } else { Namespace::Private },
         capabilities: capabilities(&security.capabilities_add, &security.capabilities_drop),
@@ -82,14 +88,15 @@ pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
         devices: found.devices,
         masked_paths: security.masked_paths.clone().unwrap_or_else(|| texts(&runtime::spec::MASKED_PATHS)),
         readonly_paths: security.readonly_paths.clone().unwrap_or_else(|| texts(&runtime::spec::READONLY_PATHS)),
-        bounds: bounds(spec),
+        bounds: Bounds { device_rates: found.device_rates, ..bounds(spec) },
         rlimits,
         sysctls: spec.sysctls.clone(),
         oom_score_adj: Some(security.oom_score_adj),
     })
 }
 
-fn bounds(spec: &ContainerSpec) -> Bounds {
+/// The bounds of a spec; those on devices come from the machine.
+pub fn bounds(spec: &ContainerSpec) -> Bounds {
     let resources = &spec.resources;
     let by_number = resources.nano_cpus > 0;
     // Docker's rule: a memory bound without a swap bound allows as much swap again.
@@ -106,11 +113,13 @@ fn bounds(spec: &ContainerSpec) -> Bounds {
         },
         cpu_period_us: if by_number { CPU_PERIOD_US } else { resources.cpu_period_us },
         cpuset: resources.cpuset_cpus.clone(),
+        memory_nodes: resources.cpuset_mems.clone(),
         memory_bytes: resources.memory_bytes,
         memory_swap_bytes: swap,
         memory_reservation_bytes: resources.memory_reservation_bytes,
         pids: resources.pids_limit,
         oom_kill_disable: resources.oom_kill_disable,
+        device_rates: Vec::new(),
     }
 }
 
@@ -140,6 +149,25 @@ pub fn signal(text: &str) -> Option<i32> {
     format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
 }
 
+/// A bound on the rate of a block device of the machine.
+///
+/// Errors: there is no such device.
+pub fn device_rate(wanted: &api::container::DeviceRate) -> Result<DeviceRate> {
+    let kind = match wanted.kind.as_str() {
+        "readBytes" => RateKind::ReadBytes,
+        "writeBytes" => RateKind::WriteBytes,
+        "readOperations" => RateKind::ReadOperations,
+        "writeOperations" => RateKind::WriteOperations,
+        other => return Err(Error::Invalid(format!("unknown kind of device rate: {other}"))),
+    };
+    let meta = std::fs::metadata(&wanted.path).map_err(|error| Error::Invalid(format!("{}: {error}", wanted.path)))?;
+    if !meta.file_type().is_block_device() {
+        return Err(Error::Invalid(format!("{} is not a block device", wanted.path)));
+    }
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    Ok(DeviceRate { kind, major: major.into(), minor: minor.into(), rate: wanted.rate })
+}
+
 /// A device of the machine, from `host[:container[:permissions]]`.
 pub fn device(text: &str) -> Result<(LinuxDevice, String)> {
     let mut parts = text.split(':');
@@ -156,7 +184,10 @@ pub fn device(text: &str) -> Result<(LinuxDevice, String)> {
     if access.is_empty() || !access.chars().all(|c| matches!(c, 'r' | 'w' | 'm')) {
         return Err(Error::Invalid(format!("invalid device mode: {access}")));
     }
-    let meta = std::fs::metadata(host).map_err(|error| problem(error.to_string()))?;
+    let meta = std::fs::metadata(host).map_err(|error| {
+        let missing = error.kind() == std::io::ErrorKind::NotFound;
+        problem(if missing { "no such file or directory".to_owned() } else { error.to_string() })
+    })?;
     let kind = match meta.file_type() {
         t if t.is_block_device() => LinuxDeviceType::B,
         t if t.is_char_device() => LinuxDeviceType::C,

@@ -13,6 +13,7 @@ use runtime::{ContainerConfig, LogConfig};
 
 use super::Handle;
 use super::init;
+use super::links::{self, Linked};
 use super::mounts::{self, Mounts};
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
@@ -74,7 +75,8 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
     )?;
     let rootfs = prepared.rootfs;
     let hostname = hostname(spec, id);
-    let mut points = etc_files(context, id, spec, &hostname, &connected, &directory)?;
+    let linked = links::resolve(context, spec)?;
+    let mut points = etc_files(spec, &hostname, &connected, &linked, &directory)?;
     let Mounts { points: wanted, copies, volume_paths } = mounts;
     points.retain(|p| !wanted.iter().any(|w| w.target == p.target));
     points.extend(wanted);
@@ -102,6 +104,8 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         devices: spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<_>>()?,
         hostname,
         init_command,
+        link_environment: linked.environment,
+        device_rates: spec.resources.device_rates.iter().map(spec::device_rate).collect::<Result<_>>()?,
     };
     let launch = spec::launch(spec, findings)?;
     let config = ContainerConfig {
@@ -122,6 +126,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
 fn cannot_start(error: runtime::Error) -> Error {
     match error {
         runtime::Error::CannotStart { code, message } => {
+            // Docker's words come from Go, which writes the kernel's errors in small letters; clients look for them.
+            let message = message
+                .replace("No such file or directory", "no such file or directory")
+                .replace("Permission denied", "permission denied")
+                .replace("Not a directory", "not a directory");
             Error::CannotStart { code, message: format!("{START_PREFIX}{message}{START_SUFFIX}") }
         }
         other => other.into(),
@@ -247,7 +256,7 @@ pub async fn join_network(
     }
     names.retain(|n| !n.is_empty());
     if named {
-        context.directory.join(&network, name, id, attached.address, names.clone());
+        context.directory.join(&network, name, id, attached.address, names.clone(), links(endpoint));
     }
     let place = NetworkAttachment {
         ip: attached.address.to_string(),
@@ -258,6 +267,12 @@ pub async fn join_network(
         interface: attached.interface,
     };
     Ok((place, named.then_some(network.gateway)))
+}
+
+/// Names of others with what the container calls them.
+pub fn links(endpoint: &NetworkEndpoint) -> Vec<(String, String)> {
+    let pairs = endpoint.links.iter().filter_map(|link| link.split_once(':'));
+    pairs.map(|(other, alias)| (other.to_owned(), alias.to_owned())).collect()
 }
 
 async fn publish(
@@ -307,18 +322,17 @@ fn from_fabric(port: network::PortMapping) -> PortMapping {
 }
 
 fn etc_files(
-    context: &Context,
-    id: &str,
     spec: &ContainerSpec,
     hostname: &str,
     connected: &Connected,
+    linked: &Linked,
     directory: &Path,
 ) -> Result<Vec<MountPoint>> {
-    let _ = (context, id);
     let host_network = connected.namespace == Namespace::Host;
     let gateway = connected.gateway.map(|g| g.to_string()).unwrap_or_default();
     let mut entries: Vec<_> = spec.extra_hosts.iter().filter_map(|h| files::extra_host(h, &gateway)).collect();
     let own = files::own_names(hostname, &spec.domainname);
+    entries.extend(linked.hosts.iter().cloned());
     entries.extend(connected.networks.values().map(|place| (place.ip.clone(), own.clone())));
     let hosts = if host_network && spec.extra_hosts.is_empty() {
         std::fs::read_to_string("/etc/hosts").unwrap_or_else(|_| files::hosts(&[]))

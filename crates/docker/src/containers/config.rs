@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::ContainerSpec;
-use api::container::{Desired, HealthCheck, NetworkEndpoint, PortMapping, Resources, RestartPolicy, Security, Ulimit};
+use api::container::{
+    ALL_CAPABILITIES, Desired, DeviceRate, HealthCheck, Link, NetworkEndpoint, PortMapping, Resources, RestartPolicy,
+    Security, Ulimit,
+};
 
 use super::mounts;
 use super::wire::{CreateRequest, HealthConfig, HostConfig, LogConfig, RestartRequest};
@@ -14,6 +17,9 @@ use crate::error::{Error, Result};
 const MEMORY_MIN_BYTES: i64 = 6 << 20;
 /// Most words of a command and lines of an environment together, against specs that swamp the store.
 const LIST_MAX: usize = 20_000;
+
+/// Where journald takes messages.
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// What an image says about containers made from it.
 #[derive(Clone, Debug, Default)]
@@ -35,10 +41,10 @@ pub(crate) struct ImageDefaults {
 pub(crate) trait Surroundings {
     /// Object name of the network that a user names.
     fn network_object(&self, reference: &str) -> Result<String>;
+    /// Subnet that the user chose for a network (by object name).
+    fn network_subnet(&self, object: &str) -> Option<String>;
     /// Full id and spec of another container.
     fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)>;
-    /// Address of another container on the default network, for links.
-    fn address_of(&self, reference: &str) -> Option<String>;
 }
 
 /// A translated request.
@@ -105,10 +111,16 @@ pub(crate) fn translate(
     spec.ulimits = host.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
     spec.resources = resources(&host)?;
     spec.security = security(&host, around)?;
+    spec.log_driver.clone_from(&host.log_config.kind);
     (spec.log_max_size_bytes, spec.log_max_files) = log_bounds(&host.log_config)?;
     networks(request, &host, around, &mut out)?;
     ports(request, &host, image, &mut out)?;
     mounts::translate(request, &host, image, around, &mut out)?;
+    if host.blkio_weight != 0 && !block_weight_supported() {
+        out.warnings.push(
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".into(),
+        );
+    }
     if !host.cgroup_parent.is_empty() {
         out.privileges.push(crate::policy::Privilege::CgroupParent(host.cgroup_parent.clone()));
     }
@@ -129,6 +141,13 @@ pub(crate) fn translate(
 
 fn or(first: &str, second: &str) -> String {
     if first.is_empty() { second.to_owned() } else { first.to_owned() }
+}
+
+/// Whether this kernel can weigh input and output.
+fn block_weight_supported() -> bool {
+    let files = ["/sys/fs/cgroup/blkio/blkio.weight", "/sys/fs/cgroup/blkio/blkio.bfq.weight"];
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    unified || files.iter().any(|file| std::path::Path::new(file).exists())
 }
 
 /// What Docker checks before anything else.
@@ -167,9 +186,21 @@ fn check(request: &CreateRequest, host: &HostConfig) -> Result<()> {
             return Err(Error::Invalid("Retries in Healthcheck cannot be negative".into()));
         }
     }
-    for runtime in [host.runtime.as_str()] {
-        if !matches!(runtime, "" | "runc" | "io.containerd.runc.v2") {
-            return Err(Error::Invalid(format!("unknown or invalid runtime name: {runtime}")));
+    if !matches!(host.runtime.as_str(), "" | "runc" | "io.containerd.runc.v2") {
+        return Err(Error::Invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
+    }
+    if !matches!(host.isolation.as_str(), "" | "default") {
+        let isolation = crate::text::quote(&host.isolation);
+        return Err(Error::Invalid(format!("Invalid isolation: {isolation} - linux only supports 'default'")));
+    }
+    for (field, list) in [("CapAdd", &host.cap_add), ("CapDrop", &host.cap_drop)] {
+        for name in list.iter().flat_map(|words| &words.0) {
+            let upper = name.to_ascii_uppercase();
+            let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if plain != "ALL" && !ALL_CAPABILITIES.contains(&plain) {
+                let shown = crate::text::quote(&format!("CAP_{plain}"));
+                return Err(Error::Invalid(format!("invalid {field}: unknown capability: {shown}")));
+            }
         }
     }
     Ok(())
@@ -253,7 +284,7 @@ fn healthcheck(own: Option<HealthConfig>, image: Option<HealthConfig>) -> Option
 }
 
 /// Bounds, with Docker's checks.
-fn resources(host: &HostConfig) -> Result<Resources> {
+pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
     let invalid = |text: &str| Err(Error::Invalid(text.to_owned()));
     if host.memory != 0 && host.memory < MEMORY_MIN_BYTES {
         return invalid("Minimum memory limit allowed is 6MB");
@@ -267,9 +298,7 @@ fn resources(host: &HostConfig) -> Result<Resources> {
     if host.memory > 0 && host.memory_reservation > 0 && host.memory < host.memory_reservation {
         return invalid("Minimum memory limit can not be less than memory reservation limit, see usage");
     }
-    if host.nano_cpus < 0 {
-        return invalid("NanoCPUs value cannot be negative");
-    }
+    check_processors(host)?;
     if host.nano_cpus > 0 && (host.cpu_quota > 0 || host.cpu_period > 0) {
         return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set");
     }
@@ -294,12 +323,71 @@ fn resources(host: &HostConfig) -> Result<Resources> {
         cpu_quota_us: host.cpu_quota,
         cpu_period_us: host.cpu_period,
         cpuset_cpus: host.cpuset_cpus.clone(),
+        cpuset_mems: host.cpuset_mems.clone(),
+        device_rates: device_rates(host),
         memory_bytes: host.memory,
         memory_swap_bytes: host.memory_swap,
         memory_reservation_bytes: host.memory_reservation,
         pids_limit: host.pids_limit.max(0),
         oom_kill_disable: host.oom_kill_disable,
     })
+}
+
+/// The processors that this machine has bound what may be asked for.
+fn check_processors(host: &HostConfig) -> Result<()> {
+    let count = i64::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(i64::MAX);
+    if host.nano_cpus < 0 || host.nano_cpus > count.saturating_mul(1_000_000_000) {
+        return Err(Error::Invalid(format!(
+            "Range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available"
+        )));
+    }
+    for (name, kind, wanted, available) in [
+        ("CPUs", "cpus", &host.cpuset_cpus, "/sys/devices/system/cpu/online"),
+        ("memory nodes", "mems", &host.cpuset_mems, "/sys/devices/system/node/online"),
+    ] {
+        if wanted.is_empty() {
+            continue;
+        }
+        let asked =
+            number_list(wanted).ok_or_else(|| Error::Invalid(format!("Invalid value {wanted} for cpuset {kind}")))?;
+        let there = std::fs::read_to_string(available).unwrap_or_else(|_| "0".into());
+        let have = number_list(there.trim()).unwrap_or_default();
+        if !asked.iter().all(|number| have.contains(number)) {
+            return Err(Error::Invalid(format!(
+                "Requested {name} are not available - requested {wanted}, available: {}",
+                there.trim()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Reads `0-2,5`; `None` when it is no such list, or one beyond any machine.
+fn number_list(text: &str) -> Option<BTreeSet<u32>> {
+    const HIGHEST: u32 = 8_192;
+    let mut numbers = BTreeSet::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if last > HIGHEST || first > last {
+            return None;
+        }
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
+fn device_rates(host: &HostConfig) -> Vec<DeviceRate> {
+    let lists = [
+        ("readBytes", &host.blkio_device_read_bps),
+        ("writeBytes", &host.blkio_device_write_bps),
+        ("readOperations", &host.blkio_device_read_iops),
+        ("writeOperations", &host.blkio_device_write_iops),
+    ];
+    let rates = lists.into_iter().flat_map(|(kind, list)| {
+        list.iter().map(move |one| DeviceRate { kind: kind.to_owned(), path: one.path.clone(), rate: one.rate })
+    });
+    rates.collect()
 }
 
 /// Security settings out of `HostConfig` and its `SecurityOpt` lines.
@@ -361,8 +449,17 @@ fn mode(mode: &str, around: &dyn Surroundings) -> Result<String> {
 
 /// Log rotation out of the options of the json-file and local drivers.
 fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
-    if !matches!(log.kind.as_str(), "" | "json-file" | "local" | "none") {
-        return Err(Error::Invalid(format!("logger: no log driver named '{}' is registered", log.kind)));
+    match log.kind.as_str() {
+        "" | "json-file" | "local" | "none" => {}
+        "journald" if std::path::Path::new(JOURNAL_SOCKET).exists() => {}
+        "journald" => {
+            let text = "failed to initialize logging driver: journald is not enabled on this host";
+            return Err(Error::Invalid(text.into()));
+        }
+        other => {
+            let quoted = crate::text::quote(other);
+            return Err(Error::Invalid(format!("error looking up logging plugin {other}: plugin {quoted} not found")));
+        }
     }
     let mut bounds = (0, 0);
     for (key, value) in &log.config {
@@ -374,10 +471,10 @@ fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
                     "k" | "kb" => 1 << 10,
                     "m" | "mb" => 1 << 20,
                     "g" | "gb" => 1 << 30,
-                    _ => return Err(Error::Invalid(format!("invalid size: '{value}'"))),
+                    _ => return Err(bad_size(value)),
                 };
                 let number: Option<i64> = digits.parse().ok().and_then(|n: i64| n.checked_mul(factor));
-                bounds.0 = number.ok_or_else(|| Error::Invalid(format!("invalid size: '{value}'")))?;
+                bounds.0 = number.ok_or_else(|| bad_size(value))?;
             }
             "max-file" => {
                 bounds.1 = value
@@ -395,6 +492,10 @@ fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
     Ok(bounds)
 }
 
+fn bad_size(value: &str) -> Error {
+    Error::Invalid(format!("failed to initialize logging driver: invalid size: '{value}'"))
+}
+
 /// Network mode and endpoints.
 fn networks(request: &CreateRequest, host: &HostConfig, around: &dyn Surroundings, out: &mut Translated) -> Result<()> {
     let wanted = match host.network_mode.as_str() {
@@ -404,6 +505,8 @@ fn networks(request: &CreateRequest, host: &HostConfig, around: &dyn Surrounding
     let spec = &mut out.spec;
     let mut endpoints: BTreeMap<String, NetworkEndpoint> = BTreeMap::new();
     for (name, config) in &request.networking_config.endpoints_config {
+        let wanted = config.as_ref().and_then(|c| c.ipam_config.as_ref()).map_or("", |c| c.ipv4_address.as_str());
+        check_address(name, wanted, around)?;
         let object = around.network_object(if name == "default" { "bridge" } else { name })?;
         endpoints.insert(object, config.clone().unwrap_or_default().into_object());
     }
@@ -440,16 +543,48 @@ fn networks(request: &CreateRequest, host: &HostConfig, around: &dyn Surrounding
     }
     for link in &host.links {
         let (other, alias) = link.split_once(':').unwrap_or((link, link));
-        let (_, other_spec) = around
+        let (id, other_spec) = around
             .other_container(other)
             .map_err(|_| Error::Invalid(format!("could not get container for {other}: No such container: {other}")))?;
         let alias = alias.rsplit('/').next().unwrap_or(alias);
-        if let Some(address) = around.address_of(other) {
-            spec.extra_hosts.push(format!("{alias}:{address}"));
-            if other_spec.name != alias {
-                spec.extra_hosts.push(format!("{}:{address}", other_spec.name));
-            }
+        let user_network = !matches!(spec.network_mode.as_str(), api::names::DEFAULT_NETWORK | "host" | "none");
+        if user_network {
+            // On a network with names of its own a link is one more name.
+            let endpoint = spec.networks.entry(spec.network_mode.clone()).or_default();
+            endpoint.links.push(format!("{}:{alias}", other_spec.name));
+            continue;
         }
+        spec.links.push(Link {
+            container: id,
+            name: other_spec.name.clone(),
+            alias: alias.to_owned(),
+            ports: other_spec.exposed_ports.clone(),
+            environment: other_spec.environment.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// A chosen address needs a network whose addresses the user chose.
+fn check_address(network: &str, address: &str, around: &dyn Surroundings) -> Result<()> {
+    if address.is_empty() {
+        return Ok(());
+    }
+    let ip: std::net::Ipv4Addr =
+        address.parse().map_err(|_| Error::Invalid(format!("invalid IPv4 address: {address}")))?;
+    if matches!(network, "" | "default" | "bridge" | "host" | "none") {
+        return Err(Error::Invalid("user specified IP address is supported on user defined networks only".into()));
+    }
+    let subnet = around.network_subnet(&around.network_object(network)?).ok_or_else(|| {
+        Error::Invalid(
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
+                .into(),
+        )
+    })?;
+    if !crate::networks::subnet_holds(&subnet, ip) {
+        return Err(Error::Invalid(format!(
+            "Invalid address {address}: It does not belong to any of this network's subnets"
+        )));
     }
     Ok(())
 }

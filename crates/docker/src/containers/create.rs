@@ -30,34 +30,46 @@ impl Surroundings for Lookup<'_> {
         Ok(self.0.network(reference)?.name_any())
     }
 
-    fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)> {
-        let other = self.0.container(reference)?;
-        Ok((other.name_any(), other.spec.clone()))
+    fn network_subnet(&self, object: &str) -> Option<String> {
+        let network = self.0.network_of_object(object)?;
+        Some(network.spec.subnet.clone()).filter(|subnet| !subnet.is_empty())
     }
 
-    fn address_of(&self, reference: &str) -> Option<String> {
-        let other = self.0.container(reference).ok()?;
-        let status = other.status.as_ref()?;
-        status.networks.values().find(|n| !n.ip.is_empty()).map(|n| n.ip.clone())
+    fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)> {
+        let other = self.0.container(reference)?;
+        let mut spec = other.spec.clone();
+        // The spec names volumes as their objects are named; requests name them as users do.
+        for mount in spec.mounts.iter_mut().filter(|mount| mount.kind == "volume") {
+            if let Some(volume) = self.0.volumes.get(&mount.source) {
+                mount.source.clone_from(&volume.spec.name);
+            }
+        }
+        Ok((other.name_any(), spec))
     }
 }
 
 /// Makes a container.
 pub(crate) async fn container_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     let name = call.query.text("name").map(|name| name.strip_prefix('/').unwrap_or(name).to_owned());
-    if let Some(name) = &name {
-        check_name(name)?;
-    }
     let Some(request) = call.json_or_empty::<CreateRequest>().await? else {
         return Err(Error::Invalid("config cannot be empty in order to create a container".into()));
     };
+    // Only now: an answer before the whole request was read breaks the connection of clients that are still sending.
+    if let Some(name) = &name {
+        check_name(name)?;
+    }
     let image = if request.image.is_empty() {
         return Err(Error::Invalid("no image specified".into()));
     } else {
         docker.image_defaults(&request.image).await?
     };
     let chosen = name.clone().unwrap_or_else(|| docker.free_container_name());
-    let mut translated = config::translate(&chosen, &request, &image, &Lookup(&docker))?;
+    // "Not found" means the image to clients, who go and pull it; other things that are not there are bad requests.
+    let translated = config::translate(&chosen, &request, &image, &Lookup(&docker));
+    let mut translated = translated.map_err(|error| match error {
+        Error::NotFound(text) => Error::Invalid(text),
+        other => other,
+    })?;
     let mut asked = policy::privileges(&translated.spec);
     asked.append(&mut translated.privileges);
     policy::judge(docker.state.endpoint, &asked)?;

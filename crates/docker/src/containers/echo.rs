@@ -73,7 +73,9 @@ impl Echo {
             json!({ "Name": if policy.name.is_empty() { "no" } else { &policy.name }, "MaximumRetryCount": policy.maximum_retry_count }),
         );
         if full.pointer_text("/LogConfig/Type").is_empty() {
-            full.insert("LogConfig".into(), json!({ "Type": "json-file", "Config": {} }));
+            let config = full.get("LogConfig").and_then(|log| log.get("Config")).filter(|config| !config.is_null());
+            let config = config.cloned().unwrap_or_else(|| json!({}));
+            full.insert("LogConfig".into(), json!({ "Type": "json-file", "Config": config }));
         }
         full.insert("AutoRemove".into(), json!(spec.auto_remove));
         Value::Object(full)

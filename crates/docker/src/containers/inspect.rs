@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::Container;
-use api::container::{Mount, NetworkAttachment, PortMapping, State};
+use api::container::{Mount, NetworkAttachment, NetworkEndpoint, PortMapping, State};
 use futures::StreamExt;
 use kube::ResourceExt;
 use serde_json::{Map, Value, json};
@@ -255,7 +255,8 @@ pub(crate) fn endpoints(docker: &Docker, container: &Container) -> Map<String, V
             let asked = spec.networks.get(&object).cloned().unwrap_or_default();
             let is_user_network = !matches!(name.as_str(), "bridge" | "host" | "none");
             let there = attachment.unwrap_or_default();
-            let endpoint_id = if alive { crate::text::id_of_name(&format!("{id}/{network_id}")) } else { String::new() };
+            let endpoint_id =
+                if alive { crate::text::id_of_name(&format!("{id}/{network_id}")) } else { String::new() };
             let mut dns: Vec<String> = vec![spec.name.clone()];
             dns.extend(asked.aliases.iter().cloned());
             dns.push(crate::text::short_id(&id).to_owned());
@@ -263,11 +264,11 @@ pub(crate) fn endpoints(docker: &Docker, container: &Container) -> Map<String, V
                 dns.push(spec.hostname.clone());
             }
             let shown = json!({
-                "IPAMConfig": if asked.ipv4_address.is_empty() { Value::Null } else { json!({ "IPv4Address": asked.ipv4_address }) },
-                "Links": null,
+                "IPAMConfig": wanted_addresses(&asked),
+                "Links": if asked.links.is_empty() { Value::Null } else { json!(asked.links) },
                 "Aliases": if asked.aliases.is_empty() { Value::Null } else { json!(asked.aliases) },
                 "MacAddress": if there.mac.is_empty() { asked.mac_address } else { there.mac },
-                "DriverOpts": null,
+                "DriverOpts": if asked.driver_options.is_empty() { Value::Null } else { json!(asked.driver_options) },
                 "GwPriority": 0,
                 "NetworkID": network_id,
                 "EndpointID": endpoint_id,
@@ -282,6 +283,20 @@ pub(crate) fn endpoints(docker: &Docker, container: &Container) -> Map<String, V
             (name, shown)
         })
         .collect()
+}
+
+/// `IPAMConfig` of an endpoint: what the user asked for.
+fn wanted_addresses(asked: &NetworkEndpoint) -> Value {
+    let mut shown = Map::new();
+    for (name, address) in [("IPv4Address", &asked.ipv4_address), ("IPv6Address", &asked.ipv6_address)] {
+        if !address.is_empty() {
+            shown.insert(name.into(), json!(address));
+        }
+    }
+    if !asked.link_local_addresses.is_empty() {
+        shown.insert("LinkLocalIPs".into(), json!(asked.link_local_addresses));
+    }
+    if shown.is_empty() { Value::Null } else { Value::Object(shown) }
 }
 
 fn network_settings(docker: &Docker, container: &Container) -> Value {

@@ -343,7 +343,11 @@ async fn container_wait(docker: Arc<Docker>, call: Call) -> Reply {
             .wait_for(|slot| match (condition, slot) {
                 (_, Slot::Gone(_)) => true,
                 (Condition::Removed, Slot::There(_)) => false,
-                (Condition::NotRunning, Slot::There(object)) => !is_active(status_of(object).state),
+                // A run that ends counts even when the policy starts the next one.
+                (Condition::NotRunning, Slot::There(object)) => {
+                    let status = status_of(object);
+                    !is_active(status.state) || baseline.passed(&status)
+                }
                 (Condition::NextExit, Slot::There(object)) => baseline.passed(&status_of(object)),
             })
             .await;

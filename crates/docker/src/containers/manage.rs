@@ -1,6 +1,7 @@
 //! Rename, update, remove, prune.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Container;
 use api::container::State;
@@ -14,13 +15,17 @@ use super::create::{ANONYMOUS_LABEL, check_name, name_conflict};
 use super::echo::Echo;
 use super::inspect::{created_ns, sizes};
 use super::lifecycle::status_of;
-use super::wire::RestartRequest;
+use super::wire::{HostConfig, RestartRequest};
+use crate::cache::Slot;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::operation::Reply;
 use crate::state::Docker;
 use crate::{body, time};
+
+/// Longest wait for the machine to bring changed bounds into force.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Gives a container another name.
 pub(crate) async fn container_rename(docker: Arc<Docker>, call: Call) -> Reply {
@@ -101,6 +106,16 @@ pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Rep
                 .into(),
         ));
     }
+    let asked = HostConfig {
+        memory: update.memory,
+        nano_cpus: update.nano_cpus,
+        cpu_quota: update.cpu_quota,
+        cpu_period: update.cpu_period,
+        cpu_shares: update.cpu_shares,
+        cpuset_cpus: update.cpuset_cpus.clone(),
+        ..HostConfig::default()
+    };
+    config::resources(&asked)?;
     let mut change = json!({ "spec": { "resources": resources, "dialectConfig": "" } });
     if !update.restart_policy.name.is_empty() {
         config::check_restart(&update.restart_policy, container.spec.auto_remove)?;
@@ -112,16 +127,42 @@ pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Rep
     }
     change["spec"]["dialectConfig"] = json!(echo.to_text());
     let changed = docker.containers.patch(&container.name_any(), &change).await?;
+    if changed.spec.resources != container.spec.resources {
+        updated(&docker, &changed).await?;
+    }
     docker.events.container(&changed, "update", &[]);
     body::json(&json!({ "Warnings": [] }))
 }
 
+/// Waits until the machine has brought the bounds of a running container into force.
+async fn updated(docker: &Docker, container: &Container) -> Result<()> {
+    let id = container.name_any();
+    let wanted = &container.spec.resources;
+    let reached = docker.containers.wait_for(&id, |slot| match slot {
+        Slot::Gone(_) => true,
+        Slot::There(object) => {
+            let status = status_of(object);
+            let alive = matches!(status.state, State::Running | State::Paused);
+            !alive || status.resource_update.is_some_and(|update| update.resources == *wanted)
+        }
+    });
+    let slot = tokio::time::timeout(UPDATE_TIMEOUT, reached)
+        .await
+        .map_err(|_| Error::Unavailable(format!("the bounds of container {id} were not changed in time")))?;
+    match slot.and_then(|slot| status_of(slot.object()).resource_update) {
+        Some(update) if !update.error.is_empty() => {
+            Err(Error::Internal(format!("Cannot update container {id}: {}", update.error)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a container.
 pub(crate) async fn container_delete(docker: Arc<Docker>, call: Call) -> Reply {
-    let container = docker.container(call.parameter("id"))?;
     if call.query.flag("link") {
-        return Err(Error::Invalid("legacy links are not available".into()));
+        return remove_link(&docker, call.parameter("id")).await;
     }
+    let container = docker.container(call.parameter("id"))?;
     let state = status_of(&container).state;
     let name = &container.spec.name;
     if container.metadata.deletion_timestamp.is_some() {
@@ -145,6 +186,25 @@ pub(crate) async fn container_delete(docker: Arc<Docker>, call: Call) -> Reply {
         docker.events.container(&container, "kill", &[("signal", "9".into())]);
     }
     remove(&docker, &container, call.query.flag("v")).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+/// Takes a link (`container/alias`) away; the container learns of it at its next start.
+async fn remove_link(docker: &Docker, reference: &str) -> Reply {
+    let bad = || Error::Invalid(format!("Conflict, cannot remove the default link name of the container: {reference}"));
+    let (name, alias) = reference.trim_start_matches('/').rsplit_once('/').ok_or_else(bad)?;
+    let container = docker.container(name)?;
+    let mut links = container.spec.links.clone();
+    links.retain(|link| link.alias != alias);
+    if links.len() == container.spec.links.len() {
+        return Err(Error::NotFound(format!("No such link: {reference}")));
+    }
+    let mut echo = Echo::of(&container);
+    if let Some(shown) = echo.host_config.get_mut("Links").and_then(Value::as_array_mut) {
+        shown.retain(|link| link.as_str().and_then(|text| text.rsplit(':').next()) != Some(alias));
+    }
+    let change = json!({ "spec": { "links": links, "dialectConfig": echo.to_text() } });
+    docker.containers.patch(&container.name_any(), &change).await?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 

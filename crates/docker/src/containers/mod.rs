@@ -67,7 +67,8 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new(
         "ContainerDelete",
         Method::DELETE,
-        "/containers/{id}",
+        // A link is named `container/alias`.
+        "/containers/{id...}",
         "delete",
         "containers",
         run!(manage::container_delete),

@@ -141,6 +141,7 @@ pub(crate) fn clean(path: &str) -> String {
 /// `source:target[:options]` of `-v`.
 fn bind_line(line: &str) -> Result<Mount> {
     let invalid = |why: &str| Error::Invalid(format!("invalid volume specification: '{line}'{why}"));
+    let kind = if line.starts_with('/') { "bind" } else { "volume" };
     let parts: Vec<&str> = line.split(':').collect();
     let (source, target, options) = match parts[..] {
         [target] => ("", target, ""),
@@ -149,7 +150,9 @@ fn bind_line(line: &str) -> Result<Mount> {
         _ => return Err(invalid("")),
     };
     if !target.starts_with('/') || (source.is_empty() && parts.len() > 1) {
-        return Err(invalid(": invalid mount config: mount path must be absolute"));
+        return Err(invalid(&format!(
+            ": invalid mount config for type \"{kind}\": invalid mount path: '{target}' mount path must be absolute"
+        )));
     }
     if clean(target) == "/" {
         return Err(invalid(
@@ -162,7 +165,7 @@ fn bind_line(line: &str) -> Result<Mount> {
         mount.source = clean(source);
     } else {
         if !source.is_empty() {
-            check_volume_name(source)?;
+            check_volume_name(source).map_err(|error| named_volume(source, &error))?;
         }
         mount.kind = "volume".into();
         mount.source = source.to_owned();
@@ -179,6 +182,11 @@ fn bind_line(line: &str) -> Result<Mount> {
         }
     }
     Ok(mount)
+}
+
+/// Docker's words for a volume that cannot be made.
+pub(crate) fn named_volume(name: &str, error: &Error) -> Error {
+    Error::Invalid(format!("create {name}: {error}"))
 }
 
 /// Docker's rule for the name of a volume, in its words.
@@ -247,7 +255,7 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
             mount.tmpfs_size_bytes = wanted.tmpfs_options.size_bytes.max(0);
             mount.tmpfs_mode = wanted.tmpfs_options.mode;
         }
-        other => return Err(Error::Invalid(format!("mount type unknown: {}", crate::text::quote(other)))),
+        _ => return Err(invalid("mount type unknown".into())),
     }
     Ok(mount)
 }

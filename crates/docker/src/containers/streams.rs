@@ -1,5 +1,6 @@
 //! A container's streams: logs, attach, resize, top.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::Container;
@@ -9,20 +10,22 @@ use futures::StreamExt;
 use http::{Method, StatusCode};
 use kube::ResourceExt;
 use node::{AttachOptions, LogLine, LogOptions, TerminalSize};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::echo::Echo;
 use super::lifecycle::status_of;
-use crate::call::Call;
+use crate::call::{Call, Query};
 use crate::error::{Error, Result};
 use crate::hijack::{self, DetachKeys, Streams, Wanted};
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
+use crate::websocket::Handshake;
 use crate::{body, time};
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ContainerLogs", Method::GET, "/containers/{id}/logs", "get", "containers", run!(container_logs))
-        .partial("details of log drivers"),
+        .partial("patterns of labels and variables in details"),
     Operation::new(
         "ContainerAttach",
         Method::POST,
@@ -30,6 +33,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         "connect",
         "containers",
         run!(container_attach),
+    ),
+    Operation::new(
+        "ContainerAttachWebsocket",
+        Method::GET,
+        "/containers/{id}/attach/ws",
+        "connect",
+        "containers",
+        run!(container_attach_websocket),
     ),
     Operation::new(
         "ContainerResize",
@@ -56,6 +67,9 @@ async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
         return Err(Error::Invalid("Bad parameters: you must choose at least one stream".into()));
     }
     let container = docker.container(call.parameter("id"))?;
+    if container.spec.log_driver == "none" {
+        return Err(Error::NotImplemented("configured logging driver does not support reading".into()));
+    }
     let now = time::now_ns();
     let point = |name: &str| -> Result<Option<i64>> {
         call.query.text(name).filter(|text| *text != "0").map(|text| time::parse_point(text, now)).transpose()
@@ -75,21 +89,54 @@ async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
         without_stderr: !stderr,
     };
     let timestamps = call.query.flag("timestamps");
+    let details = call.query.flag("details").then(|| log_details(&container));
     let terminal = container.spec.terminal;
     let lines = docker.state.node.logs(&docker.workload(&container.name_any()), options).await?;
     let pieces = lines.map(move |line| {
-        line.map(|line| encode_line(&line, timestamps, terminal)).map_err(|e| std::io::Error::other(e.to_string()))
+        line.map(|line| encode_line(&line, timestamps, details.as_deref(), terminal))
+            .map_err(|e| std::io::Error::other(e.to_string()))
     });
     let content_type =
         if terminal || call.version.minor < 42 { hijack::RAW_STREAM } else { hijack::MULTIPLEXED_STREAM };
     Ok(body::stream(content_type, pieces))
 }
 
+/// The labels and variables that the log's options name, as `docker logs --details` shows them.
+fn log_details(container: &Container) -> String {
+    let echo = Echo::of(container);
+    let option = |name: &str| echo.host_config.pointer(&format!("/LogConfig/Config/{name}")).and_then(Value::as_str);
+    let names = |name: &str| -> Vec<String> {
+        option(name).into_iter().flat_map(|list| list.split(',')).map(str::to_owned).collect()
+    };
+    let spec = &container.spec;
+    let mut shown: BTreeMap<String, String> = BTreeMap::new();
+    for name in names("labels") {
+        if let Some(value) = spec.labels.get(&name) {
+            shown.insert(name, value.clone());
+        }
+    }
+    for name in names("env") {
+        let value = spec.environment.iter().find_map(|line| line.strip_prefix(&name)?.strip_prefix('='));
+        if let Some(value) = value {
+            shown.insert(name, value.to_owned());
+        }
+    }
+    let pairs: Vec<String> = shown.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    pairs.join(",")
+}
+
 /// One line as it goes over the wire.
-fn encode_line(line: &LogLine, timestamps: bool, terminal: bool) -> Bytes {
-    let data = if timestamps {
-        let mut data = BytesMut::from(time::rfc3339_fixed(line.timestamp_ns).as_bytes());
-        data.extend_from_slice(b" ");
+fn encode_line(line: &LogLine, timestamps: bool, details: Option<&str>, terminal: bool) -> Bytes {
+    let data = if timestamps || details.is_some() {
+        let mut data = BytesMut::new();
+        if timestamps {
+            data.extend_from_slice(time::rfc3339_fixed(line.timestamp_ns).as_bytes());
+            data.extend_from_slice(b" ");
+        }
+        if let Some(details) = details {
+            data.extend_from_slice(details.as_bytes());
+            data.extend_from_slice(b" ");
+        }
         data.extend_from_slice(&line.data);
         data.freeze()
     } else {
@@ -100,7 +147,20 @@ fn encode_line(line: &LogLine, timestamps: bool, terminal: bool) -> Bytes {
 
 async fn container_attach(docker: Arc<Docker>, mut call: Call) -> Reply {
     let container = docker.container(call.parameter("id"))?;
-    let query = &call.query;
+    let streams = attached(&docker, container, &call.query).await?;
+    Ok(hijack::respond(&mut call, streams))
+}
+
+async fn container_attach_websocket(docker: Arc<Docker>, mut call: Call) -> Reply {
+    // An error must be told before the connection changes hands.
+    let container = docker.container(call.parameter("id"))?;
+    let handshake = Handshake::of(&mut call)?;
+    let streams = attached(&docker, container, &call.query).await?;
+    Ok(handshake.respond(streams))
+}
+
+/// The streams that a client of attach asks for.
+async fn attached(docker: &Arc<Docker>, container: Arc<Container>, query: &Query) -> Result<Streams> {
     let (stream, logs) = (query.flag("stream"), query.flag("logs"));
     let wanted = Wanted {
         stdin: query.flag("stdin"),
@@ -134,7 +194,7 @@ async fn container_attach(docker: Arc<Docker>, mut call: Call) -> Reply {
         let output = futures::stream::iter(lines.into_iter().map(|l| node::Output { stream: l.stream, data: l.data }));
         let streams =
             Streams { stdin: None, output: Box::pin(output), wanted, detach_keys: keys, detached: Box::new(|| ()) };
-        return Ok(hijack::respond(&mut call, streams));
+        return Ok(streams);
     }
     let options = AttachOptions {
         stdin: wanted.stdin && container.spec.open_stdin,
@@ -144,14 +204,13 @@ async fn container_attach(docker: Arc<Docker>, mut call: Call) -> Reply {
     let session = docker.state.node.attach(&workload, options).await?;
     docker.events.container(&container, "attach", &[]);
     let (events, left) = (docker.events.clone(), container.clone());
-    let streams = Streams {
+    Ok(Streams {
         stdin: session.stdin.filter(|_| wanted.stdin),
         output: session.output,
         wanted,
         detach_keys: keys,
         detached: Box::new(move || events.container(&left, "detach", &[])),
-    };
-    Ok(hijack::respond(&mut call, streams))
+    })
 }
 
 /// `h` and `w` of a resize.
@@ -203,8 +262,8 @@ mod tests {
     #[test]
     fn log_lines_are_framed_with_their_timestamps_inside() {
         let line = LogLine { timestamp_ns: 0, stream: OutputStream::Stdout, data: Bytes::from_static(b"hi\n") };
-        assert_eq!(&encode_line(&line, false, true)[..], b"hi\n");
-        assert_eq!(&encode_line(&line, true, true)[..], b"1970-01-01T00:00:00.000000000Z hi\n");
-        assert_eq!(&encode_line(&line, false, false)[..8], b"\x01\0\0\0\0\0\0\x03");
+        assert_eq!(&encode_line(&line, false, None, true)[..], b"hi\n");
+        assert_eq!(&encode_line(&line, true, None, true)[..], b"1970-01-01T00:00:00.000000000Z hi\n");
+        assert_eq!(&encode_line(&line, false, None, false)[..8], b"\x01\0\0\0\0\0\0\x03");
     }
 }

@@ -27,6 +27,13 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
+/// Docker's clients write `null` for what is empty.
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// Body of `POST /containers/create`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -158,6 +165,18 @@ pub(crate) struct HostConfig {
     pub(crate) cpu_quota: i64,
     pub(crate) cpu_period: i64,
     pub(crate) cpuset_cpus: String,
+    pub(crate) cpuset_mems: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) blkio_device_read_bps: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) blkio_device_write_bps: Vec<ThrottleDevice>,
+    #[serde(rename = "BlkioDeviceReadIOps", deserialize_with = "null_is_default")]
+    pub(crate) blkio_device_read_iops: Vec<ThrottleDevice>,
+    #[serde(rename = "BlkioDeviceWriteIOps", deserialize_with = "null_is_default")]
+    pub(crate) blkio_device_write_iops: Vec<ThrottleDevice>,
+    pub(crate) blkio_weight: u16,
+    pub(crate) isolation: String,
+    pub(crate) memory_swappiness: Option<i64>,
     pub(crate) pids_limit: i64,
 }
 
@@ -204,6 +223,14 @@ pub(crate) struct DeviceRequest {
     pub(crate) cgroup_permissions: String,
 }
 
+/// A bound on a device's rate.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ThrottleDevice {
+    pub(crate) path: String,
+    pub(crate) rate: u64,
+}
+
 /// Networks to join.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -217,7 +244,12 @@ pub(crate) struct NetworkingConfig {
 pub(crate) struct EndpointConfig {
     #[serde(rename = "IPAMConfig")]
     pub(crate) ipam_config: Option<EndpointAddresses>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) links: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
     pub(crate) aliases: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) driver_opts: BTreeMap<String, String>,
     pub(crate) mac_address: String,
 }
 
@@ -227,14 +259,23 @@ pub(crate) struct EndpointConfig {
 pub(crate) struct EndpointAddresses {
     #[serde(rename = "IPv4Address")]
     pub(crate) ipv4_address: String,
+    #[serde(rename = "IPv6Address")]
+    pub(crate) ipv6_address: String,
+    #[serde(rename = "LinkLocalIPs", deserialize_with = "null_is_default")]
+    pub(crate) link_local_ips: Vec<String>,
 }
 
 impl EndpointConfig {
     /// As the object has it.
     pub(crate) fn into_object(self) -> NetworkEndpoint {
+        let addresses = self.ipam_config.unwrap_or_default();
         NetworkEndpoint {
             aliases: self.aliases,
-            ipv4_address: self.ipam_config.map(|c| c.ipv4_address).unwrap_or_default(),
+            links: self.links,
+            ipv4_address: addresses.ipv4_address,
+            ipv6_address: addresses.ipv6_address,
+            link_local_addresses: addresses.link_local_ips,
+            driver_options: self.driver_opts,
             mac_address: self.mac_address,
         }
     }

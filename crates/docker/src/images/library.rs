@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use image::build::{BuildEvent, BuildOptions, StepRunner};
 use image::{
-    ByteStream, CommitOptions, Credentials, HistoryEntry, ImageRecord, ImageStore, ImageSummary, ImageUser,
-    ImportOptions, ListFilter, Loaded, Progress, PullOptions, Pulled, Pushed, Reference, Removal, RemoveOptions,
-    Result,
+    ByteStream, CommitOptions, Credentials, Found, HistoryEntry, ImageRecord, ImageStore, ImageSummary, ImageUser,
+    ImportOptions, ListFilter, Loaded, Progress, PullOptions, Pulled, Pushed, Reference, RemoteImage, Removal,
+    RemoveOptions, Result,
 };
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
@@ -45,6 +45,10 @@ pub trait Images: Send + Sync + 'static {
         credentials: Option<&Credentials>,
         progress: &Progress,
     ) -> Result<Pushed>;
+    /// What a name stands for at its registry.
+    async fn describe_remote(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<RemoteImage>;
+    /// Repositories of the registries of the settings whose name holds a term.
+    async fn search(&self, term: &str, credentials: Option<&Credentials>) -> Result<Vec<Found>>;
     /// Tries credentials on a registry.
     async fn login(&self, registry: &str, credentials: &Credentials) -> Result<()>;
     /// Builds an image; its id.
@@ -111,6 +115,12 @@ impl Images for MachineImages {
         progress: &Progress,
     ) -> Result<Pushed> {
         self.store.push(reference, credentials, progress).await
+    }
+    async fn describe_remote(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<RemoteImage> {
+        self.store.describe_remote(reference, credentials).await
+    }
+    async fn search(&self, term: &str, credentials: Option<&Credentials>) -> Result<Vec<Found>> {
+        self.store.search(term, credentials).await
     }
     async fn login(&self, registry: &str, credentials: &Credentials) -> Result<()> {
         self.store.login(registry, credentials).await

@@ -163,7 +163,12 @@ async fn image_inspect(docker: Arc<Docker>, call: Call) -> Reply {
     let layers: Vec<String> = image.layers.iter().map(ToString::to_string).collect();
     let comment = config.comment.clone().or_else(|| config.history.last().and_then(|step| step.comment.clone()));
     let tagged = if image.last_tagged_ns == 0 { time::ZERO.to_owned() } else { time::rfc3339(image.last_tagged_ns) };
-    body::json(&json!({
+    let mut defaults = json!(config.config);
+    // Docker's own form has this one always, and clients read it without looking.
+    if defaults.get("OnBuild").is_none() {
+        defaults["OnBuild"] = Value::Null;
+    }
+    let mut shown = json!({
         "Id": image.id.to_string(),
         "RepoTags": image.references,
         "RepoDigests": image.digests,
@@ -172,7 +177,7 @@ async fn image_inspect(docker: Arc<Docker>, call: Call) -> Reply {
         "Created": config.created.clone().unwrap_or_else(|| time::ZERO.to_owned()),
         "DockerVersion": config.docker_version.clone().unwrap_or_default(),
         "Author": config.author.clone().unwrap_or_default(),
-        "Config": config.config,
+        "Config": defaults,
         "Architecture": config.architecture,
         "Variant": config.variant.clone().unwrap_or_default(),
         "Os": config.os,
@@ -180,7 +185,12 @@ async fn image_inspect(docker: Arc<Docker>, call: Call) -> Reply {
         "GraphDriver": { "Name": "overlay2", "Data": null },
         "RootFS": { "Type": "layers", "Layers": layers },
         "Metadata": { "LastTagTime": tagged },
-    }))
+    });
+    if call.version.minor < 45 {
+        shown["Container"] = json!(config.container);
+        shown["ContainerConfig"] = json!({});
+    }
+    body::json(&shown)
 }
 
 async fn image_history(docker: Arc<Docker>, call: Call) -> Reply {
@@ -301,6 +311,7 @@ async fn image_commit(docker: Arc<Docker>, mut call: Call) -> Reply {
         author: call.query.text("author").unwrap_or("").to_owned(),
         comment: call.query.text("comment").unwrap_or("").to_owned(),
         created_by: spec.command.join(" "),
+        container: container.name_any(),
     };
     let facts = [("comment", options.comment.clone()), ("imageRef", options.reference.clone().unwrap_or_default())];
     let layer = docker.state.node.changes_layer(&docker.workload(&container.name_any())).await?;

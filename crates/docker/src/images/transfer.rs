@@ -218,7 +218,11 @@ fn lines_response(lines: Vec<Bytes>) -> axum::response::Response {
 }
 
 async fn image_load(docker: Arc<Docker>, call: Call) -> Reply {
-    let loaded = docker.images.load(body::byte_stream(call.body), &Progress::none()).await?;
+    let loaded = match docker.images.load(body::byte_stream(call.body), &Progress::none()).await {
+        Ok(loaded) => loaded,
+        // Docker tells in the stream what is wrong with an archive.
+        Err(error) => return Ok(lines_response(vec![error_line(&error)])),
+    };
     let mut lines = Vec::new();
     for image in loaded {
         let id = image.id.to_string();

@@ -78,6 +78,12 @@ impl Images for FakeImages {
     async fn push(&self, _reference: &Reference, _c: Option<&Credentials>, _progress: &Progress) -> Result<Pushed> {
         Ok(Pushed { tag: "latest".into(), digest: Digest::of(b"manifest"), size_bytes: 7 })
     }
+    async fn describe_remote(&self, _: &Reference, _: Option<&Credentials>) -> Result<RemoteImage> {
+        none()
+    }
+    async fn search(&self, _: &str, _: Option<&Credentials>) -> Result<Vec<Found>> {
+        none()
+    }
     async fn login(&self, _registry: &str, _credentials: &Credentials) -> Result<()> {
         Ok(())
     }

@@ -37,6 +37,7 @@ pub(super) fn commit(store: &ImageStore, layer: &mut dyn Read, options: &CommitO
         config.config = defaults.clone();
     }
     apply_changes(&mut config.config, &options.changes)?;
+    config.container.clone_from(&options.container);
     config.author = Some(options.author.clone()).filter(|author| !author.is_empty());
     config.comment = Some(options.comment.clone()).filter(|comment| !comment.is_empty());
     let layer = store.add_layer(layer, &lease)?;

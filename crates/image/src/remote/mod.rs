@@ -4,6 +4,7 @@
 
 mod challenge;
 mod connect;
+mod look;
 mod pace;
 mod pull;
 mod push;
@@ -16,7 +17,7 @@ use http::Method;
 use crate::error::Result;
 use crate::reference::Reference;
 use crate::store::ImageStore;
-use crate::types::{Credentials, Progress, PullOptions, Pulled, Pushed};
+use crate::types::{Credentials, Found, Progress, PullOptions, Pulled, Pushed, RemoteImage};
 use session::{Session, Wanted};
 
 impl ImageStore {
@@ -43,6 +44,24 @@ impl ImageStore {
         progress: &Progress,
     ) -> Result<Pushed> {
         push::push(self, reference, credentials, progress).await
+    }
+
+    /// What a name stands for at its registry: digest, size, platforms. Nothing is stored.
+    ///
+    /// Errors: as [`ImageStore::pull`].
+    pub async fn describe_remote(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+    ) -> Result<RemoteImage> {
+        look::describe(self, reference, credentials).await
+    }
+
+    /// Repositories whose name holds the term, of the registries that this machine serves or is configured with.
+    ///
+    /// Errors: `Unavailable` when there is nothing to show because a registry could not be asked.
+    pub async fn search(&self, term: &str, credentials: Option<&Credentials>) -> Result<Vec<Found>> {
+        look::search(self, term, credentials).await
     }
 
     /// Checks credentials at a registry.

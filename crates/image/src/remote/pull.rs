@@ -12,7 +12,7 @@ use crate::archive::pair;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::manifest::{self, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, Manifest, OCI_INDEX, OCI_MANIFEST};
-use crate::reference::Reference;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::remote::session::{Pieces, Session, Wanted, read_all};
 use crate::store::blobs::{Lease, MAX_DOCUMENT};
 use crate::store::{ImageStore, NewImage};
@@ -24,7 +24,8 @@ const PARALLEL: usize = 3;
 const ATTEMPTS: u32 = 5;
 /// First pause between two attempts; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
-const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+/// Documents that we can read.
+pub(super) const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
 pub(super) async fn pull(
     store: &Arc<ImageStore>,
@@ -32,7 +33,33 @@ pub(super) async fn pull(
     options: &PullOptions,
     progress: &Progress,
 ) -> Result<Pulled> {
+    // A mirror that fails in any way is passed by: what it lacks, the registry itself may have.
+    for mirror in mirrors(store, reference) {
+        let tried = match Session::mirror(&store.options, mirror, reference).await {
+            Ok(session) => pull_from(store, &session, reference, options, progress).await,
+            Err(error) => Err(error),
+        };
+        match tried {
+            Ok(pulled) => return Ok(pulled),
+            Err(error) => tracing::warn!(mirror, %error, image = %reference, "the mirror is passed by"),
+        }
+    }
     let session = Session::open(&store.options, reference, options.credentials.as_ref(), "pull").await?;
+    pull_from(store, &session, reference, options, progress).await
+}
+
+/// The mirrors to ask for an image; only the default registry has them.
+fn mirrors<'a>(store: &'a ImageStore, reference: &Reference) -> &'a [String] {
+    if reference.registry == DEFAULT_REGISTRY { &store.options.mirrors } else { &[] }
+}
+
+async fn pull_from(
+    store: &Arc<ImageStore>,
+    session: &Session,
+    reference: &Reference,
+    options: &PullOptions,
+    progress: &Progress,
+) -> Result<Pulled> {
     let lease = store.blobs.lease();
     let wanted = match (&reference.digest, &reference.tag) {
         (Some(digest), _) => digest.to_string(),
@@ -41,16 +68,16 @@ pub(super) async fn pull(
     };
     let reference = Reference { tag: reference.tag.clone().or_else(|| tag_for(reference)), ..reference.clone() };
     progress.status(&wanted, format!("Pulling from {}", reference.repository)).await;
-    let top = fetch_manifest(store, &session, &reference, &wanted, &lease).await?;
-    let (descriptor, image) = choose(store, &session, &reference, &top, options, &lease).await?;
+    let top = fetch_manifest(store, session, &reference, &wanted, &lease).await?;
+    let (descriptor, image) = choose(store, session, &reference, &top, options, &lease).await?;
     if image.config.size > MAX_DOCUMENT {
         return Err(Error::Hostile("the image's configuration is too large".to_owned()));
     }
-    fetch_blob(store, &session, &reference, &image.config, &Progress::none(), &lease).await?;
+    fetch_blob(store, session, &reference, &image.config, &Progress::none(), &lease).await?;
     let config = store.blobs.document(&image.config.digest)?;
     let layers = pair(&config, image.layers.clone())?;
     let before = store.look(|index| index.names.get(&named(&reference)).cloned());
-    fetch_layers(store, &session, &reference, &image, progress, &lease).await?;
+    fetch_layers(store, session, &reference, &image, progress, &lease).await?;
     for layer in &layers {
         let id = layer.blob.digest.short();
         if store.unpacked(&layer.diff_id).is_none() {

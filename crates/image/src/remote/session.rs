@@ -83,6 +83,25 @@ impl Session {
         Session::with_scope(options, &reference.registry, credentials, scope).await
     }
 
+    /// Starts a conversation about one repository with a mirror of its registry.
+    pub async fn mirror(options: &StoreOptions, mirror: &str, reference: &Reference) -> Result<Session> {
+        Session::anonymous(options, mirror, format!("repository:{}:pull", reference.repository)).await
+    }
+
+    /// Starts a conversation about the names of repositories with a registry of the settings.
+    pub async fn catalogue(options: &StoreOptions, registry: &str) -> Result<Session> {
+        Session::anonymous(options, registry, "registry:catalog:*".to_owned()).await
+    }
+
+    async fn anonymous(options: &StoreOptions, registry: &str, scope: String) -> Result<Session> {
+        let mut options = options.clone();
+        let host = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+        if registry.starts_with("http://") {
+            options.plain_http.push(host.to_owned());
+        }
+        Session::with_scope(&options, host, None, scope).await
+    }
+
     /// Starts a conversation with a registry.
     pub async fn with_scope(
         options: &StoreOptions,

@@ -34,6 +34,9 @@ pub(crate) const BUILD_PREFIX: &str = "build-";
 pub struct StoreOptions {
     /// Registry hosts (`host` or `host:port`) that are spoken to without TLS; loopback addresses always may be.
     pub plain_http: Vec<String>,
+    /// Registries (`host`, `host:port`, or with `http://` or `https://` before it) that are asked before the default
+    /// registry when an image of its is pulled. They get no credentials.
+    pub mirrors: Vec<String>,
     /// File of root certificates (PEM); `None` takes the system's.
     pub root_certificates: Option<PathBuf>,
     /// Bounds on layers and archives.

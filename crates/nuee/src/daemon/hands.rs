@@ -24,9 +24,15 @@ impl Hands {
     pub async fn open(instance: &Instance, config: &Config) -> Result<Self> {
         let runtime = open_runtime(instance)?;
         let images_directory = instance.path("images");
+        let images_options = image::StoreOptions {
+            plain_http: config.insecure_registries.clone(),
+            mirrors: config.registry_mirrors.clone(),
+            ..image::StoreOptions::default()
+        };
         let (images, fabric) = tokio::try_join!(
             async {
-                let opened = tokio::task::spawn_blocking(move || image::ImageStore::open(&images_directory)).await?;
+                let open = move || image::ImageStore::open_with(&images_directory, images_options);
+                let opened = tokio::task::spawn_blocking(open).await?;
                 opened.context("the image store cannot be opened")
             },
             open_fabric(instance, config),

@@ -27,8 +27,42 @@ pub struct Limits {
     pub pids: Option<i64>,
     /// Weight of block input and output, 10 to 1,000.
     pub block_weight: Option<u16>,
+    /// Bounds on block devices.
+    pub throttles: Vec<Throttle>,
     /// Devices, in order; the last rule that matches decides.
     pub devices: Vec<DeviceRule>,
+}
+
+/// A bound on the rate of a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    /// Name of the bound in `io.max`: `rbps`, `wbps`, `riops`, `wiops`.
+    pub v2_key: &'static str,
+    /// File of the bound in v1.
+    pub v1_file: &'static str,
+    /// `major:minor`.
+    pub device: String,
+    /// Units: per second; 0 lifts it.
+    pub rate: u64,
+}
+
+fn throttles(resources: &LinuxResources) -> Vec<Throttle> {
+    let Some(block) = resources.block_io() else { return Vec::new() };
+    let lists = [
+        ("rbps", "blkio.throttle.read_bps_device", block.throttle_read_bps_device()),
+        ("wbps", "blkio.throttle.write_bps_device", block.throttle_write_bps_device()),
+        ("riops", "blkio.throttle.read_iops_device", block.throttle_read_iops_device()),
+        ("wiops", "blkio.throttle.write_iops_device", block.throttle_write_iops_device()),
+    ];
+    let all = lists.into_iter().flat_map(|(v2_key, v1_file, list)| {
+        list.iter().flatten().map(move |one| Throttle {
+            v2_key,
+            v1_file,
+            device: format!("{}:{}", one.major(), one.minor()),
+            rate: one.rate(),
+        })
+    });
+    all.collect()
 }
 
 impl From<&LinuxResources> for Limits {
@@ -46,6 +80,7 @@ impl From<&LinuxResources> for Limits {
             memory_reservation_bytes: memory.and_then(|memory| memory.reservation()).filter(|bytes| *bytes != 0),
             pids: resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0),
             block_weight: resources.block_io().as_ref().and_then(|block| block.weight()).filter(|weight| *weight != 0),
+            throttles: throttles(resources),
             devices: resources.devices().iter().flatten().map(DeviceRule::from).collect(),
         }
     }

@@ -66,6 +66,9 @@ pub(super) fn apply(directory_of: DirectoryOf, limits: &Limits) -> Result<()> {
     set("memory", "memory.soft_limit_in_bytes", limits.memory_reservation_bytes.map(|value| value.to_string()))?;
     apply_memory(&set, limits)?;
     set("pids", "pids.max", limits.pids.map(|value| if value < 0 { "max".to_owned() } else { value.to_string() }))?;
+    for throttle in &limits.throttles {
+        set("blkio", throttle.v1_file, Some(format!("{} {}", throttle.device, throttle.rate)))?;
+    }
     if let Some(weight) = limits.block_weight {
         // Only some schedulers have it, under either name; Docker ignores its absence as well.
         let weight = weight.to_string();

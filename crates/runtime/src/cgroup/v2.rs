@@ -57,6 +57,10 @@ pub(super) fn apply(directory: &Path, limits: &Limits) -> Result<()> {
         }
     }
     set("pids.max", limits.pids.map(or_max))?;
+    for throttle in &limits.throttles {
+        let rate = if throttle.rate == 0 { "max".to_owned() } else { throttle.rate.to_string() };
+        set("io.max", Some(format!("{} {}={rate}", throttle.device, throttle.v2_key)))?;
+    }
     if let Some(weight) = limits.block_weight {
         // Only with the BFQ scheduler or a cost model; Docker ignores its absence as well.
         let _ = set("io.bfq.weight", Some(weight.to_string()))

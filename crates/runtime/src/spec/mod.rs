@@ -36,47 +36,47 @@ const DEFAULT_CAPABILITIES: [Capability; 14] = [
 
 /// Every capability but those that older kernels do not know.
 const ALL_CAPABILITIES: [Capability; 41] = [
-    Capability::AuditControl,
-    Capability::AuditRead,
-    Capability::AuditWrite,
-    Capability::BlockSuspend,
-    Capability::Bpf,
-    Capability::CheckpointRestore,
     Capability::Chown,
     Capability::DacOverride,
     Capability::DacReadSearch,
     Capability::Fowner,
     Capability::Fsetid,
-    Capability::IpcLock,
-    Capability::IpcOwner,
     Capability::Kill,
-    Capability::Lease,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
     Capability::LinuxImmutable,
-    Capability::MacAdmin,
-    Capability::MacOverride,
-    Capability::Mknod,
-    Capability::NetAdmin,
     Capability::NetBindService,
     Capability::NetBroadcast,
+    Capability::NetAdmin,
     Capability::NetRaw,
-    Capability::Perfmon,
-    Capability::Setgid,
-    Capability::Setfcap,
-    Capability::Setpcap,
-    Capability::Setuid,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
     Capability::SysAdmin,
     Capability::SysBoot,
-    Capability::SysChroot,
-    Capability::SysModule,
     Capability::SysNice,
-    Capability::SysPacct,
-    Capability::SysPtrace,
-    Capability::SysRawio,
     Capability::SysResource,
     Capability::SysTime,
     Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
     Capability::Syslog,
     Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
 ];
 
 /// Paths that a container must not read. Docker's list.
@@ -112,6 +112,20 @@ pub fn all_capabilities() -> Capabilities {
     let unknown: HashSet<Capability> =
         newest.into_iter().filter(|(number, _)| *number > last).map(|(_, capability)| capability).collect();
     ALL_CAPABILITIES.into_iter().filter(|capability| !unknown.contains(capability)).collect()
+}
+
+/// Of all capabilities those that this process has itself: others it cannot give away.
+pub fn own_capabilities() -> Capabilities {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let own = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok()).unwrap_or(u64::MAX);
+    let all = all_capabilities();
+    ALL_CAPABILITIES
+        .into_iter()
+        .enumerate()
+        .filter(|(number, capability)| own >> number & 1 == 1 && all.contains(capability))
+        .map(|(_, capability)| capability)
+        .collect()
 }
 
 /// A process other than root keeps capabilities only as a bound, as with Docker.
@@ -318,7 +332,7 @@ pub fn check(spec: &Spec) -> Result<()> {
 pub fn check_working_directory(directory: &str) -> Result<()> {
     let refused = |why: &str| Err(Error::Invalid(format!("working directory {directory:?} {why}")));
     if !directory.starts_with('/') {
-        return refused("is not absolute");
+        return Err(Error::Invalid("OCI runtime exec failed: exec failed: Cwd must be an absolute path".to_owned()));
     }
     if directory.contains('\0') {
         return refused("holds a zero byte");
