@@ -5,12 +5,13 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DATA_DIR ?= /var/lib/nuee
 NUEE := target/release/nuee
 
-.PHONY: help build packages test-packages up down test bench bench-vm install
+.PHONY: help build packages test-packages up down test compare bench bench-vm install
 
 help:
 	@echo "make up       install what is needed, build, start Nuée and run a first workload"
 	@echo "make down     stop Nuée and everything that runs on it; data stays"
 	@echo "make test     install what the tests need, and run them all"
+	@echo "make compare  run docker-py's suite and the differential test beside dockerd, and record what it answers"
 	@echo "make bench    compare with dockerd, side by side"
 	@echo "make bench-vm compare with a bare qemu-system, side by side"
 	@echo "make install  put nuee into /usr/local/bin, with its systemd unit"
@@ -33,6 +34,10 @@ down:
 
 test: test-packages
 	$(SUDO) env "PATH=$$PATH" $(CARGO) xtask ci
+
+compare: test-packages build
+	$(SUDO) env "PATH=$$PATH" python3 tests/docker/suite.py --nuee $(NUEE) --record
+	$(SUDO) env "PATH=$$PATH" python3 tests/docker/differential.py --nuee $(NUEE) --record
 
 bench-vm: test-packages build
 	$(SUDO) env "PATH=$$PATH" python3 bench/vm.py --nuee $(NUEE)

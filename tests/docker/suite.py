@@ -10,7 +10,7 @@ its own and with the same seeds, and compares them test by test.
 Tests of suite_expected.txt (a test, a class or a file, then the reason) are known not to pass.
 """
 import argparse
-import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +26,8 @@ CACHE = peers.HERE.parent.parent / "target" / f"docker-py-{VERSION}"
 EXPECTED = peers.HERE / "suite_expected.txt"
 # Tests that pass on dockerd, one a line.
 RECORD = peers.HERE / "suite_recorded.txt"
+# Images that tests take for granted, or find because an earlier one fetched them.
+IMAGES = ["alpine:3.10", "alpine:latest", "busybox:latest"]
 # Longest that one test may take. Units: seconds.
 TEST_SECONDS = 90
 # What `make test` runs: fast, and together they touch each group of the API.
@@ -52,7 +54,11 @@ def prepare():
 def run(peer, files, select):
     """Runs tests against a started peer; returns name -> (outcome, message)."""
     python, source = prepare()
+    for image in IMAGES:
+        peer.docker("pull", "-q", image)
     report = peer.directory / "report.xml"
+    # The tests of contexts leave theirs in the working directory.
+    shutil.rmtree(source / "contexts", ignore_errors=True)
     words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}", f"--junitxml={report}"]
     words += [f"tests/integration/{name}" for name in files] or ["tests/integration"]
     if select:

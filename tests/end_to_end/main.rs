@@ -3,6 +3,8 @@
 mod command_line;
 mod dialect;
 mod docker;
+mod docker_compared;
+mod docker_tenants;
 mod errors;
 mod hostile;
 mod in_cluster;

@@ -24,6 +24,9 @@ pub struct NetworkSpec {
     pub ip_range: String,
     /// Gateway; empty means the first address.
     pub gateway: String,
+    /// Addresses of the subnet that are used by others, by what they are.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub auxiliary_addresses: BTreeMap<String, String>,
     /// No way out.
     pub internal: bool,
     /// Containers may be attached by hand.

@@ -15,6 +15,8 @@ use crate::time;
 
 /// Events that are kept for `since`. Docker keeps 256.
 const HISTORY_MAX: usize = 1_024;
+/// Exit code of a process that SIGKILL ended.
+const KILLED: i64 = 137;
 /// Events that a slow listener may lag behind before it loses some.
 const LAG_MAX: usize = 1_024;
 
@@ -61,6 +63,8 @@ struct Inner {
     sender: broadcast::Sender<Arc<Event>>,
     history: Mutex<VecDeque<Arc<Event>>>,
     networks: Mutex<BTreeMap<String, NetworkFacts>>,
+    /// Containers that were asked to stop, and whether to start again; their end is told with what led to it.
+    stopping: Mutex<BTreeMap<String, bool>>,
 }
 
 /// Where events are published and listened to; cheap to clone.
@@ -73,6 +77,7 @@ impl Default for Events {
             sender: broadcast::Sender::new(LAG_MAX),
             history: Mutex::default(),
             networks: Mutex::default(),
+            stopping: Mutex::default(),
         }))
     }
 }
@@ -115,6 +120,11 @@ impl Events {
         attributes.insert("name".into(), container.spec.name.clone());
         attributes.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         self.publish("container", action, &container.name_any(), attributes);
+    }
+
+    /// A container was asked to stop (and, with `restart`, to start again): its end belongs to that.
+    pub(crate) fn will_stop(&self, id: &str, restart: bool) {
+        self.0.stopping.lock().insert(id.to_owned(), restart);
     }
 
     /// Publishes an event about an image.
@@ -189,10 +199,11 @@ pub(crate) fn container_changed(
 
 fn status_changed(events: &Events, before: &Container, new: &Container) {
     let (was, is) = (before.status.clone().unwrap_or_default(), new.status.clone().unwrap_or_default());
-    let started = is.started_at.is_some() && is.started_at != was.started_at;
-    let finished = is.finished_at.is_some() && is.finished_at != was.finished_at;
-    let died_first = time::of_object_ns(is.finished_at.as_ref()) <= time::of_object_ns(is.started_at.as_ref());
-    if finished && (died_first || !started) {
+    // Times are told in whole seconds: a run within the second of another shows by its number only.
+    let another = is.started_at != was.started_at || is.observed_start != was.observed_start;
+    let started = another && is.started_at.is_some() && (is.error.is_empty() || lives(new));
+    let died_first = lives(before) && (started || !lives(new));
+    if died_first {
         died(events, new);
     }
     if started {
@@ -201,7 +212,7 @@ fn status_changed(events: &Events, before: &Container, new: &Container) {
         }
         volume_members(events, new, "mount");
         events.container(new, "start", &[]);
-        if finished && !died_first {
+        if !lives(new) {
             died(events, new);
         }
     } else if lives(before) && lives(new) {
@@ -227,6 +238,16 @@ fn died(events: &Events, container: &Container) {
     if status.oom_killed {
         events.container(container, "oom", &[]);
     }
+    let asked = events.0.stopping.lock().remove(&container.name_any());
+    let stop_signal = container.spec.stop_signal.as_str();
+    if asked.is_some()
+        && status.exit_code == KILLED
+        && !status.oom_killed
+        && !matches!(stop_signal, "KILL" | "SIGKILL" | "9")
+    {
+        // It did not end by the signal that asked it to.
+        events.container(container, "kill", &[("signal", "9".to_owned())]);
+    }
     let run_ns = time::of_object_ns(status.finished_at.as_ref()) - time::of_object_ns(status.started_at.as_ref());
     let seconds = (run_ns / 1_000_000_000).max(0).to_string();
     events.container(container, "die", &[("execDuration", seconds), ("exitCode", status.exit_code.to_string())]);
@@ -234,6 +255,9 @@ fn died(events: &Events, container: &Container) {
         events.network_member(network, &container.name_any(), "disconnect");
     }
     volume_members(events, container, "unmount");
+    if asked == Some(true) {
+        events.container(container, "stop", &[]);
+    }
 }
 
 fn volume_members(events: &Events, container: &Container, action: &str) {

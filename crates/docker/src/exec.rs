@@ -171,6 +171,7 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         stderr: exec.request.attach_stderr,
         // Docker frames the output unless the start says that there is a terminal, whatever the create said.
         terminal: start.tty,
+        detachable: exec.request.tty,
     };
     let claimed = Claim(exec.clone());
     // The head of the answer goes out before the process starts, as with Docker: clients that read ahead of the head

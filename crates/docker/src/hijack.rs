@@ -45,6 +45,8 @@ pub(crate) struct Wanted {
     pub(crate) stderr: bool,
     /// Raw instead of framed.
     pub(crate) terminal: bool,
+    /// Typing the detach keys ends the session.
+    pub(crate) detachable: bool,
 }
 
 /// The pieces of output as they go over the wire.
@@ -202,7 +204,7 @@ async fn over_connection(upgrade: OnUpgrade, open: impl Future<Output = Streams>
     let Streams { stdin, output, wanted, mut detach_keys, detached } = open.await;
     let mut output = encode(output, wanted);
     let input = async move {
-        let left = pump_input(reader, stdin, &mut detach_keys, wanted.terminal).await;
+        let left = pump_input(reader, stdin, &mut detach_keys, wanted.detachable).await;
         if left {
             detached();
         } else {
@@ -229,7 +231,7 @@ async fn pump_input(
     mut reader: impl AsyncRead + Unpin,
     mut stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
     detach_keys: &mut DetachKeys,
-    terminal: bool,
+    detachable: bool,
 ) -> bool {
     let mut buffer = vec![0_u8; INPUT_PIECE];
     loop {
@@ -238,7 +240,7 @@ async fn pump_input(
             Ok(count) => count,
         };
         let (pass, left) =
-            if terminal { detach_keys.feed(&buffer[..count]) } else { (buffer[..count].to_vec(), false) };
+            if detachable { detach_keys.feed(&buffer[..count]) } else { (buffer[..count].to_vec(), false) };
         if let Some(pipe) = stdin.as_mut()
             && (pipe.write_all(&pass).await.is_err() || pipe.flush().await.is_err())
         {

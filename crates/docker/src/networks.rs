@@ -101,6 +101,7 @@ struct IpamConfig {
     #[serde(rename = "IPRange")]
     ip_range: String,
     gateway: String,
+    auxiliary_addresses: Option<BTreeMap<String, String>>,
 }
 
 /// Body of connect.
@@ -175,6 +176,9 @@ fn describe(network: &Network) -> Value {
             addresses.insert(name.into(), json!(value));
         }
     }
+    if !spec.auxiliary_addresses.is_empty() {
+        addresses.insert("AuxiliaryAddresses".into(), json!(spec.auxiliary_addresses));
+    }
     json!({
         "Name": spec.name,
         "Id": spec.id,
@@ -238,6 +242,7 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         subnet: addresses.subnet,
         ip_range: addresses.ip_range,
         gateway: addresses.gateway,
+        auxiliary_addresses: addresses.auxiliary_addresses.unwrap_or_default(),
         internal: request.internal,
         attachable: request.attachable,
         labels: request.labels,

@@ -97,6 +97,7 @@ pub(crate) fn privileges(spec: &ContainerSpec) -> Vec<Privilege> {
         asked.push(Privilege::HostNamespace("network"));
     }
     asked.extend(security.devices.iter().map(|device| Privilege::Device(device.clone())));
+    asked.extend(spec.resources.device_rates.iter().map(|rate| Privilege::Device(rate.path.clone())));
     for capability in &security.capabilities_add {
         let upper = capability.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -146,6 +147,7 @@ mod tests {
             ("ipc host", make(|s| s.security.ipc_mode = "host".into())),
             ("uts host", make(|s| s.security.uts_mode = "host".into())),
             ("device", make(|s| s.security.devices.push("/dev/sda:/dev/sda:rwm".into()))),
+            ("device rate", make(|s| s.resources.device_rates.push(api::container::DeviceRate::default()))),
             ("capability", make(|s| s.security.capabilities_add.push("SYS_ADMIN".into()))),
             ("capability with prefix", make(|s| s.security.capabilities_add.push("CAP_sys_admin".into()))),
             ("all capabilities", make(|s| s.security.capabilities_add.push("ALL".into()))),

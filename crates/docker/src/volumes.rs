@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Container;
 use api::volume::{Volume, VolumeSpec};
@@ -10,6 +11,7 @@ use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::cache::Slot;
 use crate::call::Call;
 use crate::containers::mounts::{check_driver, check_volume_name, named_volume, volume_privileges};
 use crate::error::{Error, Result};
@@ -29,6 +31,8 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("VolumeDelete", Method::DELETE, "/volumes/{name}", "delete", "volumes", run!(volume_delete)),
 ];
 
+/// Longest wait for the machine to say where a new volume lies.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Label of volumes that nobody named.
 const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 
@@ -146,7 +150,14 @@ async fn volume_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         node_name: docker.state.node_name.clone(),
     };
     let made = docker.ensure_volume(&name, spec).await?;
-    body::json_with(StatusCode::CREATED, &describe(&made))
+    // Clients read where it lies out of this answer. A machine that does not answer leaves the place empty.
+    let object = made.name_any();
+    let placed = docker.volumes.wait_for(&object, |slot| match slot {
+        Slot::There(volume) => volume.status.as_ref().is_some_and(|status| !status.path.is_empty()),
+        Slot::Gone(_) => true,
+    });
+    let placed = tokio::time::timeout(PLACE_TIMEOUT, placed).await.ok().flatten();
+    body::json_with(StatusCode::CREATED, &describe(placed.as_ref().map_or(&made, |slot| slot.object())))
 }
 
 /// Docker lets a client change cluster volumes only, which exist under swarm mode; ours are the machine's.
@@ -191,7 +202,10 @@ async fn volume_prune(docker: Arc<Docker>, call: Call) -> Reply {
     for volume in docker.volumes.all() {
         let object = volume.name_any();
         let anonymous = volume.spec.labels.contains_key(ANONYMOUS_LABEL);
-        if (all || anonymous) && filters.labels(&volume.spec.labels) && docker.volume_users(&object).is_empty() {
+        // One that stands for something else is not taken for unused because nobody mounts it now.
+        let plain = volume.spec.options.is_empty();
+        if plain && (all || anonymous) && filters.labels(&volume.spec.labels) && docker.volume_users(&object).is_empty()
+        {
             docker.volumes.delete(&object).await?;
             deleted.push(volume.spec.name.clone());
         }

@@ -76,7 +76,7 @@ async fn carry(upgrade: OnUpgrade, streams: Streams) {
                 // Answers to pings are sent with the next message out.
                 _ => continue,
             };
-            let (pass, left) = if wanted.terminal { detach_keys.feed(&data) } else { (data.to_vec(), false) };
+            let (pass, left) = if wanted.detachable { detach_keys.feed(&data) } else { (data.to_vec(), false) };
             if let Some(pipe) = stdin.as_mut()
                 && (pipe.write_all(&pass).await.is_err() || pipe.flush().await.is_err())
             {

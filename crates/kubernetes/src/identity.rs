@@ -29,6 +29,11 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Most groups that one request may impersonate.
 const MAX_IMPERSONATED_GROUPS: usize = 64;
 
+/// Who the verified client certificate of a request's connection names, for other routers behind [`crate::serve`].
+pub fn request_certificate_user<B>(request: &http::Request<B>) -> Option<Arc<UserInfo>> {
+    request.extensions().get::<Connection>()?.certificate_user.clone()
+}
+
 /// The user that a verified client certificate names: CN is the name, each O a group. `None` without a CN.
 pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;

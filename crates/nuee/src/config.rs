@@ -20,6 +20,10 @@ const COMMENTED: &str = "\
 # proxy that has. Users log in with a token as the password: kubectl create token NAME.
 # registryListen: 127.0.0.1:5000
 
+# Address and port of the Docker API for tenants, such as 0.0.0.0:2376: HTTPS with the client certificates that
+# `nuee docker-certificate` writes, each for one namespace. Not served by default.
+# dockerListen: null
+
 # Further names and addresses for the API's certificate.
 # alternativeNames: []
 
@@ -62,6 +66,8 @@ pub struct Config {
     pub kubernetes_listen: std::net::SocketAddr,
     /// Where the image registry listens; `None`: it is not served.
     pub registry_listen: Option<std::net::SocketAddr>,
+    /// Where the Docker API for tenants listens; `None`: it is not served.
+    pub docker_listen: Option<std::net::SocketAddr>,
     /// Further names and addresses for the API's certificate.
     pub alternative_names: Vec<String>,
     /// Network of pods and of containers without a network of their own.
@@ -87,6 +93,7 @@ impl Default for Config {
             node_name: String::new(),
             kubernetes_listen: (any, 6443).into(),
             registry_listen: Some(REGISTRY_DEFAULT),
+            docker_listen: None,
             alternative_names: Vec::new(),
             pod_cidr: "10.88.0.0/16".into(),
             service_cidr: "10.96.0.0/16".into(),

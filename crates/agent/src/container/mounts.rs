@@ -128,9 +128,14 @@ pub fn copy_up(rootfs: &Path, copies: &[(PathBuf, PathBuf)]) -> Result<()> {
 pub fn own_file(directory: &Path, name: &str, target: &str, text: &str) -> Result<MountPoint> {
     let path = directory.join(name);
     std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-    Ok(MountPoint {
+    Ok(file(&path, target))
+}
+
+/// Says where a file is mounted.
+pub fn file(path: &Path, target: &str) -> MountPoint {
+    MountPoint {
         target: target.to_owned(),
-        place: Place::Bind { source: path, propagation: String::new() },
+        place: Place::Bind { source: path.to_owned(), propagation: String::new() },
         read_only: false,
-    })
+    }
 }

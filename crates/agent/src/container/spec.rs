@@ -1,7 +1,7 @@
 //! A `Container`'s spec as a [`Launch`]. Pure: everything that was found on the machine is given.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::container::ContainerSpec;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
@@ -166,6 +166,33 @@ pub fn device_rate(wanted: &api::container::DeviceRate) -> Result<DeviceRate> {
     }
     let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
     Ok(DeviceRate { kind, major: major.into(), minor: minor.into(), rate: wanted.rate })
+}
+
+/// Device nodes below a directory, but for those that each container has of its own.
+pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
+    /// Terminals, memory and queues belong to a container; a console is given to it.
+    const OWN: [&str; 8] = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "tty", "core"];
+    /// Deeper than any machine's.
+    const DEPTH: usize = 8;
+    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() && depth < DEPTH {
+                walk(&entry.path(), depth + 1, found);
+            } else if kind.is_block_device() || kind.is_char_device() {
+                found.push(entry.path());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(directory, 0, &mut found);
+    let own = |path: &PathBuf| {
+        let first = path.strip_prefix(directory).ok().and_then(|rest| rest.components().next());
+        first.is_some_and(|first| OWN.iter().any(|name| first.as_os_str() == *name))
+    };
+    found.retain(|path| !own(path));
+    found.sort();
+    found
 }
 
 /// A device of the machine, from `host[:container[:permissions]]`.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use api::container::{Container, ContainerSpec, NetworkAttachment, NetworkEndpoint, PortMapping};
 use api::names::DEFAULT_NETWORK;
 use network::AttachRequest;
+use oci_spec::runtime::LinuxDevice;
 use runtime::{ContainerConfig, LogConfig};
 
 use super::Handle;
@@ -30,6 +31,9 @@ const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 const START_PREFIX: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: \
     runc create failed: unable to start container process: ";
 const START_SUFFIX: &str = ": unknown";
+/// Files of a container's directory that it sees under /etc.
+const ETC_FILES: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
 
 /// What a start gave.
 #[derive(Debug, Default)]
@@ -74,9 +78,16 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         mounts::resolve(context, namespace, spec),
     )?;
     let rootfs = prepared.rootfs;
-    let hostname = hostname(spec, id);
+    let shared = shared_files(context, spec);
+    let hostname = match &shared {
+        Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
+        None => hostname(spec, id),
+    };
     let linked = links::resolve(context, spec)?;
-    let mut points = etc_files(spec, &hostname, &connected, &linked, &directory)?;
+    let mut points = match &shared {
+        Some(other) => ETC_FILES.map(|(name, target)| mounts::file(&other.join(name), target)).to_vec(),
+        None => etc_files(spec, &hostname, &connected, &linked, &directory)?,
+    };
     let Mounts { points: wanted, copies, volume_paths } = mounts;
     points.retain(|p| !wanted.iter().any(|w| w.target == p.target));
     points.extend(wanted);
@@ -101,7 +112,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         pid: joined(context, &spec.security.pid_mode, "pid").await?,
         ipc: joined(context, &spec.security.ipc_mode, "ipc").await?,
         mounts: points,
-        devices: spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<_>>()?,
+        devices: devices(spec)?,
         hostname,
         init_command,
         link_environment: linked.environment,
@@ -123,6 +134,21 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
     Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })
 }
 
+/// The devices that the spec names; all of the machine for a container that may do everything.
+fn devices(spec: &ContainerSpec) -> Result<Vec<(LinuxDevice, String)>> {
+    let mut devices = spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<Vec<_>>>()?;
+    if spec.security.privileged {
+        for path in spec::machine_devices(Path::new("/dev")) {
+            let taken = devices.iter().any(|(device, _)| *device.path() == path);
+            // One that vanishes meanwhile is no reason not to start.
+            if !taken && let Ok(found) = spec::device(&path.to_string_lossy()) {
+                devices.push(found);
+            }
+        }
+    }
+    Ok(devices)
+}
+
 fn cannot_start(error: runtime::Error) -> Error {
     match error {
         runtime::Error::CannotStart { code, message } => {
@@ -135,6 +161,12 @@ fn cannot_start(error: runtime::Error) -> Error {
         }
         other => other.into(),
     }
+}
+
+/// Directory of the container whose network this one shares: names and name servers belong to the network.
+fn shared_files(context: &Context, spec: &ContainerSpec) -> Option<PathBuf> {
+    let directory = context.container_dir(spec.network_mode.strip_prefix("container:")?);
+    ETC_FILES.iter().all(|(name, _)| directory.join(name).is_file()).then_some(directory)
 }
 
 fn hostname(spec: &ContainerSpec, id: &str) -> String {

@@ -64,6 +64,15 @@ impl Echo {
         if is_text(full.get("IpcMode"), "") {
             full.insert("IpcMode".into(), json!("private"));
         }
+        if is_text(full.get("CgroupnsMode"), "") {
+            full.insert("CgroupnsMode".into(), json!("private"));
+        }
+        // Clients write these for "none".
+        for (name, none) in [("MemorySwappiness", -1), ("PidsLimit", 0)] {
+            if full.get(name).and_then(Value::as_i64) == Some(none) {
+                full.insert(name.into(), Value::Null);
+            }
+        }
         if is_text(full.get("Runtime"), "") {
             full.insert("Runtime".into(), json!("runc"));
         }

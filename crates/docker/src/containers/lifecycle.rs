@@ -193,6 +193,7 @@ async fn container_stop(docker: Arc<Docker>, call: Call) -> Reply {
     let signal = call.query.text("signal").map_or_else(|| container.spec.stop_signal.clone(), str::to_owned);
     let number = if signal.is_empty() { 15 } else { signals::parse(&signal).unwrap_or(15) };
     docker.events.container(&container, "kill", &[("signal", number.to_string())]);
+    docker.events.will_stop(&id, false);
     let change = json!({ "metadata": { "annotations": annotations }, "spec": { "desired": "stopped" } });
     docker.containers.patch(&id, &change).await?;
     docker.containers.wait_for(&id, |slot| !there_and(slot, is_active)).await;
@@ -212,6 +213,12 @@ async fn container_restart(docker: Arc<Docker>, call: Call) -> Reply {
     let container = docker.container(call.parameter("id"))?;
     not_removing(&container)?;
     let annotations = stop_annotations(&call)?;
+    if is_active(status_of(&container).state) {
+        let signal = Some(container.spec.stop_signal.as_str()).filter(|signal| !signal.is_empty()).unwrap_or("TERM");
+        let number = signals::parse(signal).unwrap_or(15);
+        docker.events.container(&container, "kill", &[("signal", number.to_string())]);
+        docker.events.will_stop(&container.name_any(), true);
+    }
     start(&docker, &container, &annotations).await?;
     docker.events.container(&container, "restart", &[]);
     Ok(body::empty(StatusCode::NO_CONTENT))
@@ -278,7 +285,8 @@ async fn container_unpause(docker: Arc<Docker>, call: Call) -> Reply {
     reach(&docker, &id, "running", State::Running).await
 }
 
-async fn reach(docker: &Docker, id: &str, desired: &str, state: State) -> Reply {
+/// Freezes or thaws a container, and waits until it is.
+pub(crate) async fn reach(docker: &Docker, id: &str, desired: &str, state: State) -> Reply {
     docker.containers.patch(id, &json!({ "spec": { "desired": desired } })).await?;
     let from = if state == State::Paused { State::Running } else { State::Paused };
     let reached = docker.containers.wait_for(id, |slot| !there_and(slot, |now| now == from));
@@ -317,8 +325,9 @@ impl Baseline {
     fn passed(&self, now: &ContainerStatus) -> bool {
         let then = Self::of(now);
         let ended = then.finished_ns != self.finished_ns || then.restarts != self.restarts;
-        let failed = then.observed_start != self.observed_start && !now.error.is_empty() && !is_active(now.state);
-        ended || failed
+        // Times are told in whole seconds, so a run within the second of the last end shows by its number only.
+        let another = then.observed_start != self.observed_start && !is_active(now.state);
+        ended || another
     }
 }
 

@@ -126,7 +126,14 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
     };
     let exposed: Vec<(u16, String)> =
         spec.exposed_ports.iter().filter_map(|port| super::config::parse_port(port).ok()).collect();
-    let published: Vec<(u16, String)> = spec.ports.iter().map(|p| (p.container_port, p.protocol.clone())).collect();
+    // Only what runs has published ports.
+    let published: Vec<(u16, String)> = match status.state {
+        State::Running | State::Paused => &status.ports[..],
+        _ => &[],
+    }
+    .iter()
+    .map(|port| (port.container_port, port.protocol.clone()))
+    .collect();
     filters.any("id", |prefix| id.starts_with(prefix))
         && filters.any("name", |pattern| {
             name_matches(pattern, &spec.name) || name_matches(pattern, &format!("/{}", spec.name))

@@ -167,6 +167,7 @@ async fn attached(docker: &Arc<Docker>, container: Arc<Container>, query: &Query
         stdout: query.flag("stdout"),
         stderr: query.flag("stderr"),
         terminal: container.spec.terminal,
+        detachable: container.spec.terminal,
     };
     let keys = DetachKeys::parse(query.text("detachKeys"));
     let status = status_of(&container);

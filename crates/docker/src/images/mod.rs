@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::call::Call;
 use crate::containers::config::ImageDefaults;
+use crate::containers::lifecycle::reach;
 use crate::containers::wire::HealthConfig;
 use crate::error::{Error, Result};
 use crate::filters::Filters;
@@ -30,8 +31,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageHistory", Method::GET, "/images/{name...}/history", "get", "images", run!(image_history)),
     Operation::new("ImageTag", Method::POST, "/images/{name...}/tag", "update", "images", run!(image_tag)),
     Operation::new("ImageDelete", Method::DELETE, "/images/{name...}", "delete", "images", run!(image_delete)),
-    Operation::new("ImageCommit", Method::POST, "/commit", "create", "images", run!(image_commit))
-        .partial("the container is not paused meanwhile"),
+    Operation::new("ImageCommit", Method::POST, "/commit", "create", "images", run!(image_commit)),
 ];
 
 impl From<image::Error> for Error {
@@ -265,7 +265,7 @@ async fn image_prune(docker: Arc<Docker>, call: Call) -> Reply {
     let filters = Filters::of(&call.query, &["dangling", "label", "until"])?;
     let mut filter = list_filter(&filters)?;
     // `dangling=false` means "all that is not used", not "all that has a name".
-    filter.dangling = if filter.dangling.unwrap_or(true) { Some(true) } else { None };
+    filter.dangling = if filter.dangling.unwrap_or(true) { Some(true) } else { Some(false) };
     let (removed, reclaimed) = docker.images.prune(&filter, &docker.image_users()).await?;
     let deleted: Vec<Value> = removed.iter().map(|removal| tell(&docker, "", removal)).collect();
     docker.events.publish("image", "prune", "", [("reclaimed".to_owned(), reclaimed.to_string())].into());
@@ -314,12 +314,32 @@ async fn image_commit(docker: Arc<Docker>, mut call: Call) -> Reply {
         container: container.name_any(),
     };
     let facts = [("comment", options.comment.clone()), ("imageRef", options.reference.clone().unwrap_or_default())];
-    let layer = docker.state.node.changes_layer(&docker.workload(&container.name_any())).await?;
-    let id = docker.images.commit(Box::pin(layer.fuse()), options).await?;
+    // Frozen meanwhile, so that the image shows one instant; thawed whatever comes of it.
+    let running = container.status.as_ref().is_some_and(|status| status.state == State::Running);
+    let frozen = running && call.query.flag_or("pause", true);
+    let name = container.name_any();
+    if frozen {
+        reach(&docker, &name, "paused", State::Paused).await?;
+    }
+    let tagged = options.reference.clone();
+    let committed = commit(&docker, &name, options).await;
+    if let (Ok(id), Some(reference)) = (&committed, &tagged) {
+        docker.events.image(id, reference, "tag");
+    }
     let mut facts = facts.to_vec();
-    facts.push(("imageID", id.clone()));
-    docker.events.container(&container, "commit", &facts);
-    body::json_with(StatusCode::CREATED, &json!({ "Id": id }))
+    if let Ok(id) = &committed {
+        facts.push(("imageID", id.clone()));
+        docker.events.container(&container, "commit", &facts);
+    }
+    if frozen {
+        reach(&docker, &name, "running", State::Running).await?;
+    }
+    body::json_with(StatusCode::CREATED, &json!({ "Id": committed? }))
+}
+
+async fn commit(docker: &Docker, container: &str, options: CommitOptions) -> Result<String> {
+    let layer = docker.state.node.changes_layer(&docker.workload(container)).await?;
+    Ok(docker.images.commit(Box::pin(layer.fuse()), options).await?)
 }
 
 /// The `changes` of commit and import: Dockerfile instructions.

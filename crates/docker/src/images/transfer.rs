@@ -268,9 +268,11 @@ async fn image_push(docker: Arc<Docker>, call: Call) -> Reply {
     };
     let wanted = Reference::parse_tagged(&reference)?;
     let reference = wanted.familiar();
-    let image = docker.images.get(&reference).await.map_err(|_| {
-        Error::NotFound(format!("An image does not exist locally with the tag: {}", wanted.familiar_name()))
-    })?;
+    let Ok(image) = docker.images.get(&reference).await else {
+        let text = format!("An image does not exist locally with the tag: {}", wanted.familiar_name());
+        let first = json!({ "status": format!("The push refers to repository [{}]", wanted.name()) });
+        return Ok(lines_response(vec![line(&first), error_line(&image::Error::NotFound(text))]));
+    };
     let auth = registry_auth(&call)?;
     let shown_name = wanted.name();
     let (progress, mut lines) = Progress::channel();

@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::instance::DEFAULT_DATA_DIRECTORY;
 
+mod docker_certificate;
 mod down;
 mod image;
 mod plan;
@@ -70,6 +71,9 @@ enum Command {
         after_help = "Examples:\n  nuee image build-test-guest -o tiny\n  nuee image import debian debian-12-nocloud-amd64.qcow2"
     )]
     Image(image::Arguments),
+    /// Write the certificate with which a docker client reaches one namespace over TLS
+    #[command(after_help = "Examples:\n  nuee docker-certificate team-a --output team-a-docker")]
+    DockerCertificate(docker_certificate::Arguments),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  nuee completion bash > /etc/bash_completion.d/nuee\n  nuee completion zsh > ~/.zfunc/_nuee"
@@ -120,6 +124,7 @@ pub fn run() -> ExitCode {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),
         Command::Status(arguments) => return or_complain(status::run(&arguments)),
+        Command::DockerCertificate(arguments) => docker_certificate::run(&arguments),
         Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),
         Command::Vm(arguments) => vm::run(arguments),
         Command::Image(arguments) => image::run(arguments),

@@ -13,6 +13,8 @@ use crate::instance::{DEFAULT_SOCKET, GROUP, Instance};
 pub struct Listeners {
     /// For the Kubernetes API.
     pub kubernetes: TcpListener,
+    /// For the Docker API of tenants, when it is served.
+    pub tenants: Option<TcpListener>,
     /// For the image registry, when it is served.
     pub registry: Option<TcpListener>,
     /// For the Docker API: in the data directory, and for the default instance at the well-known place too.
@@ -34,7 +36,12 @@ pub async fn bind(instance: &Instance, config: &Config) -> Result<Listeners> {
         Some(address) => Some(tcp(address, "registryListen").await?),
         None => None,
     };
+    let tenants = match config.docker_listen {
+        Some(address) => Some(tcp(address, "dockerListen").await?),
+        None => None,
+    };
     Ok(Listeners {
+        tenants,
         kubernetes: tcp(config.kubernetes_listen, "kubernetesListen").await?,
         registry,
         docker: paths.iter().map(|path| unix(path)).collect::<Result<_>>()?,

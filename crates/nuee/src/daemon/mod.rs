@@ -19,8 +19,10 @@ mod logging;
 mod ready;
 mod registry_access;
 mod share;
+mod tenants;
 
 pub use destroy::destroy_workloads;
+pub use tenants::GROUP_PREFIX;
 
 /// Threads that run tasks. Blocking file work has threads of its own, so two keep the machine's processors for the workloads.
 const WORKER_THREADS: usize = 2;
@@ -113,7 +115,7 @@ struct House {
 impl House {
     async fn open(instance: &Instance, config: &Config) -> Result<Self> {
         let node_name = config.node_name()?;
-        let pki = open_pki(instance, config).await?;
+        let pki = tokio::task::block_in_place(|| open_pki(instance, config))?;
         share::share_kubeconfig(instance)?;
         let listeners = listen::bind(instance, config).await?;
         let (api, hands) = tokio::try_join!(open_api(instance, config, &pki), hands::Hands::open(instance, config))?;
@@ -173,6 +175,14 @@ impl House {
             let router = registry::router(images.clone(), registry::RegistryOptions { names, access: Some(access) });
             tasks.spawn(async move { axum::serve(listener, router).await.context("the image registry ended") });
         }
+        if let Some(listener) = listeners.tenants {
+            let make = tenant_endpoints(instance, &router, &node_name, &images, &agent);
+            let router = tenants::Tenants::new(client.clone(), make).router();
+            let tls = pki.server_config()?;
+            tasks.spawn(async move {
+                kubernetes::serve(listener, tls, router, limits).await.context("the Docker API of tenants ended")
+            });
+        }
         let docker = docker::router(docker::DockerState {
             client: masters("docker-socket"),
             namespace: api::names::DOCKER_NAMESPACE.into(),
@@ -207,7 +217,38 @@ impl House {
     }
 }
 
-async fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pki::Pki> {
+/// Makes the dialect of a tenant's namespace, with an identity that may only work there.
+fn tenant_endpoints(
+    instance: &Instance,
+    api: &axum::Router,
+    node_name: &str,
+    images: &Arc<image::ImageStore>,
+    agent: &Arc<agent::Agent>,
+) -> Box<dyn Fn(&str) -> axum::Router + Send + Sync> {
+    let (data_dir, api, node_name) = (instance.directory().to_owned(), api.clone(), node_name.to_owned());
+    let (images, agent) = (images.clone(), agent.clone());
+    Box::new(move |namespace| {
+        let group = format!("{GROUP_PREFIX}{namespace}");
+        let user = apiserver::UserInfo {
+            name: group.clone(),
+            groups: vec![group, "system:authenticated".into()],
+            ..apiserver::UserInfo::default()
+        };
+        docker::router(docker::DockerState {
+            client: kubernetes::client(&api, user),
+            namespace: namespace.to_owned(),
+            node_name: Some(node_name.clone()),
+            node: agent.clone(),
+            images: images.clone(),
+            step_runner: agent.clone(),
+            endpoint: docker::Endpoint::Tenant,
+            data_dir: data_dir.clone(),
+        })
+    })
+}
+
+/// The certificates, made where they are missing.
+pub fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pki::Pki> {
     let options = kubernetes::pki::PkiOptions {
         dir: instance.path("pki"),
         kubeconfig: instance.path("kubeconfig"),
@@ -220,8 +261,7 @@ async fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pk
             .collect(),
         now: jiff::Timestamp::now,
     };
-    let opened = tokio::task::spawn_blocking(move || kubernetes::pki::Pki::open(&options)).await?;
-    opened.context("the certificates cannot be opened")
+    kubernetes::pki::Pki::open(&options).context("the certificates cannot be opened")
 }
 
 async fn open_api(
