@@ -47,6 +47,8 @@ struct Create {
     attach_stdout: bool,
     attach_stderr: bool,
     console_size: Option<[u16; 2]>,
+    // docker-py writes it so; Go, which reads it in dockerd, does not care.
+    #[serde(alias = "detachKeys")]
     detach_keys: String,
     tty: bool,
     env: Vec<String>,
