@@ -155,6 +155,10 @@ impl FakeMachine {
             self.kube.patch("containers", &id, &json!({ "status": { "state": "paused" } }));
         } else if status["state"] == "paused" && spec["desired"] == "running" {
             self.kube.patch("containers", &id, &json!({ "status": { "state": "running" } }));
+        } else if running && !spec["resources"].is_null() && status["resourceUpdate"]["resources"] != spec["resources"]
+        {
+            let update = json!({ "resources": spec["resources"], "error": "" });
+            self.kube.patch("containers", &id, &json!({ "status": { "resourceUpdate": update } }));
         }
     }
 
