@@ -129,7 +129,7 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
     if network.id != network::DEFAULT_NETWORK {
         let mut names = vec![key.name.clone(), hostname.clone()];
         names.dedup();
-        context.directory.join(&network, wanted, uid, attachment.address, names);
+        context.directory.join(&network, wanted, uid, attachment.address, names, Vec::new());
     }
     let entry = Entry {
         uid: uid.to_owned(),
