@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DATA_DIR ?= /var/lib/nuee
 NUEE := target/release/nuee
 
-.PHONY: help build packages test-packages up down test compare bench bench-vm install
+.PHONY: help build packages test-packages up down test compare bench bench-vm bench-api soak fuzz install
 
 help:
 	@echo "make up       install what is needed, build, start Nuée and run a first workload"
@@ -14,6 +14,9 @@ help:
 	@echo "make compare  run docker-py's suite and the differential test beside dockerd, and record what it answers"
 	@echo "make bench    compare with dockerd, side by side"
 	@echo "make bench-vm compare with a bare qemu-system, side by side"
+	@echo "make bench-api  put load on the Kubernetes API, beside etcd driven directly"
+	@echo "make soak     32 writers and 64 watchers on 50,000 objects for five minutes"
+	@echo "make fuzz     every fuzz target for a minute"
 	@echo "make install  put nuee into /usr/local/bin, with its systemd unit"
 
 packages:
@@ -44,6 +47,17 @@ bench-vm: test-packages build
 
 bench: test-packages build
 	$(SUDO) env "PATH=$$PATH" python3 bench/docker --nuee $(NUEE)
+
+bench-api: test-packages build
+	$(CARGO) build --release --locked --package bench-api
+	$(SUDO) target/release/bench-api table --nuee $(NUEE)
+
+soak: test-packages build
+	$(CARGO) build --release --locked --package bench-api
+	$(SUDO) target/release/bench-api soak --nuee $(NUEE)
+
+fuzz:
+	fuzz/run.sh all 60
 
 install: packages build
 	$(SUDO) install -m 0755 $(NUEE) /usr/local/bin/nuee

@@ -1,11 +1,13 @@
 //! End to end: a whole Nuée, driven by the real docker, kubectl and curl.
 
+mod backup;
 mod command_line;
 mod dialect;
 mod docker;
 mod docker_compared;
 mod docker_tenants;
 mod errors;
+mod etcd;
 mod hostile;
 mod in_cluster;
 mod kubernetes;

@@ -23,12 +23,19 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("docker", &["api", "node", "image"]),
     ("registry", &["image"]),
     ("testkit", &[]),
+    // Serves the API alone, to put load on it.
+    ("bench-api", &["store", "apiserver", "kubernetes", "node"]),
     ("xtask", &[]),
 ];
 
 /// Crates that tests may know on top: a model of the store stands in for a disk.
-const TESTS_MAY_KNOW: &[(&str, &[&str])] =
-    &[("kubernetes", &["store"]), ("docker", &["apiserver", "kubernetes", "store"])];
+const TESTS_MAY_KNOW: &[(&str, &[&str])] = &[
+    ("store", &["testkit"]),
+    ("apiserver", &["testkit"]),
+    ("image", &["testkit"]),
+    ("kubernetes", &["store", "testkit"]),
+    ("docker", &["apiserver", "kubernetes", "store", "testkit"]),
+];
 
 /// The findings.
 pub fn check() -> Result<Vec<String>> {

@@ -23,7 +23,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
 /// The findings.
 pub fn check() -> Result<Vec<String>> {
     let mut findings = Vec::new();
-    for root in ["crates", "xtask", "tests"] {
+    for root in ["crates", "bench", "xtask", "tests"] {
         for path in sources(Path::new(root))? {
             let text = fs::read_to_string(&path)?;
             let shown = path.display();

@@ -199,7 +199,7 @@ impl Kind {
 
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        crate::path::api_version(&self.group, &self.version)
     }
 
     /// `pods` or `deployments.apps`.

@@ -17,6 +17,8 @@ mod custom;
 mod encoding;
 mod expression;
 mod fairness;
+#[doc(hidden)]
+pub mod fuzzing;
 mod json;
 mod keys;
 mod kind;
@@ -41,6 +43,7 @@ mod watch;
 mod write;
 
 pub use admission::{WebhookEndpoint, WebhookTransport};
+pub use fairness::FairnessLimits;
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
 pub use kind_table::{GroupVersion, KindTable};
 pub use object::{Meta, Object, ObjectList};

@@ -16,9 +16,17 @@ pub(crate) fn answer(
     server: &ApiServer,
     ctx: &RequestContext,
     kind: &Kind,
+    namespace: Option<&str>,
     decoded: Decoded,
 ) -> Result<Written, Status> {
     let mut review = decoded.value;
+    // Who may ask within one namespace learns nothing about another.
+    let asked = crate::json::text(&review, "/spec/resourceAttributes/namespace");
+    if let Some(namespace) = namespace.filter(|own| kind.namespaced && *own != asked) {
+        return Err(Status::bad_request(format!(
+            "spec.resourceAttributes.namespace must match namespace: {namespace}"
+        )));
+    }
     match kind.kind.as_str() {
         "SelfSubjectAccessReview" => review["status"] = access(server, &ctx.user, &review["spec"]),
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {

@@ -12,7 +12,7 @@ use crate::audit::AuditLog;
 use crate::authentication::Authenticator;
 use crate::authorization::RbacCache;
 use crate::cache::{Caches, Feed, Progress, WatchCache};
-use crate::fairness::Fairness;
+use crate::fairness::{Fairness, FairnessLimits};
 use crate::keys;
 use crate::kind::Kind;
 use crate::kind_table::KindTable;
@@ -58,6 +58,8 @@ pub struct Options {
     pub audit_log: Option<std::path::PathBuf>,
     /// How admission webhooks are called; `None`: a webhook that must be called fails.
     pub webhooks: Option<Arc<dyn crate::admission::WebhookTransport>>,
+    /// How many requests and watches are let in at once.
+    pub fairness: FairnessLimits,
     /// The clock.
     pub now: fn() -> Timestamp,
 }
@@ -73,6 +75,7 @@ impl Default for Options {
             mount_service_account_tokens: false,
             audit_log: None,
             webhooks: None,
+            fairness: FairnessLimits::default(),
             now: Timestamp::now,
         }
     }
@@ -150,7 +153,7 @@ impl ApiServer {
             progress,
             rbac: RbacCache::default(),
             authenticator,
-            fairness: Fairness::default(),
+            fairness: Fairness::new(options.fairness),
             addresses,
             quota_locks: crate::admission::QuotaLocks::default(),
             patterns: crate::schema::Patterns::default(),

@@ -15,6 +15,8 @@ mod error;
 mod events;
 mod exec;
 mod filters;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hijack;
 mod identity;
 mod images;

@@ -16,6 +16,8 @@ pub mod build;
 pub mod config;
 pub mod digest;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layer;
 pub mod manifest;
 pub mod pattern;

@@ -9,6 +9,8 @@ mod body;
 mod client;
 mod discovery;
 mod endpoints;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod identity;
 mod jsonpath;

@@ -1,11 +1,16 @@
 //! The TLS server: HTTP/1.1 and HTTP/2 on one port, client certificates optional, bounds for slow and greedy clients.
+//!
+//! The protocol is the one that ALPN settled, so that no connection waits without a limit for a first byte that would tell.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -18,25 +23,36 @@ use crate::identity::{Connection, certificate_user};
 pub struct ServeLimits {
     /// Most connections at once; further ones wait in the kernel's queue.
     pub connections: usize,
+    /// Most connections from one address; further ones are closed at once.
+    pub connections_of_one: usize,
     /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Time for the head of an HTTP/1.1 request, and for an answer to an HTTP/2 ping.
+    /// Time for the head of an HTTP/1.1 request, from the end of the answer before it; and for an answer to an HTTP/2 ping.
     pub header_timeout: Duration,
     /// Largest head of a request. Units: bytes.
     pub header_bytes: usize,
     /// Most concurrent streams of one HTTP/2 connection.
     pub streams: u32,
+    /// Streams of one HTTP/2 connection that a client may have reset before they were looked at; more of them break the connection
+    /// off. `Source:` CVE-2023-44487.
+    pub reset_streams: usize,
+    /// Time between HTTP/2 pings that find dead clients.
+    pub ping_interval: Duration,
 }
 
 impl Default for ServeLimits {
     fn default() -> ServeLimits {
         ServeLimits {
             connections: 4096,
+            // One address, be it a gateway with many behind it, never has them all.
+            connections_of_one: 3072,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             header_bytes: 64 * 1024,
             // Controllers open one watch per kind over one connection: kube-apiserver's own default.
             streams: 250,
+            reset_streams: 32,
+            ping_interval: Duration::from_secs(30),
         }
     }
 }
@@ -53,8 +69,8 @@ pub enum ServeError {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts in a row after which the server gives up.
 const MAX_ACCEPT_FAILURES: u32 = 100;
-/// Time between HTTP/2 pings that find dead clients.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// What HTTP/2 protocol's TLS name is. `Source:` RFC 9113, section 3.2.
+const ALPN_HTTP2: &[u8] = b"h2";
 
 /// Serves `router` over TLS until the future is dropped. Every connection is a task of its own.
 ///
@@ -67,6 +83,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(limits.connections));
+    let addresses = Arc::new(Addresses::default());
     let mut tasks = tokio::task::JoinSet::new();
     let mut failures = 0;
     loop {
@@ -83,11 +100,46 @@ pub async fn serve(
             Err(error) => return Err(ServeError::Accept(error)),
         };
         failures = 0;
+        let Some(address) = addresses.take(remote.ip(), limits.connections_of_one) else {
+            tracing::debug!(%remote, "too many connections from one address");
+            continue;
+        };
         let (acceptor, router) = (acceptor.clone(), router.clone());
         tasks.spawn(async move {
             connection(stream, remote, acceptor, router, limits).await;
-            drop(place);
+            drop((place, address));
         });
+    }
+}
+
+/// Connections by address.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection's place among those of its address; given back when dropped.
+struct AddressPlace(Arc<Addresses>, IpAddr);
+
+impl Addresses {
+    fn take(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<AddressPlace> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(AddressPlace(self.clone(), address))
+    }
+}
+
+impl Drop for AddressPlace {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock();
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
     }
 }
 
@@ -113,19 +165,22 @@ async fn connection(
         let mut router = router.clone();
         async move { router.call(request.map(axum::body::Body::new)).await }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.header_bytes)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(limits.header_timeout);
-    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(tls), service).await {
+    let ended = if tls.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2) {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_pending_accept_reset_streams(limits.reset_streams)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.header_timeout);
+        builder.serve_connection(TokioIo::new(tls), service).await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(limits.header_bytes);
+        builder.serve_connection(TokioIo::new(tls), service).with_upgrades().await
+    };
+    if let Err(error) = ended {
         tracing::debug!(%remote, %error, "connection ended");
     }
 }

@@ -47,6 +47,11 @@ const COMMENTED: &str = "\
 
 # Registries that are asked before Docker Hub for its images, such as http://mirror.example:5000.
 # registryMirrors: []
+
+# Keep the objects in an etcd v3 cluster instead of the data directory. All paths name PEM files; certificate and key are for
+# clusters that ask for one. An empty cluster is filled; nothing moves from one place to the other by itself. For example
+#   {endpoints: ['https://10.0.0.1:2379'], authority: /etc/nuee/etcd-ca.pem, certificate: /etc/nuee/etcd.pem, key: /etc/nuee/etcd.key}
+# etcd: null
 ";
 
 /// Where the image registry listens when nothing else is said.
@@ -84,6 +89,52 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// Registries that are asked before Docker Hub for its images.
     pub registry_mirrors: Vec<String>,
+    /// The etcd cluster that keeps the objects; `None`: the data directory does.
+    pub etcd: Option<Etcd>,
+}
+
+/// An etcd cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Etcd {
+    /// Client URLs of its members.
+    pub endpoints: Vec<String>,
+    /// File with the certificate of the authority that signed the members' certificates; needed for `https`.
+    #[serde(default)]
+    pub authority: Option<std::path::PathBuf>,
+    /// File with our certificate, when the members ask for one.
+    #[serde(default)]
+    pub certificate: Option<std::path::PathBuf>,
+    /// File with its key.
+    #[serde(default)]
+    pub key: Option<std::path::PathBuf>,
+    /// Name to expect in the members' certificates, in place of the URL's host.
+    #[serde(default)]
+    pub server_name: Option<String>,
+}
+
+impl Etcd {
+    /// Reads the files.
+    ///
+    /// `Errors:` a file cannot be read; `https` without an authority; a certificate without its key.
+    pub fn options(&self) -> Result<store::EtcdOptions> {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("etcd: cannot read {}", path.display()));
+        let identity = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (None, None) => None,
+            _ => bail!("etcd: certificate and key go together"),
+        };
+        let tls = match &self.authority {
+            Some(authority) => {
+                Some(store::EtcdTls { authority: read(authority)?, identity, server_name: self.server_name.clone() })
+            }
+            None if identity.is_some() || self.endpoints.iter().any(|url| url.starts_with("https:")) => {
+                bail!("etcd: name the authority that signed the certificates of its members")
+            }
+            None => None,
+        };
+        Ok(store::EtcdOptions { endpoints: self.endpoints.clone(), tls })
+    }
 }
 
 impl Default for Config {
@@ -102,6 +153,7 @@ impl Default for Config {
             name_servers: Vec::new(),
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
+            etcd: None,
         }
     }
 }
@@ -180,8 +232,21 @@ mod tests {
     }
 
     #[test]
+    fn an_etcd_is_reached_in_the_clear_only_when_its_url_says_so() -> Result<()> {
+        let etcd = |text: &str| -> Result<store::EtcdOptions> {
+            Config::parse(&format!("etcd: {text}"))?.etcd.context("no etcd")?.options()
+        };
+        assert!(etcd("{endpoints: ['http://127.0.0.1:2379']}")?.tls.is_none());
+        assert!(etcd("{endpoints: ['https://127.0.0.1:2379']}").is_err());
+        assert!(etcd("{endpoints: ['http://127.0.0.1:2379'], key: /dev/null}").is_err());
+        assert!(etcd("{endpoints: ['https://127.0.0.1:2379'], authority: /dev/null}")?.tls.is_some());
+        Ok(())
+    }
+
+    #[test]
     fn an_unknown_setting_is_refused() {
         assert!(Config::parse("podcidr: 10.0.0.0/8").is_err());
         assert!(Config::parse("nodePorts: [5, 4]").is_err());
+        assert!(Config::parse("etcd: {endpoint: x}").is_err());
     }
 }

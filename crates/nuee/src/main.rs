@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 mod api_client;
+mod backup;
 mod command;
 mod config;
 mod daemon;

@@ -17,6 +17,8 @@ mod watch;
 
 pub mod clock;
 pub mod embedded;
+#[doc(hidden)]
+pub mod fuzzing;
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 //! is left behind. Tests that use it run side by side.
 
 mod census;
+pub mod fuzzing;
 mod images;
 mod leftovers;
 mod output;

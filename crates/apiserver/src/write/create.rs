@@ -34,7 +34,7 @@ impl ApiServer {
         }
         let decoded = self.decode(&kind, body, o.field_validation)?;
         if !kind.stored {
-            return crate::review::answer(self, ctx, &kind, decoded);
+            return crate::review::answer(self, ctx, &kind, path.namespace.as_deref(), decoded);
         }
         let mut written = self.create_decoded(ctx, &kind, path, decoded.value, o, None).await?;
         written.warnings.splice(0..0, decoded.warnings);
@@ -70,8 +70,10 @@ impl ApiServer {
         let prefix = crate::json::text(&object, "/metadata/generateName").to_owned();
         let generated = crate::json::text(&object, "/metadata/name").is_empty() && !prefix.is_empty();
         let mut warnings = Vec::new();
+        // Only what may turn out to be taken is tried more than once, and so copied.
+        let may_repeat = generated || kind.allocator.is_some();
         for attempt in 1..=ATTEMPTS {
-            let mut candidate = object.clone();
+            let mut candidate = if may_repeat { object.clone() } else { std::mem::take(&mut object) };
             if generated {
                 crate::json::set_metadata(&mut candidate, "name", Value::from(metadata::generate_name(&prefix)));
             }

@@ -12,6 +12,12 @@ pub struct Server {
     task: tokio::task::JoinHandle<()>,
     /// Its router, for in-process clients.
     pub router: axum::Router,
+    /// Its machinery.
+    pub api: Arc<apiserver::ApiServer>,
+    /// Its store.
+    pub store: store::SharedStore,
+    /// Where it listens.
+    pub address: std::net::SocketAddr,
 }
 
 impl Drop for Server {
@@ -33,9 +39,15 @@ pub struct Output {
 impl Server {
     /// Starts a server.
     pub async fn start() -> Server {
+        Server::start_with(kubernetes::ServeLimits::default(), apiserver::Options::default()).await
+    }
+
+    /// Starts a server with other limits, or with tokens.
+    pub async fn start_with(limits: kubernetes::ServeLimits, options: apiserver::Options) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let bound = listener.local_addr().unwrap();
+        let address = bound.to_string();
         let pki = kubernetes::pki::Pki::open(&kubernetes::pki::PkiOptions {
             dir: dir.path().join("pki"),
             kubeconfig: dir.path().join("kubeconfig"),
@@ -48,17 +60,22 @@ impl Server {
             token_key: Some(pki.token_key.clone()),
             audit_log: Some(dir.path().join("audit.log")),
             webhooks: Some(Arc::new(kubernetes::HttpsWebhooks::default())),
-            ..apiserver::Options::default()
+            ..options
         };
-        let store = store::MemoryStore::new();
-        let api = apiserver::ApiServer::open(store, kubernetes::builtin_kinds(), options).await.unwrap();
+        let store: store::SharedStore = store::MemoryStore::new();
+        let api = apiserver::ApiServer::open(store.clone(), kubernetes::builtin_kinds(), options).await.unwrap();
         let options = kubernetes::RouterOptions { server_address: address, ..Default::default() };
-        let router = kubernetes::router(api, Arc::new(crate::fake_node::FakeNode), options);
+        let router = kubernetes::router(api.clone(), Arc::new(crate::fake_node::FakeNode), options);
         let (tls, served) = (pki.server_config().unwrap(), router.clone());
         let task = tokio::spawn(async move {
-            kubernetes::serve(listener, tls, served, kubernetes::ServeLimits::default()).await.unwrap();
+            kubernetes::serve(listener, tls, served, limits).await.unwrap();
         });
-        Server { dir, task, router }
+        Server { dir, task, router, api, store, address: bound }
+    }
+
+    /// The certificate of its authority, PEM.
+    pub fn authority(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("pki/ca.crt")).unwrap()
     }
 
     /// A directory in the server's own.

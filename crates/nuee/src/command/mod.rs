@@ -7,10 +7,12 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::instance::DEFAULT_DATA_DIRECTORY;
 
+mod backup;
 mod docker_certificate;
 mod down;
 mod image;
 mod plan;
+mod restore;
 mod simulate;
 mod status;
 mod up;
@@ -49,6 +51,16 @@ enum Command {
     /// Show whether it runs, and where clients find it
     #[command(after_help = "Examples:\n  nuee status\n  nuee status -o json | jq .endpoints")]
     Status(status::Arguments),
+    /// Write everything but images and volumes to one file, while it runs
+    #[command(
+        after_help = "Examples:\n  nuee backup /srv/backup/monday.nuee --passphrase-file /root/passphrase\n  nuee backup verify /srv/backup/monday.nuee"
+    )]
+    Backup(backup::Arguments),
+    /// Make a new Nuée of a backup, in an empty data directory
+    #[command(
+        after_help = "Examples:\n  nuee restore /srv/backup/monday.nuee --passphrase-file /root/passphrase && nuee up --detach"
+    )]
+    Restore(restore::Arguments),
     /// Check what this machine offers, and say how to mend what is missing
     Doctor(crate::doctor::Arguments),
     /// Replay a trace of demand under a consolidation policy
@@ -123,6 +135,8 @@ pub fn run() -> ExitCode {
     let done = match command {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::Status(arguments) => return or_complain(status::run(&arguments)),
         Command::DockerCertificate(arguments) => docker_certificate::run(&arguments),
         Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),

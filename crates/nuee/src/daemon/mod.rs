@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::instance::{Endpoints, Instance, State};
 
+pub mod control;
 mod destroy;
 mod hands;
 mod in_cluster;
@@ -118,7 +119,12 @@ impl House {
         let pki = tokio::task::block_in_place(|| open_pki(instance, config))?;
         share::share_kubeconfig(instance)?;
         let listeners = listen::bind(instance, config).await?;
-        let (api, hands) = tokio::try_join!(open_api(instance, config, &pki), hands::Hands::open(instance, config))?;
+        let commands = control::bind(instance)?;
+        let state = async {
+            let store = open_store(instance, config).await?;
+            Ok((open_api(instance, config, &pki, store.clone()).await?, store))
+        };
+        let ((api, store), hands) = tokio::try_join!(state, hands::Hands::open(instance, config))?;
 
         let node = late_node::LateNode::new();
         let options = kubernetes::RouterOptions {
@@ -146,6 +152,8 @@ impl House {
                 kubernetes::serve(listeners.kubernetes, tls, router, limits).await.context("the Kubernetes API ended")
             }
         });
+
+        tasks.spawn(async move { control::serve(commands, store).await.context("the socket for commands ended") });
 
         let client = masters(&format!("system:node:{node_name}"));
         let images = hands.images.clone();
@@ -264,15 +272,24 @@ pub fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pki:
     kubernetes::pki::Pki::open(&options).context("the certificates cannot be opened")
 }
 
+/// The store that the settings name: in the data directory, or an etcd cluster.
+async fn open_store(instance: &Instance, config: &Config) -> Result<store::SharedStore> {
+    if let Some(etcd) = &config.etcd {
+        let store = store::EtcdStore::connect(etcd.options()?).await;
+        return Ok(store.with_context(|| format!("etcd at {} cannot be used", etcd.endpoints.join(", ")))?);
+    }
+    let directory = instance.path("store");
+    let opened =
+        tokio::task::spawn_blocking(move || store::EmbeddedStore::open(&directory, store::EmbeddedOptions::default()));
+    Ok(opened.await?.context("the store cannot be opened")?)
+}
+
 async fn open_api(
     instance: &Instance,
     config: &Config,
     pki: &kubernetes::pki::Pki,
+    store: store::SharedStore,
 ) -> Result<Arc<apiserver::ApiServer>> {
-    let directory = instance.path("store");
-    let opened =
-        tokio::task::spawn_blocking(move || store::EmbeddedStore::open(&directory, store::EmbeddedOptions::default()));
-    let store = opened.await?.context("the store cannot be opened")?;
     let options = apiserver::Options {
         service_cidr: config.service_cidr.clone(),
         node_ports: config.node_ports,

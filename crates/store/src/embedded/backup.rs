@@ -20,9 +20,19 @@ use super::recover;
 use crate::error::{Error, Result};
 use crate::types::Revision;
 
-/// How far a restore moves the revision on. Revisions given out after the backup was taken must never come again with
-/// other content; etcd's documentation recommends the same distance. At 10,000 writes a second it covers a day.
+/// How far a restore moves the revision on at least. Revisions given out after the backup was taken must never come again
+/// with other content; etcd's documentation recommends the same distance. At 10,000 writes a second it covers a day.
 pub const RESTORE_REVISION_BUMP: Revision = 1_000_000_000;
+
+/// Revisions that a restore allows for each second of the calendar, more than this engine writes. One backup may be restored
+/// twice, and what was written between the two restores must not be reused either: the later restore begins higher, because
+/// the calendar went on. Such revisions stay below 2^53 until the year 4800, which is what JavaScript counts exactly.
+const RESTORE_REVISIONS_PER_SECOND: Revision = 100_000;
+
+/// Where a store begins that is restored at this time from a backup of that revision.
+fn restored_revision(backup: Revision, unix_seconds: u64) -> Revision {
+    (backup + RESTORE_REVISION_BUMP).max(unix_seconds.saturating_mul(RESTORE_REVISIONS_PER_SECOND))
+}
 
 const MAGIC: &[u8; 8] = b"NUEEBKUP";
 const HEADER_BYTES: usize = 16;
@@ -80,8 +90,13 @@ fn write_partial(partial: &Path, checkpoint: &Checkpoint, entries: Vec<Reading>)
     out.sync_all().map_err(|error| io_error("sync the backup", &error))
 }
 
+/// Reads the whole backup and checks it; returns the revision that it holds.
+pub(crate) fn verify(file: &Path) -> Result<Revision> {
+    read(file, |_, _| Ok(())).map(|checkpoint| checkpoint.revision)
+}
+
 /// Makes a store in `dir`, which must be missing or empty, from a backup; returns its revision.
-pub(crate) fn restore(file: &Path, dir: &Path, segment_bytes: u64) -> Result<Revision> {
+pub(crate) fn restore(file: &Path, dir: &Path, segment_bytes: u64, unix_seconds: u64) -> Result<Revision> {
     let occupied = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
         return Err(Error::Invalid(format!("{} is not empty", dir.display())));
@@ -92,7 +107,7 @@ pub(crate) fn restore(file: &Path, dir: &Path, segment_bytes: u64) -> Result<Rev
     if working.exists() {
         std::fs::remove_dir_all(&working).map_err(|error| io_error("remove an unfinished restore", &error))?;
     }
-    let revision = checkpoint.revision + RESTORE_REVISION_BUMP;
+    let revision = restored_revision(checkpoint.revision, unix_seconds);
     let fill = || -> Result<()> {
         let disk: Arc<dyn Disk> =
             Arc::new(OsDisk::new(&working).map_err(|error| io_error("create the store", &error))?);
@@ -153,7 +168,9 @@ fn read(file: &Path, mut each: impl FnMut(&[&[u8]], u64) -> Result<()>) -> Resul
         bytes.resize(length, 0);
         input.read_exact(&mut bytes[FRAME_HEADER_BYTES..]).map_err(|_| damaged())?;
         let Parsed::Frame { sequence, payload, .. } = record::parse_frame(&bytes, &seed) else { return Err(damaged()) };
-        if sequence != expected {
+        // The padding is under no checksum; in a backup nothing may differ, be it needed or not.
+        let padded = bytes[FRAME_HEADER_BYTES + payload.len()..].iter().all(|byte| *byte == 0);
+        if sequence != expected || !padded {
             return Err(damaged());
         }
         expected += 1;

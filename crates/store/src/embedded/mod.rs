@@ -14,7 +14,7 @@ mod keeper;
 mod log;
 mod manifest;
 mod read;
-mod record;
+pub(crate) mod record;
 mod recover;
 mod writer;
 
@@ -144,12 +144,20 @@ impl EmbeddedStore {
         Ok(Arc::new(Self { shared, requests: Some(sender), bell, threads: Mutex::new(threads), _lock: lock }))
     }
 
-    /// Makes a store in `dir`, which must be missing or empty, from a backup; returns its revision, which lies
-    /// [`RESTORE_REVISION_BUMP`] above the backup's, so that no revision is ever given out twice.
+    /// Makes a store in `dir`, which must be missing or empty, from a backup; returns its revision. It lies at least
+    /// [`RESTORE_REVISION_BUMP`] above the backup's, and above all that an earlier restore of the same backup has given out,
+    /// so that no revision is ever given out twice. `unix_seconds` is the time now.
     ///
     /// Errors: `Corrupt` when the backup is damaged or cut off; nothing is made then.
-    pub fn restore(file: &Path, dir: &Path) -> Result<Revision> {
-        backup::restore(file, dir, DEFAULT_SEGMENT_BYTES)
+    pub fn restore(file: &Path, dir: &Path, unix_seconds: u64) -> Result<Revision> {
+        backup::restore(file, dir, DEFAULT_SEGMENT_BYTES, unix_seconds)
+    }
+
+    /// Reads a whole backup and checks it, without making anything; returns the revision that it holds.
+    ///
+    /// Errors: as [`Self::restore`].
+    pub fn verify_backup(file: &Path) -> Result<Revision> {
+        backup::verify(file)
     }
 
     /// What the store holds and takes now.
