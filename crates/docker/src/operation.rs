@@ -122,6 +122,7 @@ fn tables() -> [&'static [Operation]; 13] {
         exec::OPERATIONS,
         images::OPERATIONS,
         images::build::OPERATIONS,
+        images::buildkit::OPERATIONS,
         images::transfer::OPERATIONS,
         distribution::OPERATIONS,
         networks::OPERATIONS,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
-use image::build::{BuildEvent, BuildOptions};
+use image::build::{BuildEvent, BuildOptions, StepBounds};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -64,8 +64,33 @@ fn request(call: &Call) -> Result<BuildOptions> {
             .map(str::to_owned)
             .collect(),
         platform: query.text("platform").unwrap_or("").to_owned(),
-        memory_bytes: query.number("memory")?.unwrap_or(0),
+        bounds: bounds(call)?,
         credentials: credentials(call)?,
+        ..BuildOptions::default()
+    })
+}
+
+/// The limits of RUN steps.
+fn bounds(call: &Call) -> Result<StepBounds> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Limit {
+        name: String,
+        soft: i64,
+        hard: i64,
+    }
+    let query = &call.query;
+    let limits: Option<Vec<Limit>> = json_value(call, "ulimits")?;
+    Ok(StepBounds {
+        memory_bytes: query.number("memory")?.unwrap_or(0),
+        memory_swap_bytes: query.number("memswap")?.unwrap_or(0),
+        cpu_shares: query.number("cpushares")?.unwrap_or(0),
+        cpu_quota_us: query.number("cpuquota")?.unwrap_or(0),
+        cpu_period_us: query.number("cpuperiod")?.unwrap_or(0),
+        cpuset_cpus: query.text("cpusetcpus").unwrap_or_default().to_owned(),
+        cpuset_mems: query.text("cpusetmems").unwrap_or_default().to_owned(),
+        shm_bytes: query.number("shmsize")?.unwrap_or(0),
+        ulimits: limits.into_iter().flatten().map(|l| (l.name, l.soft, l.hard)).collect(),
     })
 }
 
@@ -119,6 +144,7 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
                 let text = match event {
                     BuildEvent::Stream(text) => line(&json!({ "stream": text })),
                     BuildEvent::Pull(progress) => progress_line(&progress),
+                    BuildEvent::Step(_) => continue,
                     BuildEvent::Built(id) => line(&json!({ "aux": { "ID": id.to_string() } })),
                 };
                 if !quiet && sender.send(text).await.is_err() {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::instance::{Endpoints, Instance, State};
 
+mod buildkit;
 mod destroy;
 mod hands;
 mod in_cluster;
@@ -188,6 +189,7 @@ impl House {
             namespace: api::names::DOCKER_NAMESPACE.into(),
             node_name: Some(node_name.clone()),
             node: agent.clone(),
+            buildkit: Some(buildkit::Host::start(images.clone(), agent.clone())),
             images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Machine,

@@ -1,0 +1,30 @@
+//! Puts the Docker API's connections and BuildKit's protocol together, which know nothing of each other.
+
+use std::sync::Arc;
+
+use image::ImageStore;
+use image::build::StepRunner;
+
+/// BuildKit behind the Docker API of this machine.
+pub struct Host(Arc<buildkit::BuildKit>);
+
+impl Host {
+    /// For the machine's own endpoint, whose users may do with the machine as they like.
+    pub fn start(store: Arc<ImageStore>, runner: Arc<dyn StepRunner>) -> Arc<Host> {
+        Arc::new(Host(buildkit::BuildKit::new(buildkit::Options { store, runner, host_network: true })))
+    }
+}
+
+impl docker::BuildKitHost for Host {
+    fn serve(&self, connection: docker::Connection) {
+        tokio::spawn(self.0.clone().serve(connection));
+    }
+
+    fn hold_session(&self, id: String, methods: Vec<String>, connection: docker::Connection) {
+        tokio::spawn(self.0.clone().hold_session(buildkit::SessionInfo { id, methods }, connection));
+    }
+
+    fn on_tag(&self, told: buildkit::Tagged) {
+        self.0.on_tag(told);
+    }
+}
