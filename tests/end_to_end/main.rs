@@ -1,6 +1,8 @@
 //! End to end: a whole Nuée, driven by the real docker, kubectl and curl.
 
+mod buildkit;
 mod command_line;
+mod compose;
 mod dialect;
 mod docker;
 mod docker_compared;

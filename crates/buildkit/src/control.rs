@@ -14,7 +14,7 @@ use crate::export::{Export, export};
 use crate::frontend::{self, Built};
 use crate::server::{streaming, unary, unimplemented};
 use crate::wire::control::{
-    BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, DiskUsageResponse, Empty, InfoResponse,
+    BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, DiskUsageResponse, Empty, Exporter, InfoResponse,
     ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse, StatusRequest, UsageRecord, Version, WorkerRecord,
 };
 use crate::wire::gateway::References;
@@ -121,6 +121,53 @@ async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest) -> Result<SolveRe
     }
     running.response.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&exporter_response);
     Ok(SolveResponse { exporter_response })
+}
+
+/// A build that the daemon itself asks for, in place of a client's Solve.
+#[derive(Clone, Debug, Default)]
+pub struct Build {
+    /// Its id.
+    pub reference: String,
+    /// The session whose files it builds.
+    pub session: String,
+    /// Attributes of the Dockerfile frontend.
+    pub attributes: HashMap<String, String>,
+    /// Where the result goes: kind and attributes.
+    pub exports: Vec<(String, HashMap<String, String>)>,
+}
+
+impl BuildKit {
+    /// Builds; `told` gets the progress as BuildKit encodes it. The image's id, if the result is one. Dropping the future
+    /// ends the build.
+    ///
+    /// Errors: a text for the user.
+    pub async fn build<F, W>(self: &Arc<Self>, build: Build, told: F) -> Result<Option<String>, String>
+    where
+        F: Fn(Vec<u8>) -> W,
+        W: Future<Output = ()>,
+    {
+        let exporters = build.exports.into_iter().map(|(kind, attrs)| Exporter { kind, attrs }).collect();
+        let request = SolveRequest {
+            reference: build.reference.clone(),
+            session: build.session,
+            frontend: frontend::DOCKERFILE.to_owned(),
+            frontend_attrs: build.attributes,
+            exporters,
+            ..SolveRequest::default()
+        };
+        let solving = solve(self.clone(), request);
+        let telling = async {
+            let Ok(running) = self.builds.get(&build.reference).await else { return };
+            let messages = running.messages();
+            tokio::pin!(messages);
+            while let Some(Ok(message)) = messages.next().await {
+                told(prost::Message::encode_to_vec(&message)).await;
+            }
+        };
+        let (solved, ()) = tokio::join!(solving, telling);
+        let response = solved.map_err(|status| format!("failed to solve: {}", status.message()))?;
+        Ok(response.exporter_response.get("containerimage.config.digest").cloned())
+    }
 }
 
 /// Caches that other builders made, or would read, are no use here: the images themselves are the cache.

@@ -35,6 +35,7 @@ use image::build::StepRunner;
 use crate::build::Builds;
 use crate::session::Sessions;
 
+pub use crate::control::Build;
 pub use crate::session::SessionInfo;
 
 /// What the protocol works with.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 mod api_client;
 mod command;
+mod compose;
 mod config;
 mod daemon;
 mod doctor;

@@ -103,8 +103,9 @@ pub(super) async fn run(parts: Parts, dockerfile: &str) -> Result<Digest> {
         }
     }
     let mut image = None;
-    while !tasks.is_empty() && !(classic && wanted.iter().any(|number| build.failed(*number))) {
-        let Some(joined) = tasks.join_next().await else { break };
+    while !(classic && wanted.iter().any(|number| build.failed(*number)))
+        && let Some(joined) = tasks.join_next().await
+    {
         match joined? {
             (number, Outcome::Image(id)) if number == build.plan.target => image = id,
             (_, Outcome::Image(_)) => {}

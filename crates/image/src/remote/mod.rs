@@ -3,12 +3,8 @@
 //! Source: OCI distribution specification 1.1; the distribution project's token authentication.
 
 mod challenge;
-<<<<<<< HEAD
-mod connect;
-mod look;
-=======
 pub(crate) mod connect;
->>>>>>> 5d94d7a (buildkit: build by sessions, control API and gateway)
+mod look;
 mod pace;
 mod pull;
 mod push;

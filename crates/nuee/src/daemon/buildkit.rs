@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use image::ImageStore;
 use image::build::StepRunner;
+use tokio::sync::mpsc;
+
+/// Messages of a build that wait for a slow client; the build waits with them.
+const EVENT_QUEUE: usize = 256;
 
 /// BuildKit behind the Docker API of this machine.
 pub struct Host(Arc<buildkit::BuildKit>);
@@ -22,6 +26,30 @@ impl docker::BuildKitHost for Host {
 
     fn hold_session(&self, id: String, methods: Vec<String>, connection: docker::Connection) {
         tokio::spawn(self.0.clone().hold_session(buildkit::SessionInfo { id, methods }, connection));
+    }
+
+    fn build(&self, build: docker::SessionBuild) -> mpsc::Receiver<docker::SessionBuildEvent> {
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        let buildkit = self.0.clone();
+        tokio::spawn(async move {
+            let left = sender.clone();
+            let told = sender.clone();
+            let request = buildkit::Build {
+                reference: build.reference,
+                session: build.session,
+                attributes: build.attributes,
+                exports: build.exports,
+            };
+            let building = buildkit.build(request, |trace| {
+                let told = told.clone();
+                async move { drop(told.send(docker::SessionBuildEvent::Trace(trace)).await) }
+            });
+            tokio::select! {
+                done = building => drop(sender.send(docker::SessionBuildEvent::Done(done)).await),
+                () = left.closed() => {}
+            }
+        });
+        events
     }
 
     fn on_tag(&self, told: buildkit::Tagged) {
