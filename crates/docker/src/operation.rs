@@ -113,7 +113,7 @@ macro_rules! run {
 pub(crate) use run;
 
 /// All rows, group by group.
-fn tables() -> [&'static [Operation]; 13] {
+fn tables() -> [&'static [Operation]; 14] {
     [
         containers::OPERATIONS,
         containers::lifecycle::OPERATIONS,

@@ -241,6 +241,8 @@ fn tenant_endpoints(
             namespace: namespace.to_owned(),
             node_name: Some(node_name.clone()),
             node: agent.clone(),
+            // Cache mounts are known by their names alone, so tenants would see each other's.
+            buildkit: None,
             images: images.clone(),
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
