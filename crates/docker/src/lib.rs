@@ -34,6 +34,7 @@ mod version;
 mod volumes;
 mod websocket;
 
+pub use images::buildkit::{BuildKitHost, Connection, SessionBuild, SessionBuildEvent};
 pub use images::library::{Images, MachineImages};
 pub use operation::{Access, OperationInfo, Support, operations};
 pub use policy::Endpoint;

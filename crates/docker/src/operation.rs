@@ -113,7 +113,7 @@ macro_rules! run {
 pub(crate) use run;
 
 /// All rows, group by group.
-fn tables() -> [&'static [Operation]; 13] {
+fn tables() -> [&'static [Operation]; 14] {
     [
         containers::OPERATIONS,
         containers::lifecycle::OPERATIONS,
@@ -122,6 +122,7 @@ fn tables() -> [&'static [Operation]; 13] {
         exec::OPERATIONS,
         images::OPERATIONS,
         images::build::OPERATIONS,
+        images::buildkit::OPERATIONS,
         images::transfer::OPERATIONS,
         distribution::OPERATIONS,
         networks::OPERATIONS,

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::cache::Cache;
 use crate::events::Events;
 use crate::exec::Exec;
+use crate::images::buildkit::BuildKitHost;
 use crate::images::library::Images;
 use crate::policy::Endpoint;
 
@@ -31,6 +32,8 @@ pub struct DockerState {
     pub images: Arc<ImageStore>,
     /// Runs the RUN steps of builds.
     pub step_runner: Arc<dyn StepRunner>,
+    /// Speaks BuildKit's protocol; `None` where there is none.
+    pub buildkit: Option<Arc<dyn BuildKitHost>>,
     /// Who uses this endpoint, and so what they may ask for.
     pub endpoint: Endpoint,
     /// Data directory, shown by `docker info`.
@@ -73,6 +76,10 @@ impl Docker {
             api_volumes,
             Box::new(move |old, new, live| crate::events::volume_changed(&seen, old, new, live)),
         );
+        if let Some(host) = &state.buildkit {
+            let seen = events.clone();
+            host.on_tag(Box::new(move |id, name| seen.image(id, name, "tag")));
+        }
         Arc::new(Self {
             state,
             images,

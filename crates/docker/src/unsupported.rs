@@ -65,8 +65,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         .missing(PLUGINS),
     Operation::new("PluginDelete", Method::DELETE, "/plugins/{name...}", "delete", "plugins", run!(refuse))
         .missing(PLUGINS),
-    Operation::new("Session", Method::POST, "/session", "create", "images", run!(refuse))
-        .missing("BuildKit sessions are not built"),
 ];
 
 const SWARM: &str = "swarm is not built";

@@ -30,5 +30,5 @@ pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use reference::Reference;
-pub use store::{ImageStore, StoreOptions};
+pub use store::{BuildCache, ImageStore, Mounted, StoreOptions};
 pub use types::*;

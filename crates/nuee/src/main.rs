@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod api_client;
 mod backup;
 mod command;
+mod compose;
 mod config;
 mod daemon;
 mod doctor;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
-use image::build::{BuildEvent, BuildOptions};
+use image::build::{BuildEvent, BuildOptions, StepBounds};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -14,22 +14,22 @@ use crate::body;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
-use crate::policy::{self, Privilege};
+use crate::policy::{self, Endpoint, Privilege};
 use crate::state::Docker;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageBuild", Method::POST, "/build", "create", "images", run!(image_build))
-        .partial("classic builder; context from the request only"),
+        .partial("context from the request or a session only, not from a URL"),
     Operation::new("BuildPrune", Method::POST, "/build/prune", "delete", "images", run!(build_prune))
-        .partial("the layer cache is the images themselves, so there is nothing of its own to prune"),
+        .partial("steps of BuildKit builds and cache mounts; filters are not read"),
 ];
 
 /// Lines of output that wait for a slow client; the build waits with them.
 const OUTPUT_QUEUE: usize = 256;
 
 /// A query value that holds JSON.
-fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str) -> Result<T> {
+pub(super) fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str) -> Result<T> {
     match call.query.text(name) {
         None => Ok(T::default()),
         Some(text) => crate::json::parse(text.as_bytes())
@@ -37,15 +37,15 @@ fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str) -> Result<
     }
 }
 
-fn request(call: &Call) -> Result<BuildOptions> {
+fn request(call: &Call, endpoint: Endpoint) -> Result<BuildOptions> {
     let query = &call.query;
-    if query.text("version") == Some("2") {
-        return Err(Error::NotImplemented("BuildKit is not available; build with DOCKER_BUILDKIT=0".into()));
-    }
     if query.text("remote").is_some_and(|remote| remote != "client-session") {
         return Err(Error::NotImplemented("building from a remote context is not available yet".into()));
     }
     let build_args: BTreeMap<String, Option<String>> = json_value(call, "buildargs")?;
+    if query.flag("squash") {
+        return Err(Error::Invalid("squash is only supported with experimental mode".into()));
+    }
     Ok(BuildOptions {
         dockerfile: query.text("dockerfile").unwrap_or("").to_owned(),
         tags: query.all("t").filter(|tag| !tag.is_empty()).map(super::with_tag).collect(),
@@ -64,8 +64,34 @@ fn request(call: &Call) -> Result<BuildOptions> {
             .map(str::to_owned)
             .collect(),
         platform: query.text("platform").unwrap_or("").to_owned(),
-        memory_bytes: query.number("memory")?.unwrap_or(0),
+        bounds: bounds(call)?,
         credentials: credentials(call)?,
+        local_urls: policy::judge(endpoint, &[Privilege::HostNamespace("network")]).is_ok(),
+        ..BuildOptions::default()
+    })
+}
+
+/// The limits of RUN steps.
+fn bounds(call: &Call) -> Result<StepBounds> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Limit {
+        name: String,
+        soft: i64,
+        hard: i64,
+    }
+    let query = &call.query;
+    let limits: Option<Vec<Limit>> = json_value(call, "ulimits")?;
+    Ok(StepBounds {
+        memory_bytes: query.number("memory")?.unwrap_or(0),
+        memory_swap_bytes: query.number("memswap")?.unwrap_or(0),
+        cpu_shares: query.number("cpushares")?.unwrap_or(0),
+        cpu_quota_us: query.number("cpuquota")?.unwrap_or(0),
+        cpu_period_us: query.number("cpuperiod")?.unwrap_or(0),
+        cpuset_cpus: query.text("cpusetcpus").unwrap_or_default().to_owned(),
+        cpuset_mems: query.text("cpusetmems").unwrap_or_default().to_owned(),
+        shm_bytes: query.number("shmsize")?.unwrap_or(0),
+        ulimits: limits.into_iter().flatten().map(|l| (l.name, l.soft, l.hard)).collect(),
     })
 }
 
@@ -96,7 +122,7 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
-    let request = request(&call)?;
+    let request = request(&call, docker.state.endpoint)?;
     let mut asked = Vec::new();
     if request.network == "host" {
         asked.push(Privilege::HostNamespace("network"));
@@ -108,6 +134,9 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
         asked.push(Privilege::Unconfined("the build's protection".into()));
     }
     policy::judge(docker.state.endpoint, &asked)?;
+    if call.query.text("version") == Some("2") {
+        return super::buildkit::build(&docker, &call, &request);
+    }
     let quiet = call.query.flag("q");
     let context = body::byte_stream(call.body);
     let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
@@ -119,6 +148,7 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
                 let text = match event {
                     BuildEvent::Stream(text) => line(&json!({ "stream": text })),
                     BuildEvent::Pull(progress) => progress_line(&progress),
+                    BuildEvent::Step(_) => continue,
                     BuildEvent::Built(id) => line(&json!({ "aux": { "ID": id.to_string() } })),
                 };
                 if !quiet && sender.send(text).await.is_err() {
@@ -152,6 +182,9 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     Ok(body::stream("application/json", pieces))
 }
 
-async fn build_prune(_docker: Arc<Docker>, _call: Call) -> Reply {
-    body::json(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))
+async fn build_prune(docker: Arc<Docker>, call: Call) -> Reply {
+    let gone = docker.state.images.prune_build_cache(call.query.flag("all")).await.map_err(Error::from)?;
+    let bytes: u64 = gone.iter().map(|cache| cache.size_bytes).sum();
+    let ids: Vec<String> = gone.into_iter().map(|cache| cache.id).collect();
+    body::json(&json!({ "CachesDeleted": ids, "SpaceReclaimed": bytes }))
 }

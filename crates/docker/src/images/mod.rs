@@ -1,6 +1,7 @@
 //! Images: list, inspect, history, tag, remove, prune, commit. Transfers and builds are in their own files.
 
 pub(crate) mod build;
+pub(crate) mod buildkit;
 pub(crate) mod library;
 pub(crate) mod transfer;
 

@@ -113,7 +113,7 @@ impl image::build::StepRunner for NoSteps {
     async fn run(
         &self,
         _step: image::build::RunStep,
-        _output: mpsc::Sender<bytes::Bytes>,
+        _output: mpsc::Sender<image::build::StepOutput>,
     ) -> std::result::Result<i32, String> {
         Err("no steps here".into())
     }

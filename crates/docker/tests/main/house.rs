@@ -44,6 +44,7 @@ impl House {
             node: machine,
             images: image::ImageStore::open(&directory.path().join("images")).unwrap(),
             step_runner: Arc::new(NoSteps),
+            buildkit: None,
             endpoint,
             data_dir: directory.path().to_owned(),
         };

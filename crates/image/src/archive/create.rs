@@ -61,6 +61,8 @@ pub(crate) struct Step<'a> {
     pub layer: Option<&'a mut dyn Read>,
     /// What the history says.
     pub created_by: &'a str,
+    /// Free text of the history.
+    pub comment: Option<String>,
     /// Under what the cache finds it.
     pub cache_key: Option<String>,
 }
@@ -73,9 +75,19 @@ pub(super) fn step(store: &Arc<ImageStore>, step: Step<'_>) -> Result<Digest> {
     };
     let mut config = step.config;
     let layer = step.layer.map(|layer| store.add_layer(layer, &lease)).transpose()?;
-    let history = History { created_by: step.created_by.to_owned(), ..History::default() };
+    let history = History { created_by: step.created_by.to_owned(), comment: step.comment, ..History::default() };
     push_layer(&mut config, &mut layers, layer, history)?;
     enter(store, &config, layers, step.parent.cloned(), step.cache_key, &[], &lease)
+}
+
+/// Makes an image that differs from its parent in its configuration only, whose history says so already.
+pub(super) fn configuration(store: &ImageStore, parent: Option<&Digest>, config: &ImageConfig) -> Result<Digest> {
+    let lease = store.blobs.lease();
+    let layers = match parent {
+        Some(parent) => store.leased_layers(&parent.to_string(), &lease)?.1,
+        None => Vec::new(),
+    };
+    enter(store, config, layers, parent.cloned(), None, &[], &lease)
 }
 
 fn push_layer(

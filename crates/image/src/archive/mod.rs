@@ -75,6 +75,11 @@ impl ImageStore {
     pub(crate) fn commit_step(self: &Arc<Self>, step: create::Step<'_>) -> Result<Digest> {
         create::step(self, step)
     }
+
+    /// Makes an image that differs from its parent in its configuration only, whose history says so already.
+    pub(crate) fn commit_configuration(&self, parent: Option<&Digest>, config: &ImageConfig) -> Result<Digest> {
+        create::configuration(self, parent, config)
+    }
 }
 
 pub(crate) use create::Step;

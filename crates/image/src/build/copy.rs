@@ -7,7 +7,9 @@ use std::path::Path;
 use rustix::fs::{FileType, OFlags};
 
 use crate::build::evaluate::join;
+use crate::build::fetch::{Fetched, is_url};
 use crate::build::files::{self, Attributes};
+use crate::build::ignore::Ignore;
 use crate::build::parse::CopySpec;
 use crate::error::{Error, Result};
 use crate::layer::read::Archive;
@@ -18,6 +20,8 @@ use crate::layer::{Decompressor, Limits, UnpackOptions, unpack};
 pub(super) struct Plan {
     root: OwnedFd,
     sources: Vec<Source>,
+    /// What is left out.
+    excludes: Option<Ignore>,
     /// Digest as the history shows it: `file:…`, `dir:…`, `multi:…`.
     pub hash: String,
 }
@@ -25,31 +29,49 @@ pub(super) struct Plan {
 struct Source {
     path: String,
     directory: bool,
+    /// The directory that holds what came from a URL.
+    fetched: Option<OwnedFd>,
+    /// Directories below the destination that are made for it (`--parents`).
+    below: String,
+}
+
+impl CopySpec {
+    /// Whether any source is a file of the context.
+    pub(super) fn needs_context(&self) -> bool {
+        self.sources.iter().any(|source| !self.add || !is_url(source))
+    }
 }
 
 /// Finds and hashes the sources.
-pub(super) fn plan(root: &Path, spec: &CopySpec) -> Result<Plan> {
+pub(super) fn plan(root: &Path, spec: &CopySpec, fetched: Vec<Fetched>) -> Result<Plan> {
     let root = tree::open_root(root)?;
+    let excludes = match spec.excludes.as_slice() {
+        [] => None,
+        patterns => Some(Ignore::parse(&patterns.join("\n"))?),
+    };
     let (mut sources, mut hashes) = (Vec::new(), Vec::new());
     for document in &spec.documents {
         hashes.push(format!("file:{}", crate::digest::Digest::of(document.content.as_bytes()).hex()));
     }
+    let mut fetched = fetched.into_iter();
     for source in &spec.sources {
-        if spec.add && (source.starts_with("http://") || source.starts_with("https://")) {
-            return Err(Error::NotSupported("ADD of a URL is not supported: fetch it in a RUN step".to_owned()));
+        if spec.add && is_url(source) {
+            let file = fetched.next().filter(|file| file.source == *source);
+            let file = file.ok_or_else(|| Error::Internal(format!("{source} was not fetched")))?;
+            let dir = tree::open_root(&file.directory)?;
+            let (_, hash) = files::hash(dir.as_fd(), &file.name, None)?;
+            hashes.push(format!("file:{hash}"));
+            sources.push(Source { path: file.name, directory: false, fetched: Some(dir), below: String::new() });
+            continue;
         }
-        let found = files::find(root.as_fd(), source)?;
-        if found.is_empty() {
-            if crate::pattern::is_pattern(source) {
-                return Err(Error::Invalid("no source files were specified".to_owned()));
+        for path in named(root.as_fd(), source)? {
+            if excludes.as_ref().is_some_and(|excludes| is_file_excluded(root.as_fd(), &path, excludes)) {
+                continue;
             }
-            let why = "file not found in build context or excluded by .dockerignore";
-            return Err(Error::Invalid(format!("{why}: stat {source}: file does not exist")));
-        }
-        for path in found {
-            let (directory, hash) = files::hash(root.as_fd(), &path)?;
+            let (directory, hash) = files::hash(root.as_fd(), &path, excludes.as_ref())?;
             hashes.push(format!("{}:{hash}", if directory { "dir" } else { "file" }));
-            sources.push(Source { path, directory });
+            let below = if spec.parents { parents_of(source, &path, directory) } else { String::new() };
+            sources.push(Source { path, directory, fetched: None, below });
         }
     }
     let hash = match hashes.as_slice() {
@@ -62,7 +84,46 @@ pub(super) fn plan(root: &Path, spec: &CopySpec) -> Result<Plan> {
             "When using {verb} with more than one source file, the destination must be a directory and end with a /"
         )));
     }
-    Ok(Plan { root, sources, hash })
+    Ok(Plan { root, sources, excludes, hash })
+}
+
+/// The paths that a source names.
+fn named(root: BorrowedFd<'_>, source: &str) -> Result<Vec<String>> {
+    let found = files::find(root, source)?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    if crate::pattern::is_pattern(source) {
+        return Err(Error::Invalid("no source files were specified".to_owned()));
+    }
+    let why = "file not found in build context or excluded by .dockerignore";
+    Err(Error::Invalid(format!("{why}: stat {source}: file does not exist")))
+}
+
+fn is_file_excluded(root: BorrowedFd<'_>, path: &str, excludes: &Ignore) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    !is_directory(root, path) && excludes.ignores(name)
+}
+
+/// What `--parents` keeps of a path: all but the last part, or what follows a `./` in the source.
+fn parents_of(source: &str, path: &str, directory: bool) -> String {
+    let cut = source.find("/./").map_or(0, |at| {
+        let before = source[..at].split('/').filter(|part| !part.is_empty() && *part != ".").count();
+        path.match_indices('/').nth(before.saturating_sub(1)).map_or(0, |(at, _)| if before == 0 { 0 } else { at + 1 })
+    });
+    let kept = path.get(cut..).unwrap_or(path);
+    if directory { kept.to_owned() } else { kept.rsplit_once('/').map_or(String::new(), |(dir, _)| dir.to_owned()) }
+}
+
+/// The sources as BuildKit's history shows them.
+pub(super) fn shown_sources(spec: &CopySpec) -> String {
+    let documents = spec.documents.iter().map(|document| format!("<<{}", document.name));
+    documents.chain(spec.sources.iter().cloned()).collect::<Vec<_>>().join(" ")
+}
+
+/// The flags that change the result but that the history does not show.
+pub(super) fn hidden_flags(spec: &CopySpec) -> String {
+    format!("{} {:?}", spec.parents, spec.excludes)
 }
 
 /// The flags that change the result, as the history shows them.
@@ -101,19 +162,26 @@ pub(super) fn execute(
     }
     for source in &plan.sources {
         if source.directory {
-            let dir = open(&destination)?;
-            files::copy(plan.root.as_fd(), &source.path, dir.as_fd(), None, attributes)?;
+            let dir = open(&join(&destination, &source.below))?;
+            files::copy(plan.root.as_fd(), &source.path, dir.as_fd(), None, attributes, plan.excludes.as_ref())?;
+            continue;
+        }
+        if let Some(fetched) = &source.fetched {
+            let (dir, name) =
+                if into_directory { (open(&destination)?, source.path.clone()) } else { split(&destination, &open)? };
+            files::copy(fetched.as_fd(), &source.path, dir.as_fd(), Some(&part(name.as_bytes())?), attributes, None)?;
             continue;
         }
         if spec.add && extract(plan.root.as_fd(), &source.path, limits, &|| open(&destination), spec, attributes)? {
             continue;
         }
-        let (dir, name) = if into_directory {
-            (open(&destination)?, source.path.rsplit('/').next().unwrap_or(&source.path).to_owned())
+        let (dir, name) = if into_directory || spec.parents {
+            let dir = open(&join(&destination, &source.below))?;
+            (dir, source.path.rsplit('/').next().unwrap_or(&source.path).to_owned())
         } else {
             split(&destination, &open)?
         };
-        files::copy(plan.root.as_fd(), &source.path, dir.as_fd(), Some(&part(name.as_bytes())?), attributes)?;
+        files::copy(plan.root.as_fd(), &source.path, dir.as_fd(), Some(&part(name.as_bytes())?), attributes, None)?;
     }
     Ok(())
 }

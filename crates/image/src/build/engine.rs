@@ -1,478 +1,206 @@
-//! Does what the evaluator decides: stages, cache, snapshots, commits, and the classic builder's text.
+//! Drives a plan: every stage is a task, stages that do not need each other run side by side, and what they say comes out in
+//! the order that the builder's clients expect.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use futures::future::BoxFuture;
+use tokio::sync::{Mutex, OnceCell, mpsc};
+use tokio::task::JoinSet;
 
-use crate::archive::{Step, empty_config};
-use crate::build::evaluate::{self, Action, Globals, State, base_image, evaluate, global_arg, nop};
-use crate::build::lines::{Line, cut, error_at};
-use crate::build::parse::{CopySpec, Instruction, Parsed, parse, parse_line};
-use crate::build::{BuildEvent, BuildOptions, RunStep, StepRunner};
-use crate::config::ImageConfig;
+use crate::build::evaluate;
+use crate::build::flags::Dialect;
+use crate::build::lines::cut;
+use crate::build::plan::{self, Plan};
+use crate::build::report::Reporter;
+use crate::build::stage::build_stage;
+use crate::build::{BuildEvent, BuildInputs, BuildOptions, StepRunner};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::layer::{pack_changes, tree};
-use crate::reference::Reference;
 use crate::store::ImageStore;
-use crate::types::{Progress, PullOptions, Snapshot};
 
-/// The longest output of one command that is waiting to be read.
-const OUTPUT_QUEUE: usize = 64;
-/// An archive with nothing in it but its end.
-const EMPTY_ARCHIVE: u64 = 1024;
+/// Events of one stage that wait for the stages before it to be told first (classic builder). Behind them the stage waits.
+const STAGE_QUEUE: usize = 4096;
 
-pub(super) struct Engine {
+/// What all stages of a build share.
+pub(super) struct Build {
     pub store: Arc<ImageStore>,
     pub options: BuildOptions,
     pub runner: Arc<dyn StepRunner>,
-    pub events: mpsc::Sender<BuildEvent>,
-    /// Where the context lies.
-    pub context: PathBuf,
+    pub inputs: Arc<dyn BuildInputs>,
+    pub plan: Plan,
     /// A directory of this build's own.
     pub scratch: PathBuf,
-    /// Ids of the results of stages, and the names of the stages.
-    pub stages: Vec<(Option<String>, Option<Digest>)>,
-    /// Whether some step was not found in the cache, so that none may be looked for any more.
-    pub cache_missed: bool,
-    pub used_args: BTreeSet<String>,
+    /// Names of the stages.
+    pub names: Vec<(Option<String>, usize)>,
+    /// Number of the step that is told next (BuildKit).
+    pub vertexes: Arc<std::sync::atomic::AtomicUsize>,
+    cells: Vec<OnceCell<Outcome>>,
+    reporters: Vec<Reporter>,
+    /// Directories of contexts that were fetched, by name.
+    contexts: Mutex<BTreeMap<String, Arc<OnceCell<PathBuf>>>>,
+    failures: std::sync::Mutex<BTreeMap<usize, Error>>,
 }
 
-/// A stage that is being built.
-struct Stage {
-    state: State,
-    config: ImageConfig,
-    image: Option<Digest>,
+/// How a stage ended.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    /// With an image; `None` is a stage that is empty.
+    Image(Option<Digest>),
+    /// With an error, which is told apart.
+    Failed,
 }
 
-impl Engine {
-    pub async fn run(&mut self, dockerfile: &str) -> Result<Digest> {
-        let lines = cut(dockerfile)?;
-        let mut parsed = parse(&lines)?;
-        if parsed.is_empty() {
-            return Err(Error::Invalid(format!("the Dockerfile ({}) cannot be empty", self.options.dockerfile)));
+/// What a build is given.
+pub(super) struct Parts {
+    pub store: Arc<ImageStore>,
+    pub options: BuildOptions,
+    pub runner: Arc<dyn StepRunner>,
+    pub inputs: Arc<dyn BuildInputs>,
+    pub scratch: PathBuf,
+    pub events: mpsc::Sender<BuildEvent>,
+}
+
+/// Builds the target and returns its image.
+///
+/// Errors: of the first stage (in the order of the file) that failed.
+pub(super) async fn run(parts: Parts, dockerfile: &str) -> Result<Digest> {
+    let lines = cut(dockerfile)?;
+    let plan = plan::plan(&lines, &parts.options)?;
+    let classic = parts.options.dialect == Dialect::Classic;
+    // The classic builder builds every stage up to the target.
+    let wanted: Vec<usize> =
+        if classic { (0..=plan.target).collect() } else { plan::needed(&plan).into_iter().collect() };
+    let events = parts.events.clone();
+    let warning = classic.then(|| unused_arguments(&parts.options, &plan.declared)).flatten();
+    let (build, mut queues) = Build::new(parts, plan);
+    let build = Arc::new(build);
+    if classic {
+        for (i, step) in build.plan.head.iter().enumerate() {
+            let text = format!("Step {}/{} : {}\n", i + 1, build.plan.total, step.original);
+            let _ = events.send(BuildEvent::Stream(text)).await;
         }
-        let mut globals =
-            Globals { build_args: self.options.build_args.clone(), args: BTreeMap::new(), escape: lines.escape };
-        self.cut_at_target(&mut parsed)?;
-        self.add_labels(&mut parsed);
-        let total = parsed.len();
-        let mut stage: Option<Stage> = None;
-        for (i, step) in parsed.iter().enumerate() {
-            self.say(format!("Step {}/{total} : {}\n", i + 1, step.original)).await;
-            match (&step.instruction, &mut stage) {
-                (Instruction::From { image, name }, _) => {
-                    if let Some(done) = stage.take() {
-                        self.finish_stage(done);
-                    }
-                    let image = base_image(image, &globals).map_err(|error| at(step.line, error))?;
-                    self.stages.push((name.clone(), None));
-                    stage = Some(self.begin(&image, &globals).await?);
-                }
-                (Instruction::Arg(args), None) => {
-                    self.used_args.extend(args.iter().map(|(name, _)| name.clone()));
-                    global_arg(&mut globals, args).map_err(|error| at(step.line, error))?;
-                }
-                (_, None) => return Err(error_at(step.line, "no build stage in current context")),
-                (_, Some(stage)) => self.step(stage, step, &globals).await?,
-            }
-        }
-        let last = stage.and_then(|stage| {
-            let image = stage.image.clone();
-            self.finish_stage(stage);
-            image
+    }
+    let mut tasks = JoinSet::new();
+    for number in &wanted {
+        let (build, number) = (build.clone(), *number);
+        tasks.spawn(async move {
+            let outcome = build.outcome(number).await;
+            build.close(number);
+            (number, outcome)
         });
-        let id = last.ok_or_else(|| Error::Invalid("No image was generated. Is your Dockerfile empty?".to_owned()))?;
-        self.warn_of_unused_args().await;
-        Ok(id)
     }
-
-    async fn say(&self, text: String) {
-        // Nobody reads any more: the build is dropped by its caller, not from here.
-        let _ = self.events.send(BuildEvent::Stream(text)).await;
-    }
-
-    fn finish_stage(&mut self, done: Stage) {
-        if let Some(last) = self.stages.last_mut() {
-            last.1 = done.image;
-        }
-    }
-
-    fn cut_at_target(&self, parsed: &mut Vec<Parsed>) -> Result<()> {
-        let target = self.options.target.to_ascii_lowercase();
-        if target.is_empty() {
-            return Ok(());
-        }
-        let mut stages = parsed.iter().enumerate().filter_map(|(i, step)| match &step.instruction {
-            Instruction::From { name, .. } => Some((i, name.clone())),
-            _ => None,
-        });
-        let found = stages.clone().position(|(_, name)| name.as_deref() == Some(target.as_str()));
-        let number = found.or_else(|| target.parse().ok().filter(|n| *n < stages.clone().count()));
-        let Some(number) = number else {
-            return Err(Error::Invalid(format!("failed to reach build target {target} in Dockerfile")));
-        };
-        if let Some((next, _)) = stages.nth(number + 1) {
-            parsed.truncate(next);
-        }
-        Ok(())
-    }
-
-    /// `--label` is one more instruction at the end.
-    fn add_labels(&self, parsed: &mut Vec<Parsed>) {
-        if self.options.labels.is_empty() {
-            return;
-        }
-        let quote = |text: &str| format!("'{}'", text.replace('\'', "'\"'\"'"));
-        let pairs: Vec<(String, String)> = self.options.labels.iter().map(|(k, v)| (quote(k), quote(v))).collect();
-        let shown: Vec<String> = self.options.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        let line = parsed.last().map_or(1, |step| step.line);
-        let original = format!("LABEL {}", shown.join(" "));
-        parsed.push(Parsed { line, original, instruction: Instruction::Label(pairs) });
-    }
-
-    async fn begin(&mut self, image: &str, globals: &Globals) -> Result<Stage> {
-        self.cache_missed = false;
-        if image == "scratch" {
-            self.say(" ---> \n".to_owned()).await;
-            let config = empty_config(&self.options.platform);
-            return Ok(Stage { state: State::default(), config, image: None });
-        }
-        let id = self.image_of(image).await?;
-        let config = match &id {
-            Some(id) => self.store.config(id)?,
-            None => empty_config(&self.options.platform),
-        };
-        self.say(format!(" ---> {}\n", id.as_ref().map_or("", Digest::short))).await;
-        let mut state = State::new(config.config.clone(), config.author.clone());
-        let triggers = std::mem::take(&mut state.config.on_build);
-        let mut stage = Stage { state, config, image: id };
-        if !triggers.is_empty() {
-            let plural = if triggers.len() == 1 { "trigger" } else { "triggers" };
-            self.say(format!("# Executing {} build {plural}\n", triggers.len())).await;
-        }
-        for text in triggers {
-            let line = Line { number: 1, text, documents: Vec::new() };
-            let step = parse_line(&line, globals.escape)?;
-            self.step(&mut stage, &step, globals).await?;
-        }
-        Ok(stage)
-    }
-
-    /// The image of an earlier stage (by name or number), or of the store, or of a registry. `None`: a stage that is empty.
-    async fn image_of(&self, name: &str) -> Result<Option<Digest>> {
-        let earlier = &self.stages[..self.stages.len().saturating_sub(1)];
-        let lower = name.to_ascii_lowercase();
-        if let Some((_, id)) = earlier.iter().rev().find(|(stage, _)| stage.as_deref() == Some(lower.as_str())) {
-            return Ok(id.clone());
-        }
-        if !self.options.pull
-            && let Ok(id) = self.store.resolve(name)
-        {
-            return Ok(Some(id));
-        }
-        let reference = Reference::parse_tagged(name).map_err(|_| {
-            Error::Invalid(format!("failed to parse image reference {name:?}: invalid reference format"))
-        })?;
-        let (progress, mut received) = Progress::channel();
-        let events = self.events.clone();
-        let forward = tokio::spawn(async move {
-            while let Some(event) = received.recv().await {
-                let _ = events.send(BuildEvent::Pull(event)).await;
+    if classic {
+        for number in &wanted {
+            while let Some(event) = queues[*number].recv().await {
+                // Nobody reads any more: the build is dropped by its caller, not from here.
+                let _ = events.send(event).await;
             }
-        });
-        let credentials = self.options.credentials.get(&reference.registry).cloned();
-        let platform = Some(crate::archive::parse_platform(&self.options.platform));
-        let pulled = self.store.pull(&reference, &PullOptions { credentials, platform }, &progress).await;
-        drop(progress);
-        forward.await?;
-        Ok(Some(pulled?.id))
-    }
-
-    async fn step(&mut self, stage: &mut Stage, step: &Parsed, globals: &Globals) -> Result<()> {
-        if let Instruction::Arg(args) = &step.instruction {
-            self.used_args.extend(args.iter().map(|(name, _)| name.clone()));
+            if build.failed(*number) {
+                break;
+            }
         }
-        let action = evaluate(&mut stage.state, &step.instruction, globals).map_err(|error| at(step.line, error))?;
-        match action {
-            Action::Commit { comment } => {
-                let created_by = nop(&stage.state, &comment);
-                if self.take_cached(stage, &created_by).await? {
-                    return Ok(());
+    }
+    let mut image = None;
+    while !(classic && wanted.iter().any(|number| build.failed(*number)))
+        && let Some(joined) = tasks.join_next().await
+    {
+        match joined? {
+            (number, Outcome::Image(id)) if number == build.plan.target => image = id,
+            (_, Outcome::Image(_)) => {}
+            (_, Outcome::Failed) => break,
+        }
+    }
+    tasks.shutdown().await;
+    if let Some(error) = build.first_failure() {
+        return Err(error);
+    }
+    if let Some(text) = warning {
+        let _ = events.send(BuildEvent::Stream(text)).await;
+    }
+    image.ok_or_else(|| Error::Invalid("No image was generated. Is your Dockerfile empty?".to_owned()))
+}
+
+impl Build {
+    fn new(parts: Parts, plan: Plan) -> (Build, Vec<mpsc::Receiver<BuildEvent>>) {
+        let names = plan.stages.iter().map(|stage| (stage.name.clone(), stage.number)).collect();
+        let mut reporters = Vec::new();
+        let mut queues = Vec::new();
+        for _ in &plan.stages {
+            match parts.options.dialect {
+                Dialect::Classic => {
+                    let (sender, queue) = mpsc::channel(STAGE_QUEUE);
+                    queues.push(queue);
+                    reporters.push(Reporter::new(sender, Dialect::Classic));
                 }
-                let id = container_id();
-                self.say(format!(" ---> Running in {}\n", &id[..12])).await;
-                self.say(format!(" ---> Removed intermediate container {}\n", &id[..12])).await;
-                self.commit(stage, &created_by, None).await
+                Dialect::BuildKit => reporters.push(Reporter::new(parts.events.clone(), Dialect::BuildKit)),
             }
-            Action::MakeDirectory { comment, path } => {
-                let created_by = nop(&stage.state, &comment);
-                if self.take_cached(stage, &created_by).await? {
-                    return Ok(());
-                }
-                let work = self.work(stage).await?;
-                self.say(format!(" ---> Running in {}\n", &work.id[..12])).await;
-                let root = work.snapshot.rootfs.clone();
-                work.blocking(move || {
-                    let root = tree::open_root(&root)?;
-                    let parts = tree::components(path.as_bytes())?;
-                    tree::make_directories(root.as_fd(), &parts).map(drop)
-                })
-                .await?;
-                self.say(format!(" ---> Removed intermediate container {}\n", &work.id[..12])).await;
-                self.commit(stage, &created_by, Some(work)).await
-            }
-            Action::Run { created_by, command, environment } => {
-                if self.take_cached(stage, &created_by).await? {
-                    return Ok(());
-                }
-                self.run_command(stage, created_by, command, environment).await
-            }
-            Action::Copy(spec) => self.copy(stage, spec).await,
         }
+        let build = Build {
+            cells: plan.stages.iter().map(|_| OnceCell::new()).collect(),
+            store: parts.store,
+            options: parts.options,
+            runner: parts.runner,
+            inputs: parts.inputs,
+            plan,
+            scratch: parts.scratch,
+            names,
+            vertexes: Arc::default(),
+            reporters,
+            contexts: Mutex::default(),
+            failures: std::sync::Mutex::default(),
+        };
+        (build, queues)
     }
 
-    /// Takes the result of a step from the cache. Once a step was not there, none after it is looked for.
-    async fn take_cached(&mut self, stage: &mut Stage, created_by: &str) -> Result<bool> {
-        if self.options.no_cache || self.cache_missed {
-            return Ok(false);
-        }
-        let parent = stage.image.clone();
-        let hit = self.store.look(|index| {
-            let fits = |entry: &&crate::store::index::Entry| {
-                entry.cache_key.as_deref() == Some(created_by) && entry.parent == parent
-            };
-            let mut hits: Vec<_> = index.images.iter().filter(|(_, entry)| fits(entry)).collect();
-            hits.sort_by_key(|(_, entry)| entry.created_ns);
-            hits.pop().map(|(id, _)| id.clone())
-        });
-        // A hit whose configuration went another way (another platform, say) is none.
-        let config = hit.as_ref().and_then(|id| self.store.config(id).ok());
-        let (Some(id), Some(config)) = (hit, config.filter(|config| config.config == stage.state.config)) else {
-            self.cache_missed = true;
-            return Ok(false);
-        };
-        self.say(format!(" ---> Using cache\n ---> {}\n", id.short())).await;
-        (stage.config, stage.image) = (config, Some(id));
-        Ok(true)
-    }
-
-    /// Mounts a writable snapshot of the stage as it is now.
-    async fn work(&self, stage: &Stage) -> Result<Work> {
-        let id = container_id();
-        let dir = self.scratch.join(&id[..12]);
-        let snapshot = match &stage.image {
-            Some(image) => self.store.prepare(&build_id(&id), &image.to_string(), &dir).await?,
-            None => self.store.prepare_empty(&build_id(&id), &dir)?,
-        };
-        let work = Work { store: self.store.clone(), id, snapshot };
-        self.store.mount(&work.snapshot).await?;
-        Ok(work)
-    }
-
-    async fn run_command(
-        &self,
-        stage: &mut Stage,
-        created_by: String,
-        command: Vec<String>,
-        environment: Vec<String>,
-    ) -> Result<()> {
-        let work = self.work(stage).await?;
-        self.say(format!(" ---> Running in {}\n", &work.id[..12])).await;
-        let working_directory = match stage.state.config.working_dir.as_str() {
-            "" => "/".to_owned(),
-            path => path.to_owned(),
-        };
-        let step = RunStep {
-            id: work.id.clone(),
-            rootfs: work.snapshot.rootfs.clone(),
-            command: command.clone(),
-            environment,
-            working_directory,
-            user: stage.state.config.user.clone(),
-            network: self.options.network.clone(),
-            extra_hosts: self.options.extra_hosts.clone(),
-            memory_bytes: self.options.memory_bytes,
-        };
-        let (output, mut received) = mpsc::channel::<bytes::Bytes>(OUTPUT_QUEUE);
-        let forward = async {
-            while let Some(piece) = received.recv().await {
-                self.say(String::from_utf8_lossy(&piece).into_owned()).await;
-            }
-        };
-        let (code, ()) = tokio::join!(self.runner.run(step, output), forward);
-        let code = code.map_err(Error::Invalid)?;
-        self.say(format!(" ---> Removed intermediate container {}\n", &work.id[..12])).await;
-        if code != 0 {
-            return Err(Error::StepFailed { command: command.join(" "), code });
-        }
-        self.commit(stage, &created_by, Some(work)).await
-    }
-
-    async fn copy(&mut self, stage: &mut Stage, spec: CopySpec) -> Result<()> {
-        // What to copy from: the context, or a stage's or image's file system.
-        let from = match &spec.from {
-            None => None,
-            Some(name) => Some(self.source_image(name).await?),
-        };
-        let verb = if spec.add { "ADD" } else { "COPY" };
-        let work_from = match &from {
-            None => None,
-            Some(image) => {
-                let id = container_id();
-                let dir = self.scratch.join(&id[..12]);
-                let snapshot = match image {
-                    Some(image) => self.store.prepare(&build_id(&id), &image.to_string(), &dir).await?,
-                    None => self.store.prepare_empty(&build_id(&id), &dir)?,
-                };
-                let work = Work { store: self.store.clone(), id, snapshot };
-                self.store.mount_read_only(&work.snapshot).await?;
-                Some(work)
-            }
-        };
-        let root = work_from.as_ref().map_or_else(|| self.context.clone(), |work| work.snapshot.rootfs.clone());
-        let wrap = move |error: Error| match error {
-            Error::Invalid(why) | Error::NotFound(why) => Error::Invalid(format!("{verb} failed: {why}")),
-            other => other,
-        };
-        let (spec, plan) = tokio::task::spawn_blocking(move || {
-            let plan = super::copy::plan(&root, &spec);
-            plan.map(|plan| (spec, plan))
+    /// The result of a stage, which is built by whoever asks first. Boxed: a stage may wait for another stage.
+    pub fn outcome<'a>(self: &'a Arc<Self>, number: usize) -> BoxFuture<'a, Outcome> {
+        Box::pin(async move {
+            let Some(cell) = self.cells.get(number) else { return Outcome::Failed };
+            cell.get_or_init(|| self.build(number)).await.clone()
         })
-        .await?
-        .map_err(wrap)?;
-        let created_by = format!(
-            "{} #(nop) {verb} {}{} in {} ",
-            stage.state.shell().join(" "),
-            super::copy::flags(&spec),
-            plan.hash,
-            spec.destination
-        );
-        if self.take_cached(stage, &created_by).await? {
-            return Ok(());
-        }
-        let work = self.work(stage).await?;
-        let (root, limits) = (work.snapshot.rootfs.clone(), self.store.options.limits);
-        let working_directory = stage.state.config.working_dir.clone();
-        work.blocking(move || super::copy::execute(&plan, &spec, &root, &working_directory, limits))
-            .await
-            .map_err(wrap)?;
-        if let Some(from) = work_from {
-            from.remove().await?;
-        }
-        self.commit(stage, &created_by, Some(work)).await
     }
 
-    async fn source_image(&self, name: &str) -> Result<Option<Digest>> {
-        if let Ok(number) = name.parse::<usize>() {
-            let earlier = &self.stages[..self.stages.len().saturating_sub(1)];
-            return match earlier.get(number) {
-                Some((_, id)) => Ok(id.clone()),
-                None => Err(Error::Invalid(format!("invalid from flag value {name}: refers to no earlier stage"))),
-            };
+    async fn build(self: &Arc<Self>, number: usize) -> Outcome {
+        match build_stage(self, number, self.reporters[number].clone()).await {
+            Ok(image) => Outcome::Image(image),
+            Err(error) => {
+                if let Some(error) = error {
+                    crate::store::blobs::lock(&self.failures).insert(number, error);
+                }
+                Outcome::Failed
+            }
         }
-        self.image_of(name).await
     }
 
-    /// Makes an image of the stage as it is now, with what the work wrote.
-    async fn commit(&self, stage: &mut Stage, created_by: &str, work: Option<Work>) -> Result<()> {
-        let mut config = stage.config.clone();
-        config.config = stage.state.config.clone();
-        config.author.clone_from(&stage.state.author);
-        let (store, parent) = (self.store.clone(), stage.image.clone());
-        let by = created_by.to_owned();
-        let mut work = work;
-        if let Some(work) = &work {
-            self.store.unmount(&work.snapshot).await?;
-        }
-        let upper = work.as_ref().map(|work| work.snapshot.upper.clone());
-        let id = tokio::task::spawn_blocking(move || {
-            let layer = match upper {
-                Some(upper) => pack_to_file(&store, &upper)?,
-                None => None,
-            };
-            let mut layer = layer.map(std::io::BufReader::new);
-            let layer = layer.as_mut().map(|layer| layer as &mut dyn std::io::Read);
-            let cache_key = Some(by.clone());
-            store.commit_step(Step { parent: parent.as_ref(), config, layer, created_by: &by, cache_key })
-        })
-        .await??;
-        if let Some(work) = work.take() {
-            work.remove().await?;
-        }
-        stage.config = self.store.config(&id)?;
-        self.say(format!(" ---> {}\n", id.short())).await;
-        stage.image = Some(id);
-        Ok(())
+    /// Nothing more is told of a stage.
+    fn close(&self, number: usize) {
+        self.reporters[number].close();
     }
 
-    async fn warn_of_unused_args(&self) {
-        let unused: Vec<&str> = self
-            .options
-            .build_args
-            .keys()
-            .filter(|name| !self.used_args.contains(*name) && !evaluate::is_predefined(name))
-            .map(String::as_str)
-            .collect();
-        if !unused.is_empty() {
-            let list = unused.join(" ");
-            self.say(format!("[Warning] One or more build-args [{list}] were not consumed\n")).await;
-        }
+    fn failed(&self, number: usize) -> bool {
+        matches!(self.cells[number].get(), Some(Outcome::Failed))
+    }
+
+    fn first_failure(&self) -> Option<Error> {
+        crate::store::blobs::lock(&self.failures).pop_first().map(|(_, error)| error)
+    }
+
+    /// The directory of a context, fetched once. The empty name is the main context.
+    pub async fn context(&self, name: &str) -> Result<PathBuf> {
+        let cell = self.contexts.lock().await.entry(name.to_owned()).or_default().clone();
+        let fetch = || self.inputs.context(name, &self.scratch);
+        cell.get_or_try_init(fetch).await.cloned()
     }
 }
 
-fn at(line: usize, error: Error) -> Error {
-    match error {
-        Error::Invalid(why) => error_at(line, why),
-        other => other,
-    }
-}
-
-/// Packs changes into a file without a name. `None` when there are none.
-fn pack_to_file(store: &ImageStore, upper: &std::path::Path) -> Result<Option<std::fs::File>> {
-    use std::io::Seek;
-    let doing = "cannot pack a layer";
-    let path = store.dir.join("ingest").join(format!("{:032x}", rand::random::<u128>()));
-    let file =
-        std::fs::File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io(doing))?;
-    std::fs::remove_file(&path).map_err(Error::io(doing))?;
-    let out = pack_changes(upper, std::io::BufWriter::with_capacity(128 << 10, file))?;
-    let mut file = out.into_inner().map_err(|error| Error::io(doing)(error.into_error()))?;
-    let size = file.stream_position().map_err(Error::io(doing))?;
-    file.rewind().map_err(Error::io(doing))?;
-    Ok((size > EMPTY_ARCHIVE).then_some(file))
-}
-
-fn container_id() -> String {
-    format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>())
-}
-
-/// Snapshots of builds are known by their name, so that a start can sweep up what a crash left.
-fn build_id(id: &str) -> String {
-    format!("{}{}", crate::store::BUILD_PREFIX, id)
-}
-
-/// A mounted snapshot of a build. After an error or a cancelled build it goes with the build's own directory.
-struct Work {
-    store: Arc<ImageStore>,
-    id: String,
-    snapshot: Snapshot,
-}
-
-impl Work {
-    async fn blocking(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-        tokio::task::spawn_blocking(work).await?
-    }
-
-    async fn remove(self) -> Result<()> {
-        let dir = self.snapshot.rootfs.parent().map(std::path::Path::to_owned);
-        self.store.remove_snapshot(&self.snapshot.container_id).await?;
-        if let Some(dir) = dir {
-            let _ = std::fs::remove_dir(dir);
-        }
-        Ok(())
-    }
+fn unused_arguments(options: &BuildOptions, declared: &BTreeSet<String>) -> Option<String> {
+    let unused: Vec<&str> = options
+        .build_args
+        .keys()
+        .filter(|name| !declared.contains(*name) && !evaluate::is_predefined(name))
+        .map(String::as_str)
+        .collect();
+    (!unused.is_empty()).then(|| format!("[Warning] One or more build-args [{}] were not consumed\n", unused.join(" ")))
 }

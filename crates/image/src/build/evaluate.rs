@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use crate::build::expand::{expand, expand_only};
+use crate::build::flags::MountSpec;
 use crate::build::lines::words;
-use crate::build::parse::{Command, CopySpec, Instruction};
+use crate::build::parse::{Command, CopySpec, Instruction, RunSpec};
 use crate::config::{ContainerDefaults, Empty};
 use crate::error::{Error, Result};
 
@@ -77,6 +78,12 @@ pub enum Action {
         command: Vec<String>,
         /// `NAME=value`.
         environment: Vec<String>,
+        /// What is mounted beside the root file system; all is expanded.
+        mounts: Vec<MountSpec>,
+        /// The network that the instruction itself asks for.
+        network: Option<String>,
+        /// Whether the command asks for all privileges.
+        insecure: bool,
     },
     /// Files are to be copied; all is expanded.
     Copy(CopySpec),
@@ -119,7 +126,7 @@ pub fn evaluate(state: &mut State, instruction: &Instruction, globals: &Globals)
     let commit = |comment: String| Ok(Action::Commit { comment });
     match instruction {
         Instruction::From { .. } => Err(Error::Internal("FROM is no step of a stage".to_owned())),
-        Instruction::Run(command) => Ok(run(state, command, globals)),
+        Instruction::Run(spec) => run(state, spec, globals, &word),
         Instruction::Copy(spec) => copy(spec, globals, &lookup).map(Action::Copy),
         Instruction::Env(pairs) => {
             let mut comment = "ENV".to_owned();
@@ -237,6 +244,11 @@ pub fn base_image(image: &str, globals: &Globals) -> Result<String> {
     Ok(name)
 }
 
+/// Expands the `--platform` of FROM.
+pub fn expand_platform(text: &str, globals: &Globals) -> Result<String> {
+    expand(text, globals.escape, &|name| globals.args.get(name).cloned().flatten())
+}
+
 /// Declares an ARG that stands before the first FROM.
 pub fn global_arg(globals: &mut Globals, args: &[(String, Option<String>)]) -> Result<()> {
     for (name, default) in args {
@@ -262,8 +274,14 @@ fn in_shell(state: &State, command: &Command) -> Vec<String> {
     }
 }
 
-fn run(state: &State, command: &Command, globals: &Globals) -> Action {
-    let command = in_shell(state, command);
+fn run(state: &State, spec: &RunSpec, globals: &Globals, word: &dyn Fn(&str) -> Result<String>) -> Result<Action> {
+    let command = in_shell(state, &spec.command);
+    let mut mounts = spec.mounts.clone();
+    for mount in &mut mounts {
+        for text in [&mut mount.target, &mut mount.source, &mut mount.from, &mut mount.id].into_iter().flatten() {
+            *text = word(text)?;
+        }
+    }
     let mut environment = state.config.env.clone();
     if !environment.iter().any(|line| line.starts_with("PATH=")) {
         environment.push(DEFAULT_PATH.to_owned());
@@ -291,7 +309,8 @@ fn run(state: &State, command: &Command, globals: &Globals) -> Action {
     if !shown.is_empty() {
         created_by = format!("|{} {} {created_by}", shown.len(), shown.join(" "));
     }
-    Action::Run { created_by, command, environment }
+    let (network, insecure) = (spec.network.clone(), spec.insecure);
+    Ok(Action::Run { created_by, command, environment, mounts, network, insecure })
 }
 
 fn copy(spec: &CopySpec, globals: &Globals, lookup: &dyn Fn(&str) -> Option<String>) -> Result<CopySpec> {
@@ -301,6 +320,8 @@ fn copy(spec: &CopySpec, globals: &Globals, lookup: &dyn Fn(&str) -> Option<Stri
     spec.destination = word(&spec.destination)?;
     spec.chown = spec.chown.as_ref().map(word).transpose()?;
     spec.chmod = spec.chmod.as_ref().map(word).transpose()?;
+    spec.checksum = spec.checksum.as_ref().map(word).transpose()?;
+    spec.excludes = spec.excludes.iter().map(word).collect::<Result<_>>()?;
     for document in spec.documents.iter_mut().filter(|document| document.expand) {
         document.content = expand_only(&document.content, globals.escape, lookup)?;
     }
@@ -373,7 +394,7 @@ mod tests {
             escape: '\\',
         };
         let mut state = State::default();
-        let parsed = parse(&cut(text).unwrap()).unwrap();
+        let parsed = parse(&cut(text).unwrap(), crate::build::flags::Dialect::Classic).unwrap();
         let actions = parsed.iter().map(|p| evaluate(&mut state, &p.instruction, &globals).unwrap()).collect();
         (state, actions)
     }

@@ -9,6 +9,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestam
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use crate::build::ignore::Ignore;
 use crate::error::{Error, Result};
 use crate::layer::tree::{self, MAX_DEPTH, components, open_in};
 use crate::pattern::{is_pattern, path_matches};
@@ -80,14 +81,14 @@ pub fn find(root: BorrowedFd<'_>, source: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// A digest over names, kinds, modes, owners, link targets and contents of a tree, not over times.
-pub fn hash(root: BorrowedFd<'_>, path: &str) -> Result<(bool, String)> {
+/// A digest over names, kinds, modes, owners, link targets and contents of a tree but for what is left out, not over times.
+pub fn hash(root: BorrowedFd<'_>, path: &str, excludes: Option<&Ignore>) -> Result<(bool, String)> {
     let (fd, stat) = open_source(root, path.as_bytes())?.ok_or_else(|| gone(path))?;
     let mut hasher = Sha256::new();
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     if directory {
         let dir = reopen(&fd, DIRECTORY - OFlags::NOFOLLOW).map_err(failed("open", path.as_bytes()))?;
-        hash_directory(&mut hasher, dir.as_fd(), b"", 0)?;
+        hash_directory(&mut hasher, dir.as_fd(), b"", 0, excludes)?;
     } else {
         let name = path.rsplit('/').next().unwrap_or(path);
         hash_stat(&mut hasher, name.as_bytes(), &stat);
@@ -131,18 +132,33 @@ fn hash_content(hasher: &mut Sha256, file: OwnedFd) -> Result<()> {
     Ok(())
 }
 
-fn hash_directory(hasher: &mut Sha256, dir: BorrowedFd<'_>, path: &[u8], depth: usize) -> Result<()> {
+/// Whether a path (with or without a leading slash) is left out.
+fn is_excluded(excludes: Option<&Ignore>, path: &[u8]) -> bool {
+    excludes.is_some_and(|excludes| excludes.ignores(String::from_utf8_lossy(path).trim_start_matches('/')))
+}
+
+fn hash_directory(
+    hasher: &mut Sha256,
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    depth: usize,
+    excludes: Option<&Ignore>,
+) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::Hostile(format!("a directory is deeper than {MAX_DEPTH} levels")));
     }
     for name in tree::names(dir).map_err(failed("list", path))? {
         let stat = fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at", name.to_bytes()))?;
         let whole = [path, b"/", name.to_bytes()].concat();
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_excluded(excludes, &whole) && !(directory && excludes.is_some_and(Ignore::has_exceptions)) {
+            continue;
+        }
         hash_stat(hasher, &whole, &stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let child = fs::openat(dir, &name, DIRECTORY, Mode::empty()).map_err(failed("open", &whole))?;
-                hash_directory(hasher, child.as_fd(), &whole, depth + 1)?;
+                hash_directory(hasher, child.as_fd(), &whole, depth + 1, excludes)?;
             }
             FileType::RegularFile => {
                 hash_content(hasher, fs::openat(dir, &name, FILE, Mode::empty()).map_err(failed("open", &whole))?)?;
@@ -165,12 +181,13 @@ pub fn copy(
     destination: BorrowedFd<'_>,
     name: Option<&CStr>,
     attributes: Attributes,
+    excludes: Option<&Ignore>,
 ) -> Result<()> {
     let (fd, stat) = open_source(source_root, source.as_bytes())?.ok_or_else(|| gone(source))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             let dir = reopen(&fd, DIRECTORY - OFlags::NOFOLLOW).map_err(failed("open", source.as_bytes()))?;
-            copy_directory(dir.as_fd(), destination, attributes, 0)
+            copy_directory(dir.as_fd(), destination, attributes, (b"", 0), excludes)
         }
         FileType::RegularFile => {
             let name = name.ok_or_else(|| Error::Internal("a file is copied without a name".to_owned()))?;
@@ -230,18 +247,29 @@ fn copy_file(source: OwnedFd, dir: BorrowedFd<'_>, name: &CStr, attributes: Attr
     finish(file.as_fd(), attributes, attributes.mode.unwrap_or(stat.st_mode & 0o7777), Some(&stat))
 }
 
-fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, attributes: Attributes, depth: usize) -> Result<()> {
+fn copy_directory(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    attributes: Attributes,
+    (path, depth): (&[u8], usize),
+    excludes: Option<&Ignore>,
+) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::Hostile(format!("a directory is deeper than {MAX_DEPTH} levels")));
     }
     for name in tree::names(from).map_err(failed("list", b"a directory"))? {
         let bytes = name.to_bytes();
+        let whole = [path, b"/", bytes].concat();
         let stat = fs::statat(from, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at", bytes))?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_excluded(excludes, &whole) && !(directory && excludes.is_some_and(Ignore::has_exceptions)) {
+            continue;
+        }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let child = fs::openat(from, &name, DIRECTORY, Mode::empty()).map_err(failed("open", bytes))?;
                 let target = make_directory(to, &name)?;
-                copy_directory(child.as_fd(), target.as_fd(), attributes, depth + 1)?;
+                copy_directory(child.as_fd(), target.as_fd(), attributes, (&whole, depth + 1), excludes)?;
                 finish(target.as_fd(), attributes, attributes.mode.unwrap_or(stat.st_mode & 0o7777), Some(&stat))?;
             }
             FileType::RegularFile => {

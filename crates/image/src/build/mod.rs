@@ -1,17 +1,24 @@
 //! Builds images from Dockerfiles: a pure parser and evaluator, and the engine that runs what they decide.
 
+mod context;
 mod copy;
 mod engine;
 pub mod evaluate;
 pub mod expand;
+mod fetch;
 mod files;
+pub mod flags;
 pub mod ignore;
 pub mod lines;
+pub(crate) mod mounts;
 pub mod parse;
+mod plan;
+mod report;
+mod stage;
+mod steps;
+pub(crate) mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +27,9 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
+pub use self::context::exclude_ignored;
+pub use self::flags::Dialect;
+pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::ImageStore;
@@ -52,10 +62,62 @@ pub struct BuildOptions {
     pub extra_hosts: Vec<String>,
     /// `os/architecture`; empty means this machine's.
     pub platform: String,
-    /// Memory limit of RUN steps; 0 means none. Units: bytes.
-    pub memory_bytes: u64,
+    /// Limits of RUN steps.
+    pub bounds: StepBounds,
     /// Credentials per registry host.
     pub credentials: BTreeMap<String, Credentials>,
+    /// Which builder the Dockerfile is written for, and whose words the build speaks.
+    pub dialect: Dialect,
+    /// Named contexts, in lower case.
+    pub contexts: BTreeMap<String, ContextSource>,
+    /// Whether ADD may fetch from the machine itself and its private networks.
+    pub local_urls: bool,
+}
+
+/// What a named context stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContextSource {
+    /// An image.
+    Image(String),
+    /// A directory, which [`BuildInputs::context`] gives.
+    Local,
+}
+
+/// Limits of RUN steps; 0 and empty mean none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepBounds {
+    /// Memory. Units: bytes.
+    pub memory_bytes: u64,
+    /// Memory and swap together; -1 is unlimited swap. Units: bytes.
+    pub memory_swap_bytes: i64,
+    /// Share of processor time beside others.
+    pub cpu_shares: u64,
+    /// Time of each period. Units: microseconds.
+    pub cpu_quota_us: i64,
+    /// Period of the quota. Units: microseconds.
+    pub cpu_period_us: u64,
+    /// Processors, as `0-2,4`.
+    pub cpuset_cpus: String,
+    /// Memory nodes.
+    pub cpuset_mems: String,
+    /// Size of /dev/shm. Units: bytes.
+    pub shm_bytes: u64,
+    /// `name`, soft and hard limit; -1 is none.
+    pub ulimits: Vec<(String, i64, i64)>,
+}
+
+/// Where the files of a build come from.
+#[async_trait]
+pub trait BuildInputs: Send + Sync + 'static {
+    /// Makes a context ready and says where it lies; asked once for each name, and only when it is needed. The empty name
+    /// is the main context. What it makes, it makes below `scratch`, which goes with the build.
+    async fn context(&self, name: &str, scratch: &Path) -> Result<PathBuf>;
+    /// A secret of the client; `None` when it has none of that name.
+    async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>>;
+    /// A unix socket below `scratch` that leads to the client's SSH agent; `None` when it has none.
+    async fn ssh(&self, id: &str, scratch: &Path) -> Result<Option<PathBuf>>;
+    /// Credentials for a registry that the options do not know.
+    async fn credentials(&self, registry: &str) -> Result<Option<Credentials>>;
 }
 
 /// What a build says while it goes on.
@@ -65,8 +127,67 @@ pub enum BuildEvent {
     Stream(String),
     /// Progress of a base image's pull.
     Pull(ProgressEvent),
+    /// What happens to a step (BuildKit only).
+    Step(StepEvent),
     /// The id of the result (`aux` of Docker's stream).
     Built(Digest),
+}
+
+/// A piece of what a step prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepOutput {
+    /// Whether it came on standard error.
+    pub error: bool,
+    /// What.
+    pub data: Bytes,
+}
+
+/// Something mounted into the root file system of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepMount {
+    /// Where; absolute.
+    pub destination: String,
+    /// What.
+    pub kind: StepMountKind,
+    /// Whether it cannot be written to.
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StepMountKind {
+    /// A file or directory of the builder's own.
+    Bind {
+        /// Its path, without links.
+        source: PathBuf,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Most of it; 0 leaves it to the kernel. Units: bytes.
+        size_bytes: u64,
+    },
+    /// A file that must never be on a disk.
+    Secret {
+        /// Its content.
+        data: Vec<u8>,
+        /// Its mode.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+}
+
+impl std::fmt::Debug for StepMountKind {
+    /// Secrets are never printed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StepMountKind::Bind { source } => write!(f, "bind {}", source.display()),
+            StepMountKind::Tmpfs { size_bytes } => write!(f, "tmpfs {size_bytes}"),
+            StepMountKind::Secret { .. } => f.write_str("secret"),
+        }
+    }
 }
 
 /// One command to run in a mounted root file system.
@@ -88,8 +209,10 @@ pub struct RunStep {
     pub network: String,
     /// `NAME:ADDRESS` lines for /etc/hosts.
     pub extra_hosts: Vec<String>,
-    /// Memory limit; 0 means none. Units: bytes.
-    pub memory_bytes: u64,
+    /// Limits.
+    pub bounds: StepBounds,
+    /// What is mounted beside the root file system.
+    pub mounts: Vec<StepMount>,
 }
 
 /// Runs the RUN steps of builds.
@@ -99,7 +222,7 @@ pub trait StepRunner: Send + Sync + 'static {
     /// command is killed.
     ///
     /// Errors: a text for the user when the command cannot be started.
-    async fn run(&self, step: RunStep, output: mpsc::Sender<Bytes>) -> std::result::Result<i32, String>;
+    async fn run(&self, step: RunStep, output: mpsc::Sender<StepOutput>) -> std::result::Result<i32, String>;
 }
 
 /// Builds an image from a context, which is a tar archive (plain, gzip or zstd), and returns its id. Dropping the future
@@ -120,25 +243,12 @@ pub async fn build<R: AsyncRead + Send + Unpin + 'static>(
     let (limits, name, root) = (store.options.limits, options.dockerfile.clone(), dir.clone());
     let dockerfile = crate::archive::in_background(context, move |context| {
         std::fs::create_dir(&root).map_err(Error::io("cannot make the build context"))?;
-        unpack_context(context, &root, limits, &name)
+        context::unpack(context, &root, limits, &name)
     })
     .await?;
     let quiet = options.quiet;
-    let mut engine = engine::Engine {
-        store: store.clone(),
-        options,
-        runner,
-        events: events.clone(),
-        context: dir,
-        scratch: scratch.0.clone(),
-        stages: Vec::new(),
-        cache_missed: false,
-        used_args: BTreeSet::new(),
-    };
-    let result = engine.run(&dockerfile).await;
-    drop(engine);
-    tokio::task::spawn_blocking(move || remove_scratch(&scratch.1, &scratch.0)).await?;
-    let id = result?;
+    let inputs = Arc::new(context::Unpacked(dir));
+    let id = run(store, &scratch, &dockerfile, inputs, options, runner, events.clone()).await?;
     let say = |text: String| events.send(BuildEvent::Stream(text));
     // Nobody reads any more: the image is made all the same.
     let _ = events.send(BuildEvent::Built(id.clone())).await;
@@ -148,6 +258,39 @@ pub async fn build<R: AsyncRead + Send + Unpin + 'static>(
         let _ = say(format!("Successfully tagged {}\n", tag.familiar())).await;
     }
     Ok(id)
+}
+
+/// Builds an image from a Dockerfile whose files come from elsewhere, and returns its id, without names. Dropping the
+/// future ends the build.
+///
+/// Errors: as for [`build`].
+pub async fn build_from(
+    store: &Arc<ImageStore>,
+    dockerfile: &str,
+    inputs: Arc<dyn BuildInputs>,
+    options: BuildOptions,
+    runner: Arc<dyn StepRunner>,
+    events: mpsc::Sender<BuildEvent>,
+) -> Result<Digest> {
+    let scratch = Scratch::new(store)?;
+    run(store, &scratch, dockerfile, inputs, options, runner, events).await
+}
+
+async fn run(
+    store: &Arc<ImageStore>,
+    scratch: &Scratch,
+    dockerfile: &str,
+    inputs: Arc<dyn BuildInputs>,
+    options: BuildOptions,
+    runner: Arc<dyn StepRunner>,
+    events: mpsc::Sender<BuildEvent>,
+) -> Result<Digest> {
+    let dir = scratch.0.clone();
+    let parts = engine::Parts { store: store.clone(), options, runner, inputs, scratch: dir.clone(), events };
+    let result = engine::run(parts, dockerfile).await;
+    let held = store.clone();
+    tokio::task::spawn_blocking(move || remove_scratch(&held, &dir)).await?;
+    result
 }
 
 /// A directory of one build, gone when the build is.
@@ -181,46 +324,12 @@ impl Drop for Scratch {
     }
 }
 
-/// Unpacks a context, reads its Dockerfile, and removes what its `.dockerignore` names.
-fn unpack_context(context: &mut dyn Read, root: &Path, limits: crate::layer::Limits, name: &str) -> Result<String> {
-    let name = if name.is_empty() { "Dockerfile" } else { name };
-    let root = crate::layer::tree::open_root(root)?;
-    let options = crate::layer::UnpackOptions { limits, whiteouts: false, owner: Some((0, 0)) };
-    crate::layer::unpack(crate::layer::Decompressor::new(context, limits)?, root.as_fd(), &options)?;
-    let read = |name: &str| -> Result<Option<String>> {
-        crate::layer::tree::components(name.as_bytes())?;
-        let Some((_, stat)) = files::open_source(root.as_fd(), name.as_bytes())? else { return Ok(None) };
-        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-            return Ok(None);
-        }
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
-        let file = crate::layer::tree::open_in(root.as_fd(), name.as_bytes(), flags)
-            .map_err(Error::io(format!("cannot open {name}")))?;
-        let mut bytes = Vec::new();
-        let most = lines::MAX_DOCKERFILE as u64 + 1;
-        std::fs::File::from(file)
-            .take(most)
-            .read_to_end(&mut bytes)
-            .map_err(Error::io(format!("cannot read {name}")))?;
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
-    };
-    let missing = || Error::Invalid(format!("Cannot locate specified Dockerfile: {name}"));
-    let dockerfile = read(name)?.ok_or_else(missing)?;
-    if let Some(text) = read(".dockerignore")? {
-        let ignore = ignore::Ignore::parse(&text)?;
-        if !ignore.is_empty() {
-            files::remove_ignored(root.as_fd(), "", &ignore, 0)?;
-        }
-    }
-    Ok(dockerfile)
-}
-
 /// Applies Dockerfile instructions that only change the configuration (`docker commit --change`, `docker import`).
 pub fn apply_changes(config: &mut crate::config::ContainerDefaults, changes: &[String]) -> Result<()> {
     let lines = lines::cut(&changes.join("\n"))?;
     let globals = evaluate::Globals { build_args: BTreeMap::new(), args: BTreeMap::new(), escape: lines.escape };
     let mut state = evaluate::State::new(config.clone(), None);
-    for step in parse::parse(&lines)? {
+    for step in parse::parse(&lines, Dialect::Classic)? {
         use parse::Instruction as I;
         let name = step.original.split(' ').next().unwrap_or_default().to_owned();
         if matches!(

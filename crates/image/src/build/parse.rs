@@ -1,6 +1,7 @@
 //! Turns logical lines into instructions. Pure.
 //! Source: the Dockerfile reference; BuildKit's frontend/dockerfile/instructions.
 
+use crate::build::flags::{self, Dialect, MountSpec};
 use crate::build::lines::{HereDocument, Line, Lines, error_at, words};
 use crate::config::Healthcheck;
 use crate::error::{Error, Result};
@@ -31,6 +32,25 @@ pub struct CopySpec {
     pub chown: Option<String>,
     /// Octal mode.
     pub chmod: Option<String>,
+    /// Whether the directories above a source are made too.
+    pub parents: bool,
+    /// Patterns of what is left out.
+    pub excludes: Vec<String>,
+    /// Digest that the file of a URL must have.
+    pub checksum: Option<String>,
+}
+
+/// RUN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunSpec {
+    /// The command.
+    pub command: Command,
+    /// `--mount`, not yet expanded.
+    pub mounts: Vec<MountSpec>,
+    /// `--network`.
+    pub network: Option<String>,
+    /// Whether `--security=insecure` was said.
+    pub insecure: bool,
 }
 
 /// One instruction.
@@ -42,9 +62,11 @@ pub enum Instruction {
         image: String,
         /// The name of the stage.
         name: Option<String>,
+        /// `--platform`, not yet expanded.
+        platform: Option<String>,
     },
     /// RUN
-    Run(Command),
+    Run(RunSpec),
     /// COPY and ADD
     Copy(CopySpec),
     /// ENV, values with their quotes
@@ -89,19 +111,19 @@ pub struct Parsed {
 }
 
 /// Parses all instructions. Errors name the line, in Docker's form.
-pub fn parse(lines: &Lines) -> Result<Vec<Parsed>> {
-    lines.lines.iter().map(|line| parse_line(line, lines.escape)).collect()
+pub fn parse(lines: &Lines, dialect: Dialect) -> Result<Vec<Parsed>> {
+    lines.lines.iter().map(|line| parse_line(line, lines.escape, dialect)).collect()
 }
 
 /// Parses one instruction.
-pub fn parse_line(line: &Line, escape: char) -> Result<Parsed> {
+pub fn parse_line(line: &Line, escape: char, dialect: Dialect) -> Result<Parsed> {
     let at = |error: Error| match error {
         Error::Invalid(why) => error_at(line.number, why),
         other => other,
     };
     let (name, rest) = split_name(&line.text);
     let name = name.to_ascii_uppercase();
-    let instruction = instruction(&name, rest, line, escape).map_err(at)?;
+    let instruction = instruction(&name, rest, line, escape, dialect).map_err(at)?;
     let original = if rest.is_empty() { name } else { format!("{name} {rest}") };
     Ok(Parsed { line: line.number, original, instruction })
 }
@@ -117,9 +139,9 @@ fn invalid<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::Invalid(why.into()))
 }
 
-fn instruction(name: &str, rest: &str, line: &Line, escape: char) -> Result<Instruction> {
+fn instruction(name: &str, rest: &str, line: &Line, escape: char, dialect: Dialect) -> Result<Instruction> {
     let needs = |count: &str| Error::Invalid(format!("{name} requires {count}"));
-    let (flags, body) = flags(rest);
+    let (flags, body) = flags::split(rest);
     let takes_flags = matches!(name, "FROM" | "RUN" | "COPY" | "ADD" | "HEALTHCHECK");
     let body = if takes_flags { body } else { rest };
     if body.is_empty() && known(name) && name != "CMD" && name != "ENTRYPOINT" {
@@ -130,9 +152,9 @@ fn instruction(name: &str, rest: &str, line: &Line, escape: char) -> Result<Inst
         }));
     }
     match name {
-        "FROM" => from(&flags, body),
-        "RUN" => run(&flags, body, line),
-        "COPY" | "ADD" => copy(name, &flags, body, line, escape),
+        "FROM" => from(&flags, body, dialect),
+        "RUN" => run(&flags, body, line, dialect),
+        "COPY" | "ADD" => copy(name, &flags, body, line, escape, dialect),
         "ENV" => pairs(name, body, escape).map(Instruction::Env),
         "LABEL" => pairs(name, body, escape).map(Instruction::Label),
         "ARG" => arg(body, escape),
@@ -149,7 +171,7 @@ fn instruction(name: &str, rest: &str, line: &Line, escape: char) -> Result<Inst
             None => Ok(Instruction::Volume(words(body, escape))),
         },
         "STOPSIGNAL" => one(name, body).map(Instruction::StopSignal),
-        "HEALTHCHECK" => healthcheck(&flags, body),
+        "HEALTHCHECK" => healthcheck(&flags, body, dialect),
         "SHELL" => match json_strings(body) {
             Some(shell) if !shell.is_empty() => Ok(Instruction::Shell(shell)),
             _ => invalid("SHELL requires the arguments to be in JSON form"),
@@ -196,36 +218,14 @@ fn one(name: &str, body: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// The `--name=value` words at the start, and what follows.
-fn flags(mut rest: &str) -> (Vec<(&str, &str)>, &str) {
-    let mut flags = Vec::new();
-    while let Some(flag) = rest.strip_prefix("--") {
-        let end = flag.find(char::is_whitespace).unwrap_or(flag.len());
-        let (flag, after) = flag.split_at(end);
-        rest = after.trim_start();
-        if flag.is_empty() {
-            break;
-        }
-        flags.push(flag.split_once('=').unwrap_or((flag, "")));
-    }
-    (flags, rest)
-}
-
-fn unknown_flag<T>(name: &str) -> Result<T> {
-    if matches!(name, "mount" | "network" | "security" | "link" | "parents" | "exclude" | "checksum" | "keep-git-dir") {
-        return invalid(format!("the --{name} option requires BuildKit"));
-    }
-    invalid(format!("unknown flag: --{name}"))
-}
-
-fn from(flags: &[(&str, &str)], body: &str) -> Result<Instruction> {
-    // The machine's own platform is all that there is here.
+fn from(flags: &[(&str, &str)], body: &str, dialect: Dialect) -> Result<Instruction> {
     if let Some((name, _)) = flags.iter().find(|(name, _)| *name != "platform") {
-        return unknown_flag(name);
+        return flags::unknown(name, dialect);
     }
+    let platform = flags.last().map(|(_, value)| (*value).to_owned());
     let words: Vec<&str> = body.split_whitespace().collect();
     match words.as_slice() {
-        [image] => Ok(Instruction::From { image: (*image).to_owned(), name: None }),
+        [image] => Ok(Instruction::From { image: (*image).to_owned(), name: None, platform }),
         [image, keyword, name] if keyword.eq_ignore_ascii_case("AS") => {
             let name = name.to_ascii_lowercase();
             let good = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -235,40 +235,60 @@ fn from(flags: &[(&str, &str)], body: &str) -> Result<Instruction> {
                     "invalid name for build stage: {name:?}, name can't start with a number or contain symbols"
                 ));
             }
-            Ok(Instruction::From { image: (*image).to_owned(), name: Some(name) })
+            Ok(Instruction::From { image: (*image).to_owned(), name: Some(name), platform })
         }
         _ => invalid("FROM requires either one or three arguments"),
     }
 }
 
-fn run(flags: &[(&str, &str)], body: &str, line: &Line) -> Result<Instruction> {
-    if let Some((name, _)) = flags.first() {
-        return unknown_flag(name);
+fn run(flags: &[(&str, &str)], body: &str, line: &Line, dialect: Dialect) -> Result<Instruction> {
+    let mut spec = RunSpec { command: command(body), mounts: Vec::new(), network: None, insecure: false };
+    for (flag, value) in flags {
+        match *flag {
+            _ if dialect == Dialect::Classic => return flags::unknown(flag, dialect),
+            "mount" => flags::push_mount(&mut spec.mounts, value)?,
+            "network" if matches!(*value, "default" | "none" | "host") => spec.network = Some((*value).to_owned()),
+            "network" => return invalid(format!("unsupported network mode {value:?}")),
+            "security" if matches!(*value, "sandbox" | "insecure") => spec.insecure = *value == "insecure",
+            "security" => return invalid(format!("security {value:?} is not valid")),
+            other => return flags::unknown(other, dialect),
+        }
     }
-    let Some(document) = line.documents.first() else { return Ok(Instruction::Run(command(body))) };
-    // A lone here-document is the script; otherwise the shell itself reads the documents.
-    if line.documents.len() == 1 && body.starts_with("<<") && body.split_whitespace().count() == 1 {
-        return Ok(Instruction::Run(Command::Shell(document.content.clone())));
+    if let Some(document) = line.documents.first() {
+        // A lone here-document is the script; otherwise the shell itself reads the documents.
+        let alone = line.documents.len() == 1 && body.starts_with("<<") && body.split_whitespace().count() == 1;
+        let mut script = if alone { document.content.clone() } else { format!("{body}\n") };
+        for document in line.documents.iter().filter(|_| !alone) {
+            script.push_str(&document.content);
+            script.push_str(&document.name);
+            script.push('\n');
+        }
+        spec.command = Command::Shell(script);
     }
-    let mut script = format!("{body}\n");
-    for document in &line.documents {
-        script.push_str(&document.content);
-        script.push_str(&document.name);
-        script.push('\n');
-    }
-    Ok(Instruction::Run(Command::Shell(script)))
+    Ok(Instruction::Run(spec))
 }
 
-fn copy(name: &str, flags: &[(&str, &str)], body: &str, line: &Line, escape: char) -> Result<Instruction> {
+fn copy(
+    name: &str,
+    flags: &[(&str, &str)],
+    body: &str,
+    line: &Line,
+    escape: char,
+    dialect: Dialect,
+) -> Result<Instruction> {
+    let modern = dialect == Dialect::BuildKit;
     let mut spec = CopySpec { add: name == "ADD", documents: line.documents.clone(), ..CopySpec::default() };
     for (flag, value) in flags {
         match *flag {
             "from" if !spec.add => spec.from = Some((*value).to_owned()),
             "chown" => spec.chown = Some((*value).to_owned()),
             "chmod" => spec.chmod = Some((*value).to_owned()),
-            // Only tells BuildKit how to store the layer.
-            "link" => {}
-            other => return unknown_flag(other),
+            // Only tells how to store the layer, and ours are stored that way anyhow.
+            "link" | "keep-git-dir" => drop(flags::boolean(flag, value)?),
+            "parents" if modern && !spec.add => spec.parents = flags::boolean(flag, value)?,
+            "exclude" if modern => spec.excludes.push((*value).to_owned()),
+            "checksum" if modern && spec.add => spec.checksum = Some((*value).to_owned()),
+            other => return flags::unknown(other, dialect),
         }
     }
     let mut words = json_strings(body).unwrap_or_else(|| words(body, escape));
@@ -320,7 +340,7 @@ fn json_strings(body: &str) -> Option<Vec<String>> {
     body.starts_with('[').then(|| serde_json::from_str(body).ok()).flatten()
 }
 
-fn healthcheck(flags: &[(&str, &str)], body: &str) -> Result<Instruction> {
+fn healthcheck(flags: &[(&str, &str)], body: &str, dialect: Dialect) -> Result<Instruction> {
     let (kind, rest) = split_name(body);
     if kind.eq_ignore_ascii_case("NONE") {
         if !rest.is_empty() {
@@ -345,7 +365,7 @@ fn healthcheck(flags: &[(&str, &str)], body: &str) -> Result<Instruction> {
                 Ok(count) if count >= 1 => check.retries = count,
                 _ => return invalid(format!("--retries must be at least 1 (not {value})")),
             },
-            other => return unknown_flag(other),
+            other => return flags::unknown(other, dialect),
         }
     }
     Ok(Instruction::Healthcheck(Some((check, command(rest)))))
@@ -389,14 +409,18 @@ mod tests {
     use crate::build::lines::cut;
 
     fn one_line(text: &str) -> Result<Instruction> {
-        Ok(parse(&cut(text)?)?.remove(0).instruction)
+        Ok(parse(&cut(text)?, Dialect::Classic)?.remove(0).instruction)
     }
 
     #[test]
     fn instructions_are_read_in_all_their_forms() {
         let exec = |words: &[&str]| Command::Exec(words.iter().map(|w| (*w).to_owned()).collect());
-        assert_eq!(one_line("RUN [\"a\", \"b c\"]").unwrap(), Instruction::Run(exec(&["a", "b c"])));
-        assert_eq!(one_line("run [a]").unwrap(), Instruction::Run(Command::Shell("[a]".to_owned())));
+        let run = |text: &str| match one_line(text).unwrap() {
+            Instruction::Run(spec) => spec.command,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(run("RUN [\"a\", \"b c\"]"), exec(&["a", "b c"]));
+        assert_eq!(run("run [a]"), Command::Shell("[a]".to_owned()));
         assert_eq!(one_line("ENV a b  c").unwrap(), Instruction::Env(vec![("a".into(), "b  c".into())]));
         let pairs = vec![("a".into(), "\"b c\"".into()), ("d".into(), "e".into())];
         assert_eq!(one_line("ENV a=\"b c\" d=e").unwrap(), Instruction::Env(pairs));
@@ -404,7 +428,8 @@ mod tests {
             panic!("no copy")
         };
         assert_eq!((spec.from.as_deref(), spec.sources.len(), spec.destination.as_str()), (Some("0"), 2, "/d/"));
-        let from = Instruction::From { image: "x:1".into(), name: Some("build".into()) };
+        let platform = Some("linux/amd64".into());
+        let from = Instruction::From { image: "x:1".into(), name: Some("build".into()), platform };
         assert_eq!(one_line("FROM --platform=linux/amd64 x:1 as Build").unwrap(), from);
         let Instruction::Healthcheck(Some((check, _))) =
             one_line("HEALTHCHECK --interval=1m30s --retries=2 CMD x").unwrap()
@@ -430,7 +455,7 @@ mod tests {
             ("COPY --what=1 a b", "unknown flag: --what"),
             ("WORKDIR", "WORKDIR requires at least one argument"),
         ] {
-            let error = parse(&cut(text).unwrap()).unwrap_err().to_string();
+            let error = parse(&cut(text).unwrap(), Dialect::Classic).unwrap_err().to_string();
             assert!(error.contains(message), "{text:?}: {error}");
         }
         assert!(duration("5").is_err() && duration("").is_err() && duration("9999999999h").is_err());
@@ -443,7 +468,8 @@ mod tests {
             rest in "([ =\"'\\[\\]<-]|[a-zA-Z]|\\PC|\n){0,80}",
         ) {
             if let Ok(lines) = cut(&format!("{name} {rest}")) {
-                let _ = parse(&lines);
+                let _ = parse(&lines, Dialect::Classic);
+                let _ = parse(&lines, Dialect::BuildKit);
             }
         }
     }

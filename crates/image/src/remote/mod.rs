@@ -3,7 +3,7 @@
 //! Source: OCI distribution specification 1.1; the distribution project's token authentication.
 
 mod challenge;
-mod connect;
+pub(crate) mod connect;
 mod look;
 mod pace;
 mod pull;

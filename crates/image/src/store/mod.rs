@@ -3,6 +3,7 @@
 //! names of those), `snapshots/<container>.json`, `repositories.json` and `uploads/` (the registry's).
 
 pub mod blobs;
+mod builds;
 mod garbage;
 pub mod index;
 mod layers;
@@ -23,11 +24,16 @@ use crate::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::types::{HistoryEntry, ImageRecord, ImageSummary, ListFilter, Snapshot};
 use blobs::{Blobs, Lease, lock};
+pub use builds::{BuildCache, Mounted};
 use index::{Entry, EntryLayer, Index};
 pub use repositories::{Repositories, Repository, StoredManifest, Upload};
 
 /// How the ids of builds' snapshots begin.
 pub(crate) const BUILD_PREFIX: &str = "build-";
+/// Beginning of the cache keys of steps that BuildKit's dialect made. Their images are seen only in a list of all.
+pub(crate) const BUILDKIT_KEY: &str = "buildkit:";
+/// Directory of the cache mounts.
+pub(crate) const CACHE_MOUNTS: &str = "cache-mounts";
 
 /// Settings of a store.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +59,7 @@ pub struct ImageStore {
     /// One lock per layer that is being unpacked or fetched, so that it happens once.
     busy: Mutex<HashMap<Digest, std::sync::Weak<tokio::sync::Mutex<()>>>>,
     repositories: Repositories,
+    cache_locks: crate::build::mounts::CacheLocks,
     boot: String,
 }
 
@@ -89,6 +96,7 @@ impl ImageStore {
             snapshots: Mutex::new(snapshots::read_all(&dir.join("snapshots"))?),
             index: Mutex::new(index),
             busy: Mutex::default(),
+            cache_locks: Mutex::default(),
             repositories: Repositories::open(&dir)?,
             // Without it every layer counts as surely written, as it does on a machine that cannot tell boots apart.
             boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
@@ -169,9 +177,10 @@ impl ImageStore {
             let references = familiar_names(index.names_of(id));
             let digests = familiar_names(index.digests_of(id));
             let untagged = references.is_empty();
-            let inner = untagged && digests.is_empty() && index.has_children(id);
+            let step = entry.cache_key.as_ref().is_some_and(|key| key.starts_with(BUILDKIT_KEY));
+            let inner = untagged && digests.is_empty() && (step || index.has_children(id));
             let wanted = (filter.all || !inner)
-                && filter.dangling.is_none_or(|dangling| dangling == (untagged && !index.has_children(id)))
+                && filter.dangling.is_none_or(|dangling| dangling == (untagged && !inner))
                 && before.is_none_or(|before| entry.created_ns < before)
                 && since.is_none_or(|since| entry.created_ns > since)
                 && filter.until_ns.is_none_or(|until| entry.created_ns < until)
@@ -305,6 +314,11 @@ impl ImageStore {
             Ok(())
         })?;
         Ok(id)
+    }
+
+    /// The lock of a cache mount that builds use one after the other.
+    pub(crate) fn cache_lock(&self, path: &Path) -> Arc<tokio::sync::Mutex<()>> {
+        lock(&self.cache_locks).entry(path.to_owned()).or_default().clone()
     }
 
     /// The lock under which a layer is fetched or unpacked.

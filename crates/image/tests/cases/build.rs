@@ -6,8 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use image::build::{BuildEvent, BuildOptions, RunStep, StepRunner, build};
+use image::build::{BuildEvent, BuildOptions, RunStep, StepOutput, StepRunner, build};
 use image::{Digest, Error, ImageStore, Removal, RemoveOptions};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -18,7 +17,7 @@ struct Chroot;
 
 #[async_trait]
 impl StepRunner for Chroot {
-    async fn run(&self, step: RunStep, output: mpsc::Sender<Bytes>) -> Result<i32, String> {
+    async fn run(&self, step: RunStep, output: mpsc::Sender<StepOutput>) -> Result<i32, String> {
         let mut child = tokio::process::Command::new("/usr/sbin/chroot")
             .arg(&step.rootfs)
             .args(["/bin/busybox", "sh", "-c", "cd \"$0\" && exec \"$@\"", &step.working_directory])
@@ -32,7 +31,7 @@ impl StepRunner for Chroot {
             .map_err(|error| error.to_string())?;
         let mut text = Vec::new();
         child.stdout.take().unwrap().read_to_end(&mut text).await.map_err(|error| error.to_string())?;
-        let _ = output.send(text.into()).await;
+        let _ = output.send(StepOutput { error: false, data: text.into() }).await;
         Ok(child.wait().await.map_err(|error| error.to_string())?.code().unwrap_or(-1))
     }
 }

@@ -86,6 +86,9 @@ enum Command {
     /// Write the certificate with which a docker client reaches one namespace over TLS
     #[command(after_help = "Examples:\n  nuee docker-certificate team-a --output team-a-docker")]
     DockerCertificate(docker_certificate::Arguments),
+    /// Run projects of several containers from a Compose file
+    #[command(after_help = "Examples:\n  nuee compose up --detach\n  nuee compose -f shop.yaml logs --follow web")]
+    Compose(crate::compose::Arguments),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  nuee completion bash > /etc/bash_completion.d/nuee\n  nuee completion zsh > ~/.zfunc/_nuee"
@@ -142,6 +145,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),
         Command::Vm(arguments) => vm::run(arguments),
         Command::Image(arguments) => image::run(arguments),
+        Command::Compose(arguments) => crate::compose::run(&arguments),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "nuee", &mut std::io::stdout());
             Ok(())

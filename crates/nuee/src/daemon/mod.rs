@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::instance::{Endpoints, Instance, State};
 
+mod buildkit;
 pub mod control;
 mod destroy;
 mod hands;
@@ -196,6 +197,7 @@ impl House {
             namespace: api::names::DOCKER_NAMESPACE.into(),
             node_name: Some(node_name.clone()),
             node: agent.clone(),
+            buildkit: Some(buildkit::Host::start(images.clone(), agent.clone())),
             images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Machine,
@@ -247,6 +249,8 @@ fn tenant_endpoints(
             namespace: namespace.to_owned(),
             node_name: Some(node_name.clone()),
             node: agent.clone(),
+            // Cache mounts are known by their names alone, so tenants would see each other's.
+            buildkit: None,
             images: images.clone(),
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Compares Nuée with dockerd, side by side in one run: a ten-step build cold and cached, by the classic builder; on Nuée also by
+BuildKit's protocol; and Compose up and down of a project with three services.
+
+Prints one table. The runs alternate, so that a machine that drifts drifts for both. Needs `contrib/packages.sh test`.
+"""
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+
+from docker_run import DOCKERFILE, Engine, Space
+
+STEPS = "FROM busybox\nENV A=b\nWORKDIR /src\nCOPY . .\n" + "".join(f"RUN echo {i} > /src/{i}\n" for i in range(1, 7)) + "CMD [\"sh\"]\n"
+COMPOSE = """services:
+  one: {image: busybox, command: [sleep, "600"], init: true}
+  two: {image: busybox, command: [sleep, "600"], init: true, depends_on: [one]}
+  three: {image: busybox, command: [sleep, "600"], init: true, depends_on: [one]}
+"""
+BARS = {"build, ten steps, cold": 0.33, "build, ten steps, cached": 0.33}
+
+
+@contextlib.contextmanager
+def engines_of(nuee_program, work):
+    """Both engines, each in namespaces of its own."""
+    spaces = [Space(), Space()]
+    data, root = work / "nuee", work / "dockerd"
+    root.mkdir()
+    subprocess.run(spaces[0].command(nuee_program, "up", "--detach", "--data-dir", data), check=True, stdout=subprocess.DEVNULL)
+    daemon = subprocess.Popen(
+        spaces[1].command("dockerd", "--data-root", root / "data", "--exec-root", root / "exec", "--pidfile", root / "pid",
+                          "--host", f"unix://{root}/docker.sock", "--storage-driver", "overlay2"),
+        stdout=open(root / "log", "w"), stderr=subprocess.STDOUT)
+    try:
+        dockerd = Engine("dockerd", root / "docker.sock", spaces[1])
+        while dockerd.docker("version", check=False).returncode:
+            time.sleep(0.05)
+        yield [Engine("nuee", data / "docker.sock", spaces[0]), dockerd]
+    finally:
+        subprocess.run(spaces[0].command(nuee_program, "down", "--all", "--data-dir", data), check=False,
+                       stdout=subprocess.DEVNULL)
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((root / "pid").read_text()), 15)
+        daemon.wait()
+        for space in spaces:
+            space.close()
+
+
+def compose(engine, program, project, *words):
+    env = dict(engine.env, DOCKER_HOST=f"unix://{engine.socket}", COMPOSE_MENU="false")
+    env.pop("DOCKER_BUILDKIT", None)
+    subprocess.run(engine.space.command(program, *words), check=True, env=env, cwd=project, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def timed(work):
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nuee", default="target/release/nuee")
+    parser.add_argument("--compose", default="target/compose/docker-compose-2")
+    parser.add_argument("--runs", type=int, default=7)
+    arguments = parser.parse_args()
+    compose_program = os.path.abspath(arguments.compose)
+    work = pathlib.Path(tempfile.mkdtemp(prefix="nuee-bench-"))
+    figures = {}
+
+    def note(row, engine, seconds):
+        figures.setdefault(row, {}).setdefault(engine.name, []).append(seconds)
+
+    try:
+        with engines_of(os.path.abspath(arguments.nuee), work) as engines:
+            context, project = work / "context", work / "project"
+            context.mkdir()
+            project.mkdir()
+            shutil.copy("/bin/busybox", context / "busybox")
+            (context / "Dockerfile").write_text(DOCKERFILE)
+            for engine in engines:
+                engine.docker("build", "--quiet", "--tag", "busybox", context)
+            (context / "busybox").unlink()
+            (context / "Dockerfile").write_text(STEPS)
+            (project / "compose.yaml").write_text(COMPOSE)
+            (project / "Dockerfile").write_text(STEPS)
+            (project / "build.yaml").write_text("services: {app: {image: app, build: .}}\n")
+            for turn in range(arguments.runs):
+                for engine in engines:
+                    note("build, ten steps, cold", engine,
+                         timed(lambda: engine.docker("build", "--no-cache", "--quiet", "--tag", "app", context)))
+                    note("build, ten steps, cached", engine,
+                         timed(lambda: engine.docker("build", "--quiet", "--tag", "app", context)))
+                    note("compose up of three services", engine,
+                         timed(lambda: compose(engine, compose_program, project, "up", "-d")))
+                    note("compose down", engine, timed(lambda: compose(engine, compose_program, project, "down", "-t", "1")))
+                    if engine.name == "nuee":
+                        # dockerd 20.10's BuildKit is too old for this client.
+                        build = ("-f", "build.yaml", "build")
+                        note("compose build over BuildKit, cold", engine,
+                             timed(lambda: compose(engine, compose_program, project, *build, "--no-cache")))
+                        note("compose build over BuildKit, cached", engine,
+                             timed(lambda: compose(engine, compose_program, project, *build)))
+            print("| measure | nuee | dockerd | ratio | bar |\n|---|---|---|---|---|")
+            for row, taken in figures.items():
+                ours = statistics.median(taken["nuee"]) * 1000
+                if "dockerd" not in taken:
+                    print(f"| {row} | {ours:.0f} ms | – | – | – |")
+                    continue
+                theirs = statistics.median(taken["dockerd"]) * 1000
+                print(f"| {row} | {ours:.0f} ms | {theirs:.0f} ms | {ours / theirs:.2f} | {BARS.get(row, '–')} |")
+            version = engines[1].docker("version", "--format", "{{json .Server.Version}}").stdout.strip()
+            print(f"\ndockerd {json.loads(version)}, {arguments.runs} runs each, medians")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+//! BuildKit's protocol, by the client that has it built in: Compose 2.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use testkit::{Nuee, Output};
+
+use crate::with_images;
+
+/// Builds with Compose 2 in a directory that holds these files; what it says, and whether it succeeded.
+fn build(nuee: &Nuee, files: &[(&str, &str)], arguments: &[&str]) -> Result<Output> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/compose/docker-compose-2");
+    ensure!(program.exists(), "{} is not there: run contrib/packages.sh test", program.display());
+    let directory = nuee.files().join("project");
+    for (name, text) in files {
+        let path = directory.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&directory))?;
+        std::fs::write(path, text)?;
+    }
+    // Entering a mount namespace loses the working directory, so `env` goes there inside it.
+    let mut command: Command = nuee.space().command("env");
+    command.arg(format!("--chdir={}", directory.display())).arg(program.canonicalize()?);
+    command.env_remove("DOCKER_BUILDKIT");
+    command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display()));
+    command.env("DOCKER_CONFIG", nuee.files().join("docker-config"));
+    command.args(["--progress", "plain", "build"]).args(arguments);
+    Output::of(command)
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
+}
+
+const COMPOSE: &str = "services:\n  app:\n    image: app:1\n    build:\n      context: .\n      secrets: [token]\n      \
+                       additional_contexts:\n        shared: ./shared\nsecrets:\n  token:\n    file: ./token\n";
+const DOCKERFILE: &str = "# syntax=docker/dockerfile:1\n\
+    FROM busybox:test AS build\n\
+    WORKDIR /src\n\
+    COPY --exclude=*.md . .\n\
+    COPY --from=shared --parents deep/er/file /kept/\n\
+    RUN --mount=type=cache,target=/cache --mount=type=secret,id=token --mount=type=tmpfs,target=/scratch \
+        --mount=type=bind,source=hello,target=/bound \
+        echo x >> /cache/runs; wc -l < /cache/runs > runs; cp /run/secrets/token secret; cat /bound > bound\n\
+    RUN --network=none ip link | grep -c UP > links\n\
+    FROM busybox:test AS unused\n\
+    RUN exit 9\n\
+    FROM busybox:test\n\
+    COPY --from=build /src /app\n\
+    COPY --from=build /kept /kept\n\
+    CMD [\"cat\", \"/app/hello\"]\n";
+
+#[test]
+fn a_dockerfile_of_buildkit_is_built_cached_and_confined() -> Result<()> {
+    let nuee = with_images()?;
+    let files = [
+        ("compose.yaml", COMPOSE),
+        ("Dockerfile", DOCKERFILE),
+        (".dockerignore", "token\nshared\nignored*\n!ignored-not\n"),
+        ("token", "the secret\n"),
+        ("hello", "hello from the context\n"),
+        ("notes.md", "no"),
+        ("ignored", "no"),
+        ("ignored-not", "yes"),
+        ("shared/deep/er/file", "from a named context\n"),
+    ];
+    let first = build(&nuee, &files, &[])?.success()?;
+    assert!(!said(&first).contains("unused"), "{}", said(&first));
+    let sh = |script: &str| nuee.docker(&["run", "--rm", "app:1", "sh", "-c", script]);
+    assert_eq!(nuee.docker(&["run", "--rm", "app:1"])?.success()?.stdout, "hello from the context\n");
+    let listing = sh("ls -A /app; cat /app/runs /app/secret /app/bound /kept/deep/er/file")?.success()?.stdout;
+    for there in ["ignored-not", "1\n", "the secret", "hello from the context", "from a named context"] {
+        assert!(listing.contains(there), "{there}: {listing}");
+    }
+    assert!(!listing.contains("notes.md") && !listing.contains("ignored\n"), "{listing}");
+    // Nothing of the mounts is in the image, and no network but the loopback was there.
+    assert_eq!(sh("ls -d /cache /scratch /bound /run/secrets 2>/dev/null; cat /app/links")?.stdout, "1\n");
+
+    // Again: nothing is run. With another file: the cache mount is still there.
+    let again = build(&nuee, &files, &[])?.success()?;
+    assert!(said(&again).matches("CACHED").count() >= 6, "{}", said(&again));
+    let changed = build(&nuee, &[("hello", "changed\n")], &[])?.success()?;
+    assert!(said(&changed).contains("writing image"), "{}", said(&changed));
+    assert_eq!(sh("cat /app/runs /app/hello")?.stdout, "2\nchanged\n");
+    nuee.finish()
+}
+
+#[test]
+fn errors_of_a_buildkit_build_reach_the_user() -> Result<()> {
+    let nuee = with_images()?;
+    let compose = "services:\n  app:\n    image: app:1\n    build: .\n";
+    for (dockerfile, why) in [
+        ("FROM busybox:test\nFOO x\n", "dockerfile parse error on line 2: unknown instruction: FOO"),
+        ("FROM busybox:test\nRUN exit 3\n", "did not complete successfully: exit code: 3"),
+        ("FROM busybox:test\nCOPY nothing /\n", "stat nothing: file does not exist"),
+        ("FROM busybox:test\nRUN --mount=type=secret,id=x,required true\n", "secret x: not found"),
+        ("FROM busybox:test\nRUN --security=insecure true\n", "security.insecure is not allowed"),
+        ("", "the Dockerfile cannot be empty"),
+    ] {
+        let output = build(&nuee, &[("compose.yaml", compose), ("Dockerfile", dockerfile)], &[])?;
+        assert!(output.status != 0 && said(&output).contains(why), "{dockerfile:?}: {}", said(&output));
+    }
+    nuee.finish()
+}

@@ -1,0 +1,182 @@
+//! The Compose clients, unmodified: 1.29 (Debian), 2.40 and 5.6 (from PyPI, fetched by `contrib/packages.sh test`), each on the
+//! same three projects.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use testkit::{Nuee, Output};
+
+use crate::with_images;
+
+/// A Compose client pointed at a Nuée, in a project's directory.
+struct Compose<'a> {
+    nuee: &'a Nuee,
+    program: &'a Path,
+    directory: PathBuf,
+}
+
+impl Compose<'_> {
+    fn command(&self, arguments: &[&str]) -> Command {
+        // Entering a mount namespace loses the working directory, so `env` goes there inside it.
+        let mut command = self.nuee.space().command("env");
+        command.arg(format!("--chdir={}", self.directory.display())).arg(self.program);
+        command.env("DOCKER_HOST", format!("unix://{}", self.nuee.data().join("docker.sock").display()));
+        command.env("DOCKER_CONFIG", self.nuee.files().join("docker-config"));
+        command.env("COMPOSE_MENU", "false").env_remove("DOCKER_BUILDKIT");
+        command.args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        Output::of(self.command(arguments))?.success()
+    }
+
+    fn logs_say(&self, service: &str, text: &str) -> Result<()> {
+        self.nuee.eventually(&format!("{service} says {text:?}"), || {
+            Ok(self.run(&["logs", "--no-color", service])?.stdout.contains(text))
+        })
+    }
+}
+
+/// The clients from PyPI lie where the set-up step put them.
+fn from_pypi(name: &str) -> Result<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/compose").join(name);
+    ensure!(path.exists(), "{} is not there: run contrib/packages.sh test", path.display());
+    Ok(path.canonicalize()?)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+/// All three projects, with one client.
+fn projects_run(program: &Path) -> Result<()> {
+    let nuee = with_images()?;
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/end_to_end/compose");
+    let project = |name: &str| -> Result<Compose<'_>> {
+        let directory = nuee.files().join(name);
+        copy(&all.join(name), &directory)?;
+        Ok(Compose { nuee: &nuee, program, directory })
+    };
+    shop(&project("shop")?)?;
+    site(&project("site")?)?;
+    pipeline(&project("pipeline")?)?;
+    assert_eq!(nuee.docker(&["ps", "-aq"])?.success()?.text(), "");
+    assert_eq!(nuee.docker(&["volume", "ls", "-q"])?.success()?.text(), "");
+    nuee.finish()
+}
+
+fn shop(shop: &Compose<'_>) -> Result<()> {
+    shop.run(&["build"])?;
+    shop.run(&["up", "-d"])?;
+    let nuee = shop.nuee;
+    for (path, text) in [("", "a page\n"), ("greeting", "hello\n"), ("token", "a secret\n"), ("env", "from the file\n")]
+    {
+        assert_eq!(nuee.fetch(&format!("http://127.0.0.1:18080/{path}"))?, text, "{path}");
+    }
+    nuee.eventually("the database is healthy", || Ok(nuee.docker(&["ps"])?.success()?.stdout.contains("(healthy)")))?;
+    shop.logs_say("worker", "worked")?;
+    assert_eq!(shop.run(&["exec", "-T", "web", "cat", "/www/greeting"])?.stdout, "hello\n");
+    shop.run(&["up", "-d", "--scale", "worker=2"])?;
+    assert_eq!(shop.run(&["ps", "-q", "worker"])?.text().lines().count(), 2);
+    // What is in the volume outlives the containers, until it is asked to go.
+    shop.run(&["exec", "-T", "database", "sh", "-c", "echo kept > /data/state"])?;
+    shop.run(&["down"])?;
+    shop.run(&["up", "-d"])?;
+    shop.logs_say("worker", "kept")?;
+    shop.run(&["down", "--volumes"])?;
+    Ok(())
+}
+
+fn site(site: &Compose<'_>) -> Result<()> {
+    assert!(site.run(&["config"])?.stdout.contains("OVERRIDDEN"));
+    site.run(&["up", "-d"])?;
+    site.logs_say("client", "from a directory")?;
+    let environment = site.run(&["exec", "-T", "site", "env"])?.stdout;
+    assert!(environment.contains("OVERRIDDEN=yes"), "{environment}");
+    let both = ["ps", "-q", "--filter", "label=tier=front", "--filter", "label=more=labels"];
+    assert_eq!(site.nuee.docker(&both)?.success()?.text().lines().count(), 1);
+    site.run(&["restart", "client"])?;
+    site.run(&["stop"])?;
+    site.run(&["down"])?;
+    Ok(())
+}
+
+fn pipeline(pipeline: &Compose<'_>) -> Result<()> {
+    pipeline.run(&["build", "--build-arg", "WHAT=glass"])?;
+    pipeline.run(&["up", "-d"])?;
+    pipeline.logs_say("consumer", "made of glass")?;
+    let volumes = pipeline.nuee.docker(&["volume", "ls", "-q", "--filter", "label=kind=hand-over"])?.success()?;
+    assert_eq!(volumes.text(), "pipeline_shared");
+    let run = pipeline.run(&["run", "--rm", "-T", "consumer", "cat", "/shared/result"])?;
+    assert!(run.stdout.contains("made of glass"), "{}", run.stdout);
+    pipeline.run(&["down", "--volumes"])?;
+    Ok(())
+}
+
+#[test]
+fn compose_1_runs_three_projects() -> Result<()> {
+    projects_run(Path::new("docker-compose"))
+}
+
+#[test]
+fn compose_2_builds_over_buildkit_and_runs_three_projects() -> Result<()> {
+    projects_run(&from_pypi("docker-compose-2")?)
+}
+
+#[test]
+fn compose_5_runs_three_projects() -> Result<()> {
+    projects_run(&from_pypi("docker-compose-5")?)
+}
+
+#[test]
+fn our_own_compose_runs_three_projects_and_compose_sees_them() -> Result<()> {
+    let nuee = with_images()?;
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/end_to_end/compose");
+    let compose_2 = from_pypi("docker-compose-2")?;
+    let ours = |directory: &Path, arguments: &[&str]| -> Result<Output> {
+        let mut command = nuee.space().command("env");
+        command.arg(format!("--chdir={}", directory.display())).arg(env!("CARGO_BIN_EXE_nuee")).arg("compose");
+        command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display())).args(arguments);
+        Output::of(command)?.success()
+    };
+    for (name, service, says) in [
+        ("shop", "worker", "worked"),
+        ("site", "client", "from a directory"),
+        ("pipeline", "consumer", "made of thing"),
+    ] {
+        let directory = nuee.files().join(name);
+        copy(&all.join(name), &directory)?;
+        ours(&directory, &["build"])?;
+        ours(&directory, &["up", "--detach"])?;
+        nuee.eventually(&format!("{service} says {says:?}"), || {
+            Ok(ours(&directory, &["logs", service])?.stdout.contains(says))
+        })?;
+        // Nothing is to be done a second time, and the real client finds what ours made.
+        let again = ours(&directory, &["up", "--detach", service])?;
+        assert!(!again.stdout.contains("Removed"), "{}", again.stdout);
+        let theirs = Compose { nuee: &nuee, program: &compose_2, directory: directory.clone() };
+        let listed = ours(&directory, &["ps", "--all", "--quiet"])?.stdout;
+        let seen = theirs.run(&["ps", "--all", "--quiet", "--no-trunc"])?.stdout;
+        let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(sorted(&listed), sorted(&seen), "{name}");
+        if name == "shop" {
+            assert_eq!(nuee.fetch("http://127.0.0.1:18080/token")?, "a secret\n");
+        }
+        ours(&directory, &["down", "--volumes"])?;
+    }
+    assert_eq!(nuee.docker(&["ps", "-aq"])?.success()?.text(), "");
+    assert_eq!(nuee.docker(&["volume", "ls", "-q"])?.success()?.text(), "");
+    nuee.finish()
+}
