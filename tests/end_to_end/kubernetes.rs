@@ -66,6 +66,38 @@ fn a_deployment_serves_through_its_service() -> Result<()> {
 }
 
 #[test]
+fn revisions_are_kept_and_undone_and_an_orphaning_deletion_leaves_them_all() -> Result<()> {
+    let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
+    let sets = |name: &str| -> Result<usize> {
+        let label = format!("app={name}");
+        Ok(nuee.kubectl(&["get", "replicasets", "-l", &label, "-o", "name"])?.success()?.text().lines().count())
+    };
+    // Several, as a controller that acts on what it knew a moment ago takes back what was just let go only now and then.
+    for name in ["one", "two", "three", "four"] {
+        let deployment = format!("deployment/{name}");
+        nuee.kubectl(&["create", "deployment", name, "--image=first:1", "--replicas=0"])?.success()?;
+        nuee.eventually("the first revision", || Ok(sets(name)? == 1))?;
+        nuee.kubectl(&["set", "image", &deployment, "first=first:2"])?.success()?;
+        nuee.eventually("the second revision", || Ok(sets(name)? == 2))?;
+        let history = nuee.kubectl(&["rollout", "history", &deployment])?.success()?.stdout;
+        assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
+        nuee.kubectl(&["rollout", "undo", &deployment])?.success()?;
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        assert_eq!(nuee.kubectl(&["get", &deployment, "-o", image])?.success()?.text(), "first:1");
+        nuee.kubectl(&["delete", &deployment, "--cascade=orphan"])?.success()?;
+    }
+    // What is deleted with its owner shows that the collector has come past.
+    nuee.kubectl(&["create", "deployment", "control", "--image=first:1", "--replicas=0"])?.success()?;
+    nuee.eventually("the control's revision", || Ok(sets("control")? == 1))?;
+    nuee.kubectl(&["delete", "deployment", "control"])?.success()?;
+    nuee.eventually("the control's revision is collected", || Ok(sets("control")? == 0))?;
+    for name in ["one", "two", "three", "four"] {
+        assert_eq!(sets(name)?, 2, "{name}");
+    }
+    nuee.finish()
+}
+
+#[test]
 fn logs_and_exec_reach_a_pod() -> Result<()> {
     let nuee = with_images()?;
     nuee.kubectl(&[

@@ -13,7 +13,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::{Error, Result, drive, is_missing, pods, watching};
+use crate::{Error, Result, drive, is_missing, members, pods, watching};
 
 pub mod rollout;
 pub mod status;
@@ -101,7 +101,9 @@ async fn owned_sets(sets: &Api<ReplicaSet>, deployment: &Deployment) -> Result<V
         match pods::controller_of(&set) {
             Some(owner) if Some(&owner.uid) == deployment.metadata.uid.as_ref() => owned.push(set),
             Some(_) => {}
-            None if set.metadata.deletion_timestamp.is_none() && deployment.metadata.deletion_timestamp.is_none() => {
+            None if set.metadata.deletion_timestamp.is_none()
+                && members::may_adopt(sets.clone().into_client(), deployment).await? =>
+            {
                 let owner = deployment.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
                 let patch = json!({ "metadata": { "uid": set.metadata.uid, "ownerReferences": [owner] } });
                 owned.push(sets.patch(&set.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?);

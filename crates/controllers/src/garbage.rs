@@ -7,7 +7,10 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams,
+    Preconditions,
+};
 use kube::core::discovery::verbs;
 use kube::discovery::{Discovery, Scope};
 use kube::runtime::watcher::Event;
@@ -35,6 +38,22 @@ struct Item {
     owners: Vec<OwnerReference>,
     finalizers: Vec<String>,
     deleting: bool,
+}
+
+impl Item {
+    /// The item and its uid; `None` of an object that has neither uid nor name.
+    fn of(resource: usize, meta: &ObjectMeta) -> Option<(String, Item)> {
+        let (uid, name) = (meta.uid.clone()?, meta.name.clone()?);
+        let item = Item {
+            resource,
+            namespace: meta.namespace.clone(),
+            name,
+            owners: meta.owner_references.clone().unwrap_or_default(),
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            deleting: meta.deletion_timestamp.is_some(),
+        };
+        Some((uid, item))
+    }
 }
 
 #[derive(Default)]
@@ -184,16 +203,7 @@ impl Collector {
     }
 
     fn see(&mut self, resource: usize, meta: &Meta) {
-        let meta = &meta.metadata;
-        let (Some(uid), Some(name)) = (meta.uid.clone(), meta.name.clone()) else { return };
-        let item = Item {
-            resource,
-            namespace: meta.namespace.clone(),
-            name,
-            owners: meta.owner_references.clone().unwrap_or_default(),
-            finalizers: meta.finalizers.clone().unwrap_or_default(),
-            deleting: meta.deletion_timestamp.is_some(),
-        };
+        let Some((uid, item)) = Item::of(resource, &meta.metadata) else { return };
         let interesting = !item.owners.is_empty() || item.deleting;
         self.graph.put(&uid, item);
         if interesting {
@@ -245,8 +255,7 @@ impl Collector {
     async fn finish_deletion(&mut self, uid: &str, item: &Item) -> Result<()> {
         let dependents = self.graph.dependents(uid);
         if item.finalizers.iter().any(|name| name == ORPHAN) {
-            for dependent in dependents {
-                let Some(child) = self.graph.items.get(&dependent).cloned() else { continue };
+            for (dependent, child) in self.living_dependents(uid, item).await? {
                 let kept: Vec<OwnerReference> = child.owners.iter().filter(|owner| owner.uid != uid).cloned().collect();
                 self.set_owners(&dependent, &child, &kept).await?;
             }
@@ -268,6 +277,30 @@ impl Collector {
             }
         }
         Ok(())
+    }
+
+    /// The dependents by their uids, asked of the server: one that the graph has not seen yet would lose its owner unnoticed, and
+    /// be deleted for it, though its user said that it should stay.
+    async fn living_dependents(&self, uid: &str, owner: &Item) -> Result<Vec<(String, Item)>> {
+        let mut found = Vec::new();
+        for (index, (resource, namespaced)) in self.resources.iter().enumerate() {
+            let api: Api<DynamicObject> = match &owner.namespace {
+                Some(namespace) if *namespaced => Api::namespaced_with(self.client.clone(), namespace, resource),
+                Some(_) => continue,
+                None => Api::all_with(self.client.clone(), resource),
+            };
+            let listed = match api.list_metadata(&ListParams::default()).await {
+                Err(error) if is_missing(&error) => continue,
+                listed => listed?,
+            };
+            for meta in listed.items {
+                let owned = meta.metadata.owner_references.iter().flatten().any(|reference| reference.uid == uid);
+                if owned && let Some((uid, item)) = Item::of(index, &meta.metadata) {
+                    found.push((uid, item));
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn owner_state(&self, child: &Item, owner: &OwnerReference) -> Result<Owner> {

@@ -1,10 +1,14 @@
 //! The pods of a controller: which ones are its own, how they are made from its template, and how they go.
 
+use std::fmt::Debug;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::{Error, Result, events, is_missing, pods};
@@ -14,10 +18,30 @@ const PARALLEL: usize = 16;
 /// Most pods made or deleted in one go; the rest waits for the next turn. `Source:` Kubernetes' BurstReplicas.
 pub const BURST: usize = 500;
 
+/// What may own others: an object of a namespace.
+pub trait Owner: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug {}
+
+impl<K> Owner for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
+
+/// Whether the owner lives and is not about to go. The server is asked, as what an informer holds may be old: an owner that goes
+/// and leaves its dependents behind would take back one that was just let go, and the collector would then delete it.
+pub async fn may_adopt<K: Owner>(client: Client, owner: &K) -> Result<bool> {
+    let meta = owner.meta();
+    let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { return Ok(false) };
+    if meta.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
+    let now = Api::<K>::namespaced(client, namespace).get_metadata_opt(name).await?;
+    Ok(now.is_some_and(|now| now.metadata.uid == meta.uid && now.metadata.deletion_timestamp.is_none()))
+}
+
 /// The pods that the owner controls; pods that match and have no owner are adopted on the way.
 pub async fn owned<K>(api: &Api<Pod>, owner: &K, selector: &LabelSelector) -> Result<Vec<Pod>>
 where
-    K: Resource<DynamicType = ()>,
+    K: Owner,
 {
     let Some(text) = pods::selector_text(selector) else { return Ok(Vec::new()) };
     let mut owned = Vec::new();
@@ -25,7 +49,7 @@ where
         match pods::controller_of(&pod) {
             Some(found) if Some(&found.uid) == owner.meta().uid.as_ref() => owned.push(pod),
             Some(_) => {}
-            None if pods::is_active(&pod) && owner.meta().deletion_timestamp.is_none() => {
+            None if pods::is_active(&pod) && may_adopt(api.clone().into_client(), owner).await? => {
                 let reference = owner.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
                 let patch = json!({ "metadata": { "uid": pod.metadata.uid, "ownerReferences": [reference] } });
                 owned.push(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?);

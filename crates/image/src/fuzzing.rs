@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::build::flags::Dialect;
 use crate::build::{expand, ignore, lines, parse};
 use crate::layer::{Limits, UnpackOptions, tree, unpack};
 use crate::reference::Reference;
@@ -13,10 +14,12 @@ const LIMITS: Limits = Limits { total_bytes: 1 << 20, entries: 1_000, ratio: 200
 /// Dockerfiles and ignore files.
 pub fn dockerfile(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(cut) = lines::cut(text)
-        && let Ok(parsed) = parse::parse(&cut)
-    {
-        assert!(parsed.len() <= text.lines().count());
+    if let Ok(cut) = lines::cut(text) {
+        for dialect in [Dialect::Classic, Dialect::BuildKit] {
+            if let Ok(parsed) = parse::parse(&cut, dialect) {
+                assert!(parsed.len() <= text.lines().count());
+            }
+        }
     }
     let _ = expand::expand(text, '\\', &|name| (name.len() < 3).then(|| name.to_owned()));
     if let Ok(ignore) = ignore::Ignore::parse(text) {
