@@ -20,7 +20,9 @@ fn code_with_token(nuee: &Nuee, token: &str) -> Result<String> {
 #[test]
 fn a_backup_under_load_is_restored_on_an_empty_machine() -> Result<()> {
     let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
-    let (file, passphrase) = (nuee.files().join("monday.nuee"), nuee.files().join("passphrase"));
+    // Beside the machine: what is kept on it goes with it.
+    let shelf = tempfile::tempdir()?;
+    let (file, passphrase) = (shelf.path().join("monday.nuee"), shelf.path().join("passphrase"));
     std::fs::write(&passphrase, "correct horse battery staple\n")?;
     let (file, passphrase) = (file.display().to_string(), passphrase.display().to_string());
     nuee.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"])?.success()?;

@@ -92,6 +92,8 @@ impl Reference {
         }
         match self.repository.strip_prefix(OFFICIAL_PREFIX) {
             Some(short) if !short.contains('/') => short.to_owned(),
+            // Alone, `a.b/c` would name another registry.
+            _ if split_registry(&self.repository).0 != DEFAULT_REGISTRY => self.name(),
             _ => self.repository.clone(),
         }
     }
@@ -221,6 +223,7 @@ mod tests {
         check("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "busybox:latest");
         check("me/app:v1.2_3-x", "docker.io/me/app:v1.2_3-x", "me/app:v1.2_3-x");
         check("localhost/x", "localhost/x:latest", "localhost/x:latest");
+        check("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest");
         check(
             "localhost:5000/a/b__c/d-e.f",
             "localhost:5000/a/b__c/d-e.f:latest",

@@ -43,7 +43,7 @@ mod tests {
 
     /// `k8s\0`, an envelope, and a ConfigMap with a name and one entry.
     const CONFIG_MAP: &[u8] =
-        b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x12\x0a\x05\x0a\x03abc\x12\x06\x0a\x01k\x12\x01v\x1a\x01x";
+        b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x0f\x0a\x05\x0a\x03abc\x12\x06\x0a\x01k\x12\x01v\x1a\x01x";
 
     #[test]
     fn protobuf_of_any_content_is_read_or_refused() {

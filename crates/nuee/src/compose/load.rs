@@ -88,8 +88,10 @@ fn one(file: &Path, request: &Request, read: Reader<'_>, depth: usize) -> Result
         bail!("files include or extend each other deeper than {MAX_DEPTH} levels");
     }
     let text = read(file)?;
-    let mut document: Value =
-        serde_saphyr::from_str(&text).with_context(|| format!("{} is no YAML", file.display()))?;
+    // As Compose reads it: `y` and `no` are text, only `true` and `false` are not.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let mut document: Value = serde_saphyr::from_str_with_options(&text, options)
+        .with_context(|| format!("{} is no YAML", file.display()))?;
     if document.is_null() {
         bail!("{} is empty", file.display());
     }
