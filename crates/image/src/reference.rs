@@ -93,7 +93,9 @@ impl Reference {
         match self.repository.strip_prefix(OFFICIAL_PREFIX) {
             Some(short) if !short.contains('/') => short.to_owned(),
             // Alone, `a.b/c` would name another registry.
-            _ if split_registry(&self.repository).0 != DEFAULT_REGISTRY => self.name(),
+            _ if split_registry(&self.repository) != (DEFAULT_REGISTRY.to_owned(), self.repository.clone()) => {
+                self.name()
+            }
             _ => self.repository.clone(),
         }
     }
@@ -224,6 +226,7 @@ mod tests {
         check("me/app:v1.2_3-x", "docker.io/me/app:v1.2_3-x", "me/app:v1.2_3-x");
         check("localhost/x", "localhost/x:latest", "localhost/x:latest");
         check("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest");
+        check("docker.io/docker.io/c/d", "docker.io/docker.io/c/d:latest", "docker.io/docker.io/c/d:latest");
         check(
             "localhost:5000/a/b__c/d-e.f",
             "localhost:5000/a/b__c/d-e.f:latest",
