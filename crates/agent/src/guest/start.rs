@@ -21,8 +21,9 @@ use crate::error::{Error, Result};
 const MEMORY_DEFAULT: i64 = 512 << 20;
 /// The least memory that a guest is given. Units: bytes.
 const MEMORY_MIN: i64 = 32 << 20;
-/// Memory for the hypervisor beside the guest's own. Units: bytes.
-const MEMORY_OVERHEAD: i64 = 256 << 20;
+/// Memory for the hypervisor beside the guest's own: translated code, and the buffers of a disk that is copied with
+/// compression. Units: bytes.
+const MEMORY_OVERHEAD: i64 = 512 << 20;
 /// Tasks of one hypervisor: processors, and threads for its disks.
 const TASKS_MAX: i64 = 512;
 /// Relative weight of one processor.

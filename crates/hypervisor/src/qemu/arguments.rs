@@ -12,6 +12,8 @@ use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Start};
 
 /// First number for descriptors; those below belong to the launcher.
 const FIRST_DESCRIPTOR: i32 = 100;
+/// Memory for translated code; without a bound it grows to 1 GiB and counts against the guest's own. Units: MiB.
+const TRANSLATIONS_MIB: u32 = 128;
 /// How often the guest tells about its memory. Units: seconds.
 pub(super) const MEMORY_POLL_SECONDS: u32 = 2;
 /// Where the kernel and its RAM disk are in the guest's root.
@@ -109,13 +111,14 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
 
 fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Acceleration) {
     let (accelerator, processor) = match acceleration {
-        Acceleration::Hardware => ("kvm", "host"),
-        Acceleration::Emulation => ("tcg", "max"),
+        Acceleration::Hardware => ("kvm".to_owned(), "host"),
+        Acceleration::Emulation => (format!("tcg,tb-size={TRANSLATIONS_MIB}"), "max"),
     };
     builder.arguments.extend(["-nodefaults", "-no-user-config", "-no-shutdown"].map(str::to_owned));
     builder.option("name", "guest=nuee");
     builder.option("uuid", config.id.clone());
-    builder.option("machine", format!("type=pc,accel={accelerator},usb=off,vmport=off,graphics=off"));
+    builder.option("machine", "type=pc,usb=off,vmport=off,graphics=off");
+    builder.option("accel", accelerator);
     builder.option("cpu", processor);
     builder.option("smp", format!("cpus={},maxcpus={}", config.cpus, config.cpus_max.max(config.cpus)));
     builder.option("m", format!("size={}k", config.memory_bytes / 1024));

@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 
 use super::arguments::{device, device_id, node_name, nodes};
 use super::guest::QemuGuest;
-use super::qmp::QmpEvent;
+use super::qmp::{self, QmpEvent};
 use crate::error::{Error, Result};
 use crate::guest::Disk;
 
@@ -188,8 +188,34 @@ async fn wait_for(
     loop {
         match events.recv().await {
             Ok(event) if event.name == name && is_it(&event.data) => return Ok(event.data),
+            Ok(event) if event.name == qmp::GONE => return Err(Error::Gone),
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return Err(Error::Gone),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::qemu::qmp::Qmp;
+
+    #[tokio::test]
+    async fn who_waits_for_a_job_learns_that_the_guest_is_gone() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = tokio::spawn(async move {
+            theirs.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+            let mut request = [0u8; 256];
+            assert!(theirs.read(&mut request).await.unwrap() > 0);
+            theirs.write_all(b"{\"return\": {}, \"id\": 1}\n").await.unwrap();
+            theirs
+        });
+        let qmp = Qmp::open(ours, || ()).await.unwrap();
+        let waiting = tokio::spawn(wait_for(qmp.events(), "BLOCK_JOB_COMPLETED", |_| true));
+        drop(server.await.unwrap());
+        assert!(matches!(waiting.await.unwrap(), Err(Error::Gone)));
     }
 }

@@ -27,6 +27,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Events that a slow listener may fall behind.
 const EVENTS_KEPT: usize = 256;
 
+/// The event that says that there will be no other: the connection ended.
+pub(super) const GONE: &str = "nuee-gone";
+
 /// Something that QEMU told by itself.
 #[derive(Clone, Debug)]
 pub(super) struct QmpEvent {
@@ -75,6 +78,8 @@ impl Qmp {
                 tracing::debug!(?ended, "the connection to a guest ended");
                 // Dropping the senders tells everybody who waits.
                 pending.lock().take();
+                // Who waits for an event would wait for ever. Nobody may be listening.
+                let _ = events.send(QmpEvent { name: GONE.to_owned(), data: Value::Null });
                 gone();
             }
         });
