@@ -12,11 +12,19 @@ import pathlib
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
-from docker_run import DOCKERFILE, Engine, Space
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "docker"))
+from engines import Dockerd, Nuee  # noqa: E402  (the directory beside is a program)
 
+DOCKERFILE = """FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+ENV PATH=/bin
+CMD ["sh"]
+"""
 STEPS = "FROM busybox\nENV A=b\nWORKDIR /src\nCOPY . .\n" + "".join(f"RUN echo {i} > /src/{i}\n" for i in range(1, 7)) + "CMD [\"sh\"]\n"
 COMPOSE = """services:
   one: {image: busybox, command: [sleep, "600"], init: true}
@@ -29,34 +37,23 @@ BARS = {"build, ten steps, cold": 0.33, "build, ten steps, cached": 0.33}
 @contextlib.contextmanager
 def engines_of(nuee_program, work):
     """Both engines, each in namespaces of its own."""
-    spaces = [Space(), Space()]
-    data, root = work / "nuee", work / "dockerd"
-    root.mkdir()
-    subprocess.run(spaces[0].command(nuee_program, "up", "--detach", "--data-dir", data), check=True, stdout=subprocess.DEVNULL)
-    daemon = subprocess.Popen(
-        spaces[1].command("dockerd", "--data-root", root / "data", "--exec-root", root / "exec", "--pidfile", root / "pid",
-                          "--host", f"unix://{root}/docker.sock", "--storage-driver", "overlay2"),
-        stdout=open(root / "log", "w"), stderr=subprocess.STDOUT)
-    try:
-        dockerd = Engine("dockerd", root / "docker.sock", spaces[1])
-        while dockerd.docker("version", check=False).returncode:
-            time.sleep(0.05)
-        yield [Engine("nuee", data / "docker.sock", spaces[0]), dockerd]
-    finally:
-        subprocess.run(spaces[0].command(nuee_program, "down", "--all", "--data-dir", data), check=False,
-                       stdout=subprocess.DEVNULL)
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((root / "pid").read_text()), 15)
-        daemon.wait()
-        for space in spaces:
-            space.close()
+    with contextlib.ExitStack() as stack:
+        engines = []
+        for engine in (Nuee(nuee_program, work / "nuee"), Dockerd(work / "dockerd")):
+            stack.callback(engine.close)
+            engine.start()
+            engines.append(engine)
+        yield engines
 
 
 def compose(engine, program, project, *words):
     env = dict(engine.env, DOCKER_HOST=f"unix://{engine.socket}", COMPOSE_MENU="false")
     env.pop("DOCKER_BUILDKIT", None)
-    subprocess.run(engine.space.command(program, *words), check=True, env=env, cwd=project, stdin=subprocess.DEVNULL,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Entering a mount namespace loses the working directory, so `env` goes there inside it.
+    done = subprocess.run(engine.space.command("env", f"--chdir={project}", program, *words), env=env,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{engine.name}: compose {' '.join(words)} failed:\n{done.stdout}")
 
 
 def timed(work):

@@ -102,3 +102,49 @@ fn errors_of_a_buildkit_build_reach_the_user() -> Result<()> {
     }
     nuee.finish()
 }
+
+/// Debian's client has BuildKit built in, and takes its own way to it: `POST /build?version=2`.
+#[test]
+fn a_build_over_a_session_without_the_clients_own_grpc_works() -> Result<()> {
+    let nuee = with_images()?;
+    let docker = Path::new("/usr/bin/docker");
+    let version = Output::of({
+        let mut command = Command::new(docker);
+        command.arg("--version");
+        command
+    });
+    if !version.is_ok_and(|output| output.stdout.contains("20.10.")) {
+        eprintln!("not run: Debian 12's docker client is not at {}", docker.display());
+        return nuee.finish();
+    }
+    let directory = nuee.files().join("project");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("token"), "a secret\n")?;
+    let dockerfile = "FROM busybox:test AS a\nRUN --mount=type=secret,id=t cp /run/secrets/t /x\n\
+        FROM busybox:test\nCOPY --from=a /x /x\nCMD [\"cat\", \"/x\"]\n";
+    std::fs::write(directory.join("Dockerfile"), dockerfile)?;
+    let build = |more: &[&str]| -> Result<Output> {
+        let mut command = nuee.space().command("env");
+        command.arg(format!("--chdir={}", directory.display())).arg(docker);
+        command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display()));
+        command.env("DOCKER_CONFIG", nuee.files().join("docker-config")).env("DOCKER_BUILDKIT", "1");
+        command.args(["build", "--progress", "plain", "--secret", "id=t,src=token"]).args(more).arg(".");
+        Output::of(command)
+    };
+    build(&["--tag", "old:1", "--iidfile", "id"])?.success()?;
+    assert_eq!(nuee.docker(&["run", "--rm", "old:1"])?.success()?.stdout, "a secret\n");
+    let id = std::fs::read_to_string(directory.join("id"))?;
+    assert_eq!(nuee.docker(&["inspect", "--format", "{{.Id}}", "old:1"])?.success()?.text(), id);
+    // The result can come as files, too.
+    build(&["--output", "type=local,dest=out"])?.success()?;
+    assert_eq!(std::fs::read_to_string(directory.join("out/x"))?, "a secret\n");
+    build(&["--output", "type=tar,dest=out.tar"])?.success()?;
+    let list = Output::of({
+        let mut command = Command::new("tar");
+        command.arg("tf").arg(directory.join("out.tar"));
+        command
+    })?;
+    assert!(list.success()?.stdout.lines().any(|line| line.trim_start_matches("./") == "x"));
+    build(&["--target", "nowhere"])?.failure(1, "failed to reach build target nowhere")?;
+    nuee.finish()
+}

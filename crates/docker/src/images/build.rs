@@ -110,7 +110,8 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
     };
     let bytes = super::transfer::decode_header(text)
         .ok_or_else(|| Error::Invalid("invalid X-Registry-Config header".into()))?;
-    let all: BTreeMap<String, Auth> =
+    // A client without credentials may send `null` (20.10 does when it builds over a session).
+    let all: Option<BTreeMap<String, Auth>> =
         serde_json::from_slice(&bytes).map_err(|_| Error::Invalid("invalid X-Registry-Config header".into()))?;
     let convert = |auth: Auth| image::Credentials {
         username: auth.username,
@@ -118,7 +119,7 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
         identity_token: auth.identitytoken,
         registry_token: auth.registrytoken,
     };
-    Ok(all.into_iter().map(|(host, auth)| (host, convert(auth))).collect())
+    Ok(all.into_iter().flatten().map(|(host, auth)| (host, convert(auth))).collect())
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
