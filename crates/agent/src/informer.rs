@@ -3,11 +3,13 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+
+use crate::context::Key;
 
 /// A store of all objects, and the stream of events that keeps it current; the stream must be polled.
 pub fn reflect<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, impl Stream<Item = watcher::Event<K>> + Send)
@@ -17,6 +19,46 @@ where
 {
     let (store, writer) = reflector::store();
     (store, reflector::reflector(writer, events(api, config)).filter_ok())
+}
+
+/// What [`follow`] tells.
+pub enum Change<K> {
+    /// The object is there, new or changed.
+    Here(K),
+    /// It is gone; with its uid when that is known.
+    Gone(Key, Option<String>),
+    /// A whole list has been told.
+    Listed,
+}
+
+/// Tells of every object of a kind, for ever. After a list, what is `known` and not in it is gone.
+pub async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    known: impl Fn() -> Vec<Key>,
+    mut tell: impl FnMut(Change<K>),
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut events = std::pin::pin!(events(api, config).filter_ok());
+    let mut listing: Vec<Key> = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            watcher::Event::Init => listing.clear(),
+            watcher::Event::InitApply(object) => {
+                listing.push(Key::of(&object));
+                tell(Change::Here(object));
+            }
+            watcher::Event::Apply(object) => tell(Change::Here(object)),
+            watcher::Event::Delete(object) => tell(Change::Gone(Key::of(&object), object.meta().uid.clone())),
+            watcher::Event::InitDone => {
+                for key in known().into_iter().filter(|key| !listing.contains(key)) {
+                    tell(Change::Gone(key, None));
+                }
+                tell(Change::Listed);
+            }
+        }
+    }
 }
 
 /// The events of a kind, for ever.
@@ -34,7 +76,7 @@ trait FilterOk<K>: Stream<Item = watcher::Result<watcher::Event<K>>> + Sized {
         Self: Send,
         K: Send,
     {
-        futures::StreamExt::filter_map(self, |result| async move {
+        StreamExt::filter_map(self, |result| async move {
             result
                 .map_err(|error| tracing::warn!(error = %crate::error::chain(&error), "watch failed; trying again"))
                 .ok()

@@ -28,14 +28,13 @@ use std::sync::Arc;
 
 use api::container::Container;
 use api::names::DOCKER_NAMESPACE;
-use futures::StreamExt;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use runtime::ContainerState;
 use tokio::sync::oneshot;
 
 use crate::context::{Context, Key, is_path_safe};
-use crate::informer;
+use crate::informer::{self, Change};
 
 /// Runtime id of a container: the object's name (Docker's id) in Docker's namespace, made unique elsewhere.
 pub fn runtime_id(object: &Container) -> Option<String> {
@@ -55,32 +54,21 @@ pub async fn run(
     mut found: HashMap<String, ContainerState>,
     listed: oneshot::Sender<Vec<String>>,
 ) {
-    let config = watcher::Config::default();
-    let (_, stream) = informer::reflect(Api::<Container>::all(context.client.clone()), config);
-    let mut stream = std::pin::pin!(stream);
+    let api = Api::<Container>::all(context.client.clone());
     let mut listed = Some(listed);
-    let mut listing: Vec<Key> = Vec::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => listing.clear(),
-            Event::InitApply(object) => {
-                listing.push(Key::of(&object));
-                apply(&context, object, &mut found);
-            }
-            Event::Apply(object) => apply(&context, object, &mut found),
-            Event::Delete(object) => vanish(&context, &Key::of(&object)),
-            Event::InitDone => {
-                let gone: Vec<Key> =
-                    context.containers.lock().keys().filter(|k| !listing.contains(k)).cloned().collect();
-                gone.iter().for_each(|key| vanish(&context, key));
-                if let Some(listed) = listed.take() {
-                    let ids = context.containers.lock().values().map(|h| h.id.clone()).collect();
-                    let _ = listed.send(ids);
-                    found.clear();
-                }
+    let known = || context.containers.lock().keys().cloned().collect();
+    informer::follow(api, watcher::Config::default(), known, |change| match change {
+        Change::Here(object) => apply(&context, object, &mut found),
+        Change::Gone(key, _) => vanish(&context, &key),
+        Change::Listed => {
+            if let Some(listed) = listed.take() {
+                let ids = context.containers.lock().values().map(|h| h.id.clone()).collect();
+                let _ = listed.send(ids);
+                found.clear();
             }
         }
-    }
+    })
+    .await;
 }
 
 fn apply(context: &Arc<Context>, object: Container, found: &mut HashMap<String, ContainerState>) {

@@ -21,40 +21,29 @@ pub use shared::Guests;
 use std::sync::Arc;
 
 use api::VirtualMachine;
-use futures::StreamExt;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use tokio::sync::oneshot;
 
 use crate::context::{Context, Key};
-use crate::informer;
+use crate::informer::{self, Change};
 
 /// Follows `VirtualMachine` objects bound to this machine until the agent is dropped. Sends their uids once the first list
 /// is complete.
 pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
-    let (_, stream) = informer::reflect(Api::<VirtualMachine>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
+    let api = Api::<VirtualMachine>::all(context.client.clone());
     let mut listed = Some(listed);
-    let mut listing: Vec<Key> = Vec::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => listing.clear(),
-            Event::InitApply(object) => {
-                listing.push(Key::of(&object));
-                apply(&context, object);
-            }
-            Event::Apply(object) => apply(&context, object),
-            Event::Delete(object) => context.guests.set(&Key::of(&object), None),
-            Event::InitDone => {
-                for key in context.guests.keys().into_iter().filter(|key| !listing.contains(key)) {
-                    context.guests.set(&key, None);
-                }
-                if let Some(listed) = listed.take() {
-                    let _ = listed.send(context.guests.uids());
-                }
+    let known = || context.guests.keys();
+    informer::follow(api, watcher::Config::default(), known, |change| match change {
+        Change::Here(object) => apply(&context, object),
+        Change::Gone(key, _) => context.guests.set(&key, None),
+        Change::Listed => {
+            if let Some(listed) = listed.take() {
+                let _ = listed.send(context.guests.uids());
             }
         }
-    }
+    })
+    .await;
 }
 
 fn apply(context: &Arc<Context>, object: VirtualMachine) {

@@ -33,45 +33,34 @@ pub use driver::Handle;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use runtime::ContainerState;
 use tokio::sync::oneshot;
 
 use crate::context::{Context, Key, is_path_safe};
 use crate::garbage::PodsListed;
-use crate::informer;
+use crate::informer::{self, Change};
 
 /// Follows the pods bound to this machine until the agent is dropped. Tells what they own once the first list is complete.
 pub async fn run(context: Arc<Context>, found: HashMap<String, ContainerState>, listed: oneshot::Sender<PodsListed>) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
-    let (_, stream) = informer::reflect(Api::<Pod>::all(context.client.clone()), config);
-    let mut stream = std::pin::pin!(stream);
+    let api = Api::<Pod>::all(context.client.clone());
     let mut listed = Some(listed);
-    let mut listing: Vec<Key> = Vec::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => listing.clear(),
-            Event::InitApply(pod) => {
-                listing.push(Key::of(&pod));
-                apply(&context, pod, &found);
-            }
-            Event::Apply(pod) => apply(&context, pod, &found),
-            Event::Delete(pod) => vanish(&context, &Key::of(&pod), pod.metadata.uid.as_deref()),
-            Event::InitDone => {
-                let gone: Vec<Key> = context.pods.lock().keys().filter(|k| !listing.contains(k)).cloned().collect();
-                gone.iter().for_each(|key| vanish(&context, key, None));
-                if let Some(listed) = listed.take() {
-                    let pods = context.pods.lock();
-                    let containers = pods.values().flat_map(|h| h.owned()).collect();
-                    let _ =
-                        listed.send(PodsListed { containers, uids: pods.values().map(|h| h.uid.clone()).collect() });
-                }
+    let known = || context.pods.lock().keys().cloned().collect();
+    informer::follow(api, config, known, |change| match change {
+        Change::Here(pod) => apply(&context, pod, &found),
+        Change::Gone(key, uid) => vanish(&context, &key, uid.as_deref()),
+        Change::Listed => {
+            if let Some(listed) = listed.take() {
+                let pods = context.pods.lock();
+                let containers = pods.values().flat_map(|h| h.owned()).collect();
+                let _ = listed.send(PodsListed { containers, uids: pods.values().map(|h| h.uid.clone()).collect() });
             }
         }
-    }
+    })
+    .await;
 }
 
 fn apply(context: &Arc<Context>, pod: Pod, found: &HashMap<String, ContainerState>) {
