@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::Controller;
 use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -95,22 +95,7 @@ async fn step(
 
 async fn owned_sets(sets: &Api<ReplicaSet>, deployment: &Deployment) -> Result<Vec<ReplicaSet>> {
     let selector = deployment.spec.as_ref().map(|spec| &spec.selector).ok_or(Error::Incomplete("selector"))?;
-    let Some(text) = pods::selector_text(selector) else { return Ok(Vec::new()) };
-    let mut owned = Vec::new();
-    for set in sets.list(&ListParams::default().labels(&text)).await?.items {
-        match pods::controller_of(&set) {
-            Some(owner) if Some(&owner.uid) == deployment.metadata.uid.as_ref() => owned.push(set),
-            Some(_) => {}
-            None if set.metadata.deletion_timestamp.is_none()
-                && members::may_adopt(sets.clone().into_client(), deployment).await? =>
-            {
-                let owner = deployment.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
-                let patch = json!({ "metadata": { "uid": set.metadata.uid, "ownerReferences": [owner] } });
-                owned.push(sets.patch(&set.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?);
-            }
-            None => {}
-        }
-    }
+    let mut owned = members::claim(sets, deployment, selector, |set| set.metadata.deletion_timestamp.is_none()).await?;
     owned.sort_by_key(|set| (rollout::revision(set), set.metadata.creation_timestamp.as_ref().map(|time| time.0)));
     Ok(owned)
 }

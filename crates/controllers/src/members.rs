@@ -18,7 +18,7 @@ const PARALLEL: usize = 16;
 /// Most pods made or deleted in one go; the rest waits for the next turn. `Source:` Kubernetes' BurstReplicas.
 pub const BURST: usize = 500;
 
-/// What may own others: an object of a namespace.
+/// What may own, or be owned: an object of a namespace.
 pub trait Owner: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug {}
 
 impl<K> Owner for K where
@@ -28,7 +28,7 @@ impl<K> Owner for K where
 
 /// Whether the owner lives and is not about to go. The server is asked, as what an informer holds may be old: an owner that goes
 /// and leaves its dependents behind would take back one that was just let go, and the collector would then delete it.
-pub async fn may_adopt<K: Owner>(client: Client, owner: &K) -> Result<bool> {
+async fn may_adopt<K: Owner>(client: Client, owner: &K) -> Result<bool> {
     let meta = owner.meta();
     let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { return Ok(false) };
     if meta.deletion_timestamp.is_some() {
@@ -39,20 +39,36 @@ pub async fn may_adopt<K: Owner>(client: Client, owner: &K) -> Result<bool> {
 }
 
 /// The pods that the owner controls; pods that match and have no owner are adopted on the way.
-pub async fn owned<K>(api: &Api<Pod>, owner: &K, selector: &LabelSelector) -> Result<Vec<Pod>>
-where
-    K: Owner,
-{
+pub async fn owned<O: Owner>(api: &Api<Pod>, owner: &O, selector: &LabelSelector) -> Result<Vec<Pod>> {
+    claim(api, owner, selector, pods::is_active).await
+}
+
+/// The dependents that the owner controls, of those that its selector names; one that has no owner and is `adoptable` is adopted
+/// on the way.
+pub async fn claim<K: Owner, O: Owner>(
+    api: &Api<K>,
+    owner: &O,
+    selector: &LabelSelector,
+    adoptable: fn(&K) -> bool,
+) -> Result<Vec<K>> {
     let Some(text) = pods::selector_text(selector) else { return Ok(Vec::new()) };
     let mut owned = Vec::new();
-    for pod in api.list(&ListParams::default().labels(&text)).await?.items {
-        match pods::controller_of(&pod) {
-            Some(found) if Some(&found.uid) == owner.meta().uid.as_ref() => owned.push(pod),
+    // Asked once, and only when there is something to adopt.
+    let mut may = None;
+    for dependent in api.list(&ListParams::default().labels(&text)).await?.items {
+        match pods::controller_of(&dependent) {
+            Some(found) if Some(&found.uid) == owner.meta().uid.as_ref() => owned.push(dependent),
             Some(_) => {}
-            None if pods::is_active(&pod) && may_adopt(api.clone().into_client(), owner).await? => {
-                let reference = owner.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
-                let patch = json!({ "metadata": { "uid": pod.metadata.uid, "ownerReferences": [reference] } });
-                owned.push(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?);
+            None if adoptable(&dependent) => {
+                if may.is_none() {
+                    may = Some(may_adopt(api.clone().into_client(), owner).await?);
+                }
+                if may == Some(true) {
+                    let reference = owner.controller_owner_ref(&()).ok_or(Error::Incomplete("uid"))?;
+                    let patch = json!({ "metadata": { "uid": dependent.meta().uid, "ownerReferences": [reference] } });
+                    let name = dependent.name_any();
+                    owned.push(api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?);
+                }
             }
             None => {}
         }
