@@ -130,7 +130,9 @@ fn regression(samples: &[f64], robust_rounds: usize) -> f64 {
     next
 }
 
-fn line(samples: &[f64], weights: &[f64]) -> (f64, f64) {
+/// The line through samples at x = 1, 2, …, by weighted least squares: intercept and slope.
+#[must_use]
+pub fn line(samples: &[f64], weights: &[f64]) -> (f64, f64) {
     let (mut w, mut wx, mut wy, mut wxx, mut wxy) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for ((x, y), weight) in (1..).map(number).zip(samples).zip(weights) {
         w += weight;
@@ -187,6 +189,12 @@ fn number(count: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_goes_through_points_that_lie_on_one() {
+        let (intercept, slope) = line(&[3.0, 5.0, 7.0], &[1.0; 3]);
+        assert!((intercept - 1.0).abs() < 1e-12 && (slope - 2.0).abs() < 1e-12);
+    }
 
     #[test]
     fn each_method_knows_its_own_kind() {

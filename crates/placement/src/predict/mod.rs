@@ -3,5 +3,5 @@
 mod methods;
 mod smoother;
 
-pub use methods::{Method, Prediction, choose, predict};
+pub use methods::{Method, Prediction, choose, line, predict};
 pub use smoother::Smoother;

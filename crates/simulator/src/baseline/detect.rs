@@ -1,6 +1,8 @@
 //! When a host is overloaded.
 
-use super::statistics::{iqr, line, mad};
+use placement::predict::line;
+
+use super::statistics::{iqr, mad};
 use crate::setting::MOVE_MB_PER_SECOND;
 use crate::trace::INTERVAL_SECONDS;
 use crate::world::HISTORY;

@@ -28,22 +28,6 @@ pub fn iqr(values: &[f64]) -> f64 {
     sorted[number(3) - 1] - sorted[number(1) - 1]
 }
 
-/// The line through points at x = 1, 2, …, by weighted least squares: intercept and slope.
-pub fn line(values: &[f64], weights: &[f64]) -> (f64, f64) {
-    let (mut w, mut wx, mut wy, mut wxx, mut wxy) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    let mut x = 0.0;
-    for (y, weight) in values.iter().zip(weights) {
-        x += 1.0;
-        w += weight;
-        wx += weight * x;
-        wy += weight * y;
-        wxx += weight * x * x;
-        wxy += weight * x * y;
-    }
-    let slope = (w * wxy - wx * wy) / (w * wxx - wx * wx);
-    ((wy - slope * wx) / w, slope)
-}
-
 /// Pearson's correlation; 0 where one of them is constant.
 pub fn correlation(one: &[f64], other: &[f64]) -> f64 {
     let pairs = || one.iter().zip(other);
@@ -68,8 +52,6 @@ mod tests {
         assert_eq!(median(&mut [3.0, 1.0, 2.0, 10.0]), 2.5);
         assert_eq!(mad(&[1.0, 1.0, 2.0, 2.0, 4.0, 6.0, 9.0]), 1.0);
         assert_eq!(iqr(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), 4.0);
-        let (intercept, slope) = line(&[3.0, 5.0, 7.0], &[1.0; 3]);
-        assert!((intercept - 1.0).abs() < 1e-12 && (slope - 2.0).abs() < 1e-12);
         assert!((correlation(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]) - 1.0).abs() < 1e-12);
         assert_eq!(correlation(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
     }
