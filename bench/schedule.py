@@ -16,9 +16,13 @@ import socket
 import ssl
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "docker"))
+import engines  # noqa: E402  (the directory beside is a program)
 
 CONNECTIONS = 16
 BAR = 1150
@@ -32,25 +36,12 @@ def set_namespace(descriptor):
         raise OSError(ctypes.get_errno(), "setns")
 
 
-class Space:
-    """Network and mount namespaces, held open by a process."""
-
-    def __init__(self):
-        self.holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && echo up && exec cat"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.holder.stdout.readline().strip() == "up"
-
-    def command(self, *words):
-        return ["nsenter", "--net", "--mount", "--target", str(self.holder.pid), "--", *map(str, words)]
+class Space(engines.Space):
+    """Namespaces that a thread of this program can move into."""
 
     def enter(self):
         """Moves this thread into the network namespace."""
         set_namespace(os.open(f"/proc/{self.holder.pid}/ns/net", os.O_RDONLY))
-
-    def close(self):
-        self.holder.stdin.close()
-        self.holder.wait()
 
 
 class Api:
