@@ -1,6 +1,7 @@
 //! Published ports: from everywhere, through restarts and flushes.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
 
 use network::{DEFAULT_NETWORK, Error, PortMapping, Protocol};
 
