@@ -15,6 +15,7 @@ mod in_cluster;
 mod kubernetes;
 mod members;
 mod pods;
+mod readme;
 mod recovery;
 mod registry;
 mod scheduling;
