@@ -14,6 +14,8 @@ use crate::instance::{Instance, State};
 
 /// How long `--detach` waits for the daemon. A start takes well under a second; a start with much to adopt may take longer.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a daemon that was killed may take to end before it counts as running: the kernel first frees its memory.
+const DYING: Duration = Duration::from_millis(500);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 /// Lines of the log that are shown when the start fails.
@@ -51,11 +53,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let instance = Instance::new(&arguments.data.path)?;
     instance.create()?;
-    if let Some(pid) = instance.daemon_pid() {
+    if let Some(pid) = daemon_that_stays(&instance) {
         bail!("Nuée is already running on {} (pid {pid}); see `nuee status`", instance.directory().display());
     }
     let config = configure(&instance, arguments)?;
     if arguments.detach { detach(&instance) } else { daemon::run(&instance, config) }
+}
+
+/// The running daemon, unless it is one that has just been killed and is about to be gone.
+fn daemon_that_stays(instance: &Instance) -> Option<i32> {
+    let begun = Instant::now();
+    loop {
+        let pid = instance.daemon_pid()?;
+        if begun.elapsed() > DYING {
+            return Some(pid);
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 fn configure(instance: &Instance, arguments: &Arguments) -> Result<Config> {
