@@ -41,10 +41,12 @@ impl Fixed {
     }
 }
 
+// In every chain what most packets meet comes first, and what is cheap to see comes before look-ups: these rules are run
+// for each packet of established connections, too.
 const INET_CHAINS: &str = r#"
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname @bridges ip daddr 127.0.0.0/8 drop
+		ip daddr 127.0.0.0/8 iifname @bridges drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -80,10 +82,11 @@ const INET_CHAINS: &str = r#"
 	}
 	chain input {
 		type filter hook input priority filter; policy accept;
-		iifname @bridges udp dport 4789 drop
+		udp dport 4789 iifname @bridges drop
 	}
 	chain refuse_output {
 		type filter hook output priority filter; policy accept;
+		ct state established,related accept
 		ip daddr @virtual fib daddr type != local goto refuse
 	}
 	chain refuse {
@@ -114,16 +117,16 @@ const BRIDGE_TABLE: &str = r#"
 	}
 	chain prerouting {
 		type filter hook prerouting priority -300; policy accept;
-		iifname != "PREFIX*" accept
-		ether type ip udp sport 67 udp dport 68 drop
-		ip saddr 0.0.0.0 udp sport 68 udp dport 67 iifname . ether saddr @guests accept
 		ether type ip iifname . ether saddr . ip saddr @ports accept
+		iifname != "PREFIX*" accept
+		ip saddr 0.0.0.0 udp sport 68 udp dport 67 iifname . ether saddr @guests accept
 		ether type arp iifname . ether saddr . arp saddr ip @ports iifname . arp saddr ether . arp saddr ip @ports accept
 		drop
 	}
 	chain forward {
 		type filter hook forward priority -200; policy accept;
 		ether type ip udp dport 67 drop
+		ether type ip udp sport 67 udp dport 68 drop
 	}
 "#;
 
