@@ -61,11 +61,19 @@ impl OciRuntime {
         let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), ..Entry::default() };
         if self.kind == OciKind::Crun {
             command.arg("--cgroup-manager=disabled");
-            entry.group_files = cgroup.map(Cgroup::entry_files).unwrap_or_default();
+            entry.thread_files = cgroup.map(Cgroup::thread_files).unwrap_or_default();
         }
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         sys::enter_before_exec(&mut command, &entry).map_err(Error::io("prepare", &self.program))?;
         Ok(command)
+    }
+
+    /// The v2 control group in which its process must be born; `None` when there is none, or when it enters by itself.
+    pub fn birth_group(&self, cgroup: &Cgroup) -> Option<PathBuf> {
+        match self.kind {
+            OciKind::Crun => cgroup.unified_directory(),
+            OciKind::Runc => None,
+        }
     }
 
     /// Where it keeps the state of `id`.

@@ -110,7 +110,7 @@ pub(crate) fn keep_memory_small() {
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
     /// Files into which it writes `0`: the control groups that it enters.
-    pub group_files: Vec<PathBuf>,
+    pub thread_files: Vec<PathBuf>,
     /// A mount that it must not see; it gets a mount namespace of its own without it.
     pub hidden_mount: Option<PathBuf>,
 }
@@ -118,7 +118,7 @@ pub(crate) struct Entry {
 /// Makes `command`'s child go where `entry` says, without descriptors beyond the standard three.
 pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Result<()> {
     let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
-    let files: Vec<CString> = entry.group_files.iter().map(|path| c_string(path)).collect::<io::Result<_>>()?;
+    let files: Vec<CString> = entry.thread_files.iter().map(|path| c_string(path)).collect::<io::Result<_>>()?;
     let hidden = match &entry.hidden_mount {
         Some(mount) => Some((c_string(mount.parent().unwrap_or(Path::new("/")))?, c_string(mount)?)),
         None => None,
@@ -137,6 +137,79 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
     // nor takes a lock.
     unsafe { command.pre_exec(before_exec) };
     Ok(())
+}
+
+/// `struct clone_args`. `Source:` clone(2).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Forks into a v2 control group. `None` in the child. Only for a process with a single thread, as [`fork`].
+fn fork_into(group: &OwnedFd) -> io::Result<Option<u32>> {
+    let cgroup = u64::try_from(group.as_raw_fd()).map_err(io::Error::other)?;
+    let exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
+    // The constant has bit 33 set, whatever type the library gives it.
+    let arguments = CloneArguments { flags: 1 << 33, exit_signal, cgroup, ..CloneArguments::default() };
+    // SAFETY: without CLONE_VM and without a stack of its own the child goes on with a copy of our memory, as after fork(2);
+    // the callers' process has one thread, so that copy is in order.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => u32::try_from(pid).map(Some).map_err(io::Error::other),
+    }
+}
+
+/// Starts `command`, in the v2 control group `group` from its first instant on when there is one. The process id.
+///
+/// Only for a process with a single thread, as [`fork`].
+///
+/// Errors: what kept the child from executing its program.
+pub(crate) fn spawn_into(command: &mut Command, group: Option<&Path>) -> io::Result<u32> {
+    let Some(group) = group else { return command.spawn().map(|child| child.id()) };
+    let directory = OwnedFd::from(std::fs::File::open(group)?);
+    let (mut told, mut tell) = io::pipe()?;
+    let (child, entered) = match fork_into(&directory) {
+        Ok(child) => (child, true),
+        // Kernels before 5.7, or a filter that does not know the call.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::E2BIG | libc::EPERM)) => {
+            (fork()?, false)
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(child) = child else {
+        let error = match (!entered).then(|| std::fs::write(group.join("cgroup.procs"), "0")) {
+            Some(Err(error)) => error,
+            _ => command.exec(),
+        };
+        // The parent waits for these bytes or the end of the pipe; if it is gone, nobody asks.
+        let _ = io::Write::write_all(&mut tell, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(127) }
+    };
+    drop(tell);
+    let mut failure = [0; size_of::<i32>()];
+    match io::Read::read_exact(&mut told, &mut failure) {
+        // Closed by exec: all is well.
+        Err(_) => Ok(child),
+        Ok(()) => {
+            // An error here means that somebody else has reaped it, which is as good.
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.cast_signed()), None);
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(failure)))
+        }
+    }
 }
 
 fn enter_group(file: &CString) -> io::Result<()> {

@@ -92,6 +92,10 @@ pub struct Cgroup {
     path: String,
 }
 
+fn is_unified(names: &[String]) -> bool {
+    names.iter().any(|name| name == HYBRID_NAME)
+}
+
 impl Cgroup {
     /// The group at `path` (absolute within the hierarchies). Touches nothing.
     pub fn new(hierarchies: Hierarchies, path: &str) -> Self {
@@ -140,9 +144,32 @@ impl Cgroup {
         }
     }
 
-    /// The files into which a process writes `0` to enter it.
+    /// The files into which any process writes `0` to enter it.
     pub fn entry_files(&self) -> Vec<PathBuf> {
         self.directories().into_iter().map(|directory| directory.join("cgroup.procs")).collect()
+    }
+
+    /// The files of the v1 hierarchies into which a process of one thread writes `0` to enter it. Those of threads, not
+    /// `cgroup.procs`: a process that moves all of its threads waits for an RCU grace period, some 5 ms.
+    /// `Source:` cgroup_procs_write_start in the kernel's kernel/cgroup/cgroup.c.
+    pub(crate) fn thread_files(&self) -> Vec<PathBuf> {
+        let below = self.path.trim_start_matches('/');
+        match &self.hierarchies {
+            Hierarchies::V1(mounts) => {
+                let v1 = mounts.iter().filter(|(names, _)| !is_unified(names));
+                v1.map(|(_, mount)| mount.join(below).join("tasks")).collect()
+            }
+            Hierarchies::V2(_) => Vec::new(),
+        }
+    }
+
+    /// The directory of the v2 hierarchy, in which processes are born rather than moved into, for the same reason.
+    pub(crate) fn unified_directory(&self) -> Option<PathBuf> {
+        let mount = match &self.hierarchies {
+            Hierarchies::V1(mounts) => mounts.iter().find(|(names, _)| is_unified(names)).map(|(_, mount)| mount),
+            Hierarchies::V2(mount) => Some(mount),
+        };
+        mount.map(|mount| mount.join(self.path.trim_start_matches('/')))
     }
 
     /// Reads the figures; what is missing stays 0. The network part is not in control groups.

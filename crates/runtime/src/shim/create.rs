@@ -116,6 +116,7 @@ fn program_of(bundle_dir: &Path) -> String {
 /// One call of the OCI runtime that starts a process.
 pub(super) struct Launch {
     command: Command,
+    birth_group: Option<PathBuf>,
     number: u32,
     terminal: bool,
     stdin: bool,
@@ -131,12 +132,8 @@ impl Launch {
         let message_log = directory.join("oci.log");
         let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
         command.arg("create").arg("--bundle").arg(&config.bundle_dir);
-        Self::new(command, 0, config.terminal, config.open_stdin, config.stdin_once, directory, short, message_log).map(
-            |mut launch| {
-                launch.command.arg(&config.id);
-                launch
-            },
-        )
+        let (stdin, once) = (config.open_stdin, config.stdin_once);
+        Self::new(config, command, 0, config.terminal, stdin, once, directory, short, message_log)
     }
 
     /// `exec` of one more process, whose description is in `process_file`.
@@ -151,16 +148,12 @@ impl Launch {
         let message_log = directory.join(format!("exec-{number}.log"));
         let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
         command.args(["exec", "--detach", "--process"]).arg(process_file);
-        Self::new(command, number, request.terminal, request.stdin, true, directory, short, message_log).map(
-            |mut launch| {
-                launch.command.arg(&config.id);
-                launch
-            },
-        )
+        Self::new(config, command, number, request.terminal, request.stdin, true, directory, short, message_log)
     }
 
     #[expect(clippy::too_many_arguments, reason = "private, called from the two functions above only")]
     fn new(
+        config: &ShimConfig,
         mut command: Command,
         number: u32,
         terminal: bool,
@@ -178,7 +171,9 @@ impl Launch {
             console = Some(listen(&path).map_err(Error::io("listen on", &path))?);
             command.arg("--console-socket").arg(&path);
         }
-        Ok(Self { command, number, terminal, stdin, input_once, console, pid_file, message_log })
+        command.arg(&config.id);
+        let birth_group = config.oci.birth_group(&config.cgroup);
+        Ok(Self { command, birth_group, number, terminal, stdin, input_once, console, pid_file, message_log })
     }
 
     /// Starts the OCI runtime. A terminal's master arrives before the runtime ends, and is taken by [`Self::finish`].
@@ -198,10 +193,7 @@ impl Launch {
                 Err(source) => return Err(io(source)),
             }
         };
-        let child = match self.command.spawn() {
-            Ok(child) => child.id(),
-            Err(source) => return Err(io(source)),
-        };
+        let child = crate::sys::spawn_into(&mut self.command, self.birth_group.as_deref()).map_err(io)?;
         // The child's ends of the pipes are in the command, and closed with it here.
         drop(self.command);
         let process = Process::new(self.number, streams, log, self.input_once);
