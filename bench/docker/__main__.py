@@ -134,8 +134,11 @@ def traffic(table, nuee, dockerd):
     hosts = {e.name: e.docker("inspect", "--format", gateway, "web").stdout.strip() for e in (nuee, dockerd)}
     inside = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     address = nuee.docker("inspect", "--format", inside, "web").stdout.strip()
-    nuee.kubectl("run", "web", "--image", "responder", "--image-pull-policy", "Never", "--port", "80")
-    nuee.kubectl("expose", "pod", "web", "--port", "80")
+    # A pod that asks for nothing gets the least weight of all; a container of dockerd has 1,024, which is one CPU.
+    asks = {"spec": {"containers": [{"name": "web", "image": "responder", "imagePullPolicy": "Never",
+                                     "ports": [{"containerPort": 80}], "resources": {"requests": {"cpu": "1"}}}]}}
+    nuee.kubectl("run", "web", "--image", "responder", "--overrides", json.dumps(asks))
+    nuee.kubectl("expose", "pod", "web", "--port", "80", "--selector", "run=web")
     nuee.kubectl("wait", "--for", "condition=Ready", "pod/web", "--timeout", "60s")
     service = nuee.kubectl("get", "service", "web", "--output", "jsonpath={.spec.clusterIP}").stdout
     published, served, theirs, floor = [], [], [], []
