@@ -16,9 +16,12 @@ const COMMENTED: &str = "\
 # Address and port of the Kubernetes API (HTTPS).
 # kubernetesListen: 0.0.0.0:6443
 
-# Address and port of the image registry; null serves none. It has no TLS of its own: keep it on loopback, or behind a
-# proxy that has. Users log in with a token as the password: kubectl create token NAME.
+# Address and port of the image registry; null serves none. Users log in with a token as the password: kubectl create token NAME.
 # registryListen: 127.0.0.1:5000
+
+# Whether the registry speaks HTTPS, with the certificate of the API; clients trust it by pki/ca.crt (as
+# /etc/docker/certs.d/HOST:PORT/ca.crt, or skopeo's --cert-dir). Without it, keep it on loopback: tokens go over the wire.
+# registryTls: false
 
 # Address and port of the Docker API for tenants, such as 0.0.0.0:2376: HTTPS with the client certificates that
 # `nuee docker-certificate` writes, each for one namespace. Not served by default.
@@ -71,6 +74,8 @@ pub struct Config {
     pub kubernetes_listen: std::net::SocketAddr,
     /// Where the image registry listens; `None`: it is not served.
     pub registry_listen: Option<std::net::SocketAddr>,
+    /// The registry speaks HTTPS.
+    pub registry_tls: bool,
     /// Where the Docker API for tenants listens; `None`: it is not served.
     pub docker_listen: Option<std::net::SocketAddr>,
     /// Further names and addresses for the API's certificate.
@@ -144,6 +149,7 @@ impl Default for Config {
             node_name: String::new(),
             kubernetes_listen: (any, 6443).into(),
             registry_listen: Some(REGISTRY_DEFAULT),
+            registry_tls: false,
             docker_listen: None,
             alternative_names: Vec::new(),
             pod_cidr: "10.88.0.0/16".into(),
