@@ -19,7 +19,7 @@ use super::probe::{self, Target};
 use super::sandbox::Sandbox;
 use super::start::{Failure, Order, Started, run_id};
 use super::status::Surroundings;
-use super::{ending, start, status, writer};
+use super::{ending, pause, start, status, writer};
 use crate::context::{Context, Key};
 use crate::events::Kind;
 
@@ -146,6 +146,7 @@ struct Driver {
     stop_signals: Vec<i32>,
     around: Surroundings,
     sandbox: Option<Sandbox>,
+    first_process: Arc<tokio::sync::Mutex<()>>,
     volumes: Arc<BTreeMap<String, PathBuf>>,
     preparing: bool,
     prepare_failures: u32,
@@ -162,9 +163,15 @@ struct Driver {
 /// Starts the task of one pod; `found` is what the runtime had at the agent's start.
 pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found: &HashMap<String, ContainerState>) {
     let (object, objects) = watch::channel(Some(pod.clone()));
-    let handle = Arc::new(Handle { uid: uid.clone(), pod: object, runs: Mutex::default(), reserved: Mutex::default() });
-    context.pods.lock().insert(key.clone(), handle.clone());
     let (sender, inbox) = mpsc::channel(INBOX);
+    let first_process = pod.spec.as_ref().filter(|spec| pause::wanted(spec)).map(|_| pause::id(&uid));
+    let handle = Arc::new(Handle {
+        uid: uid.clone(),
+        pod: object,
+        runs: Mutex::default(),
+        reserved: Mutex::new(first_process.into_iter().collect()),
+    });
+    context.pods.lock().insert(key.clone(), handle.clone());
     let (status, newest) = watch::channel(None);
     tokio::spawn(writer::run(context.clone(), key.clone(), uid, pod.status.clone(), newest));
     let listed = pod.spec.as_ref().map(model::containers).unwrap_or_default();
@@ -188,6 +195,7 @@ pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found:
         status,
         stop_signals: vec![libc::SIGTERM; count],
         sandbox: None,
+        first_process: Arc::default(),
         volumes: Arc::default(),
         preparing: false,
         prepare_failures: 0,
@@ -404,6 +412,7 @@ impl Driver {
             container: (*self.containers[index]).clone(),
             sandbox,
             volumes: self.volumes.clone(),
+            first_process: self.first_process.clone(),
             looked_at: self.looked_at(index),
             id: id.clone(),
         };
