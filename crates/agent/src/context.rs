@@ -75,6 +75,8 @@ pub struct Context {
     pub pods: Mutex<HashMap<Key, Arc<PodHandle>>>,
     /// What this machine lets the daemon give away.
     pub machine: Machine,
+    /// Whether too little of the machine's disk is left.
+    pub disk_pressure: tokio::sync::watch::Sender<bool>,
     /// Size of the machine.
     pub size: crate::pod::environment::Machine,
     /// Origin of decision time.

@@ -45,6 +45,10 @@ const COMMENTED: &str = "\
 # Name servers for names outside the cluster. Default: those of /etc/resolv.conf.
 # nameServers: []
 
+# Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
+# do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
+# diskReserve: 5
+
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
 
@@ -90,6 +94,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Name servers for names outside the cluster; empty means the host's.
     pub name_servers: Vec<std::net::IpAddr>,
+    /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
+    pub disk_reserve: u8,
     /// Registries that may be reached without TLS.
     pub insecure_registries: Vec<String>,
     /// Registries that are asked before Docker Hub for its images.
@@ -157,6 +163,7 @@ impl Default for Config {
             node_ports: (30000, 32767),
             cluster_domain: "cluster.local".into(),
             name_servers: Vec::new(),
+            disk_reserve: 5,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
             etcd: None,
@@ -188,6 +195,9 @@ impl Config {
         let mut config: Self = serde_saphyr::from_str(text)?;
         if config.node_ports.0 > config.node_ports.1 {
             bail!("nodePorts: the first port is above the last");
+        }
+        if config.disk_reserve > 50 {
+            bail!("diskReserve: at most 50 percent can be kept free");
         }
         config.node_name = config.node_name.to_ascii_lowercase();
         Ok(config)

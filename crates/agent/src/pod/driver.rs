@@ -58,7 +58,7 @@ pub enum Input {
     Probe { index: usize, id: String, kind: probe::Kind, passed: Option<bool>, text: String },
     /// The postStart hook ended.
     PostStart { index: usize, id: String, result: Result<(), String> },
-    /// The pod uses more of the machine's disk than it may; what to say about it.
+    /// The pod uses more of the machine's disk than it may, or than there is; what to say about it.
     TooLarge(String),
     /// Everything is taken away.
     Cleared,
@@ -69,6 +69,7 @@ pub struct Handle {
     /// The pod's uid.
     pub uid: String,
     pod: watch::Sender<Option<Arc<Pod>>>,
+    inbox: mpsc::Sender<Input>,
     runs: Mutex<HashMap<String, Runs>>,
     /// Ids that may exist since before a restart of the daemon, or come next.
     reserved: Mutex<HashSet<String>>,
@@ -89,6 +90,17 @@ impl Handle {
     /// Gives the driver the newest pod; `None` when it is gone.
     pub fn set_pod(&self, pod: Option<Arc<Pod>>) {
         self.pod.send_replace(pod);
+    }
+
+    /// The newest pod.
+    pub fn pod(&self) -> Option<Arc<Pod>> {
+        self.pod.borrow().clone()
+    }
+
+    /// Has the pod ended for the machine's sake; `text` says why.
+    pub async fn evict(&self, text: String) {
+        // A driver that is gone has no pod any more.
+        let _ = self.inbox.send(Input::TooLarge(text)).await;
     }
 
     /// The runs of a container.
@@ -168,6 +180,7 @@ pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found:
     let handle = Arc::new(Handle {
         uid: uid.clone(),
         pod: object,
+        inbox: sender.clone(),
         runs: Mutex::default(),
         reserved: Mutex::new(first_process.into_iter().collect()),
     });

@@ -67,6 +67,7 @@ impl Hands {
             cgroup_root: format!("/nuee-{}", instance.id()),
             version: env!("CARGO_PKG_VERSION").into(),
             api_port: config.kubernetes_listen.port(),
+            disk_reserve_percent: config.disk_reserve,
         })
     }
 }
