@@ -100,6 +100,15 @@ fn who_fills_the_disk_is_ended_and_the_neighbours_stay() -> Result<()> {
     ensure!(state("message")?.stdout.contains("low on resource: ephemeral-storage"), "{:?}", state("message")?);
     nuee.eventually("there is room again", || Ok(pressure()? == "False" && free(&disk.place)? > DISK_BYTES / 4))?;
 
+    // A step of a build: its end frees what it wrote too, and the client hears why.
+    let dockerfile = "FROM busybox:test\nRUN cat /dev/zero > /fill\n";
+    let built =
+        testkit::Output::fed(nuee.docker_command(&["build", "--cpu-quota", "20000", "-"]), dockerfile.as_bytes())?;
+    ensure!(built.status != 0 && format!("{built:?}").contains("low on resource: ephemeral-storage"), "{built:?}");
+    nuee.eventually("there is room after the build", || {
+        Ok(pressure()? == "False" && free(&disk.place)? > DISK_BYTES / 4)
+    })?;
+
     // A Docker container, which would be started again: it is stopped, and what it wrote is its owner's.
     let fill = [
         "run",

@@ -112,7 +112,9 @@ impl Agent {
             containers: Mutex::default(),
             arrivals: Notify::new(),
             pods: Mutex::default(),
+            steps: Mutex::default(),
             machine: Machine::of_this_process(),
+            disk_reserve_percent: options.disk_reserve_percent,
             disk_pressure: tokio::sync::watch::Sender::new(false),
             size,
             origin: tokio::time::Instant::now(),
@@ -120,7 +122,6 @@ impl Agent {
             data_dir: options.data_dir,
         });
         let facts = NodeFacts { labels: options.labels, version: options.version, port: options.api_port.into() };
-        let reserve = options.disk_reserve_percent;
         let gateway = context.networks.default_network().gateway;
         let (node, objects, ()) = tokio::join!(
             node_object::register(&context, &facts),
@@ -129,7 +130,7 @@ impl Agent {
         );
         objects?;
         let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
-        tasks.push(tokio::spawn(disk::run(context.clone(), reserve)));
+        tasks.push(tokio::spawn(disk::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }
 

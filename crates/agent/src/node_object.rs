@@ -112,6 +112,9 @@ fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> Nod
     .into_iter()
     .map(|(name, value)| (name.to_owned(), Quantity(value)))
     .collect();
+    let mut allocatable = quantities.clone();
+    let asked_for = crate::disk::allocatable(disk_bytes, context.disk_reserve_percent);
+    allocatable.insert("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", asked_for / 1024)));
     let pressure = *context.disk_pressure.borrow();
     let conditions = [
         ("MemoryPressure", false, "KubeletHasSufficientMemory", "agent has sufficient memory available"),
@@ -126,8 +129,8 @@ fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> Nod
     let old_conditions = old.and_then(|o| o.conditions.as_deref()).unwrap_or(&[]);
     let images = context.images.list().into_iter().take(IMAGES_LIMIT);
     NodeStatus {
-        capacity: Some(quantities.clone()),
-        allocatable: Some(quantities),
+        capacity: Some(quantities),
+        allocatable: Some(allocatable),
         conditions: Some(conditions.map(|c| condition(c, old_conditions)).to_vec()),
         addresses: Some(vec![
             NodeAddress { type_: "InternalIP".into(), address: context.host_address.to_string() },

@@ -2,8 +2,8 @@
 //! (`DiskPressure`), and the workload that fills the disk is ended. Source: Kubernetes, "Node-pressure Eviction".
 //!
 //! Looking costs one system call; files are measured only when the reserve is near. A pod is evicted, which frees what it
-//! wrote. A Docker container is stopped and kept, for its owner may want what is in it: that frees nothing, but nothing more
-//! is written.
+//! wrote; so does the end of a build's step. A Docker container is stopped and kept, for its owner may want what is in it:
+//! that frees nothing, but nothing more is written.
 
 mod rules;
 
@@ -37,14 +37,16 @@ const MEASURE_SHARE: u32 = 20;
 enum Workload {
     Pod(Arc<crate::pod::Handle>),
     Container(Arc<crate::container::Handle>, Key),
+    /// A step of a build, by its id.
+    Step(String),
 }
 
-/// Watches the disk until it is dropped. `percent` of it is kept free; 0 keeps nothing.
-pub async fn run(context: Arc<Context>, percent: u8) {
-    if percent == 0 {
+/// Watches the disk until it is dropped; does nothing when nothing is to be kept free.
+pub async fn run(context: Arc<Context>) {
+    if context.disk_reserve_percent == 0 {
         return;
     }
-    let mut guard = Guard { context, percent, before: None, measured: None, ended: HashSet::new() };
+    let mut guard = Guard { context, before: None, measured: None, ended: HashSet::new() };
     loop {
         let pause = guard.look().await;
         tokio::time::sleep(pause).await;
@@ -53,7 +55,6 @@ pub async fn run(context: Arc<Context>, percent: u8) {
 
 struct Guard {
     context: Arc<Context>,
-    percent: u8,
     /// What each workload used when the reserve was last whole, or when the last one was ended.
     before: Option<HashMap<String, u64>>,
     /// When the last measurement ended, and how long it took.
@@ -65,7 +66,9 @@ struct Guard {
 impl Guard {
     /// Looks once; returns when to look again.
     async fn look(&mut self) -> Duration {
-        let Some(level) = level(&self.context.data_dir, self.percent) else { return rules::LOOK_LONGEST };
+        let Some(level) = level(&self.context.data_dir, self.context.disk_reserve_percent) else {
+            return rules::LOOK_LONGEST;
+        };
         let pressed = level.is_pressed(*self.context.disk_pressure.borrow());
         self.context.disk_pressure.send_if_modified(|now| {
             let changed = *now != pressed;
@@ -135,6 +138,11 @@ fn level(directory: &Path, percent: u8) -> Option<Level> {
     Some(Level::new(disk.f_blocks.saturating_mul(disk.f_frsize), disk.f_bavail.saturating_mul(disk.f_frsize), percent))
 }
 
+/// What of a disk of this size workloads may ask for. Units: bytes.
+pub fn allocatable(total: u64, percent: u8) -> u64 {
+    if percent == 0 { total } else { total - Level::new(total, 0, percent).reserve }
+}
+
 /// All that run, with the places where they write.
 fn workloads(context: &Context) -> Vec<(Workload, Vec<PathBuf>)> {
     let pods: Vec<_> = context.pods.lock().values().cloned().collect();
@@ -148,7 +156,9 @@ fn workloads(context: &Context) -> Vec<(Workload, Vec<PathBuf>)> {
         places.extend(volumes(context, &handle));
         (Workload::Container(handle, key), places)
     });
-    pods.chain(containers).collect()
+    let step = |(id, step): (&String, &crate::build::Running)| (Workload::Step(id.clone()), step.places.clone());
+    let steps: Vec<_> = context.steps.lock().iter().map(step).collect();
+    pods.chain(containers).chain(steps).collect()
 }
 
 /// Volumes of this machine that a container may write to. What it was given of the host by its path is the host's own.
@@ -166,13 +176,14 @@ impl Workload {
         match self {
             Self::Pod(handle) => handle.uid.clone(),
             Self::Container(handle, _) => handle.id.clone(),
+            Self::Step(id) => id.clone(),
         }
     }
 
     fn candidate(&self, uses: u64, before: u64) -> Candidate {
         let plain = Candidate { uses, before, requested: 0, priority: 0, is_pod: false };
         match self {
-            Self::Container(..) => plain,
+            Self::Container(..) | Self::Step(_) => plain,
             Self::Pod(handle) => {
                 let pod = handle.pod();
                 let priority = pod.as_ref().and_then(|p| p.spec.as_ref()?.priority).unwrap_or(0);
@@ -192,28 +203,37 @@ impl Workload {
                 let requested = found.requested;
                 handle.evict(format!("{low}It was using {uses}Ki, request is {requested}. ")).await;
             }
+            Self::Step(id) => {
+                if let Some(step) = context.steps.lock().get_mut(id) {
+                    step.ended_because = format!("{low}The step had written {uses}Ki. ");
+                }
+                if let Err(error) = context.runtime.kill(id, libc::SIGKILL).await {
+                    tracing::warn!(id, error = %chain(&error), "cannot end the build's step");
+                }
+            }
             Self::Container(handle, key) => {
                 handle.give_reason(format!("{low}The container had written {uses}Ki; it was stopped and is kept."));
-                // As `docker stop --time 0` does, so that no policy starts it again.
-                let change = json!({
-                    "metadata": {"annotations": {STOP_TIMEOUT_ANNOTATION: "0"}}, "spec": {"desired": "stopped"}
-                });
-                let objects: Api<api::container::Container> = Api::namespaced(context.client.clone(), &key.namespace);
-                let params = PatchParams::default();
-                if let Err(error) = objects.patch(&key.name, &params, &Patch::Merge(change)).await {
-                    tracing::warn!(id = handle.id, error = %chain(&error), "cannot stop the container");
-                }
-                let about = ObjectReference {
-                    api_version: Some(format!("{}/v1", api::names::GROUP)),
-                    kind: Some("Container".to_owned()),
-                    name: Some(key.name.clone()),
-                    namespace: Some(key.namespace.clone()),
-                    ..ObjectReference::default()
-                };
-                context.events.record(&about, Kind::Warning, "Stopped", low);
+                stop(context, key, low).await;
             }
         }
     }
+}
+
+/// Stops a container as `docker stop --time 0` does, so that no policy starts it again, and says why.
+async fn stop(context: &Context, key: &Key, why: String) {
+    let change = json!({"metadata": {"annotations": {STOP_TIMEOUT_ANNOTATION: "0"}}, "spec": {"desired": "stopped"}});
+    let objects: Api<api::container::Container> = Api::namespaced(context.client.clone(), &key.namespace);
+    if let Err(error) = objects.patch(&key.name, &PatchParams::default(), &Patch::Merge(change)).await {
+        tracing::warn!(name = key.name, error = %chain(&error), "cannot stop the container");
+    }
+    let about = ObjectReference {
+        api_version: Some(format!("{}/v1", api::names::GROUP)),
+        kind: Some("Container".to_owned()),
+        name: Some(key.name.clone()),
+        namespace: Some(key.namespace.clone()),
+        ..ObjectReference::default()
+    };
+    context.events.record(&about, Kind::Warning, "Stopped", why);
 }
 
 /// Local storage that a pod asked for. Units: bytes.
