@@ -271,3 +271,42 @@ fn hostile_containers_stay_within_their_bounds_beside_a_neighbour() -> Result<()
     nuee.docker(&["rm", "-f", "bomb", "hog", "flood", "filler", "meddler"])?.success()?;
     nuee.finish()
 }
+
+/// Weaknesses of 2019 and 2024: a process of the machine that enters a container lends it its program, or its descriptors.
+#[test]
+fn who_enters_a_container_lends_it_neither_program_nor_descriptors() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["run", "-d", "--name", "neighbour", "-p", "8080:80", "web:test"])?.success()?;
+    let programs = || -> Result<String> {
+        let crun = nuee.run("sh", &["-c", "command -v crun || command -v runc"])?.success()?.text().to_owned();
+        Ok(nuee.run("sha256sum", &[env!("CARGO_BIN_EXE_nuee"), &crun])?.success()?.stdout)
+    };
+    let (before, daemon) = (programs()?, nuee.pid()?);
+    let overwrite = "while :; do for p in /proc/[0-9]*; do echo x 2>/dev/null > $p/exe; done; done";
+    let hostile = ["run", "-d", "--name", "hostile", "--cpus", "0.3", "busybox:test", "sh", "-c", overwrite];
+    nuee.docker(&hostile)?.success()?;
+    for turn in 0..8 {
+        // Whether the machine's own program starts inside or is refused: it must not be there to be written to.
+        nuee.docker(&["exec", "hostile", "/proc/self/exe"])?;
+        if turn % 4 == 0 {
+            nuee.docker(&["run", "--rm", "busybox:test", "/proc/self/exe"])?;
+            nuee.docker(&["run", "--rm", "--init", "busybox:test", "sh", "-c", ": > /proc/1/exe"])?;
+        }
+    }
+    for entered in [
+        nuee.docker(&["run", "--rm", "busybox:test", "ls", "/proc/self/fd"])?.success()?.stdout,
+        nuee.docker(&["exec", "hostile", "ls", "/proc/self/fd"])?.success()?.stdout,
+    ] {
+        // 3 is the directory that `ls` itself reads.
+        ensure!(entered.split_whitespace().eq(["0", "1", "2", "3"]), "descriptors came along: {entered}");
+    }
+    for directory in ["/proc/self/fd/7", "/proc/self/fd/8"] {
+        let led =
+            nuee.docker(&["run", "--rm", "--workdir", directory, "busybox:test", "cat", "../../../etc/hostname"])?;
+        ensure!(led.status != 0, "{directory} led out of the container: {led:?}");
+    }
+    ensure!(programs()? == before, "a program of the machine was changed");
+    ensure!(nuee.fetch("http://127.0.0.1:8080/")? == "hello from a cloud\n", "the neighbour suffers");
+    ensure!(nuee.pid()? == daemon, "the daemon died");
+    nuee.finish()
+}

@@ -5,6 +5,7 @@ mod buildkit;
 mod command_line;
 mod compose;
 mod dialect;
+mod disk;
 mod docker;
 mod docker_compared;
 mod docker_tenants;

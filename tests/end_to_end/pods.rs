@@ -6,6 +6,7 @@ use testkit::Nuee;
 mod lifecycle;
 mod looks;
 mod probes;
+mod processes;
 mod pulls;
 mod security;
 mod storage;

@@ -51,6 +51,53 @@ fn upper_file(nuee: &testkit::Nuee, name: &str) -> Result<String> {
     Ok(format!("/proc/{pid}/root/stop"))
 }
 
+/// Containers that run when the daemon is killed. The time is measured by `bench/docker`; here it is only that none is lost.
+const CROWD: usize = 100;
+/// Clients that start them.
+const CLIENTS: usize = 4;
+
+#[test]
+fn a_hundred_containers_are_adopted_and_answered_for() -> Result<()> {
+    let nuee = with_images()?;
+    let names: Vec<String> = (0..CROWD).map(|index| format!("crowd-{index}")).collect();
+    std::thread::scope(|scope| {
+        let parts = names.chunks(CROWD / CLIENTS).map(|part| {
+            let nuee = &nuee;
+            scope.spawn(move || -> Result<()> {
+                for name in part {
+                    let run = ["run", "-d", "--name", name, "busybox:test", "sleep", "6000"];
+                    nuee.docker(&run)?.success()?;
+                }
+                Ok(())
+            })
+        });
+        let parts: Vec<_> = parts.collect();
+        parts.into_iter().try_for_each(|part| part.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+    })?;
+    let about = |format: &str| -> Result<String> {
+        let mut arguments = vec!["inspect", "--format", format];
+        arguments.extend(names.iter().map(String::as_str));
+        Ok(nuee.docker(&arguments)?.success()?.stdout)
+    };
+    let facts = "{{.Name}} {{.State.Running}} {{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}} {{.NetworkSettings.IPAddress}}";
+    let before = about(facts)?;
+    nuee.kill_daemon()?;
+    nuee.up()?;
+    // The first answer already knows them all.
+    let listed = nuee.docker(&["ps", "--format", "{{.Names}} {{.State}}"])?.success()?.stdout;
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    let mut wanted: Vec<String> = names.iter().map(|name| format!("{name} running")).collect();
+    wanted.sort_unstable();
+    assert_eq!(listed, wanted);
+    assert_eq!(about(facts)?, before);
+    // Adopted, not only remembered: an exit is seen, and a command gets in.
+    assert_eq!(nuee.docker(&["exec", "crowd-0", "echo", "in"])?.success()?.text(), "in");
+    nuee.docker(&["kill", "crowd-99"])?.success()?;
+    assert_eq!(nuee.docker(&["wait", "crowd-99"])?.success()?.text(), "137");
+    nuee.finish()
+}
+
 #[test]
 fn everything_comes_back_after_down_and_up() -> Result<()> {
     let nuee = with_images()?;

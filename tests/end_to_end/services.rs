@@ -211,3 +211,96 @@ fn external_addresses_are_for_administrators() -> Result<()> {
     nuee.kubectl(&["label", "service", "given", "a=b", "--as=tenant"])?.success()?;
     nuee.finish()
 }
+
+/// Two pods behind a Service without a selector; the slice says that one of them is on another machine.
+const LOCAL: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: here}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: c, image: "busybox:test", command: [sh, -c, "mkdir /www; echo here > /www/index.html; exec httpd -f -v -p 8080 -h /www"]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: there}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: c, image: "busybox:test", command: [sh, -c, "mkdir /www; echo there > /www/index.html; exec httpd -f -v -p 8080 -h /www"]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: asker}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "busybox:test", command: [sleep, "3600"]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: local}
+spec: {type: NodePort, externalTrafficPolicy: Local, ports: [{port: 80, targetPort: 8080, nodePort: 30081}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cluster}
+spec: {type: NodePort, ports: [{port: 80, targetPort: 8080, nodePort: 30082}]}
+"#;
+
+fn slice(service: &str, here: &str, node: &str, there: &str) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {service}-by-hand, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints:\n- {{addresses: [{here}], nodeName: {node}, conditions: {{ready: READY}}}}\n- {{addresses: [{there}], nodeName: elsewhere, conditions: {{ready: true}}}}\n"
+    )
+}
+
+#[test]
+fn local_external_policy_keeps_to_this_machine_and_shows_who_asks() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.apply(LOCAL)?.success()?;
+    nuee.kubectl(&["wait", "--for=condition=Ready", "pod/here", "pod/there", "pod/asker", "--timeout=60s"])?
+        .success()?;
+    let address = |pod: &str| field(&nuee, &format!("pod/{pod}"), ".status.podIP");
+    let node = field(&nuee, "pod/here", ".spec.nodeName")?;
+    let slices = |ready: &str| -> Result<String> {
+        let (here, there) = (address("here")?, address("there")?);
+        let both = [slice("local", &here, &node, &there), slice("cluster", &here, &node, &there)].concat();
+        Ok(both.replace("READY", ready))
+    };
+    nuee.apply(&slices("true")?)?.success()?;
+    // A client outside of the machine, on a cable of its own.
+    let world = testkit::Space::new()?;
+    let cable = format!(
+        "ip link add world type veth peer name eth0 netns {} && ip addr add 192.0.2.1/24 dev world && ip link set world up",
+        world.pid()
+    );
+    nuee.run("sh", &["-c", &cable])?.success()?;
+    let outside = |script: &str| {
+        let mut command = world.command("sh");
+        command.args(["-c", script]);
+        testkit::Output::of(command)
+    };
+    outside("ip addr add 192.0.2.2/24 dev eth0 && ip link set eth0 up")?.success()?;
+    let ask = |port: u16| -> Result<String> {
+        let one = format!("curl --silent --max-time 5 http://192.0.2.1:{port}/");
+        Ok(outside(&format!("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do {one}; done"))?.stdout)
+    };
+    nuee.eventually("without the policy both are asked", || {
+        let said = ask(30082)?;
+        Ok(said.contains("here\n") && said.contains("there\n"))
+    })?;
+    nuee.eventually("with it the one of this machine is", || Ok(ask(30081)? == "here\n".repeat(12)))?;
+    // From inside the cluster the policy means nothing.
+    nuee.eventually("inside both are asked", || {
+        let said = inside(&nuee, "for i in 1 2 3 4 5 6 7 8; do wget -q -O - http://local/; done")?;
+        Ok(said.contains("here") && said.contains("there"))
+    })?;
+    let log = nuee.kubectl(&["logs", "here"])?.success()?.stdout;
+    assert!(log.contains("192.0.2.2"), "the pod does not see who asks: {log}");
+    // None left here: nobody answers, though there is one elsewhere.
+    nuee.apply(&slices("false")?)?.success()?;
+    nuee.eventually("nobody answers outside", || Ok(ask(30081)?.is_empty()))?;
+    nuee.eventually("the other Service goes on", || Ok(ask(30082)? == "there\n".repeat(12)))?;
+    nuee.run("ip", &["link", "delete", "world"])?.success()?;
+    nuee.finish()
+}

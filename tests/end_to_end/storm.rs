@@ -14,8 +14,8 @@ use crate::with_images;
 const ROUNDS_DEFAULT: usize = 2;
 /// `docker run` at the same time.
 const RUNS: usize = 50;
-/// `kubectl apply` at the same time.
-const APPLIES: usize = 8;
+/// `kubectl apply` at the same time, each a process of its own with a ConfigMap and a Pod.
+const APPLIES: usize = 50;
 /// Containers that run through all rounds.
 const OLD: usize = 5;
 /// How often the storm looks whether it is time to kill.
@@ -82,7 +82,7 @@ impl Storm {
     fn new(round: usize, random: &mut u64) -> Self {
         // Any sequence will do that differs from run to run; constants of Knuth's MMIX generator.
         *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let kill_after = usize::try_from(*random >> 33).unwrap_or(0) % (RUNS * 3 / 4) + 2;
+        let kill_after = usize::try_from(*random >> 33).unwrap_or(0) % ((RUNS + APPLIES) * 3 / 4) + 2;
         Self { round, kill_after }
     }
 

@@ -21,7 +21,7 @@ use crate::hands::Images;
 use crate::launch::Machine;
 use crate::networks::{self, Networks};
 use crate::node_object::{self, NodeFacts};
-use crate::{container, garbage, guest, informer, machine, pod, proxy, volumes};
+use crate::{container, disk, garbage, guest, informer, machine, pod, proxy, volumes};
 
 /// What an agent is given.
 pub struct AgentOptions {
@@ -57,6 +57,8 @@ pub struct AgentOptions {
     pub version: String,
     /// Port of the apiserver on this machine.
     pub api_port: u16,
+    /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
+    pub disk_reserve_percent: u8,
 }
 
 /// Makes one machine match the objects bound to it.
@@ -110,7 +112,10 @@ impl Agent {
             containers: Mutex::default(),
             arrivals: Notify::new(),
             pods: Mutex::default(),
+            steps: Mutex::default(),
             machine: Machine::of_this_process(),
+            disk_reserve_percent: options.disk_reserve_percent,
+            disk_pressure: tokio::sync::watch::Sender::new(false),
             size,
             origin: tokio::time::Instant::now(),
             stop: tokio_util::sync::CancellationToken::new(),
@@ -124,7 +129,8 @@ impl Agent {
             networks::listen(&context.directory, gateway),
         );
         objects?;
-        let tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
+        let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
+        tasks.push(tokio::spawn(disk::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }
 

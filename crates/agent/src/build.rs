@@ -30,11 +30,33 @@ impl StepRunner for Agent {
         }
         // Dropping the future must not leave anything behind, so a guard clears in the background.
         let mut guard = Cleanup { context: self.context.clone(), id: step.id.clone() };
+        let running = Running { places: places(&self.context, &step), ended_because: String::new() };
+        self.context.steps.lock().insert(step.id.clone(), running);
         let result = run(&self.context, &step, output).await;
+        let told = self.context.steps.lock().remove(&step.id).map(|step| step.ended_because).unwrap_or_default();
         clean(&self.context, &step.id).await;
         guard.id.clear();
-        result.map_err(|error| chain(&error))
+        if told.is_empty() { result.map_err(|error| chain(&error)) } else { Err(told) }
     }
+}
+
+/// A step that runs, as the guard of the disk sees it.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it writes.
+    pub places: Vec<PathBuf>,
+    /// Why the machine ended it; empty when it did not.
+    pub ended_because: String,
+}
+
+/// Where a step writes: its layer, and what builds keep for each other.
+fn places(context: &Context, step: &RunStep) -> Vec<PathBuf> {
+    let upper = step.rootfs.parent().map(|directory| directory.join("upper"));
+    let kept = step.mounts.iter().filter(|mount| !mount.read_only).filter_map(|mount| match &mount.kind {
+        StepMountKind::Bind { source } => Some(source.clone()).filter(|source| source.starts_with(&context.data_dir)),
+        _ => None,
+    });
+    upper.into_iter().chain(kept).collect()
 }
 
 /// Clears a step whose future was dropped; does nothing once the id is empty.
@@ -47,6 +69,7 @@ impl Drop for Cleanup {
     fn drop(&mut self) {
         if !self.id.is_empty() {
             let (context, id) = (self.context.clone(), self.id.clone());
+            context.steps.lock().remove(&id);
             tokio::spawn(async move { clean(&context, &id).await });
         }
     }

@@ -73,8 +73,14 @@ pub struct Context {
     pub arrivals: tokio::sync::Notify,
     /// Drivers of pods.
     pub pods: Mutex<HashMap<Key, Arc<PodHandle>>>,
+    /// Steps of builds that run.
+    pub steps: Mutex<HashMap<String, crate::build::Running>>,
     /// What this machine lets the daemon give away.
     pub machine: Machine,
+    /// Part of the disk that workloads must leave free. Units: percent.
+    pub disk_reserve_percent: u8,
+    /// Whether too little of the machine's disk is left.
+    pub disk_pressure: tokio::sync::watch::Sender<bool>,
     /// Size of the machine.
     pub size: crate::pod::environment::Machine,
     /// Origin of decision time.

@@ -22,6 +22,7 @@ mod build;
 mod container;
 mod context;
 mod directory;
+mod disk;
 mod error;
 mod events;
 mod files;

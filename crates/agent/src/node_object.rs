@@ -32,8 +32,6 @@ const STATUS_EVERY: u32 = 30;
 const IMAGES_LIMIT: usize = 50;
 /// Pods per machine. Source: kubelet `maxPods`.
 const PODS_LIMIT: i64 = 110;
-/// Free disk space below which the machine says so: a part of 20. Source: kubelet `nodefs.available<10%`, halved for small machines.
-const DISK_PRESSURE_PART: u64 = 20;
 
 /// What the caller says about the machine.
 #[derive(Clone, Debug, Default)]
@@ -104,7 +102,7 @@ async fn write_status(context: &Context, facts: &NodeFacts, old: Option<&NodeSta
 
 fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> NodeStatus {
     let disk = rustix::fs::statvfs(&context.data_dir).ok();
-    let (disk_bytes, disk_free) = disk.map_or((0, 0), |d| (d.f_blocks * d.f_frsize, d.f_bavail * d.f_frsize));
+    let disk_bytes = disk.map_or(0, |d| d.f_blocks * d.f_frsize);
     let quantities: BTreeMap<String, Quantity> = [
         ("cpu", (context.size.cpu_milli / 1000).to_string()),
         ("memory", format!("{}Ki", context.size.memory_bytes / 1024)),
@@ -114,7 +112,10 @@ fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> Nod
     .into_iter()
     .map(|(name, value)| (name.to_owned(), Quantity(value)))
     .collect();
-    let pressure = disk_bytes > 0 && disk_free < disk_bytes / DISK_PRESSURE_PART;
+    let mut allocatable = quantities.clone();
+    let asked_for = crate::disk::allocatable(disk_bytes, context.disk_reserve_percent);
+    allocatable.insert("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", asked_for / 1024)));
+    let pressure = *context.disk_pressure.borrow();
     let conditions = [
         ("MemoryPressure", false, "KubeletHasSufficientMemory", "agent has sufficient memory available"),
         if pressure {
@@ -128,8 +129,8 @@ fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> Nod
     let old_conditions = old.and_then(|o| o.conditions.as_deref()).unwrap_or(&[]);
     let images = context.images.list().into_iter().take(IMAGES_LIMIT);
     NodeStatus {
-        capacity: Some(quantities.clone()),
-        allocatable: Some(quantities),
+        capacity: Some(quantities),
+        allocatable: Some(allocatable),
         conditions: Some(conditions.map(|c| condition(c, old_conditions)).to_vec()),
         addresses: Some(vec![
             NodeAddress { type_: "InternalIP".into(), address: context.host_address.to_string() },
@@ -180,16 +181,17 @@ fn info(facts: &NodeFacts) -> NodeSystemInfo {
 /// Renews the lease and refreshes the status until the agent is dropped.
 pub async fn run(context: Arc<Context>, facts: NodeFacts, node: Node) {
     let mut turn: u32 = 0;
+    let (mut pressure, mut changed) = (context.disk_pressure.subscribe(), false);
     loop {
         if let Err(error) = renew(&context, &node).await {
             tracing::warn!(error = %chain(&error), "cannot renew the node's lease");
         }
-        let due = turn % STATUS_EVERY == STATUS_EVERY - 1;
+        let due = changed || turn % STATUS_EVERY == STATUS_EVERY - 1;
         if let Err(error) = refresh(&context, &facts, due).await {
             tracing::warn!(error = %chain(&error), "cannot refresh the node");
         }
         turn = turn.wrapping_add(1);
-        tokio::time::sleep(LEASE_RENEWAL).await;
+        changed = matches!(tokio::time::timeout(LEASE_RENEWAL, pressure.changed()).await, Ok(Ok(())));
     }
 }
 

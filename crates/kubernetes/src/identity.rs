@@ -34,6 +34,11 @@ pub fn request_certificate_user<B>(request: &http::Request<B>) -> Option<Arc<Use
     request.extensions().get::<Connection>()?.certificate_user.clone()
 }
 
+/// The other end of a request's connection, for other routers behind [`crate::serve`].
+pub fn request_remote<B>(request: &http::Request<B>) -> Option<SocketAddr> {
+    request.extensions().get::<Connection>().map(|connection| connection.remote)
+}
+
 /// The user that a verified client certificate names: CN is the name, each O a group. `None` without a CN.
 pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;

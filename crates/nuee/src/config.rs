@@ -16,9 +16,12 @@ const COMMENTED: &str = "\
 # Address and port of the Kubernetes API (HTTPS).
 # kubernetesListen: 0.0.0.0:6443
 
-# Address and port of the image registry; null serves none. It has no TLS of its own: keep it on loopback, or behind a
-# proxy that has. Users log in with a token as the password: kubectl create token NAME.
+# Address and port of the image registry; null serves none. Users log in with a token as the password: kubectl create token NAME.
 # registryListen: 127.0.0.1:5000
+
+# Whether the registry speaks HTTPS, with the certificate of the API; clients trust it by pki/ca.crt (as
+# /etc/docker/certs.d/HOST:PORT/ca.crt, or skopeo's --cert-dir). Without it, keep it on loopback: tokens go over the wire.
+# registryTls: false
 
 # Address and port of the Docker API for tenants, such as 0.0.0.0:2376: HTTPS with the client certificates that
 # `nuee docker-certificate` writes, each for one namespace. Not served by default.
@@ -41,6 +44,10 @@ const COMMENTED: &str = "\
 
 # Name servers for names outside the cluster. Default: those of /etc/resolv.conf.
 # nameServers: []
+
+# Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
+# do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
+# diskReserve: 5
 
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
@@ -71,6 +78,8 @@ pub struct Config {
     pub kubernetes_listen: std::net::SocketAddr,
     /// Where the image registry listens; `None`: it is not served.
     pub registry_listen: Option<std::net::SocketAddr>,
+    /// The registry speaks HTTPS.
+    pub registry_tls: bool,
     /// Where the Docker API for tenants listens; `None`: it is not served.
     pub docker_listen: Option<std::net::SocketAddr>,
     /// Further names and addresses for the API's certificate.
@@ -85,6 +94,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Name servers for names outside the cluster; empty means the host's.
     pub name_servers: Vec<std::net::IpAddr>,
+    /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
+    pub disk_reserve: u8,
     /// Registries that may be reached without TLS.
     pub insecure_registries: Vec<String>,
     /// Registries that are asked before Docker Hub for its images.
@@ -144,6 +155,7 @@ impl Default for Config {
             node_name: String::new(),
             kubernetes_listen: (any, 6443).into(),
             registry_listen: Some(REGISTRY_DEFAULT),
+            registry_tls: false,
             docker_listen: None,
             alternative_names: Vec::new(),
             pod_cidr: "10.88.0.0/16".into(),
@@ -151,6 +163,7 @@ impl Default for Config {
             node_ports: (30000, 32767),
             cluster_domain: "cluster.local".into(),
             name_servers: Vec::new(),
+            disk_reserve: 5,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
             etcd: None,
@@ -182,6 +195,9 @@ impl Config {
         let mut config: Self = serde_saphyr::from_str(text)?;
         if config.node_ports.0 > config.node_ports.1 {
             bail!("nodePorts: the first port is above the last");
+        }
+        if config.disk_reserve > 50 {
+            bail!("diskReserve: at most 50 percent can be kept free");
         }
         config.node_name = config.node_name.to_ascii_lowercase();
         Ok(config)

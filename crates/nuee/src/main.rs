@@ -12,7 +12,7 @@ mod doctor;
 mod instance;
 
 fn main() -> ExitCode {
-    // The shim and the init of containers, and the launcher of guests, are this same binary. They come before everything else, as their start is part of
+    // The shim and the first processes of containers and pods, and the launcher of guests, are this same binary. They come before everything else, as their start is part of
     // the start of every container.
     let mut arguments = std::env::args_os();
     let _program = arguments.next();
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Some("shim") => return runtime::shim::main(arguments),
         Some("guest") => return hypervisor::qemu::launch::main(),
         Some("init") => return runtime::init::main(arguments),
+        Some("pause") => return runtime::init::pause(),
         _ => {}
     }
     command::run()

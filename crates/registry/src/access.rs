@@ -1,8 +1,10 @@
 //! Who may do what. The registry reads credentials off requests and asks its owner, who knows the users. Must never know
 //! where users come from.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use base64::Engine;
@@ -13,6 +15,9 @@ use crate::path::Path;
 
 /// Longest credentials that are looked at. Units: bytes.
 const CREDENTIALS_MAX: usize = 16 << 10;
+
+/// Longest `User-Agent` that is written down. Units: characters.
+const USER_AGENT_MAX: usize = 256;
 
 /// What a request shows of who sent it.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,19 +60,91 @@ pub enum Verdict {
     Denied,
 }
 
+/// Whom credentials stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Person {
+    /// Name.
+    pub name: String,
+    /// Unique id; empty when there is none.
+    pub uid: String,
+    /// Groups.
+    pub groups: Vec<String>,
+}
+
+/// A verdict, and about whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What the owner says.
+    pub verdict: Verdict,
+    /// Who asks, when that is known.
+    pub person: Option<Person>,
+}
+
+impl From<Verdict> for Judgement {
+    fn from(verdict: Verdict) -> Judgement {
+        Judgement { verdict, person: None }
+    }
+}
+
+/// Where a request came from: whoever serves the connection puts it among the request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(pub IpAddr);
+
+/// A request that was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Who asked, when that is known.
+    pub person: Option<Person>,
+    /// What was asked for.
+    pub action: Action,
+    /// Of which repository; empty where none is concerned.
+    pub repository: String,
+    /// Where it came from.
+    pub source: Option<IpAddr>,
+    /// The client's `User-Agent`.
+    pub user_agent: String,
+    /// Status of the answer.
+    pub status: u16,
+}
+
 /// Judges requests.
 #[async_trait::async_trait]
 pub trait Access: Send + Sync {
     /// Whether the bearer of `credentials` may do `action` with `repository` (empty where none is concerned).
-    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Verdict;
+    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Judgement;
+
+    /// Takes note of a request that was answered, be it refused or not.
+    fn record(&self, _record: Record) {}
 }
 
-/// Refuses a request that its sender may not make. Without a judge everything is allowed.
-pub(crate) async fn check(judge: Option<&Arc<dyn Access>>, path: &Path, request: &Parts) -> Result<(), Failure> {
+/// What of a request is written down, before it is served; `None` when it is about nothing that the registry has.
+pub(crate) fn note(request: &Request) -> Option<Record> {
+    let path = Path::parse(request.uri().path()).ok()?;
+    let (action, repository) = wish(&path, request.method());
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    Some(Record {
+        person: None,
+        action,
+        repository: repository.to_owned(),
+        source: request.extensions().get::<Source>().map(|source| source.0),
+        user_agent: agent.chars().take(USER_AGENT_MAX).collect(),
+        status: 0,
+    })
+}
+
+/// Refuses a request that its sender may not make; says who it is. Without a judge everything is allowed.
+pub(crate) async fn check(
+    judge: Option<&Arc<dyn Access>>,
+    path: &Path,
+    request: &Parts,
+    person: &mut Option<Person>,
+) -> Result<(), Failure> {
     let Some(judge) = judge else { return Ok(()) };
     let (action, repository) = wish(path, &request.method);
     let credentials = credentials(&request.headers);
-    match judge.judge(credentials.as_ref(), action, repository).await {
+    let judgement = judge.judge(credentials.as_ref(), action, repository).await;
+    *person = judgement.person;
+    match judgement.verdict {
         Verdict::Allowed => Ok(()),
         Verdict::Unknown => {
             let failure = Failure::with_status(StatusCode::UNAUTHORIZED, Code::Unauthorized, "authentication required");
@@ -81,7 +158,7 @@ pub(crate) async fn check(judge: Option<&Arc<dyn Access>>, path: &Path, request:
 pub(crate) async fn may_read(judge: Option<&Arc<dyn Access>>, repository: &str, headers: &HeaderMap) -> bool {
     let Some(judge) = judge else { return true };
     let credentials = credentials(headers);
-    judge.judge(credentials.as_ref(), Action::Pull, repository).await == Verdict::Allowed
+    judge.judge(credentials.as_ref(), Action::Pull, repository).await.verdict == Verdict::Allowed
 }
 
 fn wish<'a>(path: &'a Path, method: &Method) -> (Action, &'a str) {

@@ -30,7 +30,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-pub use access::{Access, Action, Credentials, Verdict};
+pub use access::{Access, Action, Credentials, Judgement, Person, Record, Source, Verdict};
 use error::{Code, Failure};
 use path::Path;
 use view::Registry;
@@ -56,14 +56,19 @@ pub fn router(images: Arc<image::ImageStore>, options: RegistryOptions) -> Route
 }
 
 async fn answer(State(registry): State<Arc<Registry>>, request: Request) -> Response {
-    let mut response = dispatch(registry, request).await.unwrap_or_else(IntoResponse::into_response);
+    let (judge, mut person) = (registry.access.clone(), None);
+    let note = judge.as_ref().and_then(|_| access::note(&request));
+    let mut response = dispatch(registry, request, &mut person).await.unwrap_or_else(IntoResponse::into_response);
+    if let (Some(judge), Some(note)) = (judge, note) {
+        judge.record(Record { person, status: response.status().as_u16(), ..note });
+    }
     response.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
     response
 }
 
-async fn dispatch(registry: Arc<Registry>, request: Request) -> Result<Response, Failure> {
+async fn dispatch(registry: Arc<Registry>, request: Request, person: &mut Option<Person>) -> Result<Response, Failure> {
     let path = Path::parse(request.uri().path())?;
-    let (path, request) = admit(&registry, path, request).await?;
+    let (path, request) = admit(&registry, path, request, person).await?;
     let method = request.method().clone();
     let read = matches!(method, Method::GET | Method::HEAD);
     match path {
@@ -93,8 +98,13 @@ async fn dispatch(registry: Arc<Registry>, request: Request) -> Result<Response,
 }
 
 /// Lets a request pass that its sender may make. Takes it whole: no borrow of a body may live across an await.
-async fn admit(registry: &Registry, path: Path, request: Request) -> Result<(Path, Request), Failure> {
+async fn admit(
+    registry: &Registry,
+    path: Path,
+    request: Request,
+    person: &mut Option<Person>,
+) -> Result<(Path, Request), Failure> {
     let (parts, body) = request.into_parts();
-    access::check(registry.access.as_ref(), &path, &parts).await?;
+    access::check(registry.access.as_ref(), &path, &parts, person).await?;
     Ok((path, Request::from_parts(parts, body)))
 }

@@ -1,5 +1,5 @@
 //! Process 1 of a container that asked for one (`docker run --init`): starts the program, passes signals on, collects
-//! orphans, ends as the program ends.
+//! orphans, ends as the program ends. And process 1 of a pod, which only collects orphans.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -41,6 +41,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 // It may have ended; that is collected next.
                 let _ = crate::processes::kill(child.id(), signal as i32);
             }
+        }
+    }
+}
+
+/// Runs as process 1 of a namespace that others join: collects orphans until it is killed.
+pub fn pause() -> ExitCode {
+    let _ = nix::sys::prctl::set_name(c"pause");
+    // Nobody in the namespace can end it: what is blocked is taken by waiting, and ignored.
+    let signals = SigSet::all();
+    if signals.thread_block().is_err() {
+        return ExitCode::from(126);
+    }
+    loop {
+        // No process has the number 0.
+        collect(Pid::from_raw(0));
+        if signals.wait().is_err() {
+            return ExitCode::from(126);
         }
     }
 }

@@ -1,8 +1,11 @@
 //! What `/proc` says about processes: identity, names, tables, network counters.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use node::{NetworkStatistics, ProcessTable};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub(crate) use crate::sys::kill;
 
@@ -17,6 +20,15 @@ pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     (fields.first().map(String::as_str) != Some("Z")).then_some(())?;
     fields.get(19)?.parse().ok()
+}
+
+/// Waits until a process has ended, at most so long.
+pub(crate) fn wait_for_end(pid: u32, patience: Duration) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let patience = Timespec::try_from(patience).ok();
+    // Whether it ended or the time did, the caller looks again.
+    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], patience.as_ref());
 }
 
 /// The fields of `/proc/<pid>/stat` from the third (state) on; the second may hold spaces and parentheses.

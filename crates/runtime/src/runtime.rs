@@ -26,6 +26,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(OCI_TIMEOUT.as_secs() + 5);
 const REPORT_MAX_BYTES: u64 = 64 << 10;
 /// How long a container may take to end after SIGKILL before its shim is given up.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end of a container waits for clients that have not read all of its output. Source: moby `handleContainerExit`.
+const SHIM_GRACE: Duration = Duration::from_secs(2);
 /// Pause between looks at a shim that is about to end.
 const SHIM_PAUSE: Duration = Duration::from_millis(20);
 /// Longest id.
@@ -459,9 +461,12 @@ impl Runtime {
         let id = id.to_owned();
         blocking(move || {
             let shim: Option<ShimState> = read_json(&directory.state()).unwrap_or_default();
-            if let Some(state) = shim
-                && processes::start_ticks(state.shim_pid) == Some(state.shim_start_ticks)
-            {
+            let lives = |state: &ShimState| processes::start_ticks(state.shim_pid) == Some(state.shim_start_ticks);
+            if let Some(state) = shim.as_ref().filter(|state| directory.unread().exists() && lives(state)) {
+                // It ends by itself once they have.
+                processes::wait_for_end(state.shim_pid, SHIM_GRACE);
+            }
+            if let Some(state) = shim.filter(lives) {
                 processes::kill(state.shim_pid, libc::SIGKILL);
             }
             cgroup.kill_all()?;

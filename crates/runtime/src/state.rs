@@ -85,6 +85,10 @@ impl ShimDir {
     pub fn exit(&self) -> PathBuf {
         self.0.join("exit.json")
     }
+    /// There when the container ended before an attached client had read everything.
+    pub fn unread(&self) -> PathBuf {
+        self.0.join("unread")
+    }
     pub fn socket(&self) -> PathBuf {
         self.0.join("shim.sock")
     }

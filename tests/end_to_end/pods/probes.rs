@@ -29,6 +29,25 @@ fn every_kind_of_probe_passes_and_fails() -> Result<()> {
         pod("tcp-unready", "sleep 600", "", &format!("    readinessProbe: {{tcpSocket: {{port: 9}}, {FAST}}}")),
         pod("grpc-unready", serve, "", &format!("    readinessProbe: {{grpc: {{port: 8080}}, {FAST}}}")),
         pod("dead", "touch /tmp/up; sleep 2; rm /tmp/up; sleep 600", "", &format!("    livenessProbe: {{exec: {{command: [cat, /tmp/up]}}, {FAST}}}")),
+        pod(
+            "http-dead",
+            "echo ok > /tmp/page; httpd -p 8080 -h /tmp; sleep 3; rm /tmp/page; sleep 600",
+            "",
+            &format!("    livenessProbe: {{httpGet: {{port: 8080, path: /page}}, initialDelaySeconds: 1, {FAST}}}"),
+        ),
+        pod(
+            "http-alive",
+            "echo ok > /tmp/page; httpd -p 8080 -h /tmp; sleep 600",
+            "",
+            "    livenessProbe: {httpGet: {port: 8080, path: /page}, initialDelaySeconds: 1, periodSeconds: 1, failureThreshold: 30}",
+        ),
+        pod(
+            "tcp-dead",
+            "httpd -p 8080 -h /tmp; sleep 3; killall httpd; sleep 600",
+            "",
+            &format!("    livenessProbe: {{tcpSocket: {{port: 8080}}, initialDelaySeconds: 1, {FAST}}}"),
+        ),
+        pod("grpc-dead", serve, "", &format!("    livenessProbe: {{grpc: {{port: 8080}}, initialDelaySeconds: 1, {FAST}}}")),
         // Until the start-up probe has passed, the liveness probe, which would fail, does not run.
         pod(
             "slow",
@@ -55,6 +74,14 @@ fn every_kind_of_probe_passes_and_fails() -> Result<()> {
     }
     told(&nuee, "dead", "Killing", "Container c failed liveness probe, will be restarted")?;
     becomes(&nuee, "pod/dead", ".status.containerStatuses[0].restartCount", "1")?;
+    // The other ways to look lead to the same: gone from its page, gone from its port, and a port that speaks no gRPC.
+    for name in ["http-dead", "tcp-dead", "grpc-dead"] {
+        told(&nuee, name, "Killing", "Container c failed liveness probe, will be restarted")?;
+        nuee.eventually(&format!("{name} is started again"), || {
+            Ok(value(&nuee, &format!("pod/{name}"), ".status.containerStatuses[0].restartCount")?.parse::<u32>()? >= 1)
+        })?;
+    }
+    assert_eq!(value(&nuee, "pod/http-alive", ".status.containerStatuses[0].restartCount")?, "0");
     told(&nuee, "never-up", "Killing", "Container c failed startup probe, will be restarted")?;
     // A pod that was ready is taken out again.
     nuee.kubectl(&["exec", "exec-ready", "--", "rm", "/tmp/up"])?.success()?;

@@ -123,16 +123,19 @@ fn a_pod_that_fills_the_disk_is_evicted_and_its_neighbour_stays() -> Result<()> 
     let manifest = [
         pod("volume", &fill("/v/x"), volume, mount),
         pod("layer", &fill("/x"), "", limit),
+        // What a container says counts too.
+        pod("log", "yes 0123456789012345678901234567890123456789 | head -c 8388608; sleep 600", "", limit),
         pod("neighbour", "sleep 600", volume, &format!("{mount}{limit}")),
     ]
     .concat();
     nuee.apply(&manifest)?.success()?;
-    for name in ["volume", "layer"] {
+    for name in ["volume", "layer", "log"] {
         becomes(&nuee, &format!("pod/{name}"), ".status.reason", "Evicted")?;
         assert_eq!(value(&nuee, &format!("pod/{name}"), ".status.phase")?, "Failed");
     }
     told(&nuee, "volume", "Evicted", "Usage of EmptyDir volume \"v\" exceeds the limit \"4Mi\"")?;
     told(&nuee, "layer", "Evicted", "exceeds the total limit of containers")?;
+    told(&nuee, "log", "Evicted", "exceeds the total limit of containers")?;
     assert_eq!(value(&nuee, "pod/neighbour", ".status.phase")?, "Running");
     nuee.finish()
 }

@@ -32,7 +32,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause before a write that the apiserver refused is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
 /// Annotation by which a client sets the time of one stop. Units: seconds.
-const STOP_TIMEOUT_ANNOTATION: &str = "nuee.dev/stop-timeout";
+pub const STOP_TIMEOUT_ANNOTATION: &str = "nuee.dev/stop-timeout";
 /// Annotation by which a client sets the signal of one stop.
 const STOP_SIGNAL_ANNOTATION: &str = "nuee.dev/stop-signal";
 
@@ -316,6 +316,7 @@ impl Driver {
         self.status.finished_at = time(exit.finished_at_ns);
         self.status.pid = 0;
         self.status.ports.clear();
+        self.status.error = self.handle.take_reason();
         Event::Exited { code: exit.code }
     }
 

@@ -20,6 +20,7 @@ pub struct Handle {
     pub id: String,
     object: watch::Sender<Option<Arc<Container>>>,
     attachable: Mutex<Attachable>,
+    reason: Mutex<String>,
 }
 
 #[derive(Default)]
@@ -37,7 +38,7 @@ impl Handle {
     ) -> (Arc<Self>, watch::Receiver<Option<Arc<Container>>>) {
         let (sender, receiver) = watch::channel(Some(object));
         let attachable = Mutex::new(Attachable { now: running, waiting: Vec::new() });
-        (Arc::new(Self { id, object: sender, attachable }), receiver)
+        (Arc::new(Self { id, object: sender, attachable, reason: Mutex::default() }), receiver)
     }
 
     /// Gives the driver the newest object; `None` when it is gone.
@@ -48,6 +49,16 @@ impl Handle {
     /// The newest object.
     pub fn object(&self) -> Option<Arc<Container>> {
         self.object.borrow().clone()
+    }
+
+    /// Leaves word why the machine is about to end the container.
+    pub fn give_reason(&self, text: String) {
+        *self.reason.lock() = text;
+    }
+
+    /// Takes the word that was left; empty when there is none.
+    pub fn take_reason(&self) -> String {
+        std::mem::take(&mut *self.reason.lock())
     }
 
     /// Whether there is a process to talk to.

@@ -1,4 +1,4 @@
-//! The init of containers that want one (`docker run --init`): this program itself, brought into the container together
+//! Processes 1 that do nothing of their own (`docker run --init`, pods that share processes): this program itself, brought into the container together
 //! with the libraries that it was linked to, since an image may have none.
 
 use std::collections::BTreeSet;
@@ -21,11 +21,11 @@ pub struct Program {
     pub command: Vec<String>,
 }
 
-/// Finds the program and its libraries.
-pub fn program() -> Result<Program> {
+/// Finds the program and its libraries; `words` say what it is to be.
+pub fn program(words: &[&str]) -> Result<Program> {
     let own = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(Error::io("read", "/proc/self/maps"))?;
-    Ok(assemble(own, &libraries(&maps)))
+    Ok(assemble(own, &libraries(&maps), words))
 }
 
 /// Shared objects among a process' mappings.
@@ -38,7 +38,7 @@ fn is_loader(path: &Path) -> bool {
     path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ld-"))
 }
 
-fn assemble(own: PathBuf, libraries: &BTreeSet<PathBuf>) -> Program {
+fn assemble(own: PathBuf, libraries: &BTreeSet<PathBuf>, words: &[&str]) -> Program {
     let mount = |source: PathBuf, target: String| MountPoint {
         target,
         place: Place::Bind { source, propagation: String::new() },
@@ -51,7 +51,7 @@ fn assemble(own: PathBuf, libraries: &BTreeSet<PathBuf>) -> Program {
     if let Some(loader) = libraries.iter().find(|p| is_loader(p)) {
         command.extend([inside(loader), "--library-path".to_owned(), LIBRARIES.to_owned()]);
     }
-    command.extend([PATH, "init", "--"].map(str::to_owned));
+    command.extend([&[PATH], words].concat().into_iter().map(str::to_owned));
     Program { mounts, command }
 }
 
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn a_dynamic_program_brings_its_loader_and_libraries() {
         let maps = "7f0-7f1 r-xp 0 fe:00 1 /lib/x/libc.so.6\n7f1-7f2 r--p 0 fe:00 1 /lib/x/libc.so.6\n7f2-7f3 r-xp 0 fe:00 2 /lib/x/ld-linux-x86-64.so.2\n7ff-800 r--p 0 0 0 [vvar]\n";
-        let program = assemble("/usr/bin/nuee".into(), &libraries(maps));
+        let program = assemble("/usr/bin/nuee".into(), &libraries(maps), &["init", "--"]);
         let words = [
             "/sbin/.docker-init/ld-linux-x86-64.so.2",
             "--library-path",
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_static_program_stands_alone() {
-        let program = assemble("/usr/bin/nuee".into(), &libraries("55-56 r-xp 0 fe:00 1 /usr/bin/nuee\n"));
-        assert_eq!(program.command, ["/sbin/docker-init", "init", "--"]);
+        let program = assemble("/usr/bin/nuee".into(), &libraries("55-56 r-xp 0 fe:00 1 /usr/bin/nuee\n"), &["pause"]);
+        assert_eq!(program.command, ["/sbin/docker-init", "pause"]);
     }
 }

@@ -93,7 +93,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
     points.extend(wanted);
     let mut init_command = Vec::new();
     if spec.init {
-        let program = init::program()?;
+        let program = init::program(&["init", "--"])?;
         points.extend(program.mounts);
         init_command = program.command;
     }

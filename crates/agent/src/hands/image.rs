@@ -84,6 +84,11 @@ impl Images {
         self.store.remove_snapshot(container_id).await
     }
 
+    /// Takes away what no image refers to.
+    pub async fn collect_garbage(&self) -> Result<()> {
+        self.store.collect_garbage().await.map(drop)
+    }
+
     /// Names and sizes of all images, for the `Node` object.
     pub fn list(&self) -> Vec<(Vec<String>, i64)> {
         let all = self.store.list(&ListFilter::default()).unwrap_or_default();

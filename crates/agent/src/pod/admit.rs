@@ -21,9 +21,6 @@ const SAFE_SYSCTLS: [&str; 12] = [
 /// Why the pod may not run, if so: reason and message.
 #[must_use]
 pub fn refusal(spec: &PodSpec) -> Option<(&'static str, String)> {
-    if spec.share_process_namespace == Some(true) {
-        return Some(("NotImplemented", "shareProcessNamespace is not implemented on this machine".to_owned()));
-    }
     let security = spec.security_context.as_ref()?;
     for setting in security.sysctls.iter().flatten() {
         // Slashes are another way to write dots.

@@ -245,6 +245,13 @@ pub fn crash_backoff(crashes: u32) -> Duration {
     }
 }
 
+/// What the end of a run means: the delay before the next start, and how many crashes count from now on.
+#[must_use]
+pub fn after_run(crashes: u32, ran: Duration) -> (Duration, u32) {
+    let counted = if ran >= CRASH_BACKOFF_RESET { 0 } else { crashes };
+    (crash_backoff(counted), counted.saturating_add(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,6 +341,19 @@ mod tests {
         check(&[waiting], Restart::Always, &[Action::Wake(NOW + Duration::from_secs(3))], Phase::Running);
     }
 
+    #[test]
+    fn ten_good_minutes_forget_the_crashes_before() {
+        let (short, long) = (Duration::from_secs(1), CRASH_BACKOFF_RESET);
+        let mut crashes = 0;
+        let mut pauses = Vec::new();
+        for ran in [short, short, short, long - short, long, short, short] {
+            let (pause, counted) = after_run(crashes, ran);
+            crashes = counted;
+            pauses.push(pause.as_secs());
+        }
+        assert_eq!(pauses, [0, 10, 20, 40, 0, 10, 20]);
+    }
+
     fn any_view() -> impl Strategy<Value = View> {
         let class = prop_oneof![Just(Class::Init), Just(Class::Sidecar), Just(Class::Main)];
         let life = prop_oneof![
@@ -347,6 +367,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_pause_never_shrinks_without_ten_good_minutes(runs in prop::collection::vec(0..1_200_u64, 1..40)) {
+            let (mut crashes, mut last) = (0, Duration::ZERO);
+            for seconds in runs {
+                let ran = Duration::from_secs(seconds);
+                let (pause, counted) = after_run(crashes, ran);
+                prop_assert_eq!(pause < last, ran >= CRASH_BACKOFF_RESET && !last.is_zero());
+                prop_assert!(pause <= CRASH_BACKOFF_LONGEST);
+                (crashes, last) = (counted, pause);
+            }
+        }
+
         #[test]
         fn only_what_does_not_live_is_started_and_only_what_runs_is_stopped(
             mut views in prop::collection::vec(any_view(), 1..8), policy in 0..3u8,

@@ -19,7 +19,7 @@ use super::probe::{self, Target};
 use super::sandbox::Sandbox;
 use super::start::{Failure, Order, Started, run_id};
 use super::status::Surroundings;
-use super::{ending, start, status, writer};
+use super::{ending, pause, start, status, writer};
 use crate::context::{Context, Key};
 use crate::events::Kind;
 
@@ -58,7 +58,7 @@ pub enum Input {
     Probe { index: usize, id: String, kind: probe::Kind, passed: Option<bool>, text: String },
     /// The postStart hook ended.
     PostStart { index: usize, id: String, result: Result<(), String> },
-    /// The pod uses more of the machine's disk than it may; what to say about it.
+    /// The pod uses more of the machine's disk than it may, or than there is; what to say about it.
     TooLarge(String),
     /// Everything is taken away.
     Cleared,
@@ -69,6 +69,7 @@ pub struct Handle {
     /// The pod's uid.
     pub uid: String,
     pod: watch::Sender<Option<Arc<Pod>>>,
+    inbox: mpsc::Sender<Input>,
     runs: Mutex<HashMap<String, Runs>>,
     /// Ids that may exist since before a restart of the daemon, or come next.
     reserved: Mutex<HashSet<String>>,
@@ -89,6 +90,17 @@ impl Handle {
     /// Gives the driver the newest pod; `None` when it is gone.
     pub fn set_pod(&self, pod: Option<Arc<Pod>>) {
         self.pod.send_replace(pod);
+    }
+
+    /// The newest pod.
+    pub fn pod(&self) -> Option<Arc<Pod>> {
+        self.pod.borrow().clone()
+    }
+
+    /// Has the pod ended for the machine's sake; `text` says why.
+    pub async fn evict(&self, text: String) {
+        // A driver that is gone has no pod any more.
+        let _ = self.inbox.send(Input::TooLarge(text)).await;
     }
 
     /// The runs of a container.
@@ -146,6 +158,7 @@ struct Driver {
     stop_signals: Vec<i32>,
     around: Surroundings,
     sandbox: Option<Sandbox>,
+    first_process: Arc<tokio::sync::Mutex<()>>,
     volumes: Arc<BTreeMap<String, PathBuf>>,
     preparing: bool,
     prepare_failures: u32,
@@ -162,9 +175,16 @@ struct Driver {
 /// Starts the task of one pod; `found` is what the runtime had at the agent's start.
 pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found: &HashMap<String, ContainerState>) {
     let (object, objects) = watch::channel(Some(pod.clone()));
-    let handle = Arc::new(Handle { uid: uid.clone(), pod: object, runs: Mutex::default(), reserved: Mutex::default() });
-    context.pods.lock().insert(key.clone(), handle.clone());
     let (sender, inbox) = mpsc::channel(INBOX);
+    let first_process = pod.spec.as_ref().filter(|spec| pause::wanted(spec)).map(|_| pause::id(&uid));
+    let handle = Arc::new(Handle {
+        uid: uid.clone(),
+        pod: object,
+        inbox: sender.clone(),
+        runs: Mutex::default(),
+        reserved: Mutex::new(first_process.into_iter().collect()),
+    });
+    context.pods.lock().insert(key.clone(), handle.clone());
     let (status, newest) = watch::channel(None);
     tokio::spawn(writer::run(context.clone(), key.clone(), uid, pod.status.clone(), newest));
     let listed = pod.spec.as_ref().map(model::containers).unwrap_or_default();
@@ -188,6 +208,7 @@ pub fn spawn(context: Arc<Context>, key: Key, uid: String, pod: Arc<Pod>, found:
         status,
         stop_signals: vec![libc::SIGTERM; count],
         sandbox: None,
+        first_process: Arc::default(),
         volumes: Arc::default(),
         preparing: false,
         prepare_failures: 0,
@@ -404,6 +425,7 @@ impl Driver {
             container: (*self.containers[index]).clone(),
             sandbox,
             volumes: self.volumes.clone(),
+            first_process: self.first_process.clone(),
             looked_at: self.looked_at(index),
             id: id.clone(),
         };

@@ -7,7 +7,7 @@
 //! | [`driver`] | the task that carries it out |
 //! | [`ending`] | graceful termination |
 //! | [`writer`] | status writes: few, and in order |
-//! | [`sandbox`], [`volumes`], [`environment`] | what containers share and see |
+//! | [`sandbox`], [`pause`], [`volumes`], [`environment`] | what containers share and see |
 //! | [`start`], [`pull`] | one start of one container |
 //! | [`probe`] | probes and hooks |
 //! | [`admit`], [`storage`] | pods that must not run here, or must not go on |
@@ -18,6 +18,7 @@ pub mod driver;
 pub mod ending;
 pub mod environment;
 pub mod model;
+pub mod pause;
 pub mod probe;
 mod probe_tls;
 pub mod pull;

@@ -1,5 +1,5 @@
 //! What the containers of a pod share: the network namespace with its address, IPC and UTS namespaces, /dev/shm, the
-//! files under /etc. There is no pause process: namespaces are pinned by mounts.
+//! files under /etc. Namespaces are pinned by mounts; only one of processes needs a process ([`super::pause`]).
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
@@ -224,8 +224,9 @@ fn resolver(context: &Context, spec: &PodSpec, namespace: &str) -> Resolver {
     resolver
 }
 
-/// Takes the sandbox away: network first, then directory with its mounts.
+/// Takes the sandbox away: processes and network first, then directory with its mounts.
 pub async fn remove(context: &Context, uid: &str) {
+    super::pause::remove(context, uid).await;
     leave_network(context, uid).await;
     remove_directory(context, uid).await;
 }

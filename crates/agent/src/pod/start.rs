@@ -14,9 +14,9 @@ use runtime::{ContainerConfig, LogConfig};
 use rustix::fs::{Mode, OFlags};
 
 use super::environment::{self, Material};
-use super::pull;
 use super::sandbox::Sandbox;
 use super::status::qos_class;
+use super::{pause, pull};
 use crate::container::start::LOG_FILE;
 use crate::context::Context;
 use crate::error::{Error, chain};
@@ -73,6 +73,8 @@ pub struct Order {
     pub sandbox: Sandbox,
     /// Where volumes lie, by name.
     pub volumes: Arc<BTreeMap<String, PathBuf>>,
+    /// Held while the pod's first process is looked for and made: containers start side by side.
+    pub first_process: Arc<tokio::sync::Mutex<()>>,
     /// Runtime id of the container whose processes this one sees.
     pub looked_at: Option<String>,
     /// Runtime id.
@@ -191,7 +193,7 @@ async fn launch(
         network: order.sandbox.network.clone(),
         ipc: order.sandbox.ipc.clone(),
         uts: order.sandbox.uts.clone(),
-        pid: processes(context, order, spec).await,
+        pid: processes(context, order, spec).await?,
         capabilities: capabilities(&add.unwrap_or_default(), &drop.unwrap_or_default()),
         privileged,
         no_new_privileges: security.allow_privilege_escalation == Some(false),
@@ -212,17 +214,24 @@ async fn launch(
     })
 }
 
-/// The process namespace: one of its own, the machine's, or that of the container that it is to look at.
-async fn processes(context: &Context, order: &Order, spec: &PodSpec) -> Namespace {
+/// The process namespace: one of its own, the machine's, the pod's, or that of the container that it is to look at.
+async fn processes(context: &Context, order: &Order, spec: &PodSpec) -> Result<Namespace, Failure> {
     if spec.host_pid == Some(true) {
-        return Namespace::Host;
+        return Ok(Namespace::Host);
     }
-    let Some(id) = &order.looked_at else { return Namespace::Private };
-    match context.runtime.state(id).await {
+    if pause::wanted(spec) {
+        let uid = order.pod.metadata.uid.as_deref().unwrap_or_default();
+        let _alone = order.first_process.lock().await;
+        return pause::namespace(context, uid, &order.sandbox)
+            .await
+            .map_err(|e| Failure::Config("CreateContainerError", chain(&e)));
+    }
+    let Some(id) = &order.looked_at else { return Ok(Namespace::Private) };
+    Ok(match context.runtime.state(id).await {
         Ok(state) if state.pid > 0 => Namespace::Path(format!("/proc/{}/ns/pid", state.pid).into()),
         // Ended meanwhile: there is nothing to look at.
         _ => Namespace::Private,
-    }
+    })
 }
 
 /// Kubernetes' rule: `command` replaces the entry point and drops the image's arguments; `args` replace the arguments.

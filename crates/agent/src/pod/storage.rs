@@ -15,8 +15,10 @@ use super::driver::{Handle, Input};
 use crate::context::Context;
 use crate::quantity;
 
-/// Time between two measurements. Source: kubelet's `monitoringInterval` of the eviction manager.
+/// Least time between two measurements. Source: kubelet's `monitoringInterval` of the eviction manager.
 const PERIOD: Duration = Duration::from_secs(10);
+/// Measuring may take this part of the time, one of so many: a tree of a million files must not keep a processor busy.
+const SHARE: u32 = 20;
 /// Entries looked at in one measurement of one directory; a tree with more than that is too large whatever it holds.
 const ENTRIES_MAX: usize = 1_000_000;
 
@@ -115,16 +117,15 @@ pub fn verdict(bounds: &Bounds, usage: &Usage) -> Option<String> {
 
 /// Measures until the pod is over a bound, or the task is aborted.
 pub async fn watch(context: Arc<Context>, handle: Arc<Handle>, bounds: Bounds, sender: mpsc::Sender<Input>) {
-    let mut ticks = tokio::time::interval(PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let begun = tokio::time::Instant::now();
         let places = places(&context, &handle, &bounds);
-        let Ok(usage) = tokio::task::spawn_blocking(move || measure(&places)).await else { continue };
+        let usage = tokio::task::spawn_blocking(move || measure(&places)).await.unwrap_or_default();
         if let Some(text) = verdict(&bounds, &usage) {
             let _ = sender.send(Input::TooLarge(text)).await;
             return;
         }
+        tokio::time::sleep(PERIOD.max(begun.elapsed().saturating_mul(SHARE))).await;
     }
 }
 
@@ -137,25 +138,39 @@ struct Places {
 
 fn places(context: &Context, handle: &Handle, bounds: &Bounds) -> Places {
     let volumes = context.pod_dir(&handle.uid).join("volumes");
-    let container = |(name, id): (String, String)| {
-        let upper = context.images.snapshot(&id).map(|snapshot| snapshot.upper);
-        // Besides the layer, the container's directory holds its log and small files of ours.
-        let logs = std::fs::read_dir(context.container_dir(&id)).into_iter().flatten().flatten();
-        let logs = logs.filter(|e| e.file_type().is_ok_and(|t| t.is_file())).map(|e| e.path());
-        (name, upper.into_iter().chain(logs).collect())
-    };
     Places {
         volumes: bounds.counted.iter().map(|name| (name.clone(), volumes.join(name))).collect(),
-        containers: handle.current().into_iter().map(container).collect(),
+        containers: handle.current().into_iter().map(|(name, id)| (name, of_run(context, &id))).collect(),
     }
 }
 
+/// Where one run of a container writes: its layer and its log.
+pub fn of_run(context: &Context, id: &str) -> Vec<PathBuf> {
+    let upper = context.images.snapshot(id).map(|snapshot| snapshot.upper);
+    // Besides the layer, the container's directory holds its log and small files of ours.
+    let logs = std::fs::read_dir(context.container_dir(id)).into_iter().flatten().flatten();
+    let logs = logs.filter(|e| e.file_type().is_ok_and(|t| t.is_file())).map(|e| e.path());
+    upper.into_iter().chain(logs).collect()
+}
+
+/// Where a pod writes: layers, logs, and emptyDir volumes on disk.
+pub fn everything(context: &Context, handle: &Handle) -> Vec<PathBuf> {
+    let bounds = handle.pod().and_then(|pod| pod.spec.as_ref().map(bounds)).unwrap_or_default();
+    let places = places(context, handle, &bounds);
+    let volumes = places.volumes.into_iter().map(|(_, path)| path);
+    volumes.chain(places.containers.into_iter().flat_map(|(_, list)| list)).collect()
+}
+
 fn measure(places: &Places) -> Usage {
-    let sum = |list: &[PathBuf]| list.iter().fold(0_u64, |sum, path| sum.saturating_add(size(path)));
     Usage {
         volumes: places.volumes.iter().map(|(name, path)| (name.clone(), size(path))).collect(),
-        containers: places.containers.iter().map(|(name, list)| (name.clone(), sum(list))).collect(),
+        containers: places.containers.iter().map(|(name, list)| (name.clone(), sizes(list))).collect(),
     }
+}
+
+/// Disk space below all of these paths. Units: bytes.
+pub fn sizes(list: &[PathBuf]) -> u64 {
+    list.iter().fold(0, |sum, path| sum.saturating_add(size(path)))
 }
 
 /// Disk space below a path. Links are not followed, other file systems not entered. Units: bytes.

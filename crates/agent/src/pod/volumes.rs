@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret, Volume,
@@ -21,6 +22,10 @@ use crate::quantity;
 const FILE_MODE: i32 = 0o644;
 /// Lifetime of tokens when none is given. Units: seconds. Source: Kubernetes API reference, `ServiceAccountTokenProjection`.
 const TOKEN_SECONDS: i64 = 3_600;
+/// Shortest life of a token. Source: Kubernetes API reference, minimum of `expirationSeconds`.
+const TOKEN_LIFE_LEAST: Duration = Duration::from_secs(600);
+/// A token older than this is renewed however long it lives. Source: kubelet `token_manager.go`, `maxTTL`.
+const TOKEN_AGE_MOST: Duration = Duration::from_secs(24 * 3_600);
 /// Config map that holds the cluster's certificates.
 pub const CA_CONFIG_MAP: &str = "kube-root-ca.crt";
 /// Name of the link to the current files. Source: kubelet `atomic_writer.go`.
@@ -127,6 +132,16 @@ pub fn references(volume: &Volume) -> (Vec<String>, Vec<String>) {
 /// Whether a volume holds a token, which must be renewed.
 pub fn has_token(volume: &Volume) -> bool {
     volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.service_account_token.is_some())
+}
+
+/// How long after a volume was written its tokens must be written anew: after four fifths of the shortest life, and after a
+/// day. `None` without tokens. Source: kubelet `token_manager.go`, `requiresRefresh`.
+pub fn token_renewal(volume: &Volume) -> Option<Duration> {
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    let lives = sources.filter_map(|s| s.service_account_token.as_ref());
+    let shortest = lives.map(|t| t.expiration_seconds.unwrap_or(TOKEN_SECONDS)).min()?;
+    let life = Duration::from_secs(u64::try_from(shortest).unwrap_or(0)).max(TOKEN_LIFE_LEAST);
+    Some((life * 4 / 5).min(TOKEN_AGE_MOST))
 }
 
 /// Content of volumes that hold files of ours; `None` for other kinds.
@@ -385,6 +400,22 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.path().join("a")).unwrap(), "3");
         assert!(!dir.path().join("sub").exists());
         assert!(!dir.path().join(before).exists());
+    }
+
+    #[test]
+    fn tokens_are_renewed_after_four_fifths_of_their_life() {
+        let check = |sources: Value, seconds: Option<u64>| {
+            let volume = json!({"name": "v", "projected": {"sources": sources}});
+            let volume: Volume = serde_json::from_value(volume).unwrap();
+            assert_eq!(token_renewal(&volume).map(|after| after.as_secs()), seconds);
+        };
+        let token = |seconds: i64| json!({"serviceAccountToken": {"path": "t", "expirationSeconds": seconds}});
+        check(json!([token(600)]), Some(480));
+        check(json!([token(7_200), token(3_600)]), Some(2_880));
+        check(json!([token(1)]), Some(480));
+        check(json!([token(10_000_000)]), Some(86_400));
+        check(json!([{"serviceAccountToken": {"path": "t"}}]), Some(2_880));
+        check(json!([{"configMap": {"name": "c"}}]), None);
     }
 
     #[test]

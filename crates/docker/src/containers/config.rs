@@ -186,6 +186,11 @@ fn check(request: &CreateRequest, host: &HostConfig) -> Result<()> {
     if !matches!(host.runtime.as_str(), "" | "runc" | "io.containerd.runc.v2") {
         return Err(Error::Invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
     }
+    if !host.storage_opt.is_empty() {
+        // A bound that nothing holds must not be taken as if it held. Source: moby `overlay2.CreateReadWrite`.
+        let text = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
+        return Err(Error::Internal(text.into()));
+    }
     if !matches!(host.isolation.as_str(), "" | "default") {
         let isolation = crate::text::quote(&host.isolation);
         return Err(Error::Invalid(format!("Invalid isolation: {isolation} - linux only supports 'default'")));

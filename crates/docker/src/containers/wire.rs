@@ -141,6 +141,7 @@ pub(crate) struct HostConfig {
     pub(crate) userns_mode: String,
     pub(crate) cgroupns_mode: String,
     pub(crate) cgroup_parent: String,
+    pub(crate) storage_opt: BTreeMap<String, String>,
     pub(crate) privileged: bool,
     pub(crate) readonly_rootfs: bool,
     pub(crate) security_opt: Vec<String>,

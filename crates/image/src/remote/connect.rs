@@ -105,6 +105,11 @@ pub fn tls(options: &StoreOptions) -> Result<Arc<rustls::ClientConfig>> {
             let _ = roots.add(certificate.map_err(|error| unreadable(&error))?);
         }
     }
+    for text in &options.authorities {
+        let certificate = CertificateDer::from_pem_slice(text.as_bytes());
+        let certificate = certificate.map_err(|error| Error::Invalid(format!("an authority is no PEM: {error}")))?;
+        let _ = roots.add(certificate);
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -45,6 +45,8 @@ pub struct StoreOptions {
     pub mirrors: Vec<String>,
     /// File of root certificates (PEM); `None` takes the system's.
     pub root_certificates: Option<PathBuf>,
+    /// Certificates (PEM) that are trusted beside the roots.
+    pub authorities: Vec<String>,
     /// Bounds on layers and archives.
     pub limits: Limits,
 }

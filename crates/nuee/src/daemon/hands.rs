@@ -20,13 +20,14 @@ pub struct Hands {
 }
 
 impl Hands {
-    /// Opens them side by side.
-    pub async fn open(instance: &Instance, config: &Config) -> Result<Self> {
+    /// Opens them side by side. Registries that show a certificate of our own authority, as ours may, are trusted.
+    pub async fn open(instance: &Instance, config: &Config, authority: &str) -> Result<Self> {
         let runtime = open_runtime(instance)?;
         let images_directory = instance.path("images");
         let images_options = image::StoreOptions {
             plain_http: config.insecure_registries.clone(),
             mirrors: config.registry_mirrors.clone(),
+            authorities: vec![authority.to_owned()],
             ..image::StoreOptions::default()
         };
         let (images, fabric) = tokio::try_join!(
@@ -66,6 +67,7 @@ impl Hands {
             cgroup_root: format!("/nuee-{}", instance.id()),
             version: env!("CARGO_PKG_VERSION").into(),
             api_port: config.kubernetes_listen.port(),
+            disk_reserve_percent: config.disk_reserve,
         })
     }
 }

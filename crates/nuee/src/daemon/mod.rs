@@ -125,7 +125,7 @@ impl House {
             let store = open_store(instance, config).await?;
             Ok((open_api(instance, config, &pki, store.clone()).await?, store))
         };
-        let ((api, store), hands) = tokio::try_join!(state, hands::Hands::open(instance, config))?;
+        let ((api, store), hands) = tokio::try_join!(state, hands::Hands::open(instance, config, &pki.ca_pem))?;
 
         let node = late_node::LateNode::new();
         let options = kubernetes::RouterOptions {
@@ -182,7 +182,10 @@ impl House {
             let port = address.port();
             let names = vec![format!("localhost:{port}"), format!("127.0.0.1:{port}")];
             let router = registry::router(images.clone(), registry::RegistryOptions { names, access: Some(access) });
-            tasks.spawn(async move { axum::serve(listener, router).await.context("the image registry ended") });
+            let tls = config.registry_tls.then(|| pki.server_config()).transpose()?;
+            tasks.spawn(async move {
+                registry_access::serve(listener, tls, router).await.context("the image registry ended")
+            });
         }
         if let Some(listener) = listeners.tenants {
             let make = tenant_endpoints(instance, &router, &node_name, &images, &agent);

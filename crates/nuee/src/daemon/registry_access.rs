@@ -1,10 +1,13 @@
 //! The registry's users are Nuée's own: a password is a token (`kubectl create token NAME`), and what it may do is what RBAC
 //! says about `repositories` of the group `nuee.dev`. The repository `team/app` belongs to the namespace `team`; one without
-//! a slash to none, so that only a cluster role reaches it.
+//! a slash to none, so that only a cluster role reaches it. What was asked and answered goes to the audit log of the API.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use registry::{Action, Credentials, Verdict};
+use anyhow::{Context, Result};
+use axum::extract::{ConnectInfo, Request};
+use registry::{Action, Credentials, Judgement, Person, Record, Source, Verdict};
 
 /// The group and resource of rules about repositories.
 const GROUP: &str = "nuee.dev";
@@ -24,12 +27,64 @@ impl TokenAccess {
 
 #[async_trait::async_trait]
 impl registry::Access for TokenAccess {
-    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Verdict {
-        let Some(credentials) = credentials else { return Verdict::Unknown };
-        let Ok(user) = self.api.authenticate_token(&credentials.secret).await else { return Verdict::Unknown };
-        let Some(attributes) = attributes(action, repository) else { return Verdict::Allowed };
-        if self.api.authorize(&user, &attributes).allowed { Verdict::Allowed } else { Verdict::Denied }
+    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Judgement {
+        let Some(credentials) = credentials else { return Verdict::Unknown.into() };
+        let Ok(user) = self.api.authenticate_token(&credentials.secret).await else { return Verdict::Unknown.into() };
+        let allowed = attributes(action, repository).is_none_or(|wanted| self.api.authorize(&user, &wanted).allowed);
+        let verdict = if allowed { Verdict::Allowed } else { Verdict::Denied };
+        Judgement { verdict, person: Some(Person { name: user.name, uid: user.uid, groups: user.groups }) }
     }
+
+    fn record(&self, record: Record) {
+        let user = record.person.map_or_else(apiserver::UserInfo::anonymous, |person| apiserver::UserInfo {
+            name: person.name,
+            uid: person.uid,
+            groups: person.groups,
+            ..apiserver::UserInfo::default()
+        });
+        let context = apiserver::RequestContext {
+            source: record.source,
+            user_agent: record.user_agent,
+            ..apiserver::RequestContext::of(user)
+        };
+        let asked = attributes(record.action, &record.repository);
+        let verb = asked.as_ref().map_or("login", |asked| asked.verb.as_str());
+        let named = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let path = apiserver::ResourcePath {
+            group: GROUP.into(),
+            version: "v1".into(),
+            resource: RESOURCE.into(),
+            subresource: None,
+            namespace: asked.as_ref().and_then(|asked| named(&asked.namespace)),
+            name: asked.as_ref().and_then(|asked| named(&asked.name)),
+        };
+        self.api.audit(&context, &path, verb, record.status);
+    }
+}
+
+/// Serves the registry, over TLS when there is a certificate for it.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    router: axum::Router,
+) -> Result<()> {
+    let router = router.layer(axum::middleware::map_request(name_source));
+    match tls {
+        Some(tls) => kubernetes::serve(listener, tls, router, kubernetes::ServeLimits::default()).await?,
+        None => axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+            .await
+            .context("cannot accept connections")?,
+    }
+    Ok(())
+}
+
+/// Says in the registry's words where a request came from.
+async fn name_source(mut request: Request) -> Request {
+    let plain = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    if let Some(remote) = kubernetes::request_remote(&request).or(plain) {
+        request.extensions_mut().insert(Source(remote.ip()));
+    }
+    request
 }
 
 /// What the rules are asked; `None` when it is enough to be somebody.

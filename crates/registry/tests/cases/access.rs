@@ -4,24 +4,31 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use image::Digest;
-use registry::{Access, Action, Credentials, Verdict};
+use registry::{Access, Action, Credentials, Judgement, Person, Record, Source, Verdict};
 
 use crate::specification::{Client, code, header};
 
 /// `writer` may do everything with `team/…`, `reader` may read it; `other` has a repository of its own.
-struct House;
+/// What is written down is kept.
+#[derive(Default)]
+struct House(std::sync::Mutex<Vec<Record>>);
 
 #[async_trait::async_trait]
 impl Access for House {
-    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Verdict {
-        let Some(credentials) = credentials.filter(|c| c.secret == "right") else { return Verdict::Unknown };
+    async fn judge(&self, credentials: Option<&Credentials>, action: Action, repository: &str) -> Judgement {
+        let Some(credentials) = credentials.filter(|c| c.secret == "right") else { return Verdict::Unknown.into() };
         let allowed = match credentials.user.as_str() {
             "writer" => action == Action::LogIn || repository.starts_with("team/"),
             "reader" => action == Action::LogIn || (action == Action::Pull && repository.starts_with("team/")),
             "other" => action == Action::LogIn || repository.starts_with("other/"),
             _ => false,
         };
-        if allowed { Verdict::Allowed } else { Verdict::Denied }
+        let person = Person { name: credentials.user.clone(), ..Person::default() };
+        Judgement { verdict: if allowed { Verdict::Allowed } else { Verdict::Denied }, person: Some(person) }
+    }
+
+    fn record(&self, record: Record) {
+        self.0.lock().unwrap().push(record);
     }
 }
 
@@ -33,7 +40,7 @@ fn basic(user: &str, secret: &str) -> String {
 #[tokio::test]
 async fn every_route_wants_credentials_and_the_right_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let client = Client::judged(dir.path(), Arc::new(House));
+    let client = Client::judged(dir.path(), Arc::new(House::default()));
     let digest = Digest::of(b"data");
     let routes = [
         ("GET", "/v2/".to_owned()),
@@ -74,7 +81,7 @@ async fn every_route_wants_credentials_and_the_right_ones() {
 #[tokio::test]
 async fn readers_cannot_write_and_no_blob_is_mounted_from_what_one_cannot_read() {
     let dir = tempfile::tempdir().unwrap();
-    let client = Client::judged(dir.path(), Arc::new(House));
+    let client = Client::judged(dir.path(), Arc::new(House::default()));
     let send = async |user: &str, method: &str, path: &str, body: &[u8]| {
         client.send(method, path, &[("authorization", basic(user, "right").as_str())], body).await
     };
@@ -95,4 +102,36 @@ async fn readers_cannot_write_and_no_blob_is_mounted_from_what_one_cannot_read()
     );
     let mount = format!("/v2/team/copy/blobs/uploads/?mount={digest}&from=team/app");
     assert_eq!(send("writer", "POST", &mount, b"").await.status(), StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn every_answer_is_written_down_with_who_asked_and_what_came_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = Arc::new(House::default());
+    let client = Client::judged(dir.path(), house.clone());
+    let (writer, reader) = (basic("writer", "right"), basic("reader", "right"));
+    let digest = Digest::of(b"data");
+    let upload = format!("/v2/team/app/blobs/uploads/?digest={digest}");
+    client.send("POST", &upload, &[("authorization", &writer), ("user-agent", "skopeo/1")], b"data").await;
+    client.send("POST", &upload, &[("authorization", &reader)], b"data").await;
+    client.send("GET", "/v2/", &[], b"").await;
+    client.send("GET", "/v2/nothing/there", &[], b"").await;
+    let written = std::mem::take(&mut *house.0.lock().unwrap());
+    let facts: Vec<_> = written
+        .iter()
+        .map(|r| (r.person.as_ref().map_or("", |p| p.name.as_str()), r.action, r.repository.as_str(), r.status))
+        .collect();
+    assert_eq!(
+        facts,
+        [
+            ("writer", Action::Push, "team/app", 201),
+            ("reader", Action::Push, "team/app", 403),
+            ("", Action::LogIn, "", 401),
+        ]
+    );
+    assert_eq!((written[0].user_agent.as_str(), written[0].source), ("skopeo/1", None));
+    // Who serves the connection says where it came from.
+    let address = std::net::IpAddr::from([192, 0, 2, 7]);
+    client.send_from(Source(address), "GET", "/v2/").await;
+    assert_eq!(house.0.lock().unwrap()[0].source, Some(address));
 }

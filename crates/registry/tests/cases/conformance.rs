@@ -190,3 +190,35 @@ async fn referrers_outlive_and_precede_their_subject() {
     let response = client.send("GET", "/v2/app/referrers/sha256:12", &[], b"").await;
     assert_eq!(code(response).await, (StatusCode::BAD_REQUEST, "DIGEST_INVALID".to_owned()));
 }
+
+#[tokio::test]
+async fn an_upload_whose_connection_breaks_goes_on_where_it_was_even_after_a_restart() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let data: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
+    let half = data.len() / 2;
+    let server = crate::helpers::serve(dir.path()).await;
+    let location = begin(&Client::over(server.store.clone()), "team/app").await;
+    // A chunk that promises everything, brings half of it, and is cut off.
+    let mut stream = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+    let head = format!("PATCH {location} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", data.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&data[..half]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let _ended = stream.read_to_end(&mut answer).await;
+    drop(stream);
+    drop(server);
+    // Another registry over the same directory, as after a restart: the upload says how far it came.
+    let (client, store) = Client::new(dir.path());
+    let status = client.send("GET", &location, &[], b"").await;
+    assert_eq!(status.status(), StatusCode::NO_CONTENT);
+    assert_eq!(header(&status, "range"), format!("0-{}", half - 1));
+    let range = format!("{half}-{}", data.len() - 1);
+    let rest = client.send("PATCH", &location, &[("content-range", &range)], &data[half..]).await;
+    assert_eq!(rest.status(), StatusCode::ACCEPTED);
+    let digest = Digest::of(&data);
+    let done = client.send("PUT", &format!("{location}?digest={digest}"), &[], b"").await;
+    assert_eq!(done.status(), StatusCode::CREATED);
+    assert_eq!(store.blobs().size(&digest), Some(data.len() as u64));
+}

@@ -22,6 +22,11 @@ impl Client {
         (Client(registry::router(store.clone(), RegistryOptions { names, access: None })), store)
     }
 
+    /// One over a store that others use too.
+    pub fn over(store: Arc<ImageStore>) -> Client {
+        Client(registry::router(store, RegistryOptions::default()))
+    }
+
     /// One whose requests are judged.
     pub fn judged(dir: &std::path::Path, access: Arc<dyn registry::Access>) -> Client {
         let store = ImageStore::open(dir).unwrap();
@@ -34,6 +39,11 @@ impl Client {
             request = request.header(*name, *value);
         }
         self.0.clone().oneshot(request.body(Body::from(body.to_vec())).unwrap()).await.unwrap()
+    }
+
+    pub async fn send_from(&self, source: registry::Source, method: &str, path: &str) -> Response<Body> {
+        let request = Request::builder().method(method).uri(path).extension(source);
+        self.0.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
     }
 
     pub async fn upload(&self, name: &str, bytes: &[u8]) -> Digest {

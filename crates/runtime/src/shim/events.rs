@@ -452,23 +452,27 @@ impl Shim {
                 process.exit = Some(exit);
             }
             let bytes = json_frame(FrameKind::Exit, &exit);
-            for (_, client) in &mut self.clients {
-                let concerned = match client.role {
-                    Role::Attached { process, .. } => process == number,
-                    Role::Waiting => number == 0,
-                    Role::New | Role::Pending => false,
-                };
-                if concerned {
-                    client.send_bytes(&bytes, &self.directory.0);
-                    client.ends = true;
-                    client.write(now);
-                }
-            }
+            let attached = |role| matches!(role, Role::Attached { process, .. } if process == number);
+            self.tell_end(&bytes, attached, now);
             if number == 0 {
+                // Who waits may have us killed at once: by then the attached have what they will read, or it is said that not.
+                if self.clients.iter().any(|(_, client)| attached(client.role) && client.wants_to_write()) {
+                    let _ = std::fs::write(self.directory.unread(), "");
+                }
+                self.tell_end(&bytes, |role| role == Role::Waiting, now);
                 // Nobody waits for the disk: the daemon writes down what it was told before it tells others.
                 let _ = std::fs::File::open(self.directory.exit()).and_then(|file| file.sync_all());
                 self.linger_deadline = Some(now + LINGER_TIMEOUT);
             }
+        }
+    }
+
+    /// Tells clients of some roles that a process has ended.
+    fn tell_end(&mut self, bytes: &[u8], concerned: impl Fn(Role) -> bool, now: Instant) {
+        for (_, client) in self.clients.iter_mut().filter(|(_, client)| concerned(client.role)) {
+            client.send_bytes(bytes, &self.directory.0);
+            client.ends = true;
+            client.write(now);
         }
     }
 

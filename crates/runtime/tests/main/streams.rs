@@ -144,6 +144,30 @@ async fn a_client_that_does_not_read_does_not_hold_the_log() {
 }
 
 #[tokio::test]
+async fn who_is_attached_hears_of_the_end_before_anybody_can_delete() {
+    let place = Place::new();
+    for number in 0..20 {
+        let id = format!("short{number}");
+        let mut wanted = shell("read line; echo said; exit 3");
+        wanted.open_stdin = true;
+        place.start(&id, wanted).await;
+        // As the agent does: it waits from the start on, and clears at once.
+        let (runtime, owned) = (place.runtime.clone(), id.clone());
+        let cleared = tokio::spawn(async move {
+            runtime.wait(&owned).await.unwrap();
+            runtime.delete(&owned).await.unwrap();
+        });
+        tokio::task::yield_now().await;
+        let options = AttachOptions { stdin: true, ..AttachOptions::default() };
+        let mut session = place.runtime.attach(&id, options).await.unwrap();
+        session.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+        assert_eq!(collect(session).await, (3, "said\n".to_owned()));
+        cleared.await.unwrap();
+    }
+    place.close().await;
+}
+
+#[tokio::test]
 async fn a_dropped_session_leaves_the_process_running() {
     let place = Place::new();
     place.start("one", run(&["/bin/sleep", "1000"])).await;

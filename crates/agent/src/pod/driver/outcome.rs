@@ -133,9 +133,9 @@ impl Driver {
         let (now, restart) = (self.context.now(), self.restart());
         let ending = self.is_ending();
         let record = &mut self.records[index];
-        if now.saturating_sub(record.since) >= decide::CRASH_BACKOFF_RESET {
-            record.crashes = 0;
-        }
+        // By the clock on the wall where it is known: a run may be older than this daemon.
+        let ran = ended.started_at.zip(ended.finished_at).map(|(begin, end)| end.duration_since(begin));
+        let ran = ran.and_then(|ran| Duration::try_from(ran).ok()).unwrap_or(now.saturating_sub(record.since));
         record.life = Life::Exited { code: ended.code };
         record.ready = false;
         let code = ended.code;
@@ -145,8 +145,8 @@ impl Driver {
             (Class::Init, Restart::Always | Restart::OnFailure) | (Class::Main, Restart::OnFailure) => code != 0,
             (Class::Ephemeral, _) | (_, Restart::Never) => false,
         };
-        let pause = decide::crash_backoff(record.crashes);
-        record.crashes += 1;
+        let (pause, crashes) = decide::after_run(record.crashes, ran);
+        record.crashes = crashes;
         record.waiting = None;
         record.not_before = None;
         if again && !ending && !pause.is_zero() {

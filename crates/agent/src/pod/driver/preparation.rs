@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
 use kube::Api;
 use kube::runtime::watcher;
@@ -23,8 +23,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What the volume that admission adds is called. Source: Kubernetes, ServiceAccount admission.
 const TOKEN_VOLUME: &str = "kube-api-access-";
-/// Tokens are written anew at this pace; they live at least 10 minutes. Source: Kubernetes, minimum of `expirationSeconds`.
-const TOKEN_REFRESH: Duration = Duration::from_secs(480);
+/// Pause after a volume could not be written anew: a fifth of a token's life, two minutes at least, is left for it.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
 
 impl Driver {
     pub(super) fn prepare(&mut self) {
@@ -147,18 +147,71 @@ async fn follow(
         let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
         streams.push(crate::informer::reflect(api, named(name)).1.map(drop).boxed());
     }
-    let mut changes = futures::stream::select_all(streams);
-    let mut tokens = tokio::time::interval_at(Instant::now() + TOKEN_REFRESH, TOKEN_REFRESH);
-    let renews = volumes::has_token(&volume);
-    loop {
+    let mut due = Due::new(futures::stream::select_all(streams), volumes::token_renewal(&volume));
+    let directory = context.pod_dir(&uid);
+    while due.wait().await {
+        let written = volumes::refresh(&context, &pod, &directory, &volume).await;
+        if let Err(error) = &written {
+            context.events.record(&reference(&pod, None), Kind::Warning, "FailedMount", chain(error));
+        }
+        due.written(written.is_ok());
+    }
+}
+
+/// When a volume must be written again: at each change, and when its tokens come of age.
+struct Due<S> {
+    changes: S,
+    renewal: Option<Duration>,
+    next: Option<Instant>,
+}
+
+impl<S: Stream<Item = ()> + Unpin> Due<S> {
+    /// Of a volume that was written just now.
+    fn new(changes: S, renewal: Option<Duration>) -> Self {
+        Self { changes, renewal, next: renewal.map(|after| Instant::now() + after) }
+    }
+
+    /// Waits; false when it will never be due again.
+    async fn wait(&mut self) -> bool {
         tokio::select! {
-            Some(()) = changes.next() => {}
-            _ = tokens.tick(), if renews => {}
-            else => return,
+            Some(()) = self.changes.next() => true,
+            () = super::sleep_until(self.next), if self.next.is_some() => true,
+            else => false,
         }
-        let directory = context.pod_dir(&uid);
-        if let Err(error) = volumes::refresh(&context, &pod, &directory, &volume).await {
-            context.events.record(&reference(&pod, None), Kind::Warning, "FailedMount", chain(&error));
+    }
+
+    /// It was written, or could not be and must be soon.
+    fn written(&mut self, fine: bool) {
+        let pause = if fine { self.renewal } else { Some(REFRESH_RETRY) };
+        self.next = pause.map(|after| Instant::now() + after);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_are_renewed_in_time_and_failures_tried_again() {
+        let begin = Instant::now();
+        let mut due = Due::new(futures::stream::pending(), Some(Duration::from_secs(480)));
+        let mut written = Vec::new();
+        for fine in [true, false, false, true, true] {
+            assert!(due.wait().await);
+            written.push(begin.elapsed().as_secs());
+            due.written(fine);
         }
+        assert_eq!(written, [480, 960, 970, 980, 1_460]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_written_at_once_and_without_tokens_nothing_else_is() {
+        let begin = Instant::now();
+        let mut due = Due::new(futures::stream::iter([(), ()]), None);
+        for _ in 0..2 {
+            assert!(due.wait().await);
+            due.written(true);
+        }
+        assert!(!due.wait().await && begin.elapsed().is_zero());
     }
 }
