@@ -15,7 +15,7 @@ use placement::{Machine, Policy, Pool, Relation, Resources, Spread, Taint, Taint
 const MACHINES: usize = 5_000;
 /// On the machines before the clock starts.
 const PLACED: usize = 40_000;
-const DECISIONS: usize = 20_000;
+const DECISIONS: usize = 10_000;
 /// Workloads of one application: as many as share labels and wishes.
 const REPLICAS: usize = 100;
 

@@ -158,7 +158,7 @@ impl<'a> Sieve<'a> {
             ("ephemeral-storage", asked.ephemeral_storage_bytes, &index.storage_free),
         ] {
             if asked > 0 {
-                self.refuse(|| insufficient(name), |left| left.keep_where(free, |free| *free >= asked));
+                self.refuse(|| insufficient(name), |left| free.keep_at_least(left, asked));
             }
         }
         for (name, amount) in asked.extended.iter().filter(|(_, amount)| **amount > 0) {

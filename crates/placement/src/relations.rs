@@ -165,7 +165,7 @@ fn keep_domains(sieve: &mut Sieve<'_>, domains: Option<&Domains<'_>>, reason: &s
 
 /// How well each machine's place meets the wishes, 0 to [`BEST`](crate::score::BEST), by slot; `None` when there are none.
 pub(crate) fn scores(pool: &Pool, workload: &Workload, eligible: Option<&Bits>) -> Option<Vec<u32>> {
-    let slots = pool.index.order.len();
+    let slots = pool.index.stocks.len();
     let mut sums = vec![0; slots];
     let mut count = 0;
     for wish in workload.spread.iter().filter(|wish| !wish.required) {
@@ -220,7 +220,7 @@ fn wish_sums(pool: &Pool, workload: &Workload) -> Option<Vec<i64>> {
         let domains = found.key.domains().iter().zip(&found.counts);
         for (domain, count) in domains.filter(|(_, count)| **count > 0) {
             let worth = i64::from(*weight).saturating_mul(i64::try_from(*count).unwrap_or(i64::MAX));
-            let sums = sums.get_or_insert_with(|| vec![0; pool.index.order.len()]);
+            let sums = sums.get_or_insert_with(|| vec![0; pool.index.stocks.len()]);
             domain.for_each(|slot| sums[slot as usize] = sums[slot as usize].saturating_add(worth));
         }
     }

@@ -2,7 +2,7 @@
 //! wishes on top. All feasible machines are scored in one pass over the columns.
 
 use crate::filter;
-use crate::index::Bits;
+use crate::index::{Bits, RUN, Stocks, bits_of, number};
 use crate::pool::{Pool, TaintEffect, Workload};
 use crate::relations;
 
@@ -56,11 +56,7 @@ impl Extras {
         }
     }
 
-    fn are_plain(&self) -> bool {
-        self.wishes.is_none() && self.relations.is_none() && self.images.is_none() && self.unwanted.is_empty()
-    }
-
-    /// The whole score, 0 to [`BEST`], from what the resources are worth.
+    /// The whole score of a machine, 0 to [`BEST`], from what its resources are worth.
     #[inline]
     fn total(&self, slot: u32, resources: u32) -> u32 {
         let of = |column: &Option<Vec<u32>>, otherwise| column.as_ref().map_or(otherwise, |c| c[slot as usize]);
@@ -68,9 +64,22 @@ impl Extras {
         let base = if self.unwanted.contains(slot) { base / 2 } else { base };
         (5 * base + 4 * of(&self.relations, 0) + of(&self.images, 0)) / self.weights
     }
+
+    /// What no machine of a run exceeds, when no more than this is what resources are worth.
+    #[inline]
+    fn bound(&self, run: usize, resources: u32) -> u32 {
+        let most = |column: &Option<Vec<u32>>, otherwise| {
+            let most = |column: &Vec<u32>| column.get(run * RUN..)?.iter().take(RUN).copied().max();
+            column.as_ref().map_or(otherwise, |column| most(column).unwrap_or(otherwise))
+        };
+        let base = (resources + 2 * most(&self.wishes, BEST)) / 5;
+        (5 * base + 4 * most(&self.relations, 0) + most(&self.images, 0)) / self.weights
+    }
 }
 
 /// The best of some feasible machines and its score; the first in name order among equals.
+///
+/// The run of machines that could offer the most is looked at first, then those that could offer more than what is found.
 pub(crate) fn best(
     pool: &Pool,
     workload: &Workload,
@@ -78,46 +87,89 @@ pub(crate) fn best(
     feasible: &Bits,
     eligible: Option<&Bits>,
 ) -> Option<(u32, u32)> {
-    let extras = Extras::new(pool, workload, eligible);
-    let weights = extras.weights;
-    match (policy, extras.are_plain()) {
-        (Policy::Spread, true) => {
-            scan::<true>(pool, workload, feasible, |_, value| 5 * ((value + 2 * BEST) / 5) / weights)
+    let scan = Scan {
+        stocks: &pool.index.stocks,
+        extras: Extras::new(pool, workload, eligible),
+        cpu_asked: workload.requests.cpu_millis.max(DEFAULT_CPU_MILLIS),
+        memory_asked: workload.requests.memory_bytes.max(DEFAULT_MEMORY_BYTES),
+        policy,
+    };
+    let bounds = scan.bounds(feasible, &pool.index.present);
+    let (_, _, hopeful) = bounds.iter().max_by(|one, other| one.0.cmp(&other.0).then(other.1.cmp(&one.1)))?;
+    let mut best = scan.best_of(*hopeful, feasible, None);
+    for (bound, first, run) in &bounds {
+        let is_better = best.is_none_or(|found| *bound > found.score || *bound == found.score && *first < found.order);
+        if is_better {
+            best = scan.best_of(*run, feasible, best);
         }
-        (Policy::Pack, true) => {
-            scan::<false>(pool, workload, feasible, |_, value| 5 * ((value + 2 * BEST) / 5) / weights)
-        }
-        (Policy::Spread, false) => scan::<true>(pool, workload, feasible, |slot, value| extras.total(slot, value)),
-        (Policy::Pack, false) => scan::<false>(pool, workload, feasible, |slot, value| extras.total(slot, value)),
     }
+    best.map(|found| (found.slot, found.score))
 }
 
-/// One pass over the feasible machines. `total` makes a score from what the resources are worth.
-fn scan<const SPREAD: bool>(
-    pool: &Pool,
-    workload: &Workload,
-    feasible: &Bits,
-    total: impl Fn(u32, u32) -> u32,
-) -> Option<(u32, u32)> {
-    let (stocks, order) = (&pool.index.stocks, &pool.index.order);
-    let cpu_asked = workload.requests.cpu_millis.max(DEFAULT_CPU_MILLIS);
-    let memory_asked = workload.requests.memory_bytes.max(DEFAULT_MEMORY_BYTES);
-    let mut best: Option<(u32, u32)> = None;
-    for slot in feasible.iter() {
-        let (cpu, memory) = &stocks[slot as usize];
-        let (cpu, memory) = (cpu.share_without(cpu_asked), memory.share_without(memory_asked));
-        let free = (cpu + memory) / 2;
-        let allocation = if SPREAD { free } else { BEST - free };
-        let balanced = BEST - cpu.abs_diff(memory);
-        let score = total(slot, 2 * allocation + balanced);
-        let is_better = best.is_none_or(|(known, first)| {
-            score > known || score == known && order[slot as usize] < order[first as usize]
-        });
-        if is_better {
-            best = Some((score, slot));
-        }
+/// The best machine so far.
+#[derive(Clone, Copy)]
+struct Found {
+    score: u32,
+    order: u64,
+    slot: u32,
+}
+
+/// What does not change while machines are scored.
+struct Scan<'a> {
+    stocks: &'a Stocks,
+    extras: Extras,
+    cpu_asked: u64,
+    memory_asked: u64,
+    policy: Policy,
+}
+
+impl Scan<'_> {
+    /// For each run with feasible machines: what none of them exceeds, the least order of its machines, and its number.
+    fn bounds(&self, feasible: &Bits, present: &Bits) -> Vec<(u32, u64, usize)> {
+        let runs = feasible.runs().zip(present.runs()).enumerate().filter(|(_, (some, _))| *some != 0);
+        let bound = |(run, (some, all))| (self.bound(run, some == all), self.stocks.first(run), run);
+        runs.map(bound).collect()
     }
-    best.map(|(score, slot)| (slot, score))
+
+    /// No feasible machine of a run scores more.
+    #[inline]
+    fn bound(&self, run: usize, all_are_feasible: bool) -> u32 {
+        let (cpu, memory) = (self.cpu_asked as f64, self.memory_asked as f64);
+        let resources = match self.policy {
+            // Twice the mean of two shares, less their difference, is twice the smaller one.
+            Policy::Spread => BEST + 2 * self.stocks.smaller_share_most(run, cpu, memory),
+            // Those that are too full to be feasible would be the bound.
+            Policy::Pack if !all_are_feasible => 3 * BEST,
+            // The mean is rounded down, which may count one more.
+            Policy::Pack => (3 * BEST + 1 - 2 * self.stocks.larger_share_least(run, cpu, memory)).min(3 * BEST),
+        };
+        self.extras.bound(run, resources)
+    }
+
+    /// The better of a machine and the best feasible one of a run.
+    fn best_of(&self, run: usize, feasible: &Bits, mut best: Option<Found>) -> Option<Found> {
+        for slot in bits_of(feasible.run(run)).map(|bit| number(run * RUN) + bit) {
+            let score = self.extras.total(slot, self.resources(slot));
+            let order = self.stocks.order(slot);
+            if best.is_none_or(|known| score > known.score || score == known.score && order < known.order) {
+                best = Some(Found { score, order, slot });
+            }
+        }
+        best
+    }
+
+    /// What the resources of a machine are worth, 0 to three times [`BEST`].
+    #[inline]
+    fn resources(&self, slot: u32) -> u32 {
+        let (cpu, memory) = self.stocks.pair(slot);
+        let (cpu, memory) = (cpu.share_without(self.cpu_asked), memory.share_without(self.memory_asked));
+        let free = (cpu + memory) / 2;
+        let allocation = match self.policy {
+            Policy::Spread => free,
+            Policy::Pack => BEST - free,
+        };
+        2 * allocation + BEST - cpu.abs_diff(memory)
+    }
 }
 
 /// A part of a whole, 0 to [`BEST`].
@@ -130,7 +182,7 @@ fn images(pool: &Pool, workload: &Workload) -> Option<Vec<u32>> {
     let count = workload.images.len() as u64;
     let mut present: Option<Vec<u64>> = None;
     for machines in workload.images.iter().filter_map(|image| pool.index.images.get(image)) {
-        let present = present.get_or_insert_with(|| vec![0; pool.index.order.len()]);
+        let present = present.get_or_insert_with(|| vec![0; pool.index.stocks.len()]);
         for (slot, size) in machines {
             present[*slot as usize] = present[*slot as usize].saturating_add(*size);
         }
@@ -146,7 +198,7 @@ fn wishes(pool: &Pool, workload: &Workload) -> Option<Vec<u32>> {
     if total == 0 {
         return None;
     }
-    let mut met = vec![0; pool.index.order.len()];
+    let mut met = vec![0; pool.index.stocks.len()];
     for (weight, conditions) in &workload.preferences {
         let machines = filter::meeting(pool, &pool.index.present, conditions);
         machines.iter().for_each(|slot| met[slot as usize] += u64::from(*weight));

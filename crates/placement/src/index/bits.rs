@@ -35,10 +35,6 @@ impl Bits {
         self.words.get(word).is_some_and(|word| word & bit != 0)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
@@ -73,26 +69,40 @@ impl Bits {
         self.words.iter().zip(&other.words).any(|(word, other)| word & other != 0)
     }
 
-    /// Keeps those slots whose value passes; slots beyond the values are dropped.
-    pub fn keep_where<T>(&mut self, values: &[T], passes: impl Fn(&T) -> bool) {
-        self.words.truncate(values.len().div_ceil(64));
-        for (word, values) in self.words.iter_mut().zip(values.chunks(64)).filter(|(word, _)| **word != 0) {
-            let passing = values.iter().rev().fold(0, |bits, value| bits << 1 | u64::from(passes(value)));
-            *word &= passing;
-        }
+    /// Members in runs of [`RUN`](super::RUN) slots.
+    pub fn runs(&self) -> impl Iterator<Item = u64> {
+        self.words.iter().flat_map(|word| word.to_le_bytes()).map(u64::from)
+    }
+
+    /// The members of one run.
+    pub fn run(&self, run: usize) -> u64 {
+        self.words.get(run / 8).map_or(0, |word| word.to_le_bytes()[run % 8].into())
+    }
+
+    /// Lets a function narrow each word that is not empty, by the number of its block; words from `blocks` on are emptied.
+    pub fn narrow(&mut self, blocks: usize, keep: impl Fn(usize, u64) -> u64) {
+        self.words.truncate(blocks);
+        let filled = self.words.iter_mut().enumerate().filter(|(_, word)| **word != 0);
+        filled.for_each(|(block, word)| *word = keep(block, *word));
     }
 
     /// The members, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.words).flat_map(|(place, word)| {
-            let mut rest = *word;
-            std::iter::from_fn(move || {
-                let bit = rest.trailing_zeros();
-                rest &= rest.wrapping_sub(1);
-                (bit < 64).then_some(place * 64 + bit)
-            })
-        })
+        (0..).zip(&self.words).flat_map(|(block, word)| bits_of(*word).map(move |bit| block * 64 + bit))
     }
+}
+
+/// Slots of one word.
+pub(crate) const BLOCK: usize = 64;
+
+/// The places of the ones in a word.
+pub(crate) fn bits_of(word: u64) -> impl Iterator<Item = u32> {
+    let mut rest = word;
+    std::iter::from_fn(move || {
+        let bit = rest.trailing_zeros();
+        rest &= rest.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
 }
 
 /// Members up to which a [`Set`] is a list.
@@ -212,10 +222,9 @@ mod tests {
             set.for_each(|slot| { seen.insert(slot); });
             proptest::prop_assert_eq!(&seen, &plain);
             proptest::prop_assert_eq!(bits.iter().collect::<BTreeSet<_>>(), plain.clone());
-            proptest::prop_assert_eq!((set.is_empty(), bits.is_empty(), bits.count()), (plain.is_empty(), plain.is_empty(), plain.len()));
-            let even: Vec<u32> = (0..200).collect();
-            bits.keep_where(&even, |slot| slot % 2 == 0);
-            proptest::prop_assert!(bits.iter().eq(plain.into_iter().filter(|slot| *slot < 200 && slot % 2 == 0)));
+            proptest::prop_assert_eq!((set.is_empty(), bits.count()), (plain.is_empty(), plain.len()));
+            bits.narrow(3, |block, word| if block == 1 { word & 1 } else { word });
+            proptest::prop_assert!(bits.iter().eq(plain.into_iter().filter(|slot| *slot <= 64 || (128..192).contains(slot))));
         }
     }
 }

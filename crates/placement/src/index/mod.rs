@@ -5,18 +5,20 @@
 //! It must not know how machines are chosen.
 
 mod bits;
+mod column;
 mod crowd;
 mod labels;
 mod slots;
 mod stock;
 
-pub(crate) use bits::{Bits, Set};
+pub(crate) use bits::{Bits, Set, bits_of};
+pub(crate) use column::Column;
 pub(crate) use crowd::{Crowd, Identity, Member};
 pub(crate) use labels::{Key, Labels};
 pub(crate) use slots::{Index, Taken};
-pub(crate) use stock::Stock;
+pub(crate) use stock::{RUN, Stocks};
 
 /// A slot or another small number. Nothing here is counted beyond the memory that it takes, which ends long before.
-fn number(count: usize) -> u32 {
+pub(crate) fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use super::{Bits, Labels, Set, Stock, number};
-use crate::pool::{Machine, Resources, Taint, Workload};
+use super::{Bits, Column, Labels, RUN, Set, Stocks, number};
+use crate::pool::{Machine, Resources, Taint, TaintEffect, Workload};
 use crate::score::{DEFAULT_CPU_MILLIS, DEFAULT_MEMORY_BYTES};
 
-/// Distance of neighbours in [`Index::order`] when there is room.
+/// Distance of neighbours in [`Stocks::order`] when there is room.
 const ORDER_STEP: u64 = 1 << 32;
 
 /// What one workload takes from its machine.
@@ -38,18 +38,33 @@ struct Slot {
     machine: Machine,
     is_present: bool,
     held: Held,
+    /// What it was given out for.
+    sort: Sort,
+}
+
+/// Machines that are about as large and as open get slots of the same runs, so that the bounds of a run are close.
+type Sort = (u32, u32, bool);
+
+fn sort(machine: &Machine) -> Sort {
+    // Two bits below the first: steps of a quarter or less.
+    let size = |total: u64| {
+        let zeros = total.leading_zeros();
+        let mantissa = total.checked_shl(zeros).unwrap_or(0) >> 61;
+        zeros << 2 | number(usize::try_from(mantissa & 3).unwrap_or(0))
+    };
+    let is_closed = machine.unschedulable || machine.taints.iter().any(|t| t.effect != TaintEffect::PreferNoSchedule);
+    (size(machine.allocatable.cpu_millis), size(machine.allocatable.memory_bytes), is_closed)
 }
 
 /// All machines.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     slots: Vec<Slot>,
-    free: Vec<u32>,
+    /// Slots that nobody has, by the sort of machine that they are for.
+    free: HashMap<Sort, Vec<u32>>,
     by_name: BTreeMap<String, u32>,
     /// Those that are not there.
     absent: HashMap<String, u32>,
-    /// Greater for the machine that is later in name order.
-    pub order: Vec<u64>,
     /// Those that are there.
     pub present: Bits,
     pub unschedulable: Bits,
@@ -62,13 +77,13 @@ pub(crate) struct Index {
     /// For each image its size where it is.
     pub images: HashMap<String, BTreeMap<u32, u64>>,
     /// What requests have left.
-    pub cpu_free: Vec<u64>,
-    pub memory_free: Vec<u64>,
-    pub storage_free: Vec<u64>,
+    pub cpu_free: Column,
+    pub memory_free: Column,
+    pub storage_free: Column,
     /// The same for other resources, where they are.
     pub extended_free: HashMap<String, BTreeMap<u32, u64>>,
     /// Processor time and memory as scores see them.
-    pub stocks: Vec<(Stock, Stock)>,
+    pub stocks: Stocks,
 }
 
 impl Index {
@@ -92,7 +107,7 @@ impl Index {
 
     /// Adds a machine or changes its description; what it carries stays.
     pub fn set_machine(&mut self, mut machine: Machine) {
-        let slot = self.slot_for(&machine.name);
+        let slot = self.slot_for(&machine.name, sort(&machine));
         let place = slot as usize;
         if !self.slots[place].is_present {
             self.appear(slot);
@@ -129,8 +144,8 @@ impl Index {
 
     /// Notes that a workload takes from a machine, there or not; the machine's slot.
     pub fn take(&mut self, machine: &str, taken: &Taken) -> u32 {
-        let slot = self.slot_for(machine);
-        let Slot { machine, held, is_present } = &mut self.slots[slot as usize];
+        let slot = self.slot_for(machine, Sort::default());
+        let Slot { machine, held, is_present, .. } = &mut self.slots[slot as usize];
         held.cpu_millis += u128::from(taken.requests.cpu_millis);
         held.memory_bytes += u128::from(taken.requests.memory_bytes);
         held.ephemeral_storage_bytes += u128::from(taken.requests.ephemeral_storage_bytes);
@@ -151,7 +166,7 @@ impl Index {
 
     /// Takes it back.
     pub fn give_back(&mut self, slot: u32, taken: &Taken) {
-        let Slot { machine, held, is_present } = &mut self.slots[slot as usize];
+        let Slot { machine, held, is_present, .. } = &mut self.slots[slot as usize];
         held.cpu_millis -= u128::from(taken.requests.cpu_millis);
         held.memory_bytes -= u128::from(taken.requests.memory_bytes);
         held.ephemeral_storage_bytes -= u128::from(taken.requests.ephemeral_storage_bytes);
@@ -178,19 +193,21 @@ impl Index {
         self.free_if_unused(slot);
     }
 
-    /// The slot of a name, there or not.
-    fn slot_for(&mut self, name: &str) -> u32 {
+    /// The slot of a name, there or not; a new one is of a sort.
+    fn slot_for(&mut self, name: &str, sort: Sort) -> u32 {
         if let Some(slot) = self.by_name.get(name).or_else(|| self.absent.get(name)) {
             return *slot;
         }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            self.order.push(0);
-            self.cpu_free.push(0);
-            self.memory_free.push(0);
-            self.storage_free.push(0);
-            self.stocks.push((Stock::new(0, 0), Stock::new(0, 0)));
-            number(self.slots.len() - 1)
+        let free = self.free.entry(sort).or_default();
+        let slot = free.pop().unwrap_or_else(|| {
+            let first = self.slots.len();
+            for _ in 0..RUN {
+                self.slots.push(Slot { sort, ..Slot::default() });
+                self.stocks.push();
+                [&mut self.cpu_free, &mut self.memory_free, &mut self.storage_free].into_iter().for_each(Column::push);
+            }
+            free.extend((first + 1..first + RUN).rev().map(number));
+            number(first)
         });
         self.slots[slot as usize].machine.name = name.to_owned();
         self.absent.insert(name.to_owned(), slot);
@@ -198,11 +215,12 @@ impl Index {
     }
 
     fn free_if_unused(&mut self, slot: u32) {
-        let Slot { machine, is_present, .. } = &self.slots[slot as usize];
+        let Slot { machine, is_present, sort, .. } = &self.slots[slot as usize];
         if !*is_present && machine.workloads == 0 {
+            let sort = *sort;
             self.absent.remove(&machine.name);
-            self.slots[slot as usize] = Slot::default();
-            self.free.push(slot);
+            self.slots[slot as usize] = Slot { sort, ..Slot::default() };
+            self.free.entry(sort).or_default().push(slot);
         }
     }
 
@@ -223,8 +241,8 @@ impl Index {
     fn put_in_order(&mut self, slot: u32, name: &str) {
         let earlier = (Bound::Unbounded, Bound::Excluded(name));
         let later = (Bound::Included(name), Bound::Unbounded);
-        let before = self.by_name.range::<str, _>(earlier).next_back().map(|(_, slot)| self.order[*slot as usize]);
-        let after = self.by_name.range::<str, _>(later).next().map(|(_, slot)| self.order[*slot as usize]);
+        let before = self.by_name.range::<str, _>(earlier).next_back().map(|(_, slot)| self.stocks.order(*slot));
+        let after = self.by_name.range::<str, _>(later).next().map(|(_, slot)| self.stocks.order(*slot));
         let between = match (before, after) {
             (None, None) => Some(u64::MAX / 2),
             (Some(before), None) => before.checked_add(ORDER_STEP),
@@ -232,7 +250,7 @@ impl Index {
             (Some(before), Some(after)) => Some(before.midpoint(after)).filter(|between| *between > before),
         };
         if let Some(between) = between {
-            self.order[slot as usize] = between;
+            self.stocks.set_order(slot, between);
             return;
         }
         // No number is free between the neighbours: all get new ones, which is rare, as distances halve.
@@ -240,7 +258,7 @@ impl Index {
         let later = self.by_name.range::<str, _>(later).map(|(_, slot)| *slot);
         let start = u64::MAX / 2 - ORDER_STEP.saturating_mul(self.by_name.len() as u64 / 2);
         for (step, slot) in (0..).zip(earlier.chain([slot]).chain(later)) {
-            self.order[slot as usize] = start + step * ORDER_STEP;
+            self.stocks.set_order(slot, start + step * ORDER_STEP);
         }
     }
 
@@ -302,19 +320,20 @@ impl Index {
     }
 
     fn refresh_columns(&mut self, slot: u32) {
-        let (place, Slot { machine, is_present, .. }) = (slot as usize, &self.slots[slot as usize]);
+        let Slot { machine, is_present, .. } = &self.slots[slot as usize];
         if !is_present {
             return;
         }
         let Machine { allocatable, used, workloads, .. } = machine;
-        self.cpu_free[place] = allocatable.cpu_millis.saturating_sub(used.cpu_millis);
-        self.memory_free[place] = allocatable.memory_bytes.saturating_sub(used.memory_bytes);
-        self.storage_free[place] = allocatable.ephemeral_storage_bytes.saturating_sub(used.ephemeral_storage_bytes);
+        self.cpu_free.set(slot, allocatable.cpu_millis.saturating_sub(used.cpu_millis));
+        self.memory_free.set(slot, allocatable.memory_bytes.saturating_sub(used.memory_bytes));
+        let storage = allocatable.ephemeral_storage_bytes.saturating_sub(used.ephemeral_storage_bytes);
+        self.storage_free.set(slot, storage);
         // Whoever asks for little counts with a little all the same, so that such workloads spread too.
         let count = *workloads as u64;
-        let (cpu, memory) = &mut self.stocks[place];
-        cpu.set_used(allocatable.cpu_millis, used.cpu_millis.max(count.saturating_mul(DEFAULT_CPU_MILLIS)));
-        memory.set_used(allocatable.memory_bytes, used.memory_bytes.max(count.saturating_mul(DEFAULT_MEMORY_BYTES)));
+        let cpu = used.cpu_millis.max(count.saturating_mul(DEFAULT_CPU_MILLIS));
+        let memory = used.memory_bytes.max(count.saturating_mul(DEFAULT_MEMORY_BYTES));
+        self.stocks.set(slot, (allocatable.cpu_millis, cpu), (allocatable.memory_bytes, memory));
         self.full.set(slot, *workloads >= machine.workloads_max);
     }
 }
