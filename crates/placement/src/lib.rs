@@ -4,6 +4,7 @@
 pub mod elasticity;
 pub mod explain;
 pub mod filter;
+pub mod fuzzing;
 mod index;
 pub mod plan;
 pub mod pool;

@@ -1,6 +1,7 @@
 //! Plans: which moves, balloon changes and power actions make the pool cheaper without hurting anyone.
 
 pub mod bound;
+pub mod document;
 mod draft;
 mod drain;
 pub mod explain;
