@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use placement::plan::{Forecast, MachineState, Snapshot, plan};
+use placement::plan::{Forecast, MachineState, Snapshot, plan, plan_while};
 use placement::pool::LabelRequirement;
 use placement::power::PowerCurve;
 use placement::{Machine, Policy, Pool, Relation, Resources, Spread, Taint, TaintEffect, Workload, place_by, predict};
@@ -316,8 +316,23 @@ fn plans() {
         };
         snapshot.add_workload(workload).expect("good numbers");
     }
+    let policy = placement::plan::Policy::default();
+    for searches in [100, 1_000, 10_000] {
+        let mut left = searches;
+        let start = processor_time();
+        let made = plan_while(&snapshot, &policy, 0, &mut || {
+            left -= 1;
+            left > 0
+        });
+        println!(
+            "a plan cut short after {searches} searches: {:?}; {} steps, {:.0} W after",
+            processor_time() - start,
+            made.steps.len(),
+            made.watts_after
+        );
+    }
     let start = processor_time();
-    let made = plan(&snapshot, &placement::plan::Policy::default(), 0);
+    let made = plan(&snapshot, &policy, 0);
     println!(
         "a plan for 1,000 machines with 10,000 guests: {:?}; {} steps, {:.0} W now, {:.0} W after, bound {:.0} W",
         (processor_time() - start),

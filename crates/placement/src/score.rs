@@ -34,12 +34,11 @@ pub enum Policy {
 struct Extras {
     /// Share of the workload's wishes that are met; [`BEST`] when it has none.
     wishes: Option<Vec<u32>>,
-    /// What the neighbourhood is worth, when the workload has wishes about it.
-    relations: Option<Vec<u32>>,
-    /// Share of the workload's images that is there already.
-    images: Option<Vec<u32>>,
+    /// What the neighbourhood and the images that are there already are worth, by their weights.
+    around: Option<Vec<u32>>,
     /// Machines that would rather not.
     unwanted: Bits,
+    /// What `around` and five times the rest are divided by.
     weights: u32,
 }
 
@@ -47,25 +46,27 @@ impl Extras {
     fn new(pool: &Pool, workload: &Workload, eligible: Option<&Bits>) -> Extras {
         let relations = relations::scores(pool, workload, eligible);
         let weights = 5 + if relations.is_some() { 4 } else { 0 } + u32::from(!workload.images.is_empty());
-        Extras {
-            wishes: wishes(pool, workload),
-            relations,
-            images: images(pool, workload),
-            unwanted: unwanted(pool, workload),
-            weights,
-        }
+        let around = match (relations, images(pool, workload)) {
+            (Some(mut relations), images) => {
+                relations.iter_mut().for_each(|share| *share *= 4);
+                relations.iter_mut().zip(images.iter().flatten()).for_each(|(sum, share)| *sum += share);
+                Some(relations)
+            }
+            (None, images) => images,
+        };
+        Extras { wishes: wishes(pool, workload), around, unwanted: unwanted(pool, workload), weights }
     }
 
-    /// The whole score of a machine, 0 to [`BEST`], from what its resources are worth.
+    /// The whole score of a machine, times [`Extras::weights`], from what its resources are worth.
     #[inline]
-    fn total(&self, slot: u32, resources: u32) -> u32 {
+    fn weighted(&self, slot: u32, resources: u32) -> u32 {
         let of = |column: &Option<Vec<u32>>, otherwise| column.as_ref().map_or(otherwise, |c| c[slot as usize]);
         let base = (resources + 2 * of(&self.wishes, BEST)) / 5;
         let base = if self.unwanted.contains(slot) { base / 2 } else { base };
-        (5 * base + 4 * of(&self.relations, 0) + of(&self.images, 0)) / self.weights
+        5 * base + of(&self.around, 0)
     }
 
-    /// What no machine of a run exceeds, when no more than this is what resources are worth.
+    /// What no score of a machine of a run exceeds, when no more than this is what resources are worth.
     #[inline]
     fn bound(&self, run: usize, resources: u32) -> u32 {
         let most = |column: &Option<Vec<u32>>, otherwise| {
@@ -73,7 +74,7 @@ impl Extras {
             column.as_ref().map_or(otherwise, |column| most(column).unwrap_or(otherwise))
         };
         let base = (resources + 2 * most(&self.wishes, BEST)) / 5;
-        (5 * base + 4 * most(&self.relations, 0) + most(&self.images, 0)) / self.weights
+        (5 * base + most(&self.around, 0)) / self.weights
     }
 }
 
@@ -94,13 +95,12 @@ pub(crate) fn best(
         memory_asked: workload.requests.memory_bytes.max(DEFAULT_MEMORY_BYTES),
         policy,
     };
-    let bounds = scan.bounds(feasible, &pool.index.present);
-    let (_, _, hopeful) = bounds.iter().max_by(|one, other| one.0.cmp(&other.0).then(other.1.cmp(&one.1)))?;
-    let mut best = scan.best_of(*hopeful, feasible, None);
-    for (bound, first, run) in &bounds {
-        let is_better = best.is_none_or(|found| *bound > found.score || *bound == found.score && *first < found.order);
-        if is_better {
-            best = scan.best_of(*run, feasible, best);
+    let runs = scan.runs(feasible, &pool.index.present);
+    let hopeful = runs.iter().max_by(|one, other| one.score.cmp(&other.score).then(other.first.cmp(&one.first)))?;
+    let mut best = scan.best_of(hopeful, feasible, None);
+    for run in &runs {
+        if best.is_none_or(|found| run.score > found.score || run.score == found.score && run.first < found.order) {
+            best = scan.best_of(run, feasible, best);
         }
     }
     best.map(|found| (found.slot, found.score))
@@ -114,6 +114,17 @@ struct Found {
     slot: u32,
 }
 
+/// A run of machines, and what none of its feasible ones exceeds.
+struct Run {
+    place: usize,
+    /// What their resources are worth.
+    resources: u32,
+    /// Their score.
+    score: u32,
+    /// The least order of any.
+    first: u64,
+}
+
 /// What does not change while machines are scored.
 struct Scan<'a> {
     stocks: &'a Stocks,
@@ -124,34 +135,45 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// For each run with feasible machines: what none of them exceeds, the least order of its machines, and its number.
-    fn bounds(&self, feasible: &Bits, present: &Bits) -> Vec<(u32, u64, usize)> {
+    /// The runs that have feasible machines.
+    fn runs(&self, feasible: &Bits, present: &Bits) -> Vec<Run> {
         let runs = feasible.runs().zip(present.runs()).enumerate().filter(|(_, (some, _))| *some != 0);
-        let bound = |(run, (some, all))| (self.bound(run, some == all), self.stocks.first(run), run);
+        let bound = |(place, (some, all))| {
+            let resources = self.most(place, some == all);
+            let score = self.extras.bound(place, resources);
+            Run { place, resources, score, first: self.stocks.first(place) }
+        };
         runs.map(bound).collect()
     }
 
-    /// No feasible machine of a run scores more.
+    /// What the resources of no feasible machine of a run are worth more than.
     #[inline]
-    fn bound(&self, run: usize, all_are_feasible: bool) -> u32 {
+    fn most(&self, run: usize, all_are_feasible: bool) -> u32 {
         let (cpu, memory) = (self.cpu_asked as f64, self.memory_asked as f64);
-        let resources = match self.policy {
+        match self.policy {
             // Twice the mean of two shares, less their difference, is twice the smaller one.
             Policy::Spread => BEST + 2 * self.stocks.smaller_share_most(run, cpu, memory),
             // Those that are too full to be feasible would be the bound.
             Policy::Pack if !all_are_feasible => 3 * BEST,
             // The mean is rounded down, which may count one more.
             Policy::Pack => (3 * BEST + 1 - 2 * self.stocks.larger_share_least(run, cpu, memory)).min(3 * BEST),
-        };
-        self.extras.bound(run, resources)
+        }
     }
 
     /// The better of a machine and the best feasible one of a run.
-    fn best_of(&self, run: usize, feasible: &Bits, mut best: Option<Found>) -> Option<Found> {
-        for slot in bits_of(feasible.run(run)).map(|bit| number(run * RUN) + bit) {
-            let score = self.extras.total(slot, self.resources(slot));
-            let order = self.stocks.order(slot);
-            if best.is_none_or(|known| score > known.score || score == known.score && order < known.order) {
+    fn best_of(&self, run: &Run, feasible: &Bits, mut best: Option<Found>) -> Option<Found> {
+        for slot in bits_of(feasible.run(run.place)).map(|bit| number(run.place * RUN) + bit) {
+            let needed = best.map_or(0, |known| known.score * self.extras.weights);
+            // What it is worth by all but its resources rules out most.
+            if self.extras.weighted(slot, run.resources) < needed {
+                continue;
+            }
+            let weighted = self.extras.weighted(slot, self.resources(slot));
+            if weighted < needed {
+                continue;
+            }
+            let (score, order) = (weighted / self.extras.weights, self.stocks.order(slot));
+            if best.is_none_or(|known| score > known.score || order < known.order) {
                 best = Some(Found { score, order, slot });
             }
         }
