@@ -34,6 +34,7 @@ const TESTS_MAY_KNOW: &[(&str, &[&str])] = &[
     ("store", &["testkit"]),
     ("apiserver", &["testkit"]),
     ("image", &["testkit"]),
+    ("placement", &["testkit"]),
     ("kubernetes", &["store", "testkit"]),
     ("docker", &["apiserver", "kubernetes", "store", "testkit"]),
 ];

@@ -18,7 +18,12 @@ impl Unschedulable {
 
     /// Counts one machine that was refused for this reason.
     pub fn count(&mut self, reason: String) {
-        *self.reasons.entry(reason).or_default() += 1;
+        self.count_many(reason, 1);
+    }
+
+    /// Counts several.
+    pub fn count_many(&mut self, reason: String, machines: usize) {
+        *self.reasons.entry(reason).or_default() += machines;
     }
 
     /// Machines refused, by reason.

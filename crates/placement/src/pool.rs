@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::index::{Crowd, Identity, Index, Member, Taken};
 use crate::relations::{Relation, Spread};
 
 /// Amounts of the things that machines have and workloads ask for.
@@ -29,22 +30,10 @@ impl Resources {
             *entry = entry.saturating_add(*amount);
         }
     }
-
-    /// Subtracts, stopping at zero.
-    pub fn subtract(&mut self, other: &Resources) {
-        self.cpu_millis = self.cpu_millis.saturating_sub(other.cpu_millis);
-        self.memory_bytes = self.memory_bytes.saturating_sub(other.memory_bytes);
-        self.ephemeral_storage_bytes = self.ephemeral_storage_bytes.saturating_sub(other.ephemeral_storage_bytes);
-        for (name, amount) in &other.extended {
-            if let Some(entry) = self.extended.get_mut(name) {
-                *entry = entry.saturating_sub(*amount);
-            }
-        }
-    }
 }
 
 /// What a taint does to workloads that do not tolerate it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TaintEffect {
     /// Keeps new ones away.
     NoSchedule,
@@ -55,7 +44,7 @@ pub enum TaintEffect {
 }
 
 /// A mark on a machine that keeps workloads away.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Taint {
     /// Its key.
     pub key: String,
@@ -86,7 +75,7 @@ impl Toleration {
 }
 
 /// One condition on machine labels. `Source:` Kubernetes API reference, NodeSelectorRequirement v1 core.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum LabelRequirement {
     /// The label has one of these values.
     In(String, Vec<String>),
@@ -179,98 +168,59 @@ pub struct Workload {
     pub spread: Vec<Spread>,
 }
 
-/// All machines, in name order.
+/// All machines and what they carry. Answers follow name order; changes cost what they change.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
-    machines: BTreeMap<String, Machine>,
-    placed: HashMap<String, (String, Workload)>,
-    /// Those of `placed` that keep others away.
-    apart: BTreeSet<String>,
+    pub(crate) index: Index,
+    pub(crate) crowd: Crowd,
+    placed: HashMap<String, Placed>,
+}
+
+/// What is kept of a workload that has a place: no more than others can feel of it.
+#[derive(Clone, Debug)]
+struct Placed {
+    slot: u32,
+    taken: Taken,
+    member: Member,
 }
 
 impl Pool {
     /// The machines, in name order.
     pub fn machines(&self) -> impl ExactSizeIterator<Item = &Machine> {
-        self.machines.values()
+        self.index.machines()
     }
 
-    /// Adds a machine or changes its description; what it carries stays. Cheap for a machine that is known, so that it can be
-    /// called for each sign of life.
-    pub fn set_machine(&mut self, mut machine: Machine) {
-        if let Some(known) = self.machines.get_mut(&machine.name) {
-            machine.used = std::mem::take(&mut known.used);
-            machine.workloads = known.workloads;
-            machine.host_ports = std::mem::take(&mut known.host_ports);
-            *known = machine;
-            return;
-        }
-        machine.used = Resources::default();
-        machine.workloads = 0;
-        machine.host_ports.clear();
-        for (name, workload) in self.placed.values() {
-            if *name == machine.name {
-                take(&mut machine, workload);
-            }
-        }
-        self.machines.insert(machine.name.clone(), machine);
+    /// Adds a machine or changes its description; what it carries stays, whatever the description says of it. Cheap for a
+    /// machine that is known, so that it can be called for each sign of life.
+    pub fn set_machine(&mut self, machine: Machine) {
+        self.index.set_machine(machine);
     }
 
     /// Removes a machine; its workloads stay known, in case it comes back.
     pub fn remove_machine(&mut self, name: &str) {
-        self.machines.remove(name);
+        self.index.remove_machine(name);
     }
 
     /// Notes that a workload runs on a machine; moves it when it was elsewhere.
-    pub fn assign(&mut self, machine: &str, workload: Workload) {
+    pub fn assign(&mut self, machine: &str, mut workload: Workload) {
         self.remove(&workload.id);
-        if let Some(holder) = self.machines.get_mut(machine) {
-            take(holder, &workload);
-        }
-        if !workload.apart.is_empty() {
-            self.apart.insert(workload.id.clone());
-        }
-        self.placed.insert(workload.id.clone(), (machine.to_owned(), workload));
-    }
-
-    /// Everything that runs on a machine of the pool, with the machine.
-    pub(crate) fn placed(&self) -> impl Iterator<Item = (&Machine, &Workload)> {
-        self.placed.values().filter_map(|(machine, workload)| Some((self.machines.get(machine)?, workload)))
-    }
-
-    /// What of it keeps others away.
-    pub(crate) fn placed_apart(&self) -> impl Iterator<Item = (&Machine, &Workload)> {
-        let placed = self.apart.iter().filter_map(|id| self.placed.get(id));
-        placed.filter_map(|(machine, workload)| Some((self.machines.get(machine)?, workload)))
+        let taken = Taken::of(&mut workload);
+        let slot = self.index.take(machine, &taken);
+        let identity = Identity { namespace: workload.namespace, labels: workload.labels };
+        let member = self.crowd.join(slot, identity, workload.apart);
+        self.placed.insert(workload.id, Placed { slot, taken, member });
     }
 
     /// Notes that a workload is gone.
     pub fn remove(&mut self, id: &str) {
-        let Some((name, workload)) = self.placed.remove(id) else { return };
-        self.apart.remove(id);
-        let Some(machine) = self.machines.get_mut(&name) else { return };
-        machine.used.subtract(&workload.requests);
-        machine.workloads = machine.workloads.saturating_sub(1);
-        for port in &workload.host_ports {
-            if let Some(holders) = machine.host_ports.get_mut(port) {
-                *holders -= 1;
-                if *holders == 0 {
-                    machine.host_ports.remove(port);
-                }
-            }
-        }
+        let Some(Placed { slot, taken, member }) = self.placed.remove(id) else { return };
+        self.crowd.leave(slot, &member);
+        self.index.give_back(slot, &taken);
     }
 
     /// The machine that a workload is on.
     pub fn machine_of(&self, id: &str) -> Option<&str> {
-        self.placed.get(id).map(|(machine, _)| machine.as_str())
-    }
-}
-
-fn take(machine: &mut Machine, workload: &Workload) {
-    machine.used.add(&workload.requests);
-    machine.workloads += 1;
-    for port in &workload.host_ports {
-        *machine.host_ports.entry(port.clone()).or_default() += 1;
+        self.placed.get(id).map(|placed| self.index.name(placed.slot))
     }
 }
 
@@ -288,7 +238,7 @@ mod tests {
     fn workload(id: usize, cpu_millis: u64, port: u16) -> Workload {
         Workload {
             id: format!("w{id}"),
-            requests: Resources { cpu_millis, memory_bytes: cpu_millis << 10, ..Resources::default() },
+            requests: Resources { cpu_millis, memory_bytes: cpu_millis.saturating_mul(1024), ..Resources::default() },
             host_ports: (port > 0).then(|| ("TCP".to_owned(), port)).into_iter().collect(),
             ..Workload::default()
         }
@@ -298,19 +248,35 @@ mod tests {
         #[test]
         fn small_changes_end_where_counting_anew_would(steps in proptest::collection::vec((0usize..4, 0usize..3, 0usize..8, 0u64..900, 0u16..3), 0..60)) {
             let mut pool = Pool::default();
+            let mut placed = BTreeMap::new();
             for (what, name, id, cpu, port) in steps {
                 match what {
                     0 => pool.set_machine(machine(name)),
                     1 => pool.remove_machine(&format!("m{name}")),
-                    2 => pool.remove(&format!("w{id}")),
-                    _ => pool.assign(&format!("m{name}"), workload(id, cpu, port)),
+                    2 => {
+                        pool.remove(&format!("w{id}"));
+                        placed.remove(&id);
+                    }
+                    _ => {
+                        // Now and then more than a machine can count.
+                        let cpu = if cpu > 850 { u64::MAX } else { cpu };
+                        pool.assign(&format!("m{name}"), workload(id, cpu, port));
+                        placed.insert(id, (name, workload(id, cpu, port)));
+                    }
+                }
+                for id in 0..8 {
+                    let known = pool.machine_of(&format!("w{id}")).map(str::to_owned);
+                    prop_assert_eq!(known, placed.get(&id).map(|(name, _)| format!("m{name}")));
                 }
                 for known in pool.machines() {
-                    let mut counted = machine(0);
-                    pool.placed.values().filter(|(name, _)| *name == known.name).for_each(|(_, w)| take(&mut counted, w));
-                    prop_assert_eq!(&known.used, &counted.used);
-                    prop_assert_eq!(known.workloads, counted.workloads);
-                    prop_assert_eq!(&known.host_ports, &counted.host_ports);
+                    let here = || placed.values().filter(|(name, _)| format!("m{name}") == known.name).map(|(_, w)| w);
+                    let mut used = Resources::default();
+                    here().for_each(|workload| used.add(&workload.requests));
+                    let mut ports = BTreeMap::new();
+                    here().flat_map(|w| w.host_ports.clone()).for_each(|port| *ports.entry(port).or_default() += 1);
+                    prop_assert_eq!(&known.used, &used);
+                    prop_assert_eq!(known.workloads, here().count());
+                    prop_assert_eq!(&known.host_ports, &ports);
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! What a machine draws at each load: a curve of measured points, straight lines between them.
 
+/// More than any machine draws. Units: watts.
+pub const WATTS_MAX: f64 = 1e9;
+
 /// Power over load.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PowerCurve {
@@ -9,12 +12,12 @@ pub struct PowerCurve {
 impl PowerCurve {
     /// A curve from points at equal distances of load, the first at none and the last at full load. Units: watts.
     ///
-    /// `Errors:` fewer than two points, or a point that is negative or no number.
+    /// `Errors:` fewer than two points, or a point that is negative, above [`WATTS_MAX`] or no number.
     pub fn new(watts: Vec<f64>) -> Result<PowerCurve, PowerError> {
         if watts.len() < 2 {
             return Err(PowerError::TooFew(watts.len()));
         }
-        match watts.iter().position(|point| !point.is_finite() || *point < 0.0) {
+        match watts.iter().position(|point| !(0.0..=WATTS_MAX).contains(point)) {
             Some(index) => Err(PowerError::BadPoint(index)),
             None => Ok(PowerCurve { watts }),
         }
@@ -56,7 +59,7 @@ impl PowerCurve {
 pub enum PowerError {
     /// So many points are not enough.
     TooFew(usize),
-    /// The point of this index is negative or no number.
+    /// The point of this index is negative, too large or no number.
     BadPoint(usize),
 }
 
@@ -64,7 +67,9 @@ impl std::fmt::Display for PowerError {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             PowerError::TooFew(count) => write!(out, "a power curve needs at least two points, not {count}"),
-            PowerError::BadPoint(index) => write!(out, "point {index} of the power curve is negative or no number"),
+            PowerError::BadPoint(index) => {
+                write!(out, "point {index} of the power curve is negative, too large or no number")
+            }
         }
     }
 }

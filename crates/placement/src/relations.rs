@@ -1,17 +1,18 @@
 //! How a workload stands to those that run already: affinity and anti-affinity between workloads, and even spread over
-//! domains (zones, machines). What depends on the whole pool is counted once per decision; checking a machine is then a
-//! look-up. Workloads without such wishes pay nothing.
+//! domains (zones, machines). Workloads of the same namespace and labels are looked at once, however many they are; what is found
+//! refuses or favours whole domains. Workloads without such wishes pay nothing.
 //!
 //! `Source:` Kubernetes documentation, "Inter-pod affinity and anti-affinity" and "Pod Topology Spread Constraints".
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::filter::is_eligible;
-use crate::pool::{LabelRequirement, Machine, Pool, Workload};
-use crate::score::BEST;
+use crate::filter::Sieve;
+use crate::index::{Bits, Key};
+use crate::pool::{LabelRequirement, Pool, Workload};
+use crate::score::share;
 
 /// Which other workloads are meant, and how near is near.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Relation {
     /// Conditions on the others' labels, all of which must hold.
     pub selector: Vec<LabelRequirement>,
@@ -24,14 +25,14 @@ pub struct Relation {
 }
 
 impl Relation {
-    fn means(&self, owner: &Workload, other: &Workload) -> bool {
-        let namespace = self.all_namespaces
-            || if self.namespaces.is_empty() {
-                other.namespace == owner.namespace
-            } else {
-                self.namespaces.contains(&other.namespace)
-            };
-        namespace && self.selector.iter().all(|condition| condition.met_by(&other.labels))
+    /// Whether its owner, in this namespace, means a workload.
+    pub(crate) fn means(&self, owner: &str, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.means_namespace(owner, namespace) && self.selector.iter().all(|condition| condition.met_by(labels))
+    }
+
+    fn means_namespace(&self, owner: &str, namespace: &str) -> bool {
+        self.all_namespaces
+            || if self.namespaces.is_empty() { namespace == owner } else { self.namespaces.contains(namespace) }
     }
 }
 
@@ -48,160 +49,188 @@ pub struct Spread {
     pub required: bool,
 }
 
-/// The counts that one decision needs.
-pub(crate) struct Counts<'a> {
-    workload: &'a Workload,
-    /// Per required affinity: the domains with a match; `None` when there is none anywhere and the workload may be first.
-    near: Vec<Option<HashSet<&'a str>>>,
-    /// Per required anti-affinity: the domains with a match.
-    apart: Vec<HashSet<&'a str>>,
-    /// Domains (label and value) that workloads which run already keep this one out of.
-    forbidden: HashSet<(&'a str, &'a str)>,
-    /// Per spread: matches in each domain, and in the emptiest one.
-    spread: Vec<(HashMap<&'a str, u64>, u64)>,
-    /// Wishes: weight of each domain per label.
-    wishes: HashMap<(&'a str, &'a str), i64>,
-    /// Least and greatest sum of wishes of any machine.
-    wish_range: (i64, i64),
+/// One label key, and how many of the workloads that are meant are in each of its domains.
+struct Domains<'a> {
+    key: &'a Key,
+    counts: Vec<u64>,
 }
 
-impl<'a> Counts<'a> {
-    pub(crate) fn new(pool: &'a Pool, workload: &'a Workload) -> Counts<'a> {
-        let mut counts = Counts {
-            workload,
-            near: workload.near.iter().map(|r| near_domains(pool, workload, r)).collect(),
-            apart: workload.apart.iter().map(|r| domains(pool, workload, r).collect()).collect(),
-            forbidden: forbidden(pool, workload),
-            spread: workload.spread.iter().map(|s| spread(pool, workload, s)).collect(),
-            wishes: HashMap::new(),
-            wish_range: (0, 0),
-        };
-        for (weight, relation) in &workload.near_preferences {
-            for domain in domains(pool, workload, relation) {
-                *counts.wishes.entry((relation.topology_key.as_str(), domain)).or_default() += i64::from(*weight);
-            }
-        }
-        if !counts.wishes.is_empty() {
-            let sums = || pool.machines().map(|m| counts.wish_sum(m));
-            counts.wish_range = (sums().min().unwrap_or(0), sums().max().unwrap_or(0));
-        }
+impl Domains<'_> {
+    fn is_empty(&self) -> bool {
+        self.counts.iter().all(|count| *count == 0)
+    }
+
+    /// The machines of the domains whose count is of a kind.
+    fn machines_where(&self, is_meant: impl Fn(u64) -> bool) -> Bits {
+        let mut machines = Bits::default();
+        let domains = self.key.domains().iter().zip(&self.counts).filter(|(_, count)| is_meant(**count));
+        domains.for_each(|(domain, _)| domain.add_to(&mut machines));
+        machines
+    }
+
+    /// Counts of the emptiest and the fullest domain that has machines to which the workload could go at all: others would stay
+    /// empty for ever.
+    fn range(&self, eligible: Option<&Bits>) -> (u64, u64) {
+        let domains = self.key.domains().iter().zip(&self.counts);
+        let counts = domains
+            .filter(|(domain, _)| eligible.map_or(!domain.is_empty(), |machines| domain.overlaps(machines)))
+            .map(|(_, count)| *count);
         counts
+            .fold(None, |range: Option<(u64, u64)>, count| {
+                Some(range.map_or((count, count), |(least, most)| (least.min(count), most.max(count))))
+            })
+            .unwrap_or((0, 0))
     }
+}
 
-    /// Whether the machine's place suits.
-    ///
-    /// `Errors:` the reason, in the words that Kubernetes users know.
-    pub(crate) fn check(&self, machine: &Machine) -> Result<(), String> {
-        for (wish, (domains, emptiest)) in self.workload.spread.iter().zip(&self.spread).filter(|(s, _)| s.required) {
-            let Some(domain) = machine.labels.get(&wish.topology_key) else {
-                return Err("node(s) didn't match pod topology spread constraints (missing required label)".into());
-            };
-            let own = u64::from(wish.selector.iter().all(|c| c.met_by(&self.workload.labels)));
-            let here = domains.get(domain.as_str()).copied().unwrap_or(0) + own;
-            if here.saturating_sub(*emptiest) > wish.max_skew.max(1) {
-                return Err("node(s) didn't match pod topology spread constraints".into());
-            }
+/// The domains of one label key; `None` when no machine has it.
+fn domains<'a>(
+    pool: &'a Pool,
+    topology_key: &str,
+    visit_all: impl FnOnce(&mut dyn FnMut(u32, u32)),
+) -> Option<Domains<'a>> {
+    let key = pool.index.labels.key(topology_key)?;
+    let mut counts = vec![0; key.domains().len()];
+    visit_all(&mut |slot, count| {
+        if let Some(domain) = pool.index.labels.domain(key, slot) {
+            counts[domain as usize] += u64::from(count);
         }
-        for (relation, domains) in self.workload.near.iter().zip(&self.near) {
-            let place = machine.labels.get(&relation.topology_key);
-            let suits = place.is_some_and(|p| domains.as_ref().is_none_or(|d| d.contains(p.as_str())));
-            if !suits {
-                return Err("node(s) didn't match pod affinity rules".into());
-            }
-        }
-        for (relation, domains) in self.workload.apart.iter().zip(&self.apart) {
-            if machine.labels.get(&relation.topology_key).is_some_and(|place| domains.contains(place.as_str())) {
-                return Err("node(s) didn't match pod anti-affinity rules".into());
-            }
-        }
-        if self.forbidden.iter().any(|(key, value)| machine.labels.get(*key).is_some_and(|v| v == value)) {
-            return Err("node(s) didn't satisfy existing pods anti-affinity rules".into());
-        }
-        Ok(())
+    });
+    Some(Domains { key, counts })
+}
+
+fn related<'a>(pool: &'a Pool, workload: &Workload, relation: &Relation) -> Option<Domains<'a>> {
+    let is_meant = |namespace: &str| relation.means_namespace(&workload.namespace, namespace);
+    domains(pool, &relation.topology_key, |visit| pool.crowd.each_selected(&relation.selector, is_meant, visit))
+}
+
+fn spread<'a>(pool: &'a Pool, workload: &Workload, wish: &Spread) -> Option<Domains<'a>> {
+    let is_meant = |namespace: &str| namespace == workload.namespace;
+    domains(pool, &wish.topology_key, |visit| pool.crowd.each_selected(&wish.selector, is_meant, visit))
+}
+
+/// Refuses the machines whose place does not suit.
+pub(crate) fn refuse(sieve: &mut Sieve<'_>, eligible: Option<&Bits>) {
+    let (pool, workload) = (sieve.pool, sieve.workload);
+    for wish in workload.spread.iter().filter(|wish| wish.required) {
+        let found = spread(pool, workload, wish);
+        keep_domains(
+            sieve,
+            found.as_ref(),
+            "node(s) didn't match pod topology spread constraints (missing required label)",
+        );
+        let Some(found) = found else { continue };
+        let own = u64::from(wish.selector.iter().all(|condition| condition.met_by(&workload.labels)));
+        let (emptiest, _) = found.range(eligible);
+        let limit = emptiest.saturating_add(wish.max_skew.max(1));
+        let uneven = found.machines_where(|count| count + own > limit);
+        sieve.refuse(|| "node(s) didn't match pod topology spread constraints".into(), |left| left.subtract(&uneven));
     }
+    for relation in &workload.near {
+        let reason = "node(s) didn't match pod affinity rules";
+        let found = related(pool, workload, relation);
+        let is_first = relation.means(&workload.namespace, &workload.namespace, &workload.labels);
+        match found {
+            // The first of a group that wants to be together has nobody to be near to.
+            Some(found) if !(found.is_empty() && is_first) => {
+                let near = found.machines_where(|count| count > 0);
+                sieve.refuse(|| reason.into(), |left| left.keep(&near));
+            }
+            found => keep_domains(sieve, found.as_ref(), reason),
+        }
+    }
+    for found in workload.apart.iter().filter_map(|relation| related(pool, workload, relation)) {
+        let near = found.machines_where(|count| count > 0);
+        sieve.refuse(|| "node(s) didn't match pod anti-affinity rules".into(), |left| left.subtract(&near));
+    }
+    pool.crowd.each_keeper(&workload.namespace, &workload.labels, |relation, holders| {
+        let found = domains(pool, &relation.topology_key, |visit| {
+            holders.iter().for_each(|(slot, count)| visit(*slot, *count))
+        });
+        let Some(near) = found.map(|found| found.machines_where(|count| count > 0)) else { return };
+        sieve.refuse(|| "node(s) didn't satisfy existing pods anti-affinity rules".into(), |left| left.subtract(&near));
+    });
+}
 
-    /// How well the machine's place meets the wishes, 0 to [`BEST`]; `None` when there are none.
-    pub(crate) fn score(&self, machine: &Machine) -> Option<u32> {
-        let soft = || self.workload.spread.iter().zip(&self.spread).filter(|(s, _)| !s.required);
-        let spread = soft().map(|(wish, (domains, _))| {
-            let most = domains.values().copied().max().unwrap_or(0);
-            let here =
-                machine.labels.get(&wish.topology_key).map_or(most, |d| domains.get(d.as_str()).copied().unwrap_or(0));
-            share(i128::from(most) - i128::from(here), i128::from(most))
-        });
-        let (least, greatest) = self.wish_range;
-        let near = (least != greatest).then(|| {
-            share(i128::from(self.wish_sum(machine)) - i128::from(least), i128::from(greatest) - i128::from(least))
-        });
-        let (mut sum, mut count) = (0, 0);
-        for part in spread.chain(near) {
-            sum += part;
+/// Keeps the machines that are in any domain at all.
+fn keep_domains(sieve: &mut Sieve<'_>, domains: Option<&Domains<'_>>, reason: &str) {
+    sieve.refuse(
+        || reason.into(),
+        |left| match domains {
+            Some(domains) => domains.key.all().keep_in(left),
+            None => *left = Bits::default(),
+        },
+    );
+}
+
+/// How well each machine's place meets the wishes, 0 to [`BEST`](crate::score::BEST), by slot; `None` when there are none.
+pub(crate) fn scores(pool: &Pool, workload: &Workload, eligible: Option<&Bits>) -> Option<Vec<u32>> {
+    let slots = pool.index.stocks.len();
+    let mut sums = vec![0; slots];
+    let mut count = 0;
+    for wish in workload.spread.iter().filter(|wish| !wish.required) {
+        add_spread(&mut sums, spread(pool, workload, wish), eligible);
+        count += 1;
+    }
+    if let Some(near) = wish_sums(pool, workload) {
+        let present = || pool.index.present.iter().map(|slot| near[slot as usize]);
+        let (least, greatest) = (present().min().unwrap_or(0), present().max().unwrap_or(0));
+        if least != greatest {
+            let part = |sum: i64| share(i128::from(sum) - i128::from(least), i128::from(greatest) - i128::from(least));
+            add_mapped(&mut sums, &near, part);
             count += 1;
         }
-        (count > 0).then(|| sum / count)
     }
+    if count > 1 {
+        sums.iter_mut().for_each(|sum| *sum /= count);
+    }
+    (count > 0).then_some(sums)
+}
 
-    fn wish_sum(&self, machine: &Machine) -> i64 {
-        let keys: BTreeSet<&str> =
-            self.workload.near_preferences.iter().map(|(_, r)| r.topology_key.as_str()).collect();
-        let weight = |key: &&'_ str| Some(*self.wishes.get(&(*key, machine.labels.get(*key)?.as_str()))?);
-        keys.iter().filter_map(weight).sum()
+/// Adds a function of each value; neighbours are often alike.
+fn add_mapped(sums: &mut [u32], values: &[i64], part: impl Fn(i64) -> u32) {
+    let mut last = (0, part(0));
+    for (sum, value) in sums.iter_mut().zip(values) {
+        if *value != last.0 {
+            last = (*value, part(*value));
+        }
+        *sum += last.1;
     }
 }
 
-/// A part of a whole, 0 to [`BEST`].
-fn share(part: i128, whole: i128) -> u32 {
-    if whole <= 0 { BEST } else { u32::try_from(part * i128::from(BEST) / whole).unwrap_or(0).min(BEST) }
+/// Adds what an even spread is worth.
+fn add_spread(sums: &mut [u32], found: Option<Domains<'_>>, eligible: Option<&Bits>) {
+    let most = found.as_ref().map_or(0, |found| found.range(eligible).1);
+    let part = |here: u64| share(i128::from(most) - i128::from(here), i128::from(most));
+    let Some(found) = found else { return sums.iter_mut().for_each(|sum| *sum += part(most)) };
+    // Who is in no domain is as badly off as in the fullest one.
+    let (nowhere, empty) = (part(most), part(0));
+    sums.iter_mut().for_each(|sum| *sum += nowhere);
+    for (domain, count) in found.key.domains().iter().zip(&found.counts) {
+        let here = if *count == 0 { empty } else { part(*count) };
+        domain.for_each(|slot| sums[slot as usize] = sums[slot as usize] - nowhere + here);
+    }
 }
 
-/// The domains of the workloads that are meant, one for each of them.
-fn domains<'a>(pool: &'a Pool, workload: &'a Workload, relation: &'a Relation) -> impl Iterator<Item = &'a str> {
-    let others = pool.placed().filter(move |(_, other)| relation.means(workload, other));
-    others.filter_map(move |(machine, _)| machine.labels.get(&relation.topology_key).map(String::as_str))
-}
-
-fn near_domains<'a>(pool: &'a Pool, workload: &'a Workload, relation: &'a Relation) -> Option<HashSet<&'a str>> {
-    let found: HashSet<&str> = domains(pool, workload, relation).collect();
-    // The first of a group that wants to be together has nobody to be near to.
-    if found.is_empty() && relation.means(workload, workload) { None } else { Some(found) }
-}
-
-fn forbidden<'a>(pool: &'a Pool, workload: &Workload) -> HashSet<(&'a str, &'a str)> {
-    let mut found = HashSet::new();
-    for (machine, other) in pool.placed_apart() {
-        for relation in other.apart.iter().filter(|r| r.means(other, workload)) {
-            if let Some(value) = machine.labels.get(&relation.topology_key) {
-                found.insert((relation.topology_key.as_str(), value.as_str()));
-            }
+/// The sum of the weights of those that each machine is near to, by slot; `None` when nobody is meant.
+fn wish_sums(pool: &Pool, workload: &Workload) -> Option<Vec<i64>> {
+    let mut sums: Option<Vec<i64>> = None;
+    for (weight, relation) in &workload.near_preferences {
+        let Some(found) = related(pool, workload, relation) else { continue };
+        let domains = found.key.domains().iter().zip(&found.counts);
+        for (domain, count) in domains.filter(|(_, count)| **count > 0) {
+            let worth = i64::from(*weight).saturating_mul(i64::try_from(*count).unwrap_or(i64::MAX));
+            let sums = sums.get_or_insert_with(|| vec![0; pool.index.stocks.len()]);
+            domain.for_each(|slot| sums[slot as usize] = sums[slot as usize].saturating_add(worth));
         }
     }
-    found
-}
-
-fn spread<'a>(pool: &'a Pool, workload: &Workload, wish: &Spread) -> (HashMap<&'a str, u64>, u64) {
-    let mut counts: HashMap<&str, u64> = HashMap::new();
-    // A domain counts when the workload could go there at all: others would stay empty for ever.
-    for machine in pool.machines().filter(|m| is_eligible(m, workload)) {
-        if let Some(domain) = machine.labels.get(&wish.topology_key) {
-            counts.entry(domain).or_default();
-        }
-    }
-    for (machine, other) in pool.placed() {
-        let counted = other.namespace == workload.namespace && wish.selector.iter().all(|c| c.met_by(&other.labels));
-        if let Some(domain) = machine.labels.get(&wish.topology_key).filter(|_| counted)
-            && let Some(count) = counts.get_mut(domain.as_str())
-        {
-            *count += 1;
-        }
-    }
-    let emptiest = counts.values().copied().min().unwrap_or(0);
-    (counts, emptiest)
+    sums
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::Resources;
+    use crate::pool::{Machine, Resources};
     use crate::{Policy, place, place_by};
 
     fn pool() -> Pool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use placement::plan::explain::explain;
 use placement::plan::snapshot::{CPU, Forecast, MEMORY, Machine, MachineState, Snapshot, SnapshotError, Workload};
-use placement::plan::{Plan, Policy, Step, When, plan};
+use placement::plan::{Plan, Policy, Step, When, plan, plan_while};
 use placement::power::PowerCurve;
 use proptest::prelude::*;
 
@@ -144,6 +144,25 @@ proptest! {
         prop_assert!(made.watts_bound <= made.watts_after + 1e-6 || !made.overloaded.is_empty() || made.given_up > 0
             || snapshot.machines().iter().any(|m| m.state == MachineState::Failed), "{:?}", made);
         prop_assert_eq!(plan(&snapshot, &policy, 0).steps, made.steps, "the same snapshot gives the same plan");
+    }
+
+    #[test]
+    fn a_plan_that_is_cut_short_can_be_done_too(snapshot in pools(), steady in 0usize..4, searches in 0usize..60) {
+        let policy = Policy { steady_spares_max: steady, ..Policy::default() };
+        let mut left = searches;
+        let made = plan_while(&snapshot, &policy, 0, &mut || { left = left.saturating_sub(1); left > 0 });
+        prop_assert_eq!(replay(&snapshot, &made), Ok(()));
+        let whole = plan(&snapshot, &policy, 0);
+        prop_assert!(whole.is_complete && (!made.is_complete || made.steps == whole.steps));
+        // Without relief nothing moves but off machines that are left by all.
+        let is_calm = plan(&snapshot, &Policy { when: When::Never, ..policy }, 0).steps.is_empty();
+        for step in made.steps.iter().filter(|_| is_calm && !made.is_complete) {
+            if let Step::Move { from, .. } = step {
+                let stays = |index: usize| !made.steps.iter().any(|step| matches!(step, Step::Move { workload, .. } if *workload == index));
+                let others = (0..).zip(snapshot.workloads()).filter(|(_, workload)| workload.machine == Some(*from));
+                prop_assert!(!others.into_iter().any(|(index, _)| stays(index)), "{from} is half emptied: {:?}", made.steps);
+            }
+        }
     }
 
     #[test]

@@ -1,14 +1,10 @@
 //! `nuee plan`: what would the consolidator do with this pool?
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use placement::plan::explain::explain;
-use placement::plan::snapshot::{Forecast, Machine, MachineState, Snapshot, Workload};
-use placement::plan::{Plan, Policy, Step, When, plan};
-use placement::power::PowerCurve;
-use serde::Deserialize;
+use placement::plan::{Plan, Policy, Snapshot, Step, When, document, plan};
 use serde_json::{Value, json};
 
 use super::Format;
@@ -44,69 +40,6 @@ pub struct Arguments {
     output: super::Output,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    machines: Vec<MachineRow>,
-    #[serde(default)]
-    workloads: Vec<WorkloadRow>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct MachineRow {
-    name: String,
-    cpu: f64,
-    memory: f64,
-    #[serde(default)]
-    disk: f64,
-    #[serde(default)]
-    network: f64,
-    core_cpu: Option<f64>,
-    power_watts: Vec<f64>,
-    #[serde(default)]
-    sleep_watts: f64,
-    #[serde(default)]
-    wake_seconds: f64,
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    protected: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WorkloadRow {
-    id: String,
-    machine: Option<String>,
-    cpu: f64,
-    memory: f64,
-    #[serde(default)]
-    disk: f64,
-    #[serde(default)]
-    network: f64,
-    expected_cpu: Option<f64>,
-    deviation: Option<f64>,
-    least_memory: Option<f64>,
-    #[serde(default = "yes")]
-    movable: bool,
-    #[serde(default)]
-    move_seconds: f64,
-    #[serde(default)]
-    selector: BTreeMap<String, String>,
-    #[serde(default)]
-    apart: Vec<u32>,
-}
-
-/// Deviation of a workload that says nothing of it, as a share of what it uses.
-const DEVIATION_SHARE: f64 = 0.2;
-
-fn yes() -> bool {
-    true
-}
-
 /// Makes the plan and prints it.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let shown = arguments.from.display();
@@ -115,8 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
     }
     let text = std::fs::read(&arguments.from).with_context(|| format!("cannot read the snapshot {shown}"))?;
-    let file: File = serde_json::from_slice(&text).with_context(|| format!("{shown} is no snapshot"))?;
-    let snapshot = snapshot(file).with_context(|| format!("{shown} is refused"))?;
+    let snapshot = document::read(&text).with_context(|| format!("the snapshot {shown} is refused"))?;
     let mut policy = Policy { use_balloon: arguments.balloon, wake_ahead: arguments.wake_ahead, ..Policy::default() };
     policy.moves_max = arguments.moves_max.unwrap_or(policy.moves_max);
     policy.sleeps_max = arguments.sleeps_max.unwrap_or(policy.sleeps_max);
@@ -136,63 +68,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn snapshot(file: File) -> Result<Snapshot> {
-    let mut snapshot = Snapshot::default();
-    let mut indices = HashMap::new();
-    for row in file.machines {
-        let name = row.name.clone();
-        let index = snapshot.add_machine(machine(row)?)?;
-        if indices.insert(name.clone(), index).is_some() {
-            bail!("machine {name} is there twice");
-        }
-    }
-    for row in file.workloads {
-        let place = row.machine.as_ref().map(|name| {
-            indices.get(name).copied().with_context(|| format!("workload {}: there is no machine {name}", row.id))
-        });
-        let place = place.transpose()?;
-        snapshot.add_workload(workload(row, place))?;
-    }
-    Ok(snapshot)
-}
-
-fn machine(row: MachineRow) -> Result<Machine> {
-    let state = match row.state.as_str() {
-        "" | "on" => MachineState::On,
-        "draining" => MachineState::Draining,
-        "asleep" => MachineState::Asleep,
-        "failed" => MachineState::Failed,
-        other => bail!("machine {}: `{other}` is no state; known are on, draining, asleep, failed", row.name),
-    };
-    let power = PowerCurve::new(row.power_watts).with_context(|| format!("machine {}", row.name))?;
-    Ok(Machine {
-        capacity: [row.cpu, row.memory, row.disk, row.network],
-        core_cpu: row.core_cpu.unwrap_or(row.cpu),
-        power,
-        sleep_watts: row.sleep_watts,
-        wake_seconds: row.wake_seconds,
-        state,
-        labels: row.labels,
-        is_protected: row.protected,
-        name: row.name,
-    })
-}
-
-fn workload(row: WorkloadRow, machine: Option<usize>) -> Workload {
-    let mean = row.expected_cpu.unwrap_or(row.cpu);
-    Workload {
-        machine,
-        uses: [row.cpu, row.memory, row.disk, row.network],
-        forecast: Forecast { mean, deviation: row.deviation.unwrap_or(DEVIATION_SHARE * mean) },
-        memory_min: row.least_memory.unwrap_or(row.memory),
-        is_movable: row.movable,
-        move_seconds: row.move_seconds,
-        selector: row.selector,
-        apart: row.apart,
-        id: row.id,
-    }
 }
 
 fn as_json(snapshot: &Snapshot, plan: &Plan) -> Value {

@@ -1,12 +1,13 @@
 //! Consolidation: empties machines that the rest can do without, when what that saves is worth the moves.
 
+use super::Budget;
 use super::draft::Draft;
 use super::snapshot::{Amounts, CPU, DIMENSIONS, MachineState};
 
 /// Empties what can be emptied.
-pub fn drain(draft: &mut Draft<'_>) {
+pub fn drain(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
     for machine in 0..draft.machines.len() {
-        if draft.snapshot.machines()[machine].state == MachineState::Draining {
+        if draft.snapshot.machines()[machine].state == MachineState::Draining && budget.allows() {
             empty(draft, machine);
         }
     }
@@ -25,7 +26,7 @@ pub fn drain(draft: &mut Draft<'_>) {
     let asleep = (0..draft.machines.len()).filter(|machine| !draft.machines[*machine].is_on).collect::<Vec<_>>();
     asleep.iter().for_each(|machine| draft.machines[*machine].is_open = false);
     if spare.len() > draft.policy.steady_spares_max {
-        gather(draft, &ranked[..keep], &spare);
+        gather(draft, &ranked[..keep], &spare, budget);
     }
     let mut emptied = spare.iter().filter(|machine| !draft.machines[**machine].is_on).count();
     let mut failures = 0;
@@ -34,6 +35,9 @@ pub fn drain(draft: &mut Draft<'_>) {
             continue;
         }
         if emptied >= spare.len().min(draft.policy.sleeps_max) || failures >= draft.policy.drain_attempts_max {
+            break;
+        }
+        if !budget.allows() {
             break;
         }
         if empty(draft, machine) {
@@ -172,7 +176,7 @@ fn roomiest(draft: &Draft<'_>, workload: u32, from: usize) -> Option<usize> {
 
 /// Many machines at once: fills the best machines, one after the other, with what is on the spare ones, the least steady
 /// first, so that like comes to like.
-fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
+fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize], budget: &mut Budget<'_>) {
     let items = draft.snapshot.workloads();
     let ratio = |w: &u32| {
         let forecast = items[*w as usize].forecast;
@@ -186,8 +190,9 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
     movers.sort_by(|one, other| ratio(other).total_cmp(&ratio(one)).then(one.cmp(other)));
     let were_open: Vec<bool> =
         spare.iter().map(|machine| std::mem::replace(&mut draft.machines[*machine].is_open, false)).collect();
+    let mark = draft.moves.len();
     for workload in movers {
-        if draft.moves.len() >= draft.policy.moves_max {
+        if draft.moves.len() >= draft.policy.moves_max || !budget.allows() {
             break;
         }
         let target = kept
@@ -196,6 +201,15 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize]) {
             .find(|machine| draft.margin_with(workload, *machine, draft.policy.gather_deviations).is_some());
         if let Some(target) = target {
             draft.shift(workload, target);
+        }
+    }
+    if budget.is_spent {
+        // Whoever left a machine that others did not leave has moved for nothing.
+        let moves = draft.moves[mark..].to_vec();
+        for (workload, from, _) in moves {
+            if !draft.machines[from as usize].members.is_empty() {
+                draft.shift(workload, from as usize);
+            }
         }
     }
     for (machine, was_open) in spare.iter().zip(were_open) {

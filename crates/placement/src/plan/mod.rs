@@ -1,6 +1,7 @@
 //! Plans: which moves, balloon changes and power actions make the pool cheaper without hurting anyone.
 
 pub mod bound;
+pub mod document;
 mod draft;
 mod drain;
 pub mod explain;
@@ -170,15 +171,25 @@ pub struct Plan {
     pub overloaded: Vec<usize>,
     /// Moves that were wanted and had no order in which they fit.
     pub given_up: usize,
+    /// Whether it was made to its end.
+    pub is_complete: bool,
 }
 
 /// Makes a plan for a minute of the day. The same snapshot always gives the same plan.
 pub fn plan(snapshot: &Snapshot, policy: &Policy, minute: u16) -> Plan {
+    plan_while(snapshot, policy, minute, &mut || true)
+}
+
+/// The same for those who cannot wait: `goes_on` is asked before each search for one move and before each attempt to empty one
+/// machine, and once it says no, the plan is what has been found so far. Relief comes first, then the machines that save the
+/// most. Such a plan can be done as it is; it leaves no machine half emptied. More time than a whole plan takes makes it no better.
+pub fn plan_while(snapshot: &Snapshot, policy: &Policy, minute: u16, goes_on: &mut dyn FnMut() -> bool) -> Plan {
+    let mut budget = Budget { goes_on, is_spent: false };
     let mut draft = Draft::new(snapshot, policy);
     let watts_before = draft.total_watts();
-    relieve::relieve(&mut draft);
+    relieve::relieve(&mut draft, &mut budget);
     if policy.when.allows(minute) {
-        drain::drain(&mut draft);
+        drain::drain(&mut draft, &mut budget);
     }
     if policy.wake_ahead {
         drain::wake_ahead(&mut draft);
@@ -191,5 +202,20 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, minute: u16) -> Plan {
         watts_bound: bound::of(snapshot),
         overloaded: relieve::overloaded(&draft),
         given_up,
+        is_complete: !budget.is_spent,
+    }
+}
+
+/// How long to go on.
+struct Budget<'a> {
+    goes_on: &'a mut dyn FnMut() -> bool,
+    is_spent: bool,
+}
+
+impl Budget<'_> {
+    /// Whether there is time for one more search.
+    fn allows(&mut self) -> bool {
+        self.is_spent = self.is_spent || !(self.goes_on)();
+        !self.is_spent
     }
 }

@@ -1,15 +1,16 @@
 //! Relief: takes off overloaded machines what it takes, in the fewest and cheapest moves.
 
+use super::Budget;
 use super::draft::Draft;
 use super::snapshot::CPU;
 
 /// Relieves every machine whose workloads want more than it has.
-pub fn relieve(draft: &mut Draft<'_>) {
+pub fn relieve(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
     let mut hot: Vec<(f64, usize)> =
         (0..draft.machines.len()).filter_map(|machine| Some((excess(draft, machine)?, machine))).collect();
     hot.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(&other.1)));
     for (_, machine) in hot {
-        relieve_one(draft, machine);
+        relieve_one(draft, machine, budget);
     }
 }
 
@@ -26,10 +27,13 @@ pub fn overloaded(draft: &Draft<'_>) -> Vec<usize> {
     (0..draft.machines.len()).filter(|machine| excess(draft, *machine).is_some()).collect()
 }
 
-fn relieve_one(draft: &mut Draft<'_>, machine: usize) {
+fn relieve_one(draft: &mut Draft<'_>, machine: usize, budget: &mut Budget<'_>) {
     // What has no place elsewhere is not tried twice.
     let mut stuck: Vec<u32> = Vec::new();
     while let Some(excess) = excess(draft, machine) {
+        if !budget.allows() {
+            return;
+        }
         let excess = excess * draft.snapshot.machines()[machine].capacity[CPU];
         let Some(workload) = mover(draft, machine, excess, &stuck) else { return };
         match draft.best_target(workload, machine) {

@@ -19,6 +19,8 @@ pub const NETWORK: usize = 3;
 pub const NAMES: [&str; DIMENSIONS] = ["cpu", "memory", "disk", "network"];
 /// Greatest amount of anything: far above any machine, far below where sums lose their small parts.
 pub const AMOUNT_MAX: f64 = 1e15;
+/// Least capacity of a machine in a dimension that every machine has: less is none, and would make shares of it boundless.
+pub const CAPACITY_MIN: f64 = 1e-9;
 /// Most machines, and most workloads, of a snapshot.
 pub const COUNT_MAX: usize = 1_000_000;
 
@@ -238,12 +240,15 @@ fn check_machine(machine: &Machine) -> Result<(), SnapshotError> {
     check(&machine.name, "core speed", machine.core_cpu)?;
     check(&machine.name, "sleep power", machine.sleep_watts)?;
     check(&machine.name, "wake time", machine.wake_seconds)?;
-    for dimension in [CPU, MEMORY] {
-        if machine.capacity[dimension] <= 0.0 {
-            return Err(SnapshotError::NoCapacity { owner: machine.name.clone(), field: NAMES[dimension] });
-        }
+    let needed = [
+        (NAMES[CPU], machine.capacity[CPU]),
+        (NAMES[MEMORY], machine.capacity[MEMORY]),
+        ("core speed", machine.core_cpu),
+    ];
+    match needed.into_iter().find(|(_, amount)| *amount < CAPACITY_MIN) {
+        Some((field, _)) => Err(SnapshotError::NoCapacity { owner: machine.name.clone(), field }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn check_amounts(owner: &str, amounts: &Amounts) -> Result<(), SnapshotError> {
