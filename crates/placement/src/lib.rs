@@ -4,6 +4,7 @@
 pub mod elasticity;
 pub mod explain;
 pub mod filter;
+pub mod pack;
 pub mod plan;
 pub mod pool;
 pub mod power;
