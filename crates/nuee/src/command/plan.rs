@@ -1,7 +1,9 @@
 //! `nuee plan`: what would the consolidator do with this pool?
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use placement::plan::explain::explain;
@@ -46,7 +48,7 @@ pub struct Arguments {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
+struct Pool {
     machines: Vec<MachineRow>,
     #[serde(default)]
     workloads: Vec<WorkloadRow>,
@@ -100,6 +102,8 @@ struct WorkloadRow {
     apart: Vec<u32>,
 }
 
+/// Most that a machine can draw: beyond it someone has mistaken the unit. Units: watts.
+const WATTS_MAX: f64 = 1e9;
 /// Deviation of a workload that says nothing of it, as a share of what it uses.
 const DEVIATION_SHARE: f64 = 0.2;
 
@@ -109,25 +113,31 @@ fn yes() -> bool {
 
 /// Makes the plan and prints it.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let shown = arguments.from.display();
-    let size = std::fs::metadata(&arguments.from).with_context(|| format!("cannot open the snapshot {shown}"))?.len();
-    if size > SNAPSHOT_BYTES_MAX {
-        bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
-    }
-    let text = std::fs::read(&arguments.from).with_context(|| format!("cannot read the snapshot {shown}"))?;
-    let file: File = serde_json::from_slice(&text).with_context(|| format!("{shown} is no snapshot"))?;
-    let snapshot = snapshot(file).with_context(|| format!("{shown} is refused"))?;
+    let snapshot = read(&arguments.from)?;
     let mut policy = Policy { use_balloon: arguments.balloon, wake_ahead: arguments.wake_ahead, ..Policy::default() };
     policy.moves_max = arguments.moves_max.unwrap_or(policy.moves_max);
     policy.sleeps_max = arguments.sleeps_max.unwrap_or(policy.sleeps_max);
     if arguments.relief_only {
         policy.when = When::Never;
     }
-    let plan = plan(&snapshot, &policy, 0);
+    let mut plan = plan(&snapshot, &policy, 0);
+    // A sum of nothing is minus zero.
+    for watts in [&mut plan.watts_before, &mut plan.watts_after, &mut plan.watts_bound] {
+        *watts += 0.0;
+    }
     match arguments.output.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&as_json(&snapshot, &plan))?),
+        Format::Json => {
+            let mut value = as_json(&snapshot, &plan);
+            if arguments.explain {
+                value["explanation"] = explain(&snapshot, &plan).lines().map(str::trim_start).collect();
+            }
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
         Format::Text if arguments.explain => print!("{}", explain(&snapshot, &plan)),
         Format::Text => {
+            for (number, step) in (1..).zip(&plan.steps) {
+                println!("{number:4}. {}", in_words(&snapshot, step));
+            }
             let steps = plan.steps.len();
             let Plan { watts_before, watts_after, watts_bound, .. } = &plan;
             println!(
@@ -138,24 +148,67 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn snapshot(file: File) -> Result<Snapshot> {
+fn read(path: &Path) -> Result<Snapshot> {
+    let shown = path.display();
+    let file = File::open(path).with_context(|| format!("cannot open the snapshot {shown}"))?;
+    let mut text = Vec::new();
+    let size = file.take(SNAPSHOT_BYTES_MAX).read_to_end(&mut text);
+    if size.with_context(|| format!("cannot read the snapshot {shown}"))? as u64 == SNAPSHOT_BYTES_MAX {
+        bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
+    }
+    let pool = serde_json::from_slice(&text).with_context(|| format!("{shown} is no snapshot"))?;
+    snapshot(pool).with_context(|| format!("{shown} is refused"))
+}
+
+/// A step without its reason.
+fn in_words(snapshot: &Snapshot, step: &Step) -> String {
+    let machine = |index: &usize| snapshot.machines()[*index].name.as_str();
+    let id = |index: &usize| snapshot.workloads()[*index].id.as_str();
+    match step {
+        Step::Balloon { workload, memory } => format!("balloon {} down to {memory:.0}", id(workload)),
+        Step::Wake { machine: index } => format!("wake {}", machine(index)),
+        Step::Sleep { machine: index } => format!("sleep {}", machine(index)),
+        Step::Move { workload, from, to, .. } => {
+            format!("move {} from {} to {}", id(workload), machine(from), machine(to))
+        }
+    }
+}
+
+fn snapshot(file: Pool) -> Result<Snapshot> {
     let mut snapshot = Snapshot::default();
     let mut indices = HashMap::new();
     for row in file.machines {
+        check_name("machine", &row.name)?;
         let name = row.name.clone();
         let index = snapshot.add_machine(machine(row)?)?;
         if indices.insert(name.clone(), index).is_some() {
             bail!("machine {name} is there twice");
         }
     }
+    let mut ids = HashSet::new();
     for row in file.workloads {
+        check_name("workload", &row.id)?;
+        if !ids.insert(row.id.clone()) {
+            bail!("workload {} is there twice", row.id);
+        }
         let place = row.machine.as_ref().map(|name| {
             indices.get(name).copied().with_context(|| format!("workload {}: there is no machine {name}", row.id))
         });
         let place = place.transpose()?;
+        if let Some(asleep) = place.filter(|&index| snapshot.machines()[index].state == MachineState::Asleep) {
+            bail!("workload {}: machine {} is asleep", row.id, snapshot.machines()[asleep].name);
+        }
         snapshot.add_workload(workload(row, place))?;
     }
     Ok(snapshot)
+}
+
+/// Names are shown on terminals, which obey control characters.
+fn check_name(kind: &str, name: &str) -> Result<()> {
+    if name.is_empty() || name.chars().any(char::is_control) {
+        bail!("{name:?} is no name of a {kind}: it is empty or has control characters");
+    }
+    Ok(())
 }
 
 fn machine(row: MachineRow) -> Result<Machine> {
@@ -166,6 +219,9 @@ fn machine(row: MachineRow) -> Result<Machine> {
         "failed" => MachineState::Failed,
         other => bail!("machine {}: `{other}` is no state; known are on, draining, asleep, failed", row.name),
     };
+    if let Some(watts) = row.power_watts.iter().find(|watts| **watts > WATTS_MAX) {
+        bail!("machine {}: it cannot draw {watts:e} W", row.name);
+    }
     let power = PowerCurve::new(row.power_watts).with_context(|| format!("machine {}", row.name))?;
     Ok(Machine {
         capacity: [row.cpu, row.memory, row.disk, row.network],
