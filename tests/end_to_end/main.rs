@@ -4,6 +4,7 @@ mod backup;
 mod buildkit;
 mod command_line;
 mod compose;
+mod consolidation;
 mod dialect;
 mod disk;
 mod docker;

@@ -6,6 +6,7 @@ pub mod explain;
 pub mod filter;
 pub mod fuzzing;
 mod index;
+pub mod pack;
 pub mod plan;
 pub mod pool;
 pub mod power;

@@ -1,6 +1,8 @@
 //! `nuee plan`: what would the consolidator do with this pool?
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use placement::plan::explain::explain;
@@ -42,24 +44,31 @@ pub struct Arguments {
 
 /// Makes the plan and prints it.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let shown = arguments.from.display();
-    let size = std::fs::metadata(&arguments.from).with_context(|| format!("cannot open the snapshot {shown}"))?.len();
-    if size > SNAPSHOT_BYTES_MAX {
-        bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
-    }
-    let text = std::fs::read(&arguments.from).with_context(|| format!("cannot read the snapshot {shown}"))?;
-    let snapshot = document::read(&text).with_context(|| format!("the snapshot {shown} is refused"))?;
+    let snapshot = read(&arguments.from)?;
     let mut policy = Policy { use_balloon: arguments.balloon, wake_ahead: arguments.wake_ahead, ..Policy::default() };
     policy.moves_max = arguments.moves_max.unwrap_or(policy.moves_max);
     policy.sleeps_max = arguments.sleeps_max.unwrap_or(policy.sleeps_max);
     if arguments.relief_only {
         policy.when = When::Never;
     }
-    let plan = plan(&snapshot, &policy, 0);
+    let mut plan = plan(&snapshot, &policy, 0);
+    // A sum of nothing is minus zero.
+    for watts in [&mut plan.watts_before, &mut plan.watts_after, &mut plan.watts_bound] {
+        *watts += 0.0;
+    }
     match arguments.output.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&as_json(&snapshot, &plan))?),
+        Format::Json => {
+            let mut value = as_json(&snapshot, &plan);
+            if arguments.explain {
+                value["explanation"] = explain(&snapshot, &plan).lines().map(str::trim_start).collect();
+            }
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
         Format::Text if arguments.explain => print!("{}", explain(&snapshot, &plan)),
         Format::Text => {
+            for (number, step) in (1..).zip(&plan.steps) {
+                println!("{number:4}. {}", in_words(&snapshot, step));
+            }
             let steps = plan.steps.len();
             let Plan { watts_before, watts_after, watts_bound, .. } = &plan;
             println!(
@@ -68,6 +77,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<Snapshot> {
+    let shown = path.display();
+    let file = File::open(path).with_context(|| format!("cannot open the snapshot {shown}"))?;
+    let mut text = Vec::new();
+    let size = file.take(SNAPSHOT_BYTES_MAX).read_to_end(&mut text);
+    if size.with_context(|| format!("cannot read the snapshot {shown}"))? as u64 == SNAPSHOT_BYTES_MAX {
+        bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
+    }
+    document::read(&text).with_context(|| format!("the snapshot {shown} is refused"))
+}
+
+/// A step without its reason.
+fn in_words(snapshot: &Snapshot, step: &Step) -> String {
+    let machine = |index: &usize| snapshot.machines()[*index].name.as_str();
+    let id = |index: &usize| snapshot.workloads()[*index].id.as_str();
+    match step {
+        Step::Balloon { workload, memory } => format!("balloon {} down to {memory:.0}", id(workload)),
+        Step::Wake { machine: index } => format!("wake {}", machine(index)),
+        Step::Sleep { machine: index } => format!("sleep {}", machine(index)),
+        Step::Move { workload, from, to, .. } => {
+            format!("move {} from {} to {}", id(workload), machine(from), machine(to))
+        }
+    }
 }
 
 fn as_json(snapshot: &Snapshot, plan: &Plan) -> Value {

@@ -1,7 +1,7 @@
 //! `nuee simulate`: replays a trace under a policy.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,16 @@ use super::Format;
 /// Most that a trace may unpack to: a day of a million machines. Units: bytes.
 const TRACE_BYTES_MAX: u64 = 1 << 30;
 
+/// How a gzipped file begins.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
 /// Flags of `nuee simulate`.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The experiment: its machines, types of virtual machine and rules
     #[arg(long, value_enum, default_value_t = Experiment::Planetlab)]
     experiment: Experiment,
-    /// Trace to replay: CSV, a name and 288 percentages in each line; gzipped when its name ends in .gz
+    /// Trace to replay: CSV, a name and 288 percentages in each line; gzipped or not
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
     /// npa, dvfs, mfped, nuee, or a detection (thr, iqr, mad, lr, lrr, lr-weighted) with a selection (mmt, mc, rs, mu), as lr-mmt
@@ -77,15 +80,18 @@ enum WakeCost {
     Realistic,
 }
 
-/// Measures how long each decision takes: `simulator` itself has no clock.
+/// Measures how long each decision takes, as `simulator` itself has no clock, and counts whom the first placement left out.
 struct Timed {
     inner: Box<dyn Optimiser>,
     longest: Duration,
+    unplaced: usize,
 }
 
 impl Optimiser for Timed {
     fn start(&mut self, world: &World<'_>) -> Vec<Option<u32>> {
-        self.inner.start(world)
+        let places = self.inner.start(world);
+        self.unplaced = places.iter().filter(|place| place.is_none()).count();
+        places
     }
 
     fn optimise(&mut self, world: &World<'_>) -> Decision {
@@ -99,7 +105,9 @@ impl Optimiser for Timed {
 /// Runs it and prints the result.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let Experiment::Planetlab = arguments.experiment;
+    // What can fail fails before the day is replayed, not after.
     let trace = read(&arguments.trace)?;
+    let mut report = arguments.report.as_deref().map(create).transpose()?;
     let setting = Setting {
         memory_enforced: arguments.memory == Memory::Enforced,
         host_memory_mb: f64::from(arguments.host_memory_mb),
@@ -108,24 +116,30 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         balloon_share: f64::from(arguments.balloon) / 100.0,
     };
     let mut course = Course::default();
-    let (outcome, longest) = if arguments.policy == "npa" {
-        (always_on(&trace, &setting), Duration::ZERO)
+    let (outcome, longest, unplaced) = if arguments.policy == "npa" {
+        (always_on(&trace, &setting), Duration::ZERO, 0)
     } else {
         let Some(inner) = simulator::policy::by_name(&arguments.policy) else {
             bail!("there is no policy `{}`; known are {}", arguments.policy, simulator::policy::NAMES.join(", "));
         };
-        let mut timed = Timed { inner, longest: Duration::ZERO };
+        let mut timed = Timed { inner, longest: Duration::ZERO, unplaced: 0 };
         let bar = progress();
         let outcome = run_day(&trace, &setting, &mut timed, |glance| {
             course.note(&glance);
             bar.inc(1);
         });
         bar.finish_and_clear();
-        (outcome, timed.longest)
+        (outcome, timed.longest, timed.unplaced)
     };
-    if let Some(path) = &arguments.report {
+    if unplaced > 0 {
+        eprintln!(
+            "nuee: warning: {unplaced} of {} virtual machines find no host with memory for them and are left out",
+            trace.len()
+        );
+    }
+    if let (Some(file), Some(path)) = (&mut report, &arguments.report) {
         let title = format!("{} on {}", arguments.policy, arguments.trace.display());
-        std::fs::write(path, course.html(&title, &outcome))
+        file.write_all(course.html(&title, &outcome).as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     print(arguments, &outcome, longest)
@@ -172,15 +186,22 @@ fn progress() -> ProgressBar {
     bar
 }
 
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn read(path: &Path) -> Result<Trace> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("cannot open the trace {shown}"))?;
-    let mut text = String::new();
-    let unpacked: Box<dyn Read> = if path.extension().is_some_and(|extension| extension == "gz") {
-        Box::new(flate2::read::GzDecoder::new(file))
+    let mut packed = BufReader::new(file);
+    let begin = packed.fill_buf().with_context(|| format!("cannot read the trace {shown}"))?;
+    // A gzipped file may be several that were put one after the other.
+    let unpacked: Box<dyn Read> = if begin.starts_with(&GZIP_MAGIC) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(packed))
     } else {
-        Box::new(file)
+        Box::new(packed)
     };
+    let mut text = String::new();
     let size = unpacked.take(TRACE_BYTES_MAX).read_to_string(&mut text);
     let size = size.with_context(|| format!("cannot read the trace {shown}"))?;
     if size as u64 == TRACE_BYTES_MAX {

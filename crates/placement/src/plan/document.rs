@@ -103,6 +103,9 @@ pub fn read(text: &[u8]) -> Result<Snapshot, DocumentError> {
     let mut ids = HashSet::new();
     for (place, raw) in document.workloads.into_iter().enumerate() {
         let workload = workload(Row::new("workload", place, raw, "id")?, &indices)?;
+        if workload.machine.is_some_and(|index| snapshot.machines()[index].state == MachineState::Asleep) {
+            return Err(field(&format!("workload {}", workload.id), "machine", "is asleep"));
+        }
         if !ids.insert(workload.id.clone()) {
             return Err(field(&format!("workload {}", workload.id), "id", "is there twice"));
         }
@@ -190,6 +193,10 @@ impl Row {
         };
         let mut row = Row { owner, name: String::new(), fields };
         match row.text(name_field)? {
+            // Names are shown on terminals, which obey control characters.
+            Some(name) if name.chars().any(char::is_control) => {
+                return Err(row.refuse(name_field, "has control characters"));
+            }
             Some(name) if !name.is_empty() => row.name = name,
             _ => return Err(row.refuse(name_field, "is missing")),
         }
@@ -324,6 +331,8 @@ mod tests {
         check(r#", "disk": "1""#, "", "machine m: `disk` must be a number");
         check(r#", "name": "n""#, "", "machine n: `name` is there twice");
         check(r#", "state": "gone""#, "", "machine m: `state` must be on, draining, asleep or failed");
+        check(r#", "state": "asleep""#, r#", "disk": 0"#, "workload w: `machine` is asleep");
+        check(r#"}, {"name": "\u001b[31m", "cpu": 1"#, "", "machine 1: `name` has control characters");
         check(r#", "colour": 1"#, "", "machine m: `colour` is no field that is known here");
         check(r#", "labels": {"zone": 1}"#, "", "machine m: `labels` must be an object of texts");
         check(
