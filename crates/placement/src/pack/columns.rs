@@ -107,6 +107,11 @@ pub fn relax(knapsack: &Knapsack, effort: &mut Effort<'_>) -> Relaxed {
     relax_by(knapsack, &STAGES, effort)
 }
 
+/// Solves it roughly, and proves nothing.
+pub fn sketch(knapsack: &Knapsack, effort: &mut Effort<'_>) -> Relaxed {
+    relax_by(knapsack, &STAGES[..DIVE_STAGES], effort)
+}
+
 fn relax_by(knapsack: &Knapsack, stages: &[(f64, u64)], effort: &mut Effort<'_>) -> Relaxed {
     let count = knapsack.sizes().len();
     let mut basis = Basis::new(knapsack);
@@ -162,7 +167,7 @@ pub fn dive(knapsack: &Knapsack, effort: &mut Effort<'_>, mut used: impl FnMut(&
     let mut demands = knapsack.demands().to_vec();
     while demands.iter().any(|&demand| demand > 0) && !effort.is_spent() {
         let kinds: Vec<usize> = (0..demands.len()).filter(|&kind| demands[kind] > 0).collect();
-        let relaxed = relax_by(&knapsack.restricted(&kinds, &demands), &STAGES[..DIVE_STAGES], effort);
+        let relaxed = sketch(&knapsack.restricted(&kinds, &demands), effort);
         let whole_again = |pattern: &Pattern| {
             let mut wide = vec![0; demands.len()];
             for (&kind, &part) in kinds.iter().zip(pattern) {

@@ -235,6 +235,6 @@ pub fn dot(one: &Shares, other: &Shares) -> f32 {
 
 /// Half the digits are enough to compare by.
 #[allow(clippy::cast_possible_truncation)] // rounds
-fn narrow(value: f64) -> f32 {
+pub fn narrow(value: f64) -> f32 {
     value as f32
 }

@@ -255,3 +255,41 @@ fn index(value: u64) -> usize {
 fn above(value: f64) -> u64 {
     (value * SAFETY).ceil() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn states_and_branches_agree(
+            types in proptest::collection::vec(([1u64..9, 0u64..9, 0u64..9], 0u64..ONE), 1..7),
+            capacity in [8u64..24, 8u64..24, 8u64..24],
+        ) {
+            let sizes: Vec<Vector> = types.iter().map(|(size, _)| *size).collect();
+            let worths: Vec<u64> = types.iter().map(|(_, worth)| *worth).collect();
+            let knapsack = Knapsack::new(capacity, sizes.clone(), vec![100; sizes.len()]);
+            prop_assert!(knapsack.grid.is_some());
+            let states = knapsack.price(&worths, 0, 0);
+            let kinds: Vec<usize> = (0..sizes.len()).collect();
+            let branching = knapsack.restricted(&kinds, &vec![100; sizes.len()]);
+            let branches = branching.price(&worths, 0, u64::MAX);
+            prop_assert_eq!(states.most, branches.most);
+            for found in [&states, &branches] {
+                let worth = found.pattern.iter().zip(&worths).map(|(&part, worth)| u64::from(part) * worth);
+                prop_assert_eq!(worth.sum::<u64>(), found.worth);
+                for axis in 0..DIMENSIONS_MAX {
+                    let load = found.pattern.iter().zip(&sizes).map(|(&part, size)| u64::from(part) * size[axis]);
+                    prop_assert!(load.sum::<u64>() <= capacity[axis]);
+                }
+            }
+            // Cut short, or content with what is enough, it may not know, but never says too little.
+            for steps in [1, 5, 30] {
+                prop_assert!(branching.price(&worths, 0, steps).most >= states.most);
+            }
+            prop_assert!(branching.price(&worths, states.most / 2, u64::MAX).most >= states.most);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! left over, until nothing is.
 
 use super::effort::{Effort, Random};
-use super::fill::{Care, Filler, dot, scarcity};
+use super::fill::{Care, Filler, dot, narrow, scarcity};
 use super::greedy::Bins;
 use super::instance::Instance;
 use super::pairs::Shares;
@@ -67,7 +67,7 @@ impl Search<'_, '_> {
             let (bins, left) = self.filler.fill(&items, picked.len(), care, random, effort);
             let load = self.weight(&left);
             // Equal is welcome, and a little worse now and then, so that it does not stay where it is.
-            if load <= self.load + 0.01 * narrow_share(random) * self.load {
+            if load <= self.load + 0.01 * narrow(random.share()) * self.load {
                 let mut bins = bins.into_iter();
                 for &bin in &picked {
                     self.bins[bin] = bins.next().unwrap_or_default();
@@ -97,9 +97,4 @@ impl Search<'_, '_> {
         }
         picked
     }
-}
-
-#[allow(clippy::cast_possible_truncation)] // rounds
-fn narrow_share(random: &mut Random) -> f32 {
-    random.share() as f32
 }
