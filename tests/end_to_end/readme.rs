@@ -62,9 +62,11 @@ fn every_command_of_the_readme_runs() -> Result<()> {
     let blocks = blocks(README);
     ensure!(blocks.len() >= 5, "the README's blocks are not found");
     for block in &blocks {
-        let asks_for_daemon = !block.contains("make up") && !block.contains("nuee up");
-        if asks_for_daemon && nuee.status()?["ready"] != true {
-            nuee.up()?;
+        let starts_one = block.contains("make up") || block.contains("nuee up");
+        match nuee.status()?["ready"] == true {
+            true if starts_one => drop(nuee.nuee(&["down"])?.success()?),
+            false if !starts_one => nuee.up()?,
+            _ => {}
         }
         run(&nuee, block)?;
     }

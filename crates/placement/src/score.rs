@@ -70,8 +70,10 @@ impl Extras {
     #[inline]
     fn bound(&self, run: usize, resources: u32) -> u32 {
         let most = |column: &Option<Vec<u32>>, otherwise| {
-            let most = |column: &Vec<u32>| column.get(run * RUN..)?.iter().take(RUN).copied().max();
-            column.as_ref().map_or(otherwise, |column| most(column).unwrap_or(otherwise))
+            column.as_ref().map_or(otherwise, |column| {
+                let run: Option<&[u32; RUN]> = column.get(run * RUN..).and_then(|column| column.first_chunk());
+                run.map_or(otherwise, |run| run.iter().fold(0, |most, value| most.max(*value)))
+            })
         };
         let base = (resources + 2 * most(&self.wishes, BEST)) / 5;
         (5 * base + most(&self.around, 0)) / self.weights
@@ -196,7 +198,13 @@ impl Scan<'_> {
 
 /// A part of a whole, 0 to [`BEST`].
 pub(crate) fn share(part: i128, whole: i128) -> u32 {
-    if whole <= 0 { BEST } else { u32::try_from(part * i128::from(BEST) / whole).unwrap_or(0).min(BEST) }
+    if whole <= 0 {
+        return BEST;
+    }
+    // The short division where it suffices, which is nearly always.
+    let short = || Some(u64::try_from(part).ok()?.checked_mul(u64::from(BEST))? / u64::try_from(whole).ok()?);
+    let percent = short().map_or_else(|| part * i128::from(BEST) / whole, i128::from);
+    u32::try_from(percent).unwrap_or(0).min(BEST)
 }
 
 /// Share of the workload's images that is on each machine, by size; `None` when that is nothing on all.
