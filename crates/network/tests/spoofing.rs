@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use network::{DEFAULT_NETWORK, Mac};
 
-use crate::lab::{self, PATIENCE, inside, shell};
+use crate::lab::{self, IMPATIENCE, PATIENCE, ask_udp, inside, serve_udp, shell, udp_socket};
 
 const EVERYTHING: u16 = 0x0003;
 const MARK: &[u8] = b"nuee-spoof-test-";
@@ -130,5 +130,19 @@ fn forged_frames_reach_nobody() {
                 );
             }
         }
+    });
+}
+
+#[test]
+fn no_workload_speaks_to_what_joins_machines() {
+    lab::run(|lab| async move {
+        let workload = lab.workload("w", DEFAULT_NETWORK).await;
+        // VXLAN's port (RFC 7348), and its neighbour as the control.
+        for port in [4788, 4789] {
+            serve_udp(None, port, "machine");
+        }
+        let socket = udp_socket(Some(&workload.namespace));
+        assert!(ask_udp(&socket, workload.gateway, 4788, PATIENCE).is_ok());
+        assert!(ask_udp(&socket, workload.gateway, 4789, IMPATIENCE).is_err());
     });
 }

@@ -47,6 +47,7 @@ const INET_CHAINS: &str = r#"
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		ip daddr 127.0.0.0/8 iifname @bridges drop
+		udp dport 4789 iifname @bridges drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -71,7 +72,6 @@ const INET_CHAINS: &str = r#"
 		iifname . oifname @within accept
 		iifname @internal drop
 		oifname @internal drop
-		iifname @bridges udp dport 4789 drop
 		ct status dnat accept
 		oifname @bridges goto inbound
 	}
@@ -79,10 +79,6 @@ const INET_CHAINS: &str = r#"
 		iifname @bridges drop
 		oifname @routed accept
 		drop
-	}
-	chain input {
-		type filter hook input priority filter; policy accept;
-		udp dport 4789 iifname @bridges drop
 	}
 	chain refuse_output {
 		type filter hook output priority filter; policy accept;
