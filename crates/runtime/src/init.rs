@@ -9,19 +9,24 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::sys;
+
 /// Runs as process 1; `args` are the program and its arguments, with or without a leading `--`.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // The loader that may have started us has given its own name to the process.
     let _ = nix::sys::prctl::set_name(c"docker-init");
     let mut args = args.into_iter().skip_while(|word| word == "--");
     let Some(program) = args.next() else { return ExitCode::from(127) };
-    // Everything is taken by waiting for it; the standard library gives the child an empty mask again.
+    // Everything is taken by waiting for it.
     let signals = SigSet::all();
     if signals.thread_block().is_err() {
         return ExitCode::from(126);
     }
     // A group of its own, so that the terminal's Ctrl-C does not reach it twice.
-    let child = match Command::new(&program).args(args).process_group(0).spawn() {
+    let mut command = Command::new(&program);
+    command.args(args).process_group(0);
+    sys::unblock_before_exec(&mut command);
+    let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
             let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };

@@ -139,6 +139,16 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
     Ok(())
 }
 
+/// Gives `command`'s child an empty signal mask; by itself it has that of the thread that starts it.
+pub(crate) fn unblock_before_exec(command: &mut Command) {
+    let before_exec = || {
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes one system call on memory of its own.
+    unsafe { command.pre_exec(before_exec) };
+}
+
 /// `struct clone_args`. `Source:` clone(2).
 #[repr(C)]
 #[derive(Default)]

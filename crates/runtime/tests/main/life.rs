@@ -173,6 +173,13 @@ fn init_ends_as_its_program_and_passes_signals_on() {
     assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
+#[test]
+fn a_program_below_init_has_no_signal_blocked() {
+    let mut init = std::process::Command::new(env!("CARGO_BIN_EXE_runtime-test-shim"));
+    let blocked = init.args(["init", "--", "/bin/grep", "SigBlk", "/proc/self/status"]).output().unwrap().stdout;
+    assert_eq!(String::from_utf8_lossy(&blocked), "SigBlk:\t0000000000000000\n");
+}
+
 #[tokio::test]
 async fn a_frozen_oci_runtime_is_given_up() {
     let place = Place::new();
