@@ -70,7 +70,7 @@ fn every_command_of_the_readme_runs() -> Result<()> {
         }
         run(&nuee, block)?;
     }
-    ensure!(nuee.data().with_file_name("data-restored").join("kubeconfig").exists(), "nothing was restored");
+    ensure!(nuee.data().with_file_name("data-restored").join("store").exists(), "nothing was restored");
     nuee.finish()
 }
 

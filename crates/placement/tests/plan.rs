@@ -134,14 +134,18 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn every_step_of_every_plan_can_be_done(snapshot in pools(), balloon: bool, overlap: bool, ahead: bool, moves in 0usize..30) {
         let policy = Policy { use_balloon: balloon, moves_overlap: overlap, wake_ahead: ahead, moves_max: moves, ..Policy::default() };
         let made = plan(&snapshot, &policy, 0);
         prop_assert_eq!(replay(&snapshot, &made), Ok(()));
-        prop_assert!(made.watts_bound <= made.watts_after + 1e-6 || !made.overloaded.is_empty() || made.given_up > 0
+        // The bound is that of serving everything: who is held back by the size of a core is not served.
+        let held_back = snapshot.workloads().iter().any(|item| {
+            item.machine.is_some_and(|machine| item.uses[CPU] > snapshot.machines()[machine].core_cpu)
+        });
+        prop_assert!(made.watts_bound <= made.watts_after + 1e-6 || !made.overloaded.is_empty() || made.given_up > 0 || held_back
             || snapshot.machines().iter().any(|m| m.state == MachineState::Failed), "{:?}", made);
         prop_assert_eq!(plan(&snapshot, &policy, 0).steps, made.steps, "the same snapshot gives the same plan");
     }

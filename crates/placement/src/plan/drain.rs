@@ -25,6 +25,7 @@ pub fn drain(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
     let before: Vec<bool> = draft.machines.iter().map(|load| load.is_open).collect();
     let asleep = (0..draft.machines.len()).filter(|machine| !draft.machines[*machine].is_on).collect::<Vec<_>>();
     asleep.iter().for_each(|machine| draft.machines[*machine].is_open = false);
+    let mark = draft.moves.len();
     if spare.len() > draft.policy.steady_spares_max {
         gather(draft, &ranked[..keep], &spare, budget);
     }
@@ -45,6 +46,9 @@ pub fn drain(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
         } else {
             failures += 1;
         }
+    }
+    if budget.is_spent {
+        take_back(draft, mark);
     }
     for (machine, was) in before.into_iter().enumerate() {
         draft.machines[machine].is_open = was && (draft.machines[machine].is_on || asleep.contains(&machine));
@@ -174,6 +178,16 @@ fn roomiest(draft: &Draft<'_>, workload: u32, from: usize) -> Option<usize> {
     best.map(|(_, machine)| machine)
 }
 
+/// Undoes the moves since `mark` off machines that others did not leave: they were for nothing.
+fn take_back(draft: &mut Draft<'_>, mark: usize) {
+    for index in mark..draft.moves.len() {
+        let (workload, from, _) = draft.moves[index];
+        if !draft.machines[from as usize].members.is_empty() {
+            draft.shift(workload, from as usize);
+        }
+    }
+}
+
 /// Many machines at once: fills the best machines, one after the other, with what is on the spare ones, the least steady
 /// first, so that like comes to like.
 fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize], budget: &mut Budget<'_>) {
@@ -182,15 +196,16 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize], budget: &mut B
         let forecast = items[*w as usize].forecast;
         forecast.deviation * forecast.deviation / forecast.mean.max(1e-9)
     };
-    let mut movers: Vec<u32> = spare
-        .iter()
-        .flat_map(|machine| draft.machines[*machine].members.iter().copied())
-        .filter(|workload| items[*workload as usize].is_movable)
+    // What shares a machine with something that cannot move would move for nothing.
+    let members = spare.iter().map(|machine| &draft.machines[*machine].members);
+    let mut movers: Vec<u32> = members
+        .filter(|members| members.iter().all(|workload| items[*workload as usize].is_movable))
+        .flatten()
+        .copied()
         .collect();
     movers.sort_by(|one, other| ratio(other).total_cmp(&ratio(one)).then(one.cmp(other)));
     let were_open: Vec<bool> =
         spare.iter().map(|machine| std::mem::replace(&mut draft.machines[*machine].is_open, false)).collect();
-    let mark = draft.moves.len();
     for workload in movers {
         if draft.moves.len() >= draft.policy.moves_max || !budget.allows() {
             break;
@@ -201,15 +216,6 @@ fn gather(draft: &mut Draft<'_>, kept: &[usize], spare: &[usize], budget: &mut B
             .find(|machine| draft.margin_with(workload, *machine, draft.policy.gather_deviations).is_some());
         if let Some(target) = target {
             draft.shift(workload, target);
-        }
-    }
-    if budget.is_spent {
-        // Whoever left a machine that others did not leave has moved for nothing.
-        let moves = draft.moves[mark..].to_vec();
-        for (workload, from, _) in moves {
-            if !draft.machines[from as usize].members.is_empty() {
-                draft.shift(workload, from as usize);
-            }
         }
     }
     for (machine, was_open) in spare.iter().zip(were_open) {
