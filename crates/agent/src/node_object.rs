@@ -101,8 +101,7 @@ async fn write_status(context: &Context, facts: &NodeFacts, old: Option<&NodeSta
 }
 
 fn status(context: &Context, facts: &NodeFacts, old: Option<&NodeStatus>) -> NodeStatus {
-    let disk = rustix::fs::statvfs(&context.data_dir).ok();
-    let disk_bytes = disk.map_or(0, |d| d.f_blocks * d.f_frsize);
+    let disk_bytes = crate::disk::space(&context.data_dir).map_or(0, |(total, _)| total);
     let quantities: BTreeMap<String, Quantity> = [
         ("cpu", (context.size.cpu_milli / 1000).to_string()),
         ("memory", format!("{}Ki", context.size.memory_bytes / 1024)),

@@ -134,8 +134,14 @@ impl Guard {
 }
 
 fn level(directory: &Path, percent: u8) -> Option<Level> {
+    let (total, free) = space(directory)?;
+    Some(Level::new(total, free, percent))
+}
+
+/// Size of the disk below a directory, and what of it is free for users; `None` when it cannot be asked. Units: bytes.
+pub fn space(directory: &Path) -> Option<(u64, u64)> {
     let disk = rustix::fs::statvfs(directory).ok().filter(|disk| disk.f_blocks > 0)?;
-    Some(Level::new(disk.f_blocks.saturating_mul(disk.f_frsize), disk.f_bavail.saturating_mul(disk.f_frsize), percent))
+    Some((disk.f_blocks.saturating_mul(disk.f_frsize), disk.f_bavail.saturating_mul(disk.f_frsize)))
 }
 
 /// What of a disk of this size workloads may ask for. Units: bytes.

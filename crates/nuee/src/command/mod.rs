@@ -1,8 +1,10 @@
 //! The command line: what each word means is in the file of that name.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::instance::DEFAULT_DATA_DIRECTORY;
@@ -172,6 +174,16 @@ fn end_with_the_reader() {
 /// Runs a command that talks to the API.
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Reads to the end, for `what` in messages.
+///
+/// `Errors:` it cannot be read, or is of `bytes_max` bytes or more.
+fn read_bounded(from: impl Read, bytes_max: u64, what: &str) -> anyhow::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let size = from.take(bytes_max).read_to_end(&mut content).with_context(|| format!("cannot read {what}"))?;
+    anyhow::ensure!((size as u64) < bytes_max, "{what} is larger than {bytes_max} bytes");
+    Ok(content)
 }
 
 fn or_complain(done: anyhow::Result<ExitCode>) -> ExitCode {

@@ -1,10 +1,9 @@
 //! `nuee plan`: what would the consolidator do with this pool?
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use placement::plan::explain::explain;
 use placement::plan::{Plan, Policy, Snapshot, Step, When, document, plan};
 use serde_json::{Value, json};
@@ -51,11 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.relief_only {
         policy.when = When::Never;
     }
-    let mut plan = plan(&snapshot, &policy, 0);
-    // A sum of nothing is minus zero.
-    for watts in [&mut plan.watts_before, &mut plan.watts_after, &mut plan.watts_bound] {
-        *watts += 0.0;
-    }
+    let plan = plan(&snapshot, &policy, 0);
     match arguments.output.output {
         Format::Json => {
             let mut value = as_json(&snapshot, &plan);
@@ -82,11 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn read(path: &Path) -> Result<Snapshot> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("cannot open the snapshot {shown}"))?;
-    let mut text = Vec::new();
-    let size = file.take(SNAPSHOT_BYTES_MAX).read_to_end(&mut text);
-    if size.with_context(|| format!("cannot read the snapshot {shown}"))? as u64 == SNAPSHOT_BYTES_MAX {
-        bail!("the snapshot {shown} is larger than {SNAPSHOT_BYTES_MAX} bytes");
-    }
+    let text = super::read_bounded(file, SNAPSHOT_BYTES_MAX, &format!("the snapshot {shown}"))?;
     document::read(&text).with_context(|| format!("the snapshot {shown} is refused"))
 }
 

@@ -201,11 +201,7 @@ fn read(path: &Path) -> Result<Trace> {
     } else {
         Box::new(packed)
     };
-    let mut text = String::new();
-    let size = unpacked.take(TRACE_BYTES_MAX).read_to_string(&mut text);
-    let size = size.with_context(|| format!("cannot read the trace {shown}"))?;
-    if size as u64 == TRACE_BYTES_MAX {
-        bail!("the trace {shown} is larger than {TRACE_BYTES_MAX} bytes");
-    }
+    let text = super::read_bounded(unpacked, TRACE_BYTES_MAX, &format!("the trace {shown}"))?;
+    let text = String::from_utf8(text).with_context(|| format!("cannot read the trace {shown}"))?;
     Trace::parse(&text).with_context(|| format!("{shown} is no trace"))
 }

@@ -12,6 +12,7 @@
 //! curves need not be convex, this is the bound of their lower hulls.
 
 use super::snapshot::{CPU, MEMORY, Machine, MachineState, Snapshot};
+use super::total;
 use crate::power::PowerCurve;
 
 /// Rounds of the search for the best price; each leaves two thirds of the interval.
@@ -58,8 +59,8 @@ pub fn of(snapshot: &Snapshot) -> f64 {
         }
     }
     let placed = || snapshot.workloads().iter().filter(|workload| workload.machine.is_some());
-    let memory = placed().map(|workload| workload.memory_min).sum();
-    watts(&classes, placed().map(|workload| workload.uses[CPU]).sum(), memory)
+    let memory = total(placed().map(|workload| workload.memory_min));
+    watts(&classes, total(placed().map(|workload| workload.uses[CPU])), memory)
 }
 
 fn is_alike(class: &Class, machine: &Machine) -> bool {

@@ -1,7 +1,7 @@
 //! The plan under construction: who is where if all steps so far are done, and what each machine still takes.
 
-use super::Policy;
 use super::snapshot::{Amounts, CPU, DIMENSIONS, MEMORY, MachineState, Snapshot};
+use super::{Policy, total};
 
 /// Slack for rounding, as a share of a machine.
 const ROUNDING: f64 = 1e-9;
@@ -196,7 +196,7 @@ impl<'a> Draft<'a> {
 
     /// Power of all machines. Units: watts.
     pub fn total_watts(&self) -> f64 {
-        (0..self.machines.len()).map(|machine| self.watts(machine)).sum()
+        total((0..self.machines.len()).map(|machine| self.watts(machine)))
     }
 
     /// Lets the balloon take what it may from all that run.

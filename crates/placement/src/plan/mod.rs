@@ -206,6 +206,11 @@ pub fn plan_while(snapshot: &Snapshot, policy: &Policy, minute: u16, goes_on: &m
     }
 }
 
+/// A sum; of nothing it is 0, where [`Iterator::sum`] has minus 0.
+fn total(parts: impl Iterator<Item = f64>) -> f64 {
+    parts.fold(0.0, |sum, part| sum + part)
+}
+
 /// How long to go on.
 struct Budget<'a> {
     goes_on: &'a mut dyn FnMut() -> bool,

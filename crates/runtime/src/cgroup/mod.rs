@@ -92,10 +92,6 @@ pub struct Cgroup {
     path: String,
 }
 
-fn is_unified(names: &[String]) -> bool {
-    names.iter().any(|name| name == HYBRID_NAME)
-}
-
 impl Cgroup {
     /// The group at `path` (absolute within the hierarchies). Touches nothing.
     pub fn new(hierarchies: Hierarchies, path: &str) -> Self {
@@ -156,7 +152,7 @@ impl Cgroup {
         let below = self.path.trim_start_matches('/');
         match &self.hierarchies {
             Hierarchies::V1(mounts) => {
-                let v1 = mounts.iter().filter(|(names, _)| !is_unified(names));
+                let v1 = mounts.iter().filter(|(names, _)| !names.iter().any(|name| name == HYBRID_NAME));
                 v1.map(|(_, mount)| mount.join(below).join("tasks")).collect()
             }
             Hierarchies::V2(_) => Vec::new(),
@@ -165,11 +161,7 @@ impl Cgroup {
 
     /// The directory of the v2 hierarchy, in which processes are born rather than moved into, for the same reason.
     pub(crate) fn unified_directory(&self) -> Option<PathBuf> {
-        let mount = match &self.hierarchies {
-            Hierarchies::V1(mounts) => mounts.iter().find(|(names, _)| is_unified(names)).map(|(_, mount)| mount),
-            Hierarchies::V2(mount) => Some(mount),
-        };
-        mount.map(|mount| mount.join(self.path.trim_start_matches('/')))
+        self.directory(HYBRID_NAME)
     }
 
     /// Reads the figures; what is missing stays 0. The network part is not in control groups.
