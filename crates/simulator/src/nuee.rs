@@ -121,20 +121,29 @@ impl Optimiser for Nuee {
     }
 }
 
-/// The first placement: nominal sizes and full memory, the most efficient hosts first.
+/// The first placement: nominal sizes and full memory, hosts that are in use already before others, and of those the ones that
+/// do most for their power: at full load, or when memory is what fills them, at none.
 fn first_fit(world: &World<'_>) -> Vec<Option<u32>> {
     let mut free: Vec<(f64, f64)> =
         (0..world.hosts.len()).map(|host| (world.kind(host).mips, world.setting.host_memory_mb)).collect();
+    let cost = |host: usize| {
+        let kind = world.kind(host);
+        if world.setting.memory_enforced { kind.power.idle() } else { kind.power.full() / kind.mips }
+    };
     let mut order: Vec<usize> = (0..free.len()).collect();
-    order.sort_by(|one, other| world.kind(*other).mips.total_cmp(&world.kind(*one).mips).then(one.cmp(other)));
-    let place = |vm: &Vm| {
-        let host = order.iter().copied().find(|host| {
+    order.sort_by(|one, other| cost(*one).total_cmp(&cost(*other)).then(one.cmp(other)));
+    let mut is_used = vec![false; free.len()];
+    let mut place = |vm: &Vm| {
+        let fits = |host: &usize| {
             let (mips, memory) = free[*host];
             world.kind(*host).core_mips >= vm.mips && mips >= vm.mips && memory >= vm.full_memory_mb
-        })?;
+        };
+        let hosts = || order.iter().copied().filter(fits);
+        let host = hosts().find(|host| is_used[*host]).or_else(|| hosts().next())?;
+        is_used[host] = true;
         free[host].0 -= vm.mips;
         free[host].1 -= vm.full_memory_mb;
         u32::try_from(host).ok()
     };
-    world.vms.iter().map(place).collect()
+    world.vms.iter().map(&mut place).collect()
 }

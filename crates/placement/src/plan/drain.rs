@@ -2,20 +2,36 @@
 
 use super::Budget;
 use super::draft::Draft;
-use super::snapshot::{Amounts, CPU, DIMENSIONS, MachineState};
+use super::snapshot::{Amounts, CPU, DIMENSIONS, MEMORY, MachineState};
+
+/// Fixed cost of a move beside its workload's demand, as a share of its machine's processor time, where memory is scarce.
+const MOVE_COST: f64 = 0.02;
+
+/// So many times more attempts are made where memory is scarce: whether what is left over fits is known only by trying.
+const MEMORY_PATIENCE: usize = 8;
+
+/// What keeps machines on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scarce {
+    Cpu,
+    /// Or another resource of which workloads hold a fixed amount.
+    Memory,
+}
 
 /// Empties what can be emptied.
 pub fn drain(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
     for machine in 0..draft.machines.len() {
         if draft.snapshot.machines()[machine].state == MachineState::Draining && budget.allows() {
-            empty(draft, machine);
+            empty(draft, machine, Scarce::Cpu);
         }
     }
     let ranked = ranked(draft);
-    if draft.policy.use_balloon && keep_count(draft, &ranked, DIMENSIONS) > keep_count(draft, &ranked, 1) {
+    let enough_cpu = keep_count(draft, &ranked, 1);
+    if draft.policy.use_balloon && keep_count(draft, &ranked, DIMENSIONS) > enough_cpu {
         draft.squeeze();
     }
     let keep = keep_count(draft, &ranked, DIMENSIONS);
+    let scarce = if keep > enough_cpu { Scarce::Memory } else { Scarce::Cpu };
     // Machines beyond those that are needed take nobody in: what goes there would soon have to move again.
     let machines = draft.snapshot.machines();
     let spare: Vec<usize> = ranked[keep..].iter().copied().filter(|machine| !machines[*machine].is_protected).collect();
@@ -26,22 +42,26 @@ pub fn drain(draft: &mut Draft<'_>, budget: &mut Budget<'_>) {
     let asleep = (0..draft.machines.len()).filter(|machine| !draft.machines[*machine].is_on).collect::<Vec<_>>();
     asleep.iter().for_each(|machine| draft.machines[*machine].is_open = false);
     let mark = draft.moves.len();
-    if spare.len() > draft.policy.steady_spares_max {
+    if spare.len() > draft.policy.steady_spares_max && scarce == Scarce::Cpu {
         gather(draft, &ranked[..keep], &spare, budget);
     }
     let mut emptied = spare.iter().filter(|machine| !draft.machines[**machine].is_on).count();
     let mut failures = 0;
-    for machine in cheapest_first(draft, &ranked, spare.len()) {
+    let failures_max = match scarce {
+        Scarce::Cpu => draft.policy.drain_attempts_max,
+        Scarce::Memory => draft.policy.drain_attempts_max.saturating_mul(MEMORY_PATIENCE),
+    };
+    for machine in cheapest_first(draft, &ranked, spare.len(), scarce) {
         if !draft.machines[machine].is_on {
             continue;
         }
-        if emptied >= spare.len().min(draft.policy.sleeps_max) || failures >= draft.policy.drain_attempts_max {
+        if emptied >= spare.len().min(draft.policy.sleeps_max) || failures >= failures_max {
             break;
         }
         if !budget.allows() {
             break;
         }
-        if empty(draft, machine) {
+        if empty(draft, machine, scarce) {
             emptied += 1;
         } else {
             failures += 1;
@@ -120,15 +140,21 @@ fn keep_count(draft: &Draft<'_>, ranked: &[usize], dimensions: usize) -> usize {
 }
 
 /// In which order machines are tried: the wasteful kinds first, then those that cost the fewest moves for what they save.
-fn cheapest_first(draft: &Draft<'_>, ranked: &[usize], spare: usize) -> Vec<usize> {
-    let steady = spare <= draft.policy.steady_spares_max;
+fn cheapest_first(draft: &Draft<'_>, ranked: &[usize], spare: usize, scarce: Scarce) -> Vec<usize> {
+    let items = draft.snapshot.workloads();
     let cost = |machine: usize| -> f64 {
-        let members = draft.machines[machine].members.iter();
-        members.map(|workload| draft.snapshot.workloads()[*workload as usize].move_seconds).sum()
+        let fixed = MOVE_COST * draft.snapshot.machines()[machine].capacity[CPU];
+        let members = draft.machines[machine].members.iter().map(|workload| &items[*workload as usize]);
+        match scarce {
+            Scarce::Cpu => members.map(|item| item.move_seconds).sum(),
+            Scarce::Memory => members.map(|item| item.move_seconds * (item.uses[CPU] + fixed)).sum(),
+        }
     };
     let mut order: Vec<usize> = ranked.iter().rev().copied().collect();
-    if steady {
-        order.sort_by(|one, other| cost(*one).total_cmp(&cost(*other)));
+    if spare <= draft.policy.steady_spares_max || scarce == Scarce::Memory {
+        let mut costs: Vec<(f64, usize)> = order.iter().map(|machine| (cost(*machine), *machine)).collect();
+        costs.sort_by(|one, other| one.0.total_cmp(&other.0));
+        order = costs.into_iter().map(|(_, machine)| machine).collect();
     }
     order.retain(|machine| {
         let shape = &draft.snapshot.machines()[*machine];
@@ -138,7 +164,7 @@ fn cheapest_first(draft: &Draft<'_>, ranked: &[usize], spare: usize) -> Vec<usiz
 }
 
 /// Moves everything off a machine, or nothing.
-fn empty(draft: &mut Draft<'_>, machine: usize) -> bool {
+fn empty(draft: &mut Draft<'_>, machine: usize, scarce: Scarce) -> bool {
     let items = draft.snapshot.workloads();
     let mut members = draft.machines[machine].members.clone();
     if members.iter().any(|w| !items[*w as usize].is_movable) {
@@ -151,7 +177,8 @@ fn empty(draft: &mut Draft<'_>, machine: usize) -> bool {
     let mark = draft.moves.len();
     let was_open = std::mem::replace(&mut draft.machines[machine].is_open, false);
     for workload in members {
-        let target = if draft.moves.len() < draft.policy.moves_max { roomiest(draft, workload, machine) } else { None };
+        let may_move = draft.moves.len() < draft.policy.moves_max;
+        let target = if may_move { best_host(draft, workload, machine, scarce) } else { None };
         let Some(target) = target else {
             draft.undo_to(mark);
             draft.machines[machine].is_open = was_open;
@@ -163,14 +190,20 @@ fn empty(draft: &mut Draft<'_>, machine: usize) -> bool {
     true
 }
 
-/// The running machine that keeps the largest margin.
-fn roomiest(draft: &Draft<'_>, workload: u32, from: usize) -> Option<usize> {
+/// Where something goes that leaves a machine which is emptied: where the largest margin remains; when memory is scarce, where
+/// the least memory remains, so that what is left over stays in one piece (best fit).
+fn best_host(draft: &Draft<'_>, workload: u32, from: usize, scarce: Scarce) -> Option<usize> {
     let mut best: Option<(f64, usize)> = None;
     for machine in (0..draft.machines.len()).filter(|machine| *machine != from && draft.machines[*machine].is_on) {
         let Some(margin) = draft.margin_with(workload, machine, draft.policy.drain_arrival_deviations) else {
             continue;
         };
-        let merit = draft.merit(workload, machine, margin);
+        let merit = match scarce {
+            Scarce::Cpu => draft.merit(workload, machine, margin),
+            Scarce::Memory => {
+                draft.machines[machine].held[MEMORY] - draft.snapshot.machines()[machine].capacity[MEMORY]
+            }
+        };
         if best.is_none_or(|(most, _)| merit > most) {
             best = Some((merit, machine));
         }
