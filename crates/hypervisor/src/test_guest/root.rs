@@ -74,6 +74,7 @@ exec $bb switch_root /root /sbin/init
 
 const START: &str = r#"#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+echo "nuee test guest userland"
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
