@@ -92,7 +92,7 @@ fn domains<'a>(
     let key = pool.index.labels.key(topology_key)?;
     let mut counts = vec![0; key.domains().len()];
     visit_all(&mut |slot, count| {
-        if let Some(domain) = pool.index.labels.domain(key, slot) {
+        if let Some(domain) = key.domain(slot) {
             counts[domain as usize] += u64::from(count);
         }
     });
@@ -144,9 +144,8 @@ pub(crate) fn refuse(sieve: &mut Sieve<'_>, eligible: Option<&Bits>) {
         sieve.refuse(|| "node(s) didn't match pod anti-affinity rules".into(), |left| left.subtract(&near));
     }
     pool.crowd.each_keeper(&workload.namespace, &workload.labels, |relation, holders| {
-        let found = domains(pool, &relation.topology_key, |visit| {
-            holders.iter().for_each(|(slot, count)| visit(*slot, *count))
-        });
+        let found =
+            domains(pool, &relation.topology_key, |visit| holders.iter().for_each(|(slot, count)| visit(slot, count)));
         let Some(near) = found.map(|found| found.machines_where(|count| count > 0)) else { return };
         sieve.refuse(|| "node(s) didn't satisfy existing pods anti-affinity rules".into(), |left| left.subtract(&near));
     });

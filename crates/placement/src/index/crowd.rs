@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::number;
+use super::tally::Tally;
 use crate::pool::LabelRequirement;
 use crate::relations::Relation;
 
@@ -27,7 +28,7 @@ pub(crate) struct Keeper {
 #[derive(Clone, Debug)]
 struct Group<T> {
     what: Arc<T>,
-    on: BTreeMap<u32, u32>,
+    on: Tally,
 }
 
 /// Groups, by number.
@@ -50,7 +51,7 @@ impl<T: Hash + Eq> Groups<T> {
         let known = self.numbers.get(&what).copied();
         let group = known.unwrap_or_else(|| {
             let what = Arc::new(what);
-            let group = Some(Group { what: what.clone(), on: BTreeMap::new() });
+            let group = Some(Group { what: what.clone(), on: Tally::default() });
             let place = self.free.pop().unwrap_or_else(|| {
                 self.groups.push(None);
                 number(self.groups.len() - 1)
@@ -60,7 +61,7 @@ impl<T: Hash + Eq> Groups<T> {
             place
         });
         if let Some(group) = &mut self.groups[group as usize] {
-            *group.on.entry(slot).or_default() += 1;
+            group.on.add(slot);
         }
         (group, known.is_none())
     }
@@ -69,12 +70,7 @@ impl<T: Hash + Eq> Groups<T> {
     fn leave(&mut self, group: u32, slot: u32) -> Option<Arc<T>> {
         let place = &mut self.groups[group as usize];
         let on = &mut place.as_mut()?.on;
-        if let Some(count) = on.get_mut(&slot) {
-            *count -= 1;
-            if *count == 0 {
-                on.remove(&slot);
-            }
-        }
+        on.take(slot);
         if !on.is_empty() {
             return None;
         }
@@ -158,7 +154,7 @@ impl Crowd {
     ) {
         let mut check = |group: &Group<Identity>| {
             if is_meant(&group.what.namespace) && selector.iter().all(|c| c.met_by(&group.what.labels)) {
-                group.on.iter().for_each(|(slot, count)| visit(*slot, *count));
+                group.on.iter().for_each(|(slot, count)| visit(slot, count));
             }
         };
         // The condition that leaves the fewest groups to look at.
@@ -180,7 +176,7 @@ impl Crowd {
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
-        mut visit: impl FnMut(&Relation, &BTreeMap<u32, u32>),
+        mut visit: impl FnMut(&Relation, &Tally),
     ) {
         let by_label =
             labels.iter().filter_map(|(key, value)| self.keepers_by_label.get(key)?.get(value)).flatten().copied();

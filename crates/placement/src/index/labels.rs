@@ -2,20 +2,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::bits::{Bits, Set};
+use super::bits::{BLOCK, Bits, Set};
 use crate::pool::LabelRequirement;
 
 /// One label key.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Key {
-    number: u32,
     values: HashMap<String, u32>,
     /// The machines of each value, by the value's number; empty ones are free to be used again.
     domains: Vec<Set>,
     free: Vec<u32>,
     /// Those with any value.
     all: Set,
+    /// The number of each machine's value, block by block; blocks without any are not there.
+    of: Vec<Option<Box<[u32; BLOCK]>>>,
 }
+
+/// No value.
+const NONE: u32 = u32::MAX;
 
 impl Key {
     /// The machines of each value. Empty ones are no values.
@@ -28,11 +32,30 @@ impl Key {
         &self.all
     }
 
+    /// The number of the value that a machine has.
+    #[inline]
+    pub fn domain(&self, slot: u32) -> Option<u32> {
+        let block = self.of.get(slot as usize / BLOCK)?.as_deref()?;
+        Some(block[slot as usize % BLOCK]).filter(|number| *number != NONE)
+    }
+
+    fn note(&mut self, slot: u32, number: u32) {
+        let (block, place) = (slot as usize / BLOCK, slot as usize % BLOCK);
+        if self.of.len() <= block {
+            self.of.resize(block + 1, None);
+        }
+        let numbers = self.of[block].get_or_insert_with(|| Box::new([NONE; BLOCK]));
+        numbers[place] = number;
+        if numbers.iter().all(|number| *number == NONE) {
+            self.of[block] = None;
+        }
+    }
+
     fn value(&self, value: &str) -> Option<&Set> {
         self.values.get(value).map(|number| &self.domains[*number as usize])
     }
 
-    fn insert(&mut self, value: &str, slot: u32) -> u32 {
+    fn insert(&mut self, value: &str, slot: u32) {
         let number = match self.values.get(value) {
             Some(number) => *number,
             None => {
@@ -46,11 +69,12 @@ impl Key {
         };
         self.domains[number as usize].insert(slot);
         self.all.insert(slot);
-        number
+        self.note(slot, number);
     }
 
     fn remove(&mut self, value: &str, slot: u32) {
         self.all.remove(slot);
+        self.note(slot, NONE);
         let Some(number) = self.values.get(value).copied() else { return };
         self.domains[number as usize].remove(slot);
         if self.domains[number as usize].is_empty() {
@@ -64,9 +88,6 @@ impl Key {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Labels {
     keys: HashMap<String, Key>,
-    /// For each slot the number of its value for each key's number, in order.
-    of: Vec<Vec<(u32, u32)>>,
-    next: u32,
 }
 
 impl Labels {
@@ -74,27 +95,14 @@ impl Labels {
         self.keys.get(key)
     }
 
-    /// The number of the value that a machine has for a key.
-    pub fn domain(&self, key: &Key, slot: u32) -> Option<u32> {
-        let own = self.of.get(slot as usize)?;
-        own.binary_search_by_key(&key.number, |(key, _)| *key).ok().map(|at| own[at].1)
-    }
-
     pub fn insert(&mut self, slot: u32, labels: &BTreeMap<String, String>) {
-        let mut own = Vec::with_capacity(labels.len());
         for (name, value) in labels {
             if !self.keys.contains_key(name) {
-                self.keys.insert(name.clone(), Key { number: self.next, ..Key::default() });
-                self.next += 1;
+                self.keys.insert(name.clone(), Key::default());
             }
             let Some(key) = self.keys.get_mut(name) else { continue };
-            own.push((key.number, key.insert(value, slot)));
+            key.insert(value, slot);
         }
-        own.sort_unstable();
-        if self.of.len() <= slot as usize {
-            self.of.resize(slot as usize + 1, Vec::new());
-        }
-        self.of[slot as usize] = own;
     }
 
     pub fn remove(&mut self, slot: u32, labels: &BTreeMap<String, String>) {
@@ -104,9 +112,6 @@ impl Labels {
             if key.values.is_empty() {
                 self.keys.remove(name);
             }
-        }
-        if let Some(own) = self.of.get_mut(slot as usize) {
-            *own = Vec::new();
         }
     }
 

@@ -10,6 +10,7 @@ mod crowd;
 mod labels;
 mod slots;
 mod stock;
+mod tally;
 
 pub(crate) use bits::{Bits, Set, bits_of};
 pub(crate) use column::Column;
