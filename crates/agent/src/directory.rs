@@ -2,7 +2,7 @@
 //! each change.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use network::Subnet;
@@ -21,7 +21,7 @@ struct Members {
     subnet: Option<Subnet>,
     name: String,
     internal: bool,
-    members: BTreeMap<String, (Ipv4Addr, Vec<String>)>,
+    members: BTreeMap<String, (Vec<IpAddr>, Vec<String>)>,
     /// By owner: names of others with what the owner calls them.
     links: BTreeMap<String, Vec<(String, String)>>,
 }
@@ -71,7 +71,7 @@ impl Directory {
         network: &network::Network,
         name: &str,
         owner: &str,
-        address: Ipv4Addr,
+        addresses: Vec<IpAddr>,
         names: Vec<String>,
         links: Vec<(String, String)>,
     ) {
@@ -81,7 +81,7 @@ impl Directory {
             members.internal = network.internal;
             name.clone_into(&mut members.name);
             let names = names.into_iter().map(|n| n.to_lowercase()).collect();
-            members.members.insert(owner.to_owned(), (address, names));
+            members.members.insert(owner.to_owned(), (addresses, names));
             let links = links.into_iter().map(|(other, alias)| (other.to_lowercase(), alias.to_lowercase())).collect();
             members.links.insert(owner.to_owned(), links);
             true
@@ -112,10 +112,17 @@ impl Directory {
 }
 
 fn records(state: &State) -> Records {
+    let places = state.networks.values().flat_map(|network| &network.members);
+    let mut of_owner: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
+    for (owner, (addresses, _)) in places {
+        let four = addresses.iter().filter_map(|a| if let IpAddr::V4(four) = a { Some(*four) } else { None });
+        of_owner.entry(owner).or_default().extend(four);
+    }
     let networks = state.networks.values().map(|network| {
-        let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+        let mut names: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
         let mut reverse = BTreeMap::new();
-        for (address, own) in network.members.values() {
+        let members = network.members.values();
+        for (address, own) in members.flat_map(|(addresses, own)| addresses.iter().map(move |a| (a, own))) {
             for name in own {
                 let list = names.entry(name.clone()).or_default();
                 if !list.contains(address) {
@@ -130,7 +137,16 @@ fn records(state: &State) -> Records {
                 names.entry(alias.clone()).or_insert(addresses);
             }
         }
-        NetworkNames { subnet: network.subnet, name: network.name.clone(), names, reverse, internal: network.internal }
+        let is_elsewhere = |address: &Ipv4Addr| network.subnet.is_none_or(|subnet| !subnet.contains(*address));
+        let owned = network.members.keys().filter_map(|owner| of_owner.get(owner.as_str())).flatten();
+        NetworkNames {
+            subnet: network.subnet,
+            elsewhere: owned.copied().filter(is_elsewhere).collect(),
+            name: network.name.clone(),
+            names,
+            reverse,
+            internal: network.internal,
+        }
     });
     Records { services: state.services.clone(), pods: state.pods.clone(), networks: networks.collect() }
 }

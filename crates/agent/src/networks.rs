@@ -1,7 +1,7 @@
 //! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use api::names::{DEFAULT_NETWORK, DOCKER_NAMESPACE};
@@ -10,7 +10,7 @@ use futures::StreamExt;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
-use network::{Fabric, NetworkConfig};
+use network::{Fabric, Ipv6Config, NetworkConfig};
 use parking_lot::Mutex;
 
 use crate::context::{Context, Key};
@@ -109,6 +109,8 @@ fn status(network: &network::Network) -> NetworkStatus {
     NetworkStatus {
         subnet: network.subnet.to_string(),
         gateway: network.gateway.to_string(),
+        ipv6_subnet: network.ipv6.map(|six| six.subnet.to_string()).unwrap_or_default(),
+        ipv6_gateway: network.ipv6.map(|six| six.gateway.to_string()).unwrap_or_default(),
         bridge: network.bridge.clone(),
         phase: "Ready".into(),
         message: String::new(),
@@ -137,12 +139,33 @@ fn config(object: &Network) -> Option<Result<NetworkConfig>> {
                 .then(|| gateway.parse::<Ipv4Addr>())
                 .transpose()
                 .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
+            ipv6: spec.ipv6.then(|| config6(object)).transpose()?,
             internal: spec.internal,
             routed: false,
             isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
             mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
         })
     })())
+}
+
+/// The IPv6 part of [`config`].
+fn config6(object: &Network) -> Result<Ipv6Config> {
+    let (spec, empty) = (&object.spec, NetworkStatus::default());
+    let status = object.status.as_ref().unwrap_or(&empty);
+    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet6>()).transpose();
+    let gateway = spec.ipv6_gateway.trim();
+    Ok(Ipv6Config {
+        // The subnet that was taken once stays.
+        subnet: match subnet(&spec.ipv6_subnet)? {
+            None => subnet(&status.ipv6_subnet)?,
+            some => some,
+        },
+        range: subnet(&spec.ipv6_range)?,
+        gateway: (!gateway.is_empty())
+            .then(|| gateway.parse::<Ipv6Addr>())
+            .transpose()
+            .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
+    })
 }
 
 /// Answers DNS on a network's gateway.

@@ -477,6 +477,12 @@ pub enum State {
     Dead,
 }
 
+/// For `skip_serializing_if`, which passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
 /// A container's place on a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -487,6 +493,15 @@ pub struct NetworkAttachment {
     pub prefix_length: u8,
     /// Gateway.
     pub gateway: String,
+    /// IPv6 address; empty without IPv6.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6: String,
+    /// Length of the IPv6 subnet's prefix. Units: bits.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ipv6_prefix_length: u8,
+    /// IPv6 gateway.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_gateway: String,
     /// MAC address.
     pub mac: String,
     /// Names in the network's DNS.

@@ -1,4 +1,4 @@
-//! `Network`: a layer-2 segment with one IPv4 subnet that containers, pods and VMs share.
+//! `Network`: a layer-2 segment with one IPv4 subnet, and one of IPv6 if wanted, that containers, pods and VMs share.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,19 @@ pub struct NetworkSpec {
     pub ip_range: String,
     /// Gateway; empty means the first address.
     pub gateway: String,
-    /// Addresses of the subnet that are used by others, by what they are.
+    /// IPv6 beside IPv4.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ipv6: bool,
+    /// IPv6 subnet (`fd00:1::/64`); empty: the agent takes a unique local one and writes it to the status.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_subnet: String,
+    /// Range inside the IPv6 subnet to allot from; empty means all of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_range: String,
+    /// IPv6 gateway; empty means the first address.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_gateway: String,
+    /// Addresses of the subnets that are used by others, by what they are.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub auxiliary_addresses: BTreeMap<String, String>,
     /// No way out.
@@ -45,6 +57,12 @@ pub struct NetworkStatus {
     pub subnet: String,
     /// The gateway in force.
     pub gateway: String,
+    /// The IPv6 subnet in force.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_subnet: String,
+    /// The IPv6 gateway in force.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ipv6_gateway: String,
     /// Name of the bridge on the machine.
     pub bridge: String,
     /// `Ready`, `Pending` or `Failed`.

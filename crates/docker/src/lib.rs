@@ -9,6 +9,7 @@
 mod body;
 mod cache;
 mod call;
+mod cidr;
 mod containers;
 mod distribution;
 mod error;

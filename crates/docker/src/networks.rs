@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::cache::Slot;
 use crate::call::Call;
+use crate::cidr::{self, Cidr};
+use crate::containers::create::check_endpoint;
 use crate::containers::lifecycle::status_of;
 use crate::containers::wire::EndpointConfig;
 use crate::error::{Error, Result};
@@ -25,7 +27,7 @@ use crate::{body, policy, text, time};
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("NetworkList", Method::GET, "/networks", "list", "networks", run!(network_list)),
     Operation::new("NetworkCreate", Method::POST, "/networks/create", "create", "networks", run!(network_create))
-        .partial("one IPv4 subnet, driver bridge"),
+        .partial("one subnet of each family, IPv4 always; driver bridge"),
     Operation::new("NetworkPrune", Method::POST, "/networks/prune", "delete", "networks", run!(network_prune))
         .since(25),
     Operation::new("NetworkInspect", Method::GET, "/networks/{id}", "get", "networks", run!(network_inspect)),
@@ -83,6 +85,8 @@ struct Create {
     ipam: Ipam,
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: bool,
+    #[serde(rename = "EnableIPv4")]
+    enable_ipv4: Option<bool>,
     options: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
 }
@@ -102,6 +106,13 @@ struct IpamConfig {
     ip_range: String,
     gateway: String,
     auxiliary_addresses: Option<BTreeMap<String, String>>,
+}
+
+impl IpamConfig {
+    /// The subnet.
+    fn pool(&self) -> Result<Option<Cidr>> {
+        Cidr::parse(&self.subnet)
+    }
 }
 
 /// Body of connect.
@@ -166,19 +177,14 @@ fn describe(network: &Network) -> Value {
     let status = network.status.clone().unwrap_or_default();
     let created = network.metadata.creation_timestamp.as_ref();
     let pick = |first: &str, second: &str| if first.is_empty() { second.to_owned() } else { first.to_owned() };
-    let mut addresses = Map::new();
-    for (name, value) in [
-        ("Subnet", pick(&status.subnet, &spec.subnet)),
-        ("IPRange", spec.ip_range.clone()),
-        ("Gateway", pick(&status.gateway, &spec.gateway)),
-    ] {
-        if !value.is_empty() {
-            addresses.insert(name.into(), json!(value));
-        }
-    }
-    if !spec.auxiliary_addresses.is_empty() {
-        addresses.insert("AuxiliaryAddresses".into(), json!(spec.auxiliary_addresses));
-    }
+    let four = [pick(&status.subnet, &spec.subnet), spec.ip_range.clone(), pick(&status.gateway, &spec.gateway)];
+    let six = [
+        pick(&status.ipv6_subnet, &spec.ipv6_subnet),
+        spec.ipv6_range.clone(),
+        pick(&status.ipv6_gateway, &spec.ipv6_gateway),
+    ];
+    let mut pools = vec![pool(&four, &spec.auxiliary_addresses), pool(&six, &spec.auxiliary_addresses)];
+    pools.retain(|pool| !pool.is_empty());
     json!({
         "Name": spec.name,
         "Id": spec.id,
@@ -186,8 +192,8 @@ fn describe(network: &Network) -> Value {
         "Scope": "local",
         "Driver": if spec.driver == "none" { "null" } else { &spec.driver },
         "EnableIPv4": true,
-        "EnableIPv6": false,
-        "IPAM": { "Driver": "default", "Options": null, "Config": if addresses.is_empty() { json!([]) } else { json!([addresses]) } },
+        "EnableIPv6": spec.ipv6,
+        "IPAM": { "Driver": "default", "Options": null, "Config": pools },
         "Internal": spec.internal,
         "Attachable": spec.attachable,
         "Ingress": false,
@@ -197,6 +203,22 @@ fn describe(network: &Network) -> Value {
         "Options": spec.options,
         "Labels": spec.labels,
     })
+}
+
+/// One member of `IPAM.Config`, of subnet, range and gateway.
+fn pool([subnet, range, gateway]: &[String; 3], auxiliary: &BTreeMap<String, String>) -> Map<String, Value> {
+    let mut shown = Map::new();
+    for (name, value) in [("Subnet", subnet), ("IPRange", range), ("Gateway", gateway)] {
+        if !value.is_empty() {
+            shown.insert(name.into(), json!(value));
+        }
+    }
+    let own: BTreeMap<_, _> =
+        auxiliary.iter().filter(|(_, ip)| ip.parse().is_ok_and(|ip| cidr::holds(subnet, ip))).collect();
+    if !own.is_empty() {
+        shown.insert("AuxiliaryAddresses".into(), json!(own));
+    }
+    shown
 }
 
 async fn network_inspect(docker: Arc<Docker>, call: Call) -> Reply {
@@ -211,14 +233,13 @@ async fn network_inspect(docker: Arc<Docker>, call: Call) -> Reply {
         .into_iter()
         .map(|container| {
             let place = status_of(&container).networks.get(&object).cloned().unwrap_or_default();
-            let address =
-                if place.ip.is_empty() { String::new() } else { format!("{}/{}", place.ip, place.prefix_length) };
+            let address = |ip: &str, length: u8| if ip.is_empty() { String::new() } else { format!("{ip}/{length}") };
             let row = json!({
                 "Name": container.spec.name,
                 "EndpointID": text::id_of_name(&format!("{}/{}", container.name_any(), network.spec.id)),
                 "MacAddress": place.mac,
-                "IPv4Address": address,
-                "IPv6Address": "",
+                "IPv4Address": address(&place.ip, place.prefix_length),
+                "IPv6Address": address(&place.ipv6, place.ipv6_prefix_length),
             });
             (container.name_any(), row)
         })
@@ -233,7 +254,12 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     if docker.all_networks().iter().any(|network| network.spec.name == request.name) {
         return Err(Error::Conflict(format!("network with name {} already exists", request.name)));
     }
-    let addresses = request.ipam.config.into_iter().next().unwrap_or_default();
+    let is_ipv6 = |config: &IpamConfig| config.pool().is_ok_and(|pool| pool.is_some_and(|pool| pool.is_ipv6()));
+    let (six, four): (Vec<_>, Vec<_>) = request.ipam.config.into_iter().partition(is_ipv6);
+    let first = |pools: Vec<IpamConfig>| pools.into_iter().next().unwrap_or_default();
+    let (addresses, six) = (first(four), first(six));
+    let mut auxiliary_addresses = addresses.auxiliary_addresses.unwrap_or_default();
+    auxiliary_addresses.extend(six.auxiliary_addresses.unwrap_or_default());
     let id = text::new_id();
     let spec = NetworkSpec {
         name: request.name.clone(),
@@ -242,7 +268,11 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         subnet: addresses.subnet,
         ip_range: addresses.ip_range,
         gateway: addresses.gateway,
-        auxiliary_addresses: addresses.auxiliary_addresses.unwrap_or_default(),
+        ipv6: request.enable_ipv6,
+        ipv6_subnet: six.subnet,
+        ipv6_range: six.ip_range,
+        ipv6_gateway: six.gateway,
+        auxiliary_addresses,
         internal: request.internal,
         attachable: request.attachable,
         labels: request.labels,
@@ -287,61 +317,43 @@ fn check(request: &Create) -> Result<()> {
     if request.ingress || request.scope == "swarm" {
         return Err(Error::Unavailable("This node is not a swarm manager.".into()));
     }
-    if request.enable_ipv6 {
-        return Err(Error::NotImplemented("networks with IPv6 are not available yet".into()));
+    if request.enable_ipv4 == Some(false) {
+        return Err(Error::NotImplemented("networks without IPv4 are not available".into()));
     }
     if !matches!(request.ipam.driver.as_str(), "" | "default") {
         return invalid(format!("could not resolve IPAM driver {}", text::quote(&request.ipam.driver)));
     }
-    if request.ipam.config.len() > 1 {
-        return invalid("bridge driver doesn't support multiple subnets".into());
-    }
+    let mut families = Vec::new();
     for config in &request.ipam.config {
-        let subnet = parse_subnet(&config.subnet)?;
-        let inside = |address: &str| -> bool {
-            let Some((base, prefix)) = subnet else { return true };
-            address.parse().is_ok_and(|ip: std::net::Ipv4Addr| mask(ip, prefix) == base)
-        };
+        let pool = config.pool()?;
+        let inside = |address: &str| pool.is_none_or(|pool| address.parse().is_ok_and(|ip| pool.holds(ip)));
         if !config.gateway.is_empty() && !inside(&config.gateway) {
             return invalid(format!("no matching subnet for gateway {}", config.gateway));
         }
-        if parse_subnet(&config.ip_range)?.is_some_and(|(base, _)| !inside(&base.to_string())) {
+        if Cidr::parse(&config.ip_range)?.is_some_and(|range| !inside(&range.base().to_string())) {
             return invalid(format!("no matching subnet for range {}", config.ip_range));
         }
+        families.push(pool.is_some_and(|pool| pool.is_ipv6()));
+    }
+    if [true, false].iter().any(|family| families.iter().filter(|f| *f == family).count() > 1) {
+        return invalid("bridge driver doesn't support multiple subnets".into());
     }
     Ok(())
 }
 
-/// Whether a subnet, as the user wrote it, holds an address.
-pub(crate) fn subnet_holds(subnet: &str, ip: std::net::Ipv4Addr) -> bool {
-    parse_subnet(subnet).ok().flatten().is_some_and(|(base, prefix)| mask(ip, prefix) == base)
-}
-
-fn mask(ip: std::net::Ipv4Addr, prefix: u32) -> std::net::Ipv4Addr {
-    let bits = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-    std::net::Ipv4Addr::from_bits(ip.to_bits() & bits)
-}
-
-/// An IPv4 subnet as base and prefix length; `None` when empty.
-fn parse_subnet(text: &str) -> Result<Option<(std::net::Ipv4Addr, u32)>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let invalid = || Error::Invalid(format!("invalid subnet {text}: invalid CIDR address: {text}"));
-    let (ip, prefix) = text.split_once('/').ok_or_else(invalid)?;
-    let ip: std::net::Ipv4Addr = ip.parse().map_err(|_| invalid())?;
-    let prefix: u32 = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(invalid)?;
-    Ok(Some((mask(ip, prefix), prefix)))
-}
-
 /// Two networks of one machine must not share addresses.
 fn check_overlap(docker: &Docker, spec: &NetworkSpec) -> Result<()> {
-    let Some((base, prefix)) = parse_subnet(&spec.subnet)? else { return Ok(()) };
+    let six = if spec.ipv6 { spec.ipv6_subnet.as_str() } else { "" };
+    let wanted: Vec<Cidr> = [Cidr::parse(&spec.subnet)?, Cidr::parse(six)?].into_iter().flatten().collect();
     for other in docker.networks.all() {
-        let taken = other.status.as_ref().map_or(&other.spec.subnet, |s| &s.subnet);
-        let Ok(Some((other_base, other_prefix))) = parse_subnet(taken) else { continue };
-        let shorter = prefix.min(other_prefix);
-        if mask(base, shorter) == mask(other_base, shorter) {
+        let status = other.status.clone().unwrap_or_default();
+        // What the agent took is in the status; until then what was asked for counts.
+        let mut taken = vec![if status.subnet.is_empty() { &other.spec.subnet } else { &status.subnet }];
+        if other.spec.ipv6 {
+            taken.push(if status.ipv6_subnet.is_empty() { &other.spec.ipv6_subnet } else { &status.ipv6_subnet });
+        }
+        let mut taken = taken.into_iter().filter_map(|text| Cidr::parse(text).ok().flatten());
+        if taken.any(|taken| wanted.iter().any(|wanted| wanted.overlaps(&taken))) {
             return Err(Error::Forbidden(
                 "invalid pool request: Pool overlaps with other one on this address space".into(),
             ));
@@ -373,6 +385,7 @@ async fn network_connect(docker: Arc<Docker>, mut call: Call) -> Reply {
     let container = docker.container(&request.container)?;
     let (object, id) = (network.name_any(), container.name_any());
     policy_of_network(&docker, &network)?;
+    check_endpoint(&docker, &network.spec.name, &request.endpoint_config)?;
     match container.spec.network_mode.as_str() {
         "host" => {
             return Err(Error::Forbidden(
@@ -504,15 +517,6 @@ async fn network_prune(docker: Arc<Docker>, call: Call) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn subnets_are_read_and_masked() {
-        let base = "10.1.2.0".parse().unwrap();
-        assert_eq!(parse_subnet("10.1.2.3/24").unwrap(), Some((base, 24)));
-        assert_eq!(parse_subnet("").unwrap(), None);
-        assert!(parse_subnet("10.1.2.3").is_err() && parse_subnet("10.1.2.3/33").is_err());
-        assert_eq!(mask("255.1.1.1".parse().unwrap(), 0), "0.0.0.0".parse::<std::net::Ipv4Addr>().unwrap());
-    }
 
     #[test]
     fn predefined_networks_keep_their_ids() {

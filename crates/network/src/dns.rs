@@ -12,8 +12,8 @@ mod tests;
 
 use std::collections::HashMap;
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -84,14 +84,16 @@ pub struct HeadlessEndpoint {
 pub struct NetworkNames {
     /// The network's subnet: who asks from inside it may know its names.
     pub subnet: Option<Subnet>,
+    /// Addresses on other networks of who is on this one: they may know its names too.
+    pub elsewhere: BTreeSet<Ipv4Addr>,
     /// An internal network: its names only, nothing of the world outside.
     pub internal: bool,
     /// Name of the network: `<container>.<network>` answers too.
     pub name: String,
     /// Lower-case names and aliases, each with all its addresses.
-    pub names: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses with the name that a reverse look-up gives.
-    pub reverse: BTreeMap<Ipv4Addr, String>,
+    pub reverse: BTreeMap<IpAddr, String>,
 }
 
 /// How to run a [`Server`].

@@ -2,7 +2,7 @@
 //! are the ones that Docker itself prints, because they are clear.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::types::Protocol;
@@ -30,6 +30,9 @@ pub enum Error {
     /// All addresses of the subnet are taken.
     #[error("no available IPv4 addresses on this network's address pools: {0}")]
     AddressesExhausted(String),
+    /// All IPv6 addresses of the subnet are taken.
+    #[error("no available IPv6 addresses on this network's address pools: {0}")]
+    Ipv6AddressesExhausted(String),
     /// All subnets of the pools are taken.
     #[error(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
@@ -37,12 +40,12 @@ pub enum Error {
     SubnetsExhausted,
     /// Somebody has this address.
     #[error("Address already in use: {0}")]
-    AddressTaken(Ipv4Addr),
+    AddressTaken(IpAddr),
     /// Somebody has this host port.
     #[error("Bind for {host}:{port} failed: port is already allocated")]
     PortTaken {
         /// Host address.
-        host: Ipv4Addr,
+        host: IpAddr,
         /// Host port.
         port: u16,
         /// Protocol.

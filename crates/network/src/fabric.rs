@@ -9,7 +9,6 @@ mod publications;
 mod silence;
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::subnet::Subnet;
 use crate::types::{
     AttachRequest, Attachment, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig, PortMapping,
-    ServiceRule,
+    ServiceRule, Target,
 };
 use inner::Inner;
 
@@ -104,11 +103,17 @@ impl Fabric {
         self.run("an owner", move |inner| inner.release(&owner)).await
     }
 
-    /// Publishes ports of `target`, in place of what this owner had published before. All or nothing.
+    /// Publishes ports of `target`, in place of what this owner had published before. All or nothing. A port of all
+    /// addresses is published on those of IPv6 when the target has one.
     ///
     /// `Errors:` [`Error::PortTaken`], in Docker's words; [`Error::PortsExhausted`].
-    pub async fn publish(&self, owner: &str, target: Ipv4Addr, ports: Vec<PortMapping>) -> Result<Vec<PortMapping>> {
-        let owner = owner.to_owned();
+    pub async fn publish(
+        &self,
+        owner: &str,
+        target: impl Into<Target>,
+        ports: Vec<PortMapping>,
+    ) -> Result<Vec<PortMapping>> {
+        let (owner, target) = (owner.to_owned(), target.into());
         self.run("published ports", move |inner| inner.publish(&owner, target, &ports)).await
     }
 

@@ -3,7 +3,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`types`], [`subnet`], [`error`] | the border |
+//! | [`types`], [`subnet`], [`subnet6`], [`error`] | the border |
 //! | [`fabric`] | every operation on one machine's network |
 //! | [`dhcp`] | addresses for guests that ask for them |
 //! | [`dns`] | the name server for clusters and user networks |
@@ -20,10 +20,12 @@ mod names;
 mod nft;
 mod state;
 pub mod subnet;
+pub mod subnet6;
 pub mod types;
 
 pub use error::{Error, Result};
 pub use fabric::Fabric;
 pub use names::bridge_name;
 pub use subnet::Subnet;
+pub use subnet6::Subnet6;
 pub use types::*;

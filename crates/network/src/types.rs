@@ -1,7 +1,7 @@
 //! The plain structs of the border: what the agent asks for, and what it gets. No I/O here.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::subnet::Subnet;
+use crate::subnet6::Subnet6;
 
 /// Id of the network that everything without a wish of its own is on.
 pub const DEFAULT_NETWORK: &str = "default";
@@ -77,6 +78,9 @@ pub struct NetworkConfig {
     pub ip_range: Option<Subnet>,
     /// Gateway; `None` means the first address.
     pub gateway: Option<Ipv4Addr>,
+    /// IPv6 beside IPv4; `None`: without.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Config>,
     /// No way out, and none in.
     #[serde(default)]
     pub internal: bool,
@@ -89,6 +93,39 @@ pub struct NetworkConfig {
     /// MTU; `None` means the fabric's.
     #[serde(default)]
     pub mtu: Option<u32>,
+}
+
+/// The IPv6 part of a network as wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Config {
+    /// Subnet; `None` takes a unique local one.
+    pub subnet: Option<Subnet6>,
+    /// Part of the subnet to allot from; `None` means all of it.
+    pub range: Option<Subnet6>,
+    /// Gateway; `None` means the first address.
+    pub gateway: Option<Ipv6Addr>,
+}
+
+/// The IPv6 part of a network as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Network {
+    /// Subnet in force.
+    pub subnet: Subnet6,
+    /// Part of the subnet to allot from.
+    pub range: Option<Subnet6>,
+    /// Gateway in force: the bridge's own address.
+    pub gateway: Ipv6Addr,
+}
+
+/// The IPv6 part of a place on a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Place {
+    /// Address.
+    pub address: Ipv6Addr,
+    /// Prefix length of the subnet.
+    pub prefix: u8,
+    /// Gateway.
+    pub gateway: Ipv6Addr,
 }
 
 /// A network as it is.
@@ -104,6 +141,9 @@ pub struct Network {
     pub ip_range: Option<Subnet>,
     /// Gateway in force: the bridge's own address.
     pub gateway: Ipv4Addr,
+    /// IPv6 beside IPv4.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Network>,
     /// No way out, and none in.
     pub internal: bool,
     /// Reachable from outside by its own addresses.
@@ -127,6 +167,8 @@ pub struct AttachRequest {
     pub interface: String,
     /// Wanted address.
     pub address: Option<Ipv4Addr>,
+    /// Wanted IPv6 address.
+    pub address6: Option<Ipv6Addr>,
     /// Wanted MAC; `None` derives it from the address.
     pub mac: Option<Mac>,
     /// Leave the default route alone (another network gives it). Internal networks never give one.
@@ -154,6 +196,9 @@ pub struct Attachment {
     pub prefix: u8,
     /// Gateway.
     pub gateway: Ipv4Addr,
+    /// IPv6 beside IPv4. Guests have none: nothing tells it to them.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Place>,
     /// Hardware address.
     pub mac: Mac,
     /// `host_interface` is a tap device, and its other end a guest that asks for its address.
@@ -260,8 +305,8 @@ impl FromStr for Protocol {
 /// A port of the machine that leads to a port of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
-    /// Address of the machine; 0.0.0.0 means all.
-    pub host_address: Ipv4Addr,
+    /// Address of the machine; 0.0.0.0 and `::` mean all of their family, `None` all of both.
+    pub host_address: Option<IpAddr>,
     /// Port of the machine; 0 lets the fabric choose one.
     pub host_port: u16,
     /// Last port of a range to choose the host port from; 0 means `host_port` itself.
@@ -271,6 +316,27 @@ pub struct PortMapping {
     pub target_port: u16,
     /// Protocol.
     pub protocol: Protocol,
+}
+
+/// The workload behind published ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl From<Ipv4Addr> for Target {
+    fn from(address: Ipv4Addr) -> Target {
+        Target { address, address6: None }
+    }
+}
+
+impl From<&Attachment> for Target {
+    fn from(place: &Attachment) -> Target {
+        Target { address: place.address, address6: place.ipv6.map(|six| six.address) }
+    }
 }
 
 /// Where a service leads.
@@ -338,6 +404,9 @@ pub struct Publication {
     pub owner: String,
     /// Where they lead.
     pub target: Ipv4Addr,
+    /// Where they lead by IPv6.
+    #[serde(default)]
+    pub target6: Option<Ipv6Addr>,
     /// The ports, with chosen host ports.
     pub ports: Vec<PortMapping>,
 }

@@ -127,7 +127,7 @@ fn many_come_and_go_at_once() {
             let attachment = fabric.attach(request).await.unwrap();
             let any = std::net::Ipv4Addr::UNSPECIFIED;
             let port = PortMapping {
-                host_address: any,
+                host_address: Some(any.into()),
                 host_port: 0,
                 host_port_end: 0,
                 target_port: 80,

@@ -50,7 +50,7 @@ fn an_attachment_costs_a_few_milliseconds_and_a_published_port_far_less() {
         let start = (Instant::now(), cpu());
         for round in 0..ROUNDS {
             let mapping = PortMapping {
-                host_address: Ipv4Addr::UNSPECIFIED,
+                host_address: None,
                 host_port: 0,
                 host_port_end: 0,
                 target_port: 80,

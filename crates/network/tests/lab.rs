@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -91,8 +91,7 @@ impl Lab {
 
     /// Publishes one port on all addresses.
     pub async fn publish(&self, to: &Attachment, host_port: u16, target_port: u16, protocol: Protocol) -> u16 {
-        let mapping =
-            PortMapping { host_address: Ipv4Addr::UNSPECIFIED, host_port, host_port_end: 0, target_port, protocol };
+        let mapping = PortMapping { host_address: None, host_port, host_port_end: 0, target_port, protocol };
         self.fabric.publish(&to.owner, to.address, vec![mapping]).await.unwrap()[0].host_port
     }
 
@@ -115,15 +114,15 @@ pub fn inside<T: Send>(namespace: Option<&Path>, job: impl FnOnce() -> T + Send)
     })
 }
 
-/// A server that answers each connection with `<name> <client's address>`, and then echoes lines. Ends with the test.
+/// A server of both families that answers each connection with `<name> <client's address>`, and then echoes lines. Ends with the test.
 pub fn serve_tcp(namespace: Option<&Path>, port: u16, name: &str) {
-    let listener = inside(namespace, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let listener = inside(namespace, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
     let name = name.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (mut stream, name) = (stream.unwrap(), name.clone());
             std::thread::spawn(move || {
-                let peer = stream.peer_addr().unwrap().ip();
+                let peer = stream.peer_addr().unwrap().ip().to_canonical();
                 let _ = writeln!(stream, "{name} {peer}");
                 let mut buffer = [0; 1024];
                 while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -136,12 +135,12 @@ pub fn serve_tcp(namespace: Option<&Path>, port: u16, name: &str) {
 
 /// The same for datagrams.
 pub fn serve_udp(namespace: Option<&Path>, port: u16, name: &str) {
-    let socket = inside(namespace, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let socket = inside(namespace, || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
     let name = name.to_owned();
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{name} {}\n", peer.ip()).as_bytes(), peer);
+            let _ = socket.send_to(format!("{name} {}\n", peer.ip().to_canonical()).as_bytes(), peer);
         }
     });
 }
@@ -158,12 +157,13 @@ fn first_line(stream: &mut TcpStream) -> std::io::Result<String> {
 /// Connects; the connection, and what the server said first.
 pub fn dial(
     namespace: Option<&Path>,
-    address: Ipv4Addr,
+    address: impl Into<IpAddr>,
     port: u16,
     timeout: Duration,
 ) -> std::io::Result<(TcpStream, String)> {
-    inside(namespace, || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddrV4::new(address, port).into(), timeout)?;
+    let address = SocketAddr::new(address.into(), port);
+    inside(namespace, move || {
+        let mut stream = TcpStream::connect_timeout(&address, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         let line = first_line(&mut stream)?;
         Ok((stream, line))
@@ -171,18 +171,21 @@ pub fn dial(
 }
 
 /// Connects and gives what the server said: its name and the client's address.
-pub fn ask(namespace: Option<&Path>, address: Ipv4Addr, port: u16) -> String {
+pub fn ask(namespace: Option<&Path>, address: impl Into<IpAddr>, port: u16) -> String {
+    let address = address.into();
     dial(namespace, address, port, PATIENCE).unwrap_or_else(|e| panic!("{address}:{port} from {namespace:?}: {e}")).1
 }
 
 /// That nothing answers there.
-pub fn assert_unreachable(namespace: Option<&Path>, address: Ipv4Addr, port: u16) {
+pub fn assert_unreachable(namespace: Option<&Path>, address: impl Into<IpAddr>, port: u16) {
+    let address = address.into();
     let answer = dial(namespace, address, port, IMPATIENCE).map(|(_, line)| line);
     assert!(answer.is_err(), "{address}:{port} answered {answer:?}");
 }
 
 /// That a connection is refused at once, not only lost.
-pub fn assert_refused(namespace: Option<&Path>, address: Ipv4Addr, port: u16) {
+pub fn assert_refused(namespace: Option<&Path>, address: impl Into<IpAddr>, port: u16) {
+    let address = address.into();
     let error = dial(namespace, address, port, PATIENCE).map(|(_, line)| line).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{address}:{port}");
 }
@@ -194,9 +197,14 @@ pub fn assert_alive(stream: &mut TcpStream) {
 }
 
 /// A datagram and its answer, from a socket that keeps its port.
-pub fn ask_udp(socket: &UdpSocket, address: Ipv4Addr, port: u16, timeout: Duration) -> std::io::Result<String> {
+pub fn ask_udp(
+    socket: &UdpSocket,
+    address: impl Into<IpAddr>,
+    port: u16,
+    timeout: Duration,
+) -> std::io::Result<String> {
     socket.set_read_timeout(Some(timeout))?;
-    socket.send_to(b"?", (address, port))?;
+    socket.send_to(b"?", (address.into(), port))?;
     let mut buffer = [0; 1024];
     let (count, _) = socket.recv_from(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..count]).trim().to_owned())

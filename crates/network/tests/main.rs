@@ -5,6 +5,7 @@ mod lab;
 
 mod attachments;
 mod cost;
+mod ipv6;
 mod names;
 mod published;
 mod services;

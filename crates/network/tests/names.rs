@@ -37,7 +37,7 @@ fn names_are_answered_on_gateways_and_by_the_clusters_address() {
             networks: vec![NetworkNames {
                 subnet: Some(red.subnet),
                 name: "red".into(),
-                names: BTreeMap::from([("a".into(), vec![a.address])]),
+                names: BTreeMap::from([("a".into(), vec![a.address.into()])]),
                 ..Default::default()
             }],
         };

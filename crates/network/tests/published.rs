@@ -13,7 +13,13 @@ use crate::lab::{
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn mapping(host_address: Ipv4Addr, host_port: u16, target_port: u16) -> PortMapping {
-    PortMapping { host_address, host_port, host_port_end: 0, target_port, protocol: Protocol::Tcp }
+    PortMapping {
+        host_address: Some(host_address.into()),
+        host_port,
+        host_port_end: 0,
+        target_port,
+        protocol: Protocol::Tcp,
+    }
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //! ruleset has healed.
 #![allow(unsafe_code)]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use network::{DEFAULT_NETWORK, Mac};
+use network::{DEFAULT_NETWORK, Ipv6Config, Mac, NetworkConfig};
 
 use crate::lab::{self, IMPATIENCE, PATIENCE, ask_udp, inside, serve_udp, shell, udp_socket};
 
@@ -130,6 +130,57 @@ fn forged_frames_reach_nobody() {
                 );
             }
         }
+    });
+}
+
+/// An IPv6 packet with ICMPv6 inside. The checksum is wrong: what arrives is looked at before anybody checks it.
+fn icmp6(source: Ipv6Addr, kind: u8, target: Ipv6Addr, name: &str) -> Vec<u8> {
+    let length = u16::try_from(24 + MARK.len() + name.len() + 1).unwrap();
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let header = [&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[58, 255], &source.octets(), &all_nodes.octets()];
+    [&header.concat()[..], &[kind, 0, 0, 0, 0, 0, 0, 0], &target.octets()].concat()
+}
+
+#[test]
+fn forged_ipv6_reaches_nobody() {
+    lab::run(|lab| async move {
+        let ipv6 = Some(Ipv6Config { subnet: Some("fd00:1::/64".parse().unwrap()), ..Ipv6Config::default() });
+        let config = NetworkConfig { id: "six".into(), ipv6, ..NetworkConfig::default() };
+        lab.fabric.ensure_network(config).await.unwrap();
+        let victim = lab.workload("victim", "six").await;
+        let socket = packet_socket(&victim.namespace);
+        let evil = lab.workload("evil", "six").await;
+        let place = evil.ipv6.unwrap();
+        let (own, gateway, other) = (place.address, place.gateway, Mac([2, 0x42, 10, 88, 0, 99]));
+        let link_local: Ipv6Addr = inside(Some(&evil.namespace), || {
+            shell("ip -6 -o addr show dev eth0 scope link | awk '{print $4}' | cut -d/ -f1")
+        })
+        .trim()
+        .parse()
+        .unwrap();
+        // Types of ICMPv6 (RFC 4861): 134 router advertisement, 135 and 136 neighbour solicitation and advertisement,
+        // 137 redirect.
+        let forged = [
+            ("router", evil.mac, link_local, 134, own),
+            ("redirect", evil.mac, link_local, 137, own),
+            ("neighbour", evil.mac, own, 136, gateway),
+            ("neighbourlocal", evil.mac, link_local, 136, victim.ipv6.unwrap().address),
+            ("source", evil.mac, gateway, 135, own),
+            ("sourcelocal", evil.mac, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 135, own),
+            ("mac", other, own, 135, own),
+            ("unspecified", evil.mac, Ipv6Addr::UNSPECIFIED, 136, own),
+        ];
+        let all = [0x33, 0x33, 0, 0, 0, 1];
+        for (name, mac, source, kind, target) in forged {
+            send(&evil.namespace, &frame(all, mac, 0x86dd, &icmp6(source, kind, target, name), name));
+        }
+        // The control: what it may say does arrive.
+        let honest =
+            [("solicits", own, 135, gateway), ("advertises", own, 136, own), ("last", link_local, 136, link_local)];
+        for (name, source, kind, target) in honest {
+            send(&evil.namespace, &frame(all, evil.mac, 0x86dd, &icmp6(source, kind, target, name), name));
+        }
+        assert_eq!(receive(&socket, "last"), ["solicits", "advertises", "last"]);
     });
 }
 

@@ -202,11 +202,13 @@ impl Driver {
             let Some(place) = self.status.networks.get(&name) else { continue };
             let key = Key { namespace: self.key.namespace.clone(), name: name.clone() };
             let network = self.context.networks.ensure(&self.context.client, &self.context.directory, &key).await;
-            if let (Ok(network), Ok(address)) = (network, place.ip.parse())
+            let addresses: Vec<_> = [&place.ip, &place.ipv6].into_iter().filter_map(|a| a.parse().ok()).collect();
+            if let Ok(network) = network
+                && !addresses.is_empty()
                 && network.id != network::DEFAULT_NETWORK
             {
                 let (names, links) = (place.aliases.clone(), start::links(&endpoint));
-                self.context.directory.join(&network, &name, &self.id, address, names, links);
+                self.context.directory.join(&network, &name, &self.id, addresses, names, links);
             }
         }
     }

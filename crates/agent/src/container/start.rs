@@ -1,7 +1,7 @@
 //! One start of a container: image, network, mounts, files, process. And the end of a run: everything of it is given back.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -263,18 +263,15 @@ pub async fn join_network(
 ) -> Result<(NetworkAttachment, Option<Ipv4Addr>)> {
     let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
     let network = context.networks.ensure(&context.client, &context.directory, &key).await?;
-    let address = |text: &str| {
-        (!text.is_empty())
-            .then(|| text.parse::<Ipv4Addr>())
-            .transpose()
-            .map_err(|_| Error::Invalid(format!("invalid IPv4 address: {text}")))
-    };
+    let invalid = |family: &str, text: &str| Error::Invalid(format!("invalid {family} address: {text}"));
+    let (four, six) = (&endpoint.ipv4_address, &endpoint.ipv6_address);
     let request = AttachRequest {
         owner: id.to_owned(),
         namespace: netns.to_owned(),
         network: network.id.clone(),
         interface: String::new(),
-        address: address(&endpoint.ipv4_address)?,
+        address: (!four.is_empty()).then(|| four.parse()).transpose().map_err(|_| invalid("IPv4", four))?,
+        address6: (!six.is_empty()).then(|| six.parse()).transpose().map_err(|_| invalid("IPv6", six))?,
         mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
         without_default_route: further,
         tap: false,
@@ -288,12 +285,17 @@ pub async fn join_network(
     }
     names.retain(|n| !n.is_empty());
     if named {
-        context.directory.join(&network, name, id, attached.address, names.clone(), links(endpoint));
+        let addresses =
+            std::iter::once(IpAddr::V4(attached.address)).chain(attached.ipv6.map(|six| six.address.into()));
+        context.directory.join(&network, name, id, addresses.collect(), names.clone(), links(endpoint));
     }
     let place = NetworkAttachment {
         ip: attached.address.to_string(),
         prefix_length: attached.prefix,
         gateway: attached.gateway.to_string(),
+        ipv6: attached.ipv6.map(|six| six.address.to_string()).unwrap_or_default(),
+        ipv6_prefix_length: attached.ipv6.map_or(0, |six| six.prefix),
+        ipv6_gateway: attached.ipv6.map(|six| six.gateway.to_string()).unwrap_or_default(),
         mac: attached.mac.to_string(),
         aliases: if named { names } else { endpoint.aliases.clone() },
         interface: attached.interface,
@@ -316,9 +318,11 @@ async fn publish(
     if spec.ports.is_empty() {
         return Ok(Vec::new());
     }
-    let target = place.ip.parse().map_err(|_| Error::Invalid(format!("{} is no address", place.ip)))?;
-    // Ports of IPv6 host addresses are published on their IPv4 counterpart only.
-    let ports = spec.ports.iter().filter(|p| !p.host_ip.contains(':')).map(to_fabric).collect::<Result<Vec<_>>>()?;
+    let address = place.ip.parse().map_err(|_| Error::Invalid(format!("{} is no address", place.ip)))?;
+    let target = network::Target { address, address6: place.ipv6.parse().ok() };
+    // What has no IPv6 address itself is published on those of IPv4 only: the kernel translates no family to the other.
+    let reachable = |port: &&PortMapping| target.address6.is_some() || !port.host_ip.contains(':');
+    let ports = spec.ports.iter().filter(reachable).map(to_fabric).collect::<Result<Vec<_>>>()?;
     let published = context.fabric.publish(id, target, ports).await.map_err(|error| {
         let short: String = id.chars().take(64).collect();
         Error::Invalid(format!(
@@ -326,17 +330,13 @@ async fn publish(
             spec.name
         ))
     })?;
-    Ok(published.into_iter().map(from_fabric).collect())
+    Ok(published.into_iter().flat_map(|port| from_fabric(port, target.address6.is_some())).collect())
 }
 
 fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {
-    let host_address = if port.host_ip.is_empty() {
-        Ipv4Addr::UNSPECIFIED
-    } else {
-        port.host_ip.parse().map_err(|_| Error::Invalid(format!("invalid IP address: {}", port.host_ip)))?
-    };
+    let host_address = (!port.host_ip.is_empty()).then(|| port.host_ip.parse()).transpose();
     Ok(network::PortMapping {
-        host_address,
+        host_address: host_address.map_err(|_| Error::Invalid(format!("invalid IP address: {}", port.host_ip)))?,
         host_port: port.host_port,
         host_port_end: 0,
         target_port: port.container_port,
@@ -344,13 +344,20 @@ fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {
     })
 }
 
-fn from_fabric(port: network::PortMapping) -> PortMapping {
-    PortMapping {
+/// A port of all addresses is shown once for each family.
+fn from_fabric(port: network::PortMapping, has_ipv6: bool) -> Vec<PortMapping> {
+    let hosts = match port.host_address {
+        Some(host) => vec![host],
+        None if has_ipv6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        None => vec![Ipv4Addr::UNSPECIFIED.into()],
+    };
+    let mapping = |host: IpAddr| PortMapping {
         container_port: port.target_port,
         protocol: port.protocol.to_string(),
-        host_ip: port.host_address.to_string(),
+        host_ip: host.to_string(),
         host_port: port.host_port,
-    }
+    };
+    hosts.into_iter().map(mapping).collect()
 }
 
 fn etc_files(
@@ -365,7 +372,9 @@ fn etc_files(
     let mut entries: Vec<_> = spec.extra_hosts.iter().filter_map(|h| files::extra_host(h, &gateway)).collect();
     let own = files::own_names(hostname, &spec.domainname);
     entries.extend(linked.hosts.iter().cloned());
-    entries.extend(connected.networks.values().map(|place| (place.ip.clone(), own.clone())));
+    let addresses = |place: &NetworkAttachment| [place.ip.clone(), place.ipv6.clone()];
+    let addresses = connected.networks.values().flat_map(addresses).filter(|address| !address.is_empty());
+    entries.extend(addresses.map(|address| (address, own.clone())));
     let hosts = if host_network && spec.extra_hosts.is_empty() {
         std::fs::read_to_string("/etc/hosts").unwrap_or_else(|_| files::hosts(&[]))
     } else {

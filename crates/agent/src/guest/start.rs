@@ -1,6 +1,6 @@
 //! From the object to a running guest: size, disk, network, control group.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use api::quantity::whole;
@@ -130,7 +130,7 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
     if network.id != network::DEFAULT_NETWORK {
         let mut names = vec![key.name.clone(), hostname.clone()];
         names.dedup();
-        context.directory.join(&network, wanted, uid, attachment.address, names, Vec::new());
+        context.directory.join(&network, wanted, uid, vec![attachment.address.into()], names, Vec::new());
     }
     let entry = Entry {
         uid: uid.to_owned(),
@@ -172,13 +172,10 @@ pub async fn publish(
     place: &Place,
 ) -> Result<Vec<api::container::PortMapping>> {
     let ports = object.spec.ports.iter().map(|port| {
-        let host: Ipv4Addr = if port.host_ip.is_empty() {
-            Ipv4Addr::UNSPECIFIED
-        } else {
-            port.host_ip.parse().map_err(|_| Error::Invalid(format!("invalid IPv4 address: {}", port.host_ip)))?
-        };
+        let host = |text: &str| text.parse::<Ipv4Addr>().map(IpAddr::V4);
+        let host = (!port.host_ip.is_empty()).then(|| host(&port.host_ip)).transpose();
         Ok(PortMapping {
-            host_address: host,
+            host_address: host.map_err(|_| Error::Invalid(format!("invalid IPv4 address: {}", port.host_ip)))?,
             host_port: port.host_port,
             host_port_end: 0,
             target_port: port.container_port,
@@ -192,7 +189,11 @@ pub async fn publish(
         .map(|port| api::container::PortMapping {
             container_port: port.target_port,
             protocol: port.protocol.to_string(),
-            host_ip: if port.host_address.is_unspecified() { String::new() } else { port.host_address.to_string() },
+            host_ip: port
+                .host_address
+                .filter(|host| !host.is_unspecified())
+                .map(|host| host.to_string())
+                .unwrap_or_default(),
             host_port: port.host_port,
         })
         .collect())

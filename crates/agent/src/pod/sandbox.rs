@@ -52,7 +52,7 @@ fn published(spec: &PodSpec) -> Vec<network::PortMapping> {
     ports
         .filter_map(|port| {
             Some(network::PortMapping {
-                host_address: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()).unwrap_or(Ipv4Addr::UNSPECIFIED),
+                host_address: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
                 host_port: u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?,
                 host_port_end: 0,
                 target_port: u16::try_from(port.container_port).ok()?,

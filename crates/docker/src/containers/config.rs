@@ -2,6 +2,7 @@
 //! containers) comes in through [`Surroundings`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use api::ContainerSpec;
 use api::container::{
@@ -10,7 +11,7 @@ use api::container::{
 };
 
 use super::mounts;
-use super::wire::{CreateRequest, HealthConfig, HostConfig, LogConfig, RestartRequest};
+use super::wire::{CreateRequest, EndpointConfig, HealthConfig, HostConfig, LogConfig, RestartRequest};
 use crate::error::{Error, Result};
 
 /// Least memory bound that Docker accepts. Units: bytes.
@@ -39,7 +40,7 @@ pub(crate) trait Surroundings {
     /// Object name of the network that a user names.
     fn network_object(&self, reference: &str) -> Result<String>;
     /// Subnet that the user chose for a network (by object name).
-    fn network_subnet(&self, object: &str) -> Option<String>;
+    fn network_subnets(&self, object: &str) -> Vec<String>;
     /// Full id and spec of another container.
     fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)>;
 }
@@ -502,8 +503,7 @@ fn networks(request: &CreateRequest, host: &HostConfig, around: &dyn Surrounding
     let spec = &mut out.spec;
     let mut endpoints: BTreeMap<String, NetworkEndpoint> = BTreeMap::new();
     for (name, config) in &request.networking_config.endpoints_config {
-        let wanted = config.as_ref().and_then(|c| c.ipam_config.as_ref()).map_or("", |c| c.ipv4_address.as_str());
-        check_address(name, wanted, around)?;
+        config.as_ref().map_or(Ok(()), |config| check_addresses(name, config, around))?;
         let object = around.network_object(if name == "default" { "bridge" } else { name })?;
         endpoints.insert(object, config.clone().unwrap_or_default().into_object());
     }
@@ -563,25 +563,34 @@ fn networks(request: &CreateRequest, host: &HostConfig, around: &dyn Surrounding
 }
 
 /// A chosen address needs a network whose addresses the user chose.
-fn check_address(network: &str, address: &str, around: &dyn Surroundings) -> Result<()> {
-    if address.is_empty() {
+pub(super) fn check_addresses(network: &str, asked: &EndpointConfig, around: &dyn Surroundings) -> Result<()> {
+    let Some(asked) = &asked.ipam_config else { return Ok(()) };
+    let mut wanted: Vec<IpAddr> = Vec::new();
+    for (family, address) in [("IPv4", &asked.ipv4_address), ("IPv6", &asked.ipv6_address)] {
+        if !address.is_empty() {
+            let ip: Option<IpAddr> = address.parse().ok().filter(|ip: &IpAddr| ip.is_ipv4() == (family == "IPv4"));
+            wanted.push(ip.ok_or_else(|| Error::Invalid(format!("invalid {family} address: {address}")))?);
+        }
+    }
+    if wanted.is_empty() {
         return Ok(());
     }
-    let ip: std::net::Ipv4Addr =
-        address.parse().map_err(|_| Error::Invalid(format!("invalid IPv4 address: {address}")))?;
     if matches!(network, "" | "default" | "bridge" | "host" | "none") {
         return Err(Error::Invalid("user specified IP address is supported on user defined networks only".into()));
     }
-    let subnet = around.network_subnet(&around.network_object(network)?).ok_or_else(|| {
-        Error::Invalid(
-            "user specified IP address is supported only when connecting to networks with user configured subnets"
-                .into(),
-        )
-    })?;
-    if !crate::networks::subnet_holds(&subnet, ip) {
-        return Err(Error::Invalid(format!(
-            "Invalid address {address}: It does not belong to any of this network's subnets"
-        )));
+    let subnets = around.network_subnets(&around.network_object(network)?);
+    for ip in wanted {
+        if !subnets.iter().any(|subnet| subnet.contains(':') == ip.is_ipv6()) {
+            return Err(Error::Invalid(
+                "user specified IP address is supported only when connecting to networks with user configured subnets"
+                    .into(),
+            ));
+        }
+        if !subnets.iter().any(|subnet| crate::cidr::holds(subnet, ip)) {
+            return Err(Error::Invalid(format!(
+                "Invalid address {ip}: It does not belong to any of this network's subnets"
+            )));
+        }
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::config::{self, Surroundings, Translated};
 use super::echo::Echo;
-use super::wire::CreateRequest;
+use super::wire::{CreateRequest, EndpointConfig};
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::operation::Reply;
@@ -30,9 +30,10 @@ impl Surroundings for Lookup<'_> {
         Ok(self.0.network(reference)?.name_any())
     }
 
-    fn network_subnet(&self, object: &str) -> Option<String> {
-        let network = self.0.network_of_object(object)?;
-        Some(network.spec.subnet.clone()).filter(|subnet| !subnet.is_empty())
+    fn network_subnets(&self, object: &str) -> Vec<String> {
+        let Some(network) = self.0.network_of_object(object) else { return Vec::new() };
+        let chosen = [network.spec.subnet.clone(), network.spec.ipv6_subnet.clone()];
+        chosen.into_iter().filter(|subnet| !subnet.is_empty()).collect()
     }
 
     fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)> {
@@ -46,6 +47,11 @@ impl Surroundings for Lookup<'_> {
         }
         Ok((other.name_any(), spec))
     }
+}
+
+/// What is checked of a place on a network that is asked for.
+pub(crate) fn check_endpoint(docker: &Docker, network: &str, asked: &EndpointConfig) -> Result<()> {
+    config::check_addresses(network, asked, &Lookup(docker))
 }
 
 /// Makes a container.

@@ -275,9 +275,9 @@ pub(crate) fn endpoints(docker: &Docker, container: &Container) -> Map<String, V
                 "Gateway": there.gateway,
                 "IPAddress": there.ip,
                 "IPPrefixLen": there.prefix_length,
-                "IPv6Gateway": "",
-                "GlobalIPv6Address": "",
-                "GlobalIPv6PrefixLen": 0,
+                "IPv6Gateway": there.ipv6_gateway,
+                "GlobalIPv6Address": there.ipv6,
+                "GlobalIPv6PrefixLen": there.ipv6_prefix_length,
                 "DNSNames": if is_user_network { json!(dns) } else { Value::Null },
             });
             (name, shown)
@@ -305,6 +305,7 @@ fn network_settings(docker: &Docker, container: &Container) -> Value {
     let networks = endpoints(docker, container);
     let default = networks.get("bridge").cloned().unwrap_or(Value::Null);
     let text = |name: &str| default.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
+    let length = |name: &str| default.get(name).and_then(Value::as_u64).unwrap_or(0);
     json!({
         "Bridge": "",
         "SandboxID": if alive { crate::text::id_of_name(&format!("sandbox/{}", container.name_any())) } else { String::new() },
@@ -317,11 +318,11 @@ fn network_settings(docker: &Docker, container: &Container) -> Value {
         "SecondaryIPv6Addresses": null,
         "EndpointID": text("EndpointID"),
         "Gateway": text("Gateway"),
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": text("GlobalIPv6Address"),
+        "GlobalIPv6PrefixLen": length("GlobalIPv6PrefixLen"),
         "IPAddress": text("IPAddress"),
-        "IPPrefixLen": default.get("IPPrefixLen").and_then(Value::as_u64).unwrap_or(0),
-        "IPv6Gateway": "",
+        "IPPrefixLen": length("IPPrefixLen"),
+        "IPv6Gateway": text("IPv6Gateway"),
         "MacAddress": text("MacAddress"),
         "Networks": networks,
     })

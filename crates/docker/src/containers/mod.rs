@@ -2,7 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod config;
-mod create;
+pub(crate) mod create;
 mod echo;
 mod inspect;
 pub(crate) mod lifecycle;

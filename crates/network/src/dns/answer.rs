@@ -3,9 +3,9 @@
 //! `Source:` Kubernetes DNS-Based Service Discovery, schema version 1.1.0.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hickory_proto::rr::rdata::{A, CNAME, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::subnet::Subnet;
@@ -149,15 +149,14 @@ impl View {
         kind: RecordType,
         mut networks: impl Iterator<Item = &'a NetworkNames>,
     ) -> Option<Reply> {
-        let [d, c, b, a, in_addr, arpa] = labels else { return None };
-        if (in_addr.as_str(), arpa.as_str()) != ("in-addr", "arpa") {
-            return None;
-        }
-        let address: Ipv4Addr = format!("{a}.{b}.{c}.{d}").parse().ok()?;
+        let address = address_of(labels)?;
         let on_network = networks.find_map(|n| Some(format!("{}.{}.", n.reverse.get(&address)?, n.name)));
         let names: Vec<String> = match on_network {
             Some(name) => vec![name],
-            None => self.reverse.get(&address)?.clone(),
+            None => match address {
+                IpAddr::V4(address) => self.reverse.get(&address)?.clone(),
+                IpAddr::V6(_) => return None,
+            },
         };
         let pointers = names.iter().filter_map(|n| Some(RData::PTR(PTR(Name::from_ascii(n).ok()?))));
         Some(found(name, kind, pointers.collect::<Vec<_>>()))
@@ -185,7 +184,7 @@ impl View {
 }
 
 fn is_on(network: &NetworkNames, client: Option<Ipv4Addr>) -> bool {
-    client.is_some_and(|c| network.subnet.is_some_and(|s| s.contains(c)))
+    client.is_some_and(|c| network.subnet.is_some_and(|s| s.contains(c)) || network.elsewhere.contains(&c))
 }
 
 /// `<name>` and `<name>.<network>`; names may hold dots themselves.
@@ -195,7 +194,31 @@ fn on_network(network: &NetworkNames, labels: &[String], name: &Name, kind: Reco
         let without = joined.strip_suffix(&network.name.to_ascii_lowercase())?.strip_suffix('.')?;
         network.names.get(without)
     })?;
-    Some(found(name, kind, known.iter().map(|a| RData::A(A(*a))).collect::<Vec<_>>()))
+    Some(found(name, kind, known.iter().map(data_of).collect::<Vec<_>>()))
+}
+
+fn data_of(address: &IpAddr) -> RData {
+    match address {
+        IpAddr::V4(address) => RData::A(A(*address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
+    }
+}
+
+/// The address that a name of a reverse look-up stands for. `Source:` RFC 1035, section 3.5; RFC 3596, section 2.5.
+fn address_of(labels: &[String]) -> Option<IpAddr> {
+    let (digits, zone) = labels.split_at_checked(labels.len().checked_sub(2)?)?;
+    let (zone, last) = (zone.first()?.as_str(), zone.last()?.as_str());
+    match (zone, last, digits.len()) {
+        ("in-addr", "arpa", 4) => {
+            let text = digits.iter().rev().map(String::as_str).collect::<Vec<_>>().join(".");
+            text.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+        }
+        ("ip6", "arpa", 32) if digits.iter().all(|d| d.len() == 1) => {
+            let text: String = digits.iter().rev().map(String::as_str).collect();
+            u128::from_str_radix(&text, 16).ok().map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)))
+        }
+        _ => None,
+    }
 }
 
 /// The records of the asked type; none means that the name has others.

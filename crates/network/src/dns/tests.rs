@@ -1,7 +1,7 @@
 //! The server, question by question, and against hostile packets.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
@@ -27,10 +27,17 @@ fn records() -> Records {
         ServiceRecord::Cluster { address: Ipv4Addr::new(10, 96, 0, 7), ports: vec![port("http", Protocol::Tcp, 80)] };
     let network = |name: &str, internal, third, host: &str| NetworkNames {
         subnet: Some(Subnet::new_const(Ipv4Addr::new(10, 89, third, 0), 24)),
+        elsewhere: BTreeSet::from([Ipv4Addr::new(10, 89, 9, third)]),
         internal,
         name: name.into(),
-        names: BTreeMap::from([(host.to_owned(), vec![Ipv4Addr::new(10, 89, third, 5)])]),
-        reverse: BTreeMap::from([(Ipv4Addr::new(10, 89, third, 5), host.to_owned())]),
+        names: BTreeMap::from([(
+            host.to_owned(),
+            vec![Ipv4Addr::new(10, 89, third, 5).into(), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, third.into(), 5).into()],
+        )]),
+        reverse: BTreeMap::from([
+            (Ipv4Addr::new(10, 89, third, 5).into(), host.to_owned()),
+            (Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, third.into(), 5).into(), host.to_owned()),
+        ]),
     };
     Records {
         services: BTreeMap::from([
@@ -129,13 +136,20 @@ fn names_of_a_network_are_told_to_who_is_on_it_only() {
     let vault = Ipv4Addr::new(10, 89, 2, 9);
     assert_eq!(ask_from(red, "db.", RecordType::A), "ok | A 10.89.1.5");
     assert_eq!(ask_from(red, "DB.red.", RecordType::A), "ok | A 10.89.1.5");
-    assert_eq!(ask_from(red, "db.", RecordType::AAAA), "ok");
+    assert_eq!(ask_from(red, "db.", RecordType::AAAA), "ok | AAAA fd00::1:5");
+    assert_eq!(ask_from(red, "db.", RecordType::MX), "ok");
+    let reversed = "5.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.";
+    assert_eq!(ask_from(red, reversed, RecordType::PTR), "ok | PTR db.red.");
+    assert_eq!(ask_from(vault, reversed, RecordType::PTR), "ServFail");
     assert_eq!(ask_from(red, "5.1.89.10.in-addr.arpa.", RecordType::PTR), "ok | PTR db.red.");
     assert_eq!(ask_from(red, "safe.", RecordType::A), "ServFail");
     assert_eq!(ask_from(vault, "safe.", RecordType::A), "ok | A 10.89.2.5");
     assert_eq!(ask_from(vault, "5.1.89.10.in-addr.arpa.", RecordType::PTR), "ServFail");
     assert_eq!(ask_from(vault, "example.org.", RecordType::A), "ServFail");
     assert_eq!(ask_from(CLIENT, "db.", RecordType::A), "ServFail");
+    // Who is on the network too, but asks by its address on another.
+    assert_eq!(ask_from(Ipv4Addr::new(10, 89, 9, 2), "safe.", RecordType::A), "ok | A 10.89.2.5");
+    assert_eq!(ask_from(Ipv4Addr::new(10, 89, 9, 1), "safe.", RecordType::A), "ServFail");
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Inner {
             return Ok((network, attachment, false));
         }
         let interface = free_interface(&core, request)?;
-        let attachment = core.addresses.take(&network, request.address, |address| Attachment {
+        let attachment = core.addresses.take(&network, request.address, request.address6, |address| Attachment {
             owner: request.owner.clone(),
             network: network.id.clone(),
             namespace: request.namespace.clone(),
@@ -75,6 +75,7 @@ impl Inner {
             address,
             prefix: network.subnet.prefix(),
             gateway: network.gateway,
+            ipv6: None,
             mac: request.mac.unwrap_or_else(|| Mac::from_address(address)),
             tap: request.tap,
         })?;
@@ -112,9 +113,19 @@ impl Inner {
             plug_outer(&mut host, network, attachment)?;
             link::add_address(&mut inside, inner.index, attachment.address, &network.subnet)
                 .map_err(failed("address"))?;
+            if let Some(place) = attachment.ipv6 {
+                namespace::allow_ipv6(&attachment.interface);
+                link::add_address6(&mut inside, inner.index, place.address, place.prefix)
+                    .map_err(failed("give an IPv6 address"))?;
+            }
             link::set_up(&mut inside, inner.index).map_err(failed("bring up an interface"))?;
             if !network.internal && !request.without_default_route {
                 link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
+            }
+            // The first network with IPv6 gives this one, whichever gives the other.
+            if let Some(place) = attachment.ipv6.filter(|_| !network.internal) {
+                link::add_default_route6(&mut inside, inner.index, place.gateway)
+                    .map_err(failed("set the IPv6 default route"))?;
             }
             Ok(())
         })

@@ -15,7 +15,10 @@ use crate::nft::ruleset::{self, Fixed};
 use crate::nft::{TABLE, process, services::Tables};
 use crate::state::{addresses::AddressBook, files, ports::PortBook};
 use crate::subnet::{Subnet, first_free};
-use crate::types::{DEFAULT_NETWORK, FabricOptions, Inventory, KernelSetting, Mac, Network, NetworkConfig};
+use crate::subnet6::{Subnet6, unique_local};
+use crate::types::{
+    DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig,
+};
 
 /// MTU when nothing tells a better one.
 const ETHERNET_MTU: u32 = 1500;
@@ -25,6 +28,8 @@ const MTU_MIN: u32 = 68;
 const MTU_MAX: u32 = 65_535;
 /// A `/31` has no room for a gateway and a workload beside network and broadcast.
 const PREFIX_MAX: u8 = 29;
+/// The same for IPv6, which has no broadcast address.
+const PREFIX6_MAX: u8 = 126;
 
 /// The state behind a [`super::Fabric`].
 pub(super) struct Inner {
@@ -82,6 +87,8 @@ impl Inner {
             node_ports: format!("{}-{}", options.node_ports.start(), options.node_ports.end()),
             unmasqueraded: options.unmasqueraded.iter().map(Subnet::to_string).collect(),
             masquerade_within: !Path::new("/proc/sys/net/bridge").exists(),
+            loopback6: sysctl::read("net/bridge/bridge-nf-call-ip6tables").is_ok_and(|value| value != "1")
+                || !Path::new("/proc/sys/net/bridge").exists(),
         };
         let mtu = match options.mtu {
             Some(mtu) => mtu.clamp(MTU_MIN, MTU_MAX),
@@ -107,7 +114,8 @@ impl Inner {
         let old = core.networks.get(&config.id).cloned();
         let network = self.resolve(&core, config, old.as_ref())?;
         if let Some(old) = old.as_ref().filter(|o| **o != network) {
-            let moved = (old.subnet, old.gateway, &old.bridge) != (network.subnet, network.gateway, &network.bridge);
+            let at = |n: &Network| (n.subnet, n.gateway, n.ipv6, n.bridge.clone());
+            let moved = at(old) != at(&network);
             if moved && core.addresses.count(&config.id) > 0 {
                 return Err(Error::NetworkInUse(config.id.clone()));
             }
@@ -161,11 +169,37 @@ impl Inner {
             subnet,
             ip_range: config.ip_range,
             gateway,
+            ipv6: self.resolve6(core, config, old)?,
             internal: config.internal,
             routed: config.routed,
             isolated_ports: config.isolated_ports,
             mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
         })
+    }
+
+    /// The IPv6 part of [`Inner::resolve`].
+    fn resolve6(&self, core: &Core, config: &NetworkConfig, old: Option<&Network>) -> Result<Option<Ipv6Network>> {
+        let Some(wanted) = config.ipv6 else { return Ok(None) };
+        let others = core.networks.values().filter(|n| n.id != config.id).filter_map(|n| Some((n, n.ipv6?.subnet)));
+        let used: Vec<Subnet6> = others.clone().map(|(_, subnet)| subnet).collect();
+        let kept = old.and_then(|o| o.ipv6);
+        let subnet = wanted.subnet.or_else(|| Some(kept?.subnet));
+        let subnet = subnet.or_else(|| unique_local(&self.options.instance, &config.id, &used));
+        let subnet = subnet.ok_or(Error::SubnetsExhausted)?;
+        if !subnet.is_usable() || subnet.prefix() > PREFIX6_MAX {
+            return Err(Error::Invalid(format!("subnet {subnet} cannot carry a network: at most /{PREFIX6_MAX}")));
+        }
+        if let Some((other, taken)) = others.clone().find(|(_, taken)| taken.overlaps(&subnet)) {
+            let other = format!("{taken} of network {}", other.id);
+            return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
+        }
+        let kept = kept.filter(|k| k.subnet == subnet).map(|k| k.gateway);
+        let gateway = wanted.gateway.or(kept).or_else(|| subnet.nth(1)).filter(|g| subnet.is_host(*g));
+        let gateway = gateway.ok_or_else(|| Error::Invalid(format!("no matching gateway for subnet {subnet}")))?;
+        if let Some(range) = wanted.range.filter(|r| !subnet.contains(r.address()) || r.prefix() < subnet.prefix()) {
+            return Err(Error::Invalid(format!("no matching subnet for range {range}")));
+        }
+        Ok(Some(Ipv6Network { subnet, range: wanted.range, gateway }))
     }
 
     /// Makes the bridge as it should be, whatever is there of it.
@@ -192,14 +226,24 @@ impl Inner {
             // Published ports can be reached by 127.0.0.1; the ruleset keeps everybody else out of 127.0.0.0/8.
             (format!("net/ipv4/conf/{}/route_localnet", network.bridge), "1"),
             (format!("net/ipv4/conf/{}/send_redirects", network.bridge), "0"),
-            (format!("net/ipv6/conf/{}/disable_ipv6", network.bridge), "1"),
+            (format!("net/ipv6/conf/{}/accept_ra", network.bridge), "0"),
+            (format!("net/ipv6/conf/{}/accept_dad", network.bridge), "0"),
+            (format!("net/ipv6/conf/{}/disable_ipv6", network.bridge), if network.ipv6.is_some() { "0" } else { "1" }),
         ] {
             if let Some(problem) = sysctl::ensure(&path, wanted).problem {
                 tracing::debug!(path, problem, "kernel setting left alone");
             }
         }
         link::add_address(&mut channel, bridge.index, network.gateway, &network.subnet).map_err(failed("address"))?;
+        if let Some(six) = network.ipv6 {
+            sysctl::forward_ipv6();
+            link::add_address6(&mut channel, bridge.index, six.gateway, six.subnet.prefix())
+                .map_err(failed("give an IPv6 address to"))?;
+        }
         link::set_up(&mut channel, bridge.index).map_err(failed("bring up"))?;
+        if network.ipv6.is_some() && self.fixed.loopback6 {
+            link::accept_loopback6(&mut channel, bridge.index).map_err(failed("lead ::1 to"))?;
+        }
         if network.id == DEFAULT_NETWORK {
             // Gives the machine itself a route to services even where it has no default route, and an address to come from.
             link::add_link_route(&mut channel, self.options.service_cidr, bridge.index, network.gateway)

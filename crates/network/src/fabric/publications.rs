@@ -1,6 +1,6 @@
 //! Published ports and services.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::inner::{Inner, netlink_error};
 use crate::error::{Error, Result};
@@ -8,10 +8,10 @@ use crate::kernel::conntrack::{self, Frontends};
 use crate::nft::elements::Batch;
 use crate::nft::services::Tables;
 use crate::nft::{process, ruleset};
-use crate::types::{Endpoint, PortMapping, Protocol, Publication, ServiceRule};
+use crate::types::{PortMapping, Protocol, Publication, ServiceRule, Target};
 
 impl Inner {
-    pub(super) fn publish(&self, owner: &str, target: Ipv4Addr, ports: &[PortMapping]) -> Result<Vec<PortMapping>> {
+    pub(super) fn publish(&self, owner: &str, target: Target, ports: &[PortMapping]) -> Result<Vec<PortMapping>> {
         if ports.is_empty() {
             return self.unpublish(owner).map(|()| Vec::new());
         }
@@ -79,10 +79,12 @@ pub(super) fn forget_datagrams(gone: &Publication) -> Result<()> {
 /// The UDP ports of a publication, and where they lead.
 fn datagrams(publication: &Publication, is_published: bool) -> Frontends {
     let mut frontends = Frontends::default();
+    let targets = || std::iter::once(IpAddr::V4(publication.target)).chain(publication.target6.map(IpAddr::V6));
     for mapping in publication.ports.iter().filter(|p| p.protocol == Protocol::Udp) {
-        let address = Some(mapping.host_address).filter(|a| !a.is_unspecified());
-        let target = Endpoint { address: publication.target, port: mapping.target_port };
-        frontends.insert(address, mapping.host_port, if is_published { std::slice::from_ref(&target) } else { &[] });
+        let address = mapping.host_address.filter(|a| !a.is_unspecified());
+        let leads = |to: &IpAddr| is_published && mapping.host_address.is_none_or(|a| a.is_ipv4() == to.is_ipv4());
+        let endpoints = targets().filter(leads).map(|to| (to, mapping.target_port).into());
+        frontends.insert(address, mapping.host_port, endpoints);
     }
     frontends
 }

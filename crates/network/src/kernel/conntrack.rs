@@ -5,13 +5,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use crate::kernel::netlink::{Builder, Channel, HEADER_BYTES, attributes};
-use crate::types::Endpoint;
 
 const MESSAGE_GET: u16 = (1 << 8) | 1;
 const MESSAGE_DELETE: u16 = (1 << 8) | 2;
@@ -22,20 +21,27 @@ const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
-const FAMILY_IPV4: u8 = 2;
+const FAMILIES: [u8; 2] = [2, 10];
 const UDP: u8 = 17;
 
 /// Where UDP frontends lead now. A frontend is an address (`None`: every address) and a port.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Frontends(HashMap<(Option<Ipv4Addr>, u16), Vec<Endpoint>>);
+pub(crate) struct Frontends(HashMap<(Option<IpAddr>, u16), Vec<SocketAddr>>);
 
 impl Frontends {
     /// Flows to this frontend may lead to these endpoints only.
-    pub(crate) fn insert(&mut self, address: Option<Ipv4Addr>, port: u16, endpoints: &[Endpoint]) {
-        self.0.entry((address, port)).or_default().extend_from_slice(endpoints);
+    pub(crate) fn insert(
+        &mut self,
+        address: Option<IpAddr>,
+        port: u16,
+        endpoints: impl IntoIterator<Item = SocketAddr>,
+    ) {
+        self.0.entry((address, port)).or_default().extend(endpoints);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -43,7 +49,7 @@ impl Frontends {
     }
 
     fn is_stale(&self, flow: &Flow) -> bool {
-        let target = Endpoint { address: flow.reply_source, port: flow.reply_source_port };
+        let target = SocketAddr::new(flow.reply_source, flow.reply_source_port);
         let exact = self.0.get(&(Some(flow.destination), flow.destination_port));
         exact
             .or_else(|| self.0.get(&(None, flow.destination_port)))
@@ -54,9 +60,9 @@ impl Frontends {
 /// A tracked UDP flow.
 #[derive(Debug, PartialEq, Eq)]
 struct Flow {
-    destination: Ipv4Addr,
+    destination: IpAddr,
     destination_port: u16,
-    reply_source: Ipv4Addr,
+    reply_source: IpAddr,
     reply_source_port: u16,
 }
 
@@ -66,15 +72,17 @@ pub(crate) fn forget_stale(frontends: &Frontends) -> io::Result<usize> {
         return Ok(0);
     }
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
-    let mut request = Builder::default();
-    request.message(MESSAGE_GET, NLM_F_DUMP, FAMILY_IPV4, 0, |_| ());
     let mut doomed = Vec::new();
-    channel.dump_raw(request.bytes(), |message| {
-        let body = message.get(HEADER_BYTES + 4..).unwrap_or_default();
-        if parse(body).is_some_and(|flow| frontends.is_stale(&flow)) {
-            doomed.push(delete_request(body));
-        }
-    })?;
+    for family in FAMILIES {
+        let mut request = Builder::default();
+        request.message(MESSAGE_GET, NLM_F_DUMP, family, 0, |_| ());
+        channel.dump_raw(request.bytes(), |message| {
+            let body = message.get(HEADER_BYTES + 4..).unwrap_or_default();
+            if parse(body).is_some_and(|flow| frontends.is_stale(&flow)) {
+                doomed.push(delete_request(body, family));
+            }
+        })?;
+    }
     for request in &doomed {
         match channel.send_raw(request.bytes(), 1) {
             // It timed out in the meantime.
@@ -85,9 +93,9 @@ pub(crate) fn forget_stale(frontends: &Frontends) -> io::Result<usize> {
     Ok(doomed.len())
 }
 
-fn delete_request(body: &[u8]) -> Builder {
+fn delete_request(body: &[u8], family: u8) -> Builder {
     let mut request = Builder::default();
-    request.message(MESSAGE_DELETE, NLM_F_ACK, FAMILY_IPV4, 0, |m| {
+    request.message(MESSAGE_DELETE, NLM_F_ACK, family, 0, |m| {
         for (kind, value) in attributes(body) {
             match kind {
                 CTA_TUPLE_ORIG => m.nest(kind, |n| attributes_copy(n, value)),
@@ -113,15 +121,16 @@ fn attributes_copy(builder: &mut Builder, bytes: &[u8]) {
 
 #[derive(Default)]
 struct Tuple {
-    source: Option<Ipv4Addr>,
-    destination: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
     protocol: u8,
     source_port: u16,
     destination_port: u16,
 }
 
 fn tuple(bytes: &[u8]) -> Tuple {
-    let address = |v: &[u8]| <[u8; 4]>::try_from(v).ok().map(Ipv4Addr::from);
+    let address = |v: &[u8]| <[u8; 4]>::try_from(v).ok().map(|v| IpAddr::V4(Ipv4Addr::from(v)));
+    let address6 = |v: &[u8]| <[u8; 16]>::try_from(v).ok().map(|v| IpAddr::V6(Ipv6Addr::from(v)));
     let port = |v: &[u8]| <[u8; 2]>::try_from(v).map_or(0, u16::from_be_bytes);
     let mut tuple = Tuple::default();
     for (kind, value) in attributes(bytes) {
@@ -129,6 +138,8 @@ fn tuple(bytes: &[u8]) -> Tuple {
             match (kind, inner) {
                 (CTA_TUPLE_IP, CTA_IP_V4_SRC) => tuple.source = address(value),
                 (CTA_TUPLE_IP, CTA_IP_V4_DST) => tuple.destination = address(value),
+                (CTA_TUPLE_IP, CTA_IP_V6_SRC) => tuple.source = address6(value),
+                (CTA_TUPLE_IP, CTA_IP_V6_DST) => tuple.destination = address6(value),
                 (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => tuple.protocol = value.first().copied().unwrap_or(0),
                 (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.source_port = port(value),
                 (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.destination_port = port(value),
@@ -164,9 +175,9 @@ mod tests {
 
     fn flow(target: [u8; 4]) -> Flow {
         Flow {
-            destination: Ipv4Addr::new(10, 96, 0, 10),
+            destination: Ipv4Addr::new(10, 96, 0, 10).into(),
             destination_port: 53,
-            reply_source: target.into(),
+            reply_source: IpAddr::V4(target.into()),
             reply_source_port: 53,
         }
     }
@@ -174,8 +185,8 @@ mod tests {
     #[test]
     fn a_flow_is_stale_when_its_frontend_leads_elsewhere() {
         let mut frontends = Frontends::default();
-        let here = Endpoint { address: Ipv4Addr::new(10, 88, 0, 2), port: 53 };
-        frontends.insert(Some(Ipv4Addr::new(10, 96, 0, 10)), 53, &[here]);
+        let here = SocketAddr::from(([10, 88, 0, 2], 53));
+        frontends.insert(Some(Ipv4Addr::new(10, 96, 0, 10).into()), 53, [here]);
         assert!(!frontends.is_stale(&flow([10, 88, 0, 2])));
         assert!(frontends.is_stale(&flow([10, 88, 0, 3])), "removed endpoint");
         assert!(frontends.is_stale(&flow([10, 96, 0, 10])), "never translated");

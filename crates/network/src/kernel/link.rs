@@ -1,12 +1,14 @@
 //! Bridges, veth pairs, addresses and routes, by rtnetlink messages on a blocking channel.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -186,6 +188,23 @@ pub(crate) fn add_address(channel: &mut Channel, index: u32, address: Ipv4Addr, 
     channel.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// Gives an interface an IPv6 address that may be used at once; it is fine when it has it. Nobody else can have it: we
+/// allot them, and a port in hairpin mode would hear its own question for duplicates.
+pub(crate) fn add_address6(channel: &mut Channel, index: u32, address: Ipv6Addr, prefix: u8) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.header.scope = AddressScope::Universe;
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes = vec![
+        AddressAttribute::Local(IpAddr::V6(address)),
+        AddressAttribute::Address(IpAddr::V6(address)),
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    channel.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
 fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
@@ -204,6 +223,36 @@ fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: Ro
 /// Sets the default route.
 pub(crate) fn add_default_route(channel: &mut Channel, gateway: Ipv4Addr) -> io::Result<()> {
     let message = route(None, vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))], RouteScope::Universe);
+    channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Sets the IPv6 default route, unless there is one.
+pub(crate) fn add_default_route6(channel: &mut Channel, index: u32, gateway: Ipv6Addr) -> io::Result<()> {
+    let attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Gateway(RouteAddress::Inet6(gateway))];
+    let mut message = route(None, attributes, RouteScope::Universe);
+    message.header.address_family = AddressFamily::Inet6;
+    match channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Lets answers to `::1` come in by an interface: the kernel looks for such a route on the interface itself. Packets that
+/// claim to come from or go to `::1` are dropped before, so only what is translated back gets here. IPv4's
+/// `route_localnet` has no counterpart.
+pub(crate) fn accept_loopback6(channel: &mut Channel, index: u32) -> io::Result<()> {
+    /// Behind that of the loopback interface; each bridge has its own, as routes of the same metric replace each other.
+    const METRIC: u32 = 4096;
+    let mut message = route(
+        None,
+        vec![RouteAttribute::Oif(index), RouteAttribute::Priority(METRIC.saturating_add(index))],
+        RouteScope::Host,
+    );
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.kind = RouteType::Local;
+    message.header.table = TABLE_LOCAL;
+    message.header.destination_prefix_length = 128;
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(Ipv6Addr::LOCALHOST)));
     channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 

@@ -108,6 +108,17 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Lets an interface of a workload speak IPv6, with the addresses that it is given and the link-local one of its MAC.
+pub(crate) fn allow_ipv6(interface: &str) {
+    let setting = |name: &str| format!("net/ipv6/conf/{interface}/{name}");
+    // Its port on the bridge lets through the link-local address that follows from the MAC, so it must be that one.
+    for (name, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("addr_gen_mode", "0"), ("disable_ipv6", "0")] {
+        if let Err(error) = sysctl::write(&setting(name), value) {
+            tracing::debug!(interface, name, %error, "kernel setting left alone");
+        }
+    }
+}
+
 /// Settings inside a workload's namespace: no IPv6 on interfaces to come (loopback keeps `::1`), no router
 /// advertisements, and ports under 1024 for everybody, as Docker and containerd set it.
 pub(crate) fn harden() {

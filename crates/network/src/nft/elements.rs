@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
@@ -60,6 +60,9 @@ impl fmt::Display for Family {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Field {
     Address(Ipv4Addr),
+    Address6(Ipv6Addr),
+    /// An address that is looked for as sixteen raw bytes of a packet.
+    Raw6(Ipv6Addr),
     Protocol(Protocol),
     Port(u16),
     Interface(String),
@@ -70,6 +73,8 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Field::Address(address) => write!(f, "{address}"),
+            Field::Address6(address) => write!(f, "{address}"),
+            Field::Raw6(address) => write!(f, "0x{:032x}", address.to_bits()),
             Field::Protocol(protocol) => write!(f, "{protocol}"),
             Field::Port(port) => write!(f, "{port}"),
             Field::Interface(name) => write!(f, "\"{name}\""),
@@ -106,6 +111,7 @@ fn encode(fields: &[Field]) -> Vec<u8> {
     for field in fields {
         match field {
             Field::Address(address) => bytes.extend(address.octets()),
+            Field::Address6(address) | Field::Raw6(address) => bytes.extend(address.octets()),
             Field::Protocol(protocol) => bytes.push(protocol.number()),
             Field::Port(port) => bytes.extend(port.to_be_bytes()),
             Field::Interface(name) => {

@@ -6,12 +6,13 @@
 //! The sets are named here once; [`super::elements`] fills them as workloads come and go.
 
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::TABLE;
 use super::elements::{Element, Family, Field};
 use super::services::Tables;
-use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication};
+use crate::subnet6::link_local;
+use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication, Target};
 
 /// First characters of the names of our veth ends on the machine; the bridge table looks at no other ports.
 pub(crate) const PORT_PREFIX: &str = "nuv";
@@ -31,6 +32,9 @@ pub(crate) struct Fixed {
     pub(crate) unmasqueraded: Vec<String>,
     /// Bridged packets do not pass the IP hooks (no `br_netfilter`): answers must be drawn to us by masquerading.
     pub(crate) masquerade_within: bool,
+    /// Ports may be published on `::1`: answers of workloads are not translated back before the kernel has looked at them
+    /// as coming from outside, where it lets nothing come to `::1`.
+    pub(crate) loopback6: bool,
 }
 
 impl Fixed {
@@ -63,6 +67,9 @@ const INET_CHAINS: &str = r#"
 	chain local {
 		dnat ip to ip daddr . meta l4proto . th dport map @published
 		dnat ip to meta l4proto . th dport map @published_any
+		LOOPBACK6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6
+		dnat ip6 to meta l4proto . th dport map @published6_any
 		meta l4proto . th dport vmap @node_ports
 	}
 	chain forward {
@@ -94,6 +101,8 @@ const INET_CHAINS: &str = r#"
 		oifname "lo" return
 		ip saddr . ip daddr @hairpin masquerade
 		ip saddr 127.0.0.0/8 oifname @bridges masquerade
+		meta nfproto ipv6 iifname . oifname @within ct status dnat masquerade
+		ip6 saddr ::1 oifname @bridges masquerade
 		WITHIN
 		oifname @bridges return
 		ip daddr @direct return
@@ -108,6 +117,15 @@ const BRIDGE_TABLE: &str = r#"
 	set ports {
 		type ifname . ether_addr . ipv4_addr
 	}
+	set ports6 {
+		type ifname . ether_addr . ipv6_addr
+	}
+	set speakers6 {
+		type ifname . ether_addr
+	}
+	set owners6 {
+		typeof meta iifname . @th,64,128
+	}
 	set guests {
 		type ifname . ether_addr
 	}
@@ -115,8 +133,16 @@ const BRIDGE_TABLE: &str = r#"
 		type filter hook prerouting priority -300; policy accept;
 		ether type ip iifname . ether saddr . ip saddr @ports accept
 		iifname != "PREFIX*" accept
+		ether type ip6 goto six
 		ip saddr 0.0.0.0 udp sport 68 udp dport 67 iifname . ether saddr @guests accept
 		ether type arp iifname . ether saddr . arp saddr ip @ports iifname . arp saddr ether . arp saddr ip @ports accept
+		drop
+	}
+	chain six {
+		icmpv6 type { nd-router-advert, nd-redirect } drop
+		icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @owners6 drop
+		iifname . ether saddr . ip6 saddr @ports6 accept
+		ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit, mld-listener-report, mld2-listener-report } iifname . ether saddr @speakers6 accept
 		drop
 	}
 	chain forward {
@@ -137,7 +163,11 @@ pub(crate) fn full(input: &Input<'_>) -> String {
     let _ = writeln!(text, "\tchain {} {{ }}", input.fixed.marker());
     text.push_str(&sets(input.fixed));
     let within = if input.fixed.masquerade_within { "iifname . oifname @within ct status dnat masquerade" } else { "" };
-    let chains = INET_CHAINS.replace("WITHIN", within).replace("NODE_PORTS", &input.fixed.node_ports);
+    let loopback6 = if input.fixed.loopback6 { "" } else { "ip6 daddr ::1 return" };
+    let chains = INET_CHAINS
+        .replace("LOOPBACK6", loopback6)
+        .replace("WITHIN", within)
+        .replace("NODE_PORTS", &input.fixed.node_ports);
     text.push_str(&chains.replace("METADATA_PORT", &METADATA_PORT.to_string()));
     let _ = writeln!(text, "}}\ntable bridge {TABLE} {{{}}}", BRIDGE_TABLE.replace("PREFIX", PORT_PREFIX));
     for element in &input.elements {
@@ -165,6 +195,8 @@ fn sets(fixed: &Fixed) -> String {
     text.push_str(concat!(
         "\tmap published { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }\n",
         "\tmap published_any { type inet_proto . inet_service : ipv4_addr . inet_service; }\n",
+        "\tmap published6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }\n",
+        "\tmap published6_any { type inet_proto . inet_service : ipv6_addr . inet_service; }\n",
         "\tmap services { type ipv4_addr . inet_proto . inet_service : verdict; }\n",
         "\tmap node_ports { type inet_proto . inet_service : verdict; }\n",
     ));
@@ -203,22 +235,53 @@ pub(crate) fn of_attachment(attachment: &Attachment) -> Vec<Element> {
         Element { family: Family::Inet, set: "hairpin", key: vec![address.clone(), address], value: Vec::new() },
     ];
     elements.extend(guest);
+    elements.extend(of_place6(attachment));
+    elements
+}
+
+/// The elements of an attachment's IPv6 part: its address, and the link-local one that the kernel makes from its MAC.
+fn of_place6(attachment: &Attachment) -> Vec<Element> {
+    let Some(place) = attachment.ipv6 else { return Vec::new() };
+    let (port, mac) = (Field::Interface(attachment.host_interface.clone()), Field::Mac(attachment.mac));
+    let element = |set, key| Element { family: Family::Bridge, set, key, value: Vec::new() };
+    let mut elements = vec![element("speakers6", vec![port.clone(), mac.clone()])];
+    for address in [place.address, link_local(attachment.mac.0)] {
+        elements.push(element("ports6", vec![port.clone(), mac.clone(), Field::Address6(address)]));
+        elements.push(element("owners6", vec![port.clone(), Field::Raw6(address)]));
+    }
     elements
 }
 
 /// The elements of published ports.
 pub(crate) fn of_publication(publication: &Publication) -> Vec<Element> {
-    publication.ports.iter().map(|mapping| of_mapping(publication.target, mapping)).collect()
+    let target = Target { address: publication.target, address6: publication.target6 };
+    publication.ports.iter().flat_map(|mapping| of_mapping(target, mapping)).collect()
 }
 
-fn of_mapping(target: Ipv4Addr, mapping: &PortMapping) -> Element {
-    let value = vec![Field::Address(target), Field::Port(mapping.target_port)];
-    let mut key = vec![Field::Protocol(mapping.protocol), Field::Port(mapping.host_port)];
-    let set = if mapping.host_address.is_unspecified() {
-        "published_any"
-    } else {
-        key.insert(0, Field::Address(mapping.host_address));
-        "published"
+fn of_mapping(target: Target, mapping: &PortMapping) -> Vec<Element> {
+    let port = vec![Field::Protocol(mapping.protocol), Field::Port(mapping.host_port)];
+    let element = |set, before: Option<Field>, to: Field| Element {
+        family: Family::Inet,
+        set,
+        key: before.into_iter().chain(port.clone()).collect(),
+        value: vec![to, Field::Port(mapping.target_port)],
     };
-    Element { family: Family::Inet, set, key, value }
+    let mut elements = Vec::new();
+    match mapping.host_address {
+        Some(IpAddr::V4(host)) if !host.is_unspecified() => {
+            elements.push(element("published", Some(Field::Address(host)), Field::Address(target.address)));
+        }
+        None | Some(IpAddr::V4(_)) => elements.push(element("published_any", None, Field::Address(target.address))),
+        Some(IpAddr::V6(_)) => {}
+    }
+    if let Some(to) = target.address6.map(Field::Address6) {
+        match mapping.host_address {
+            Some(IpAddr::V6(host)) if !host.is_unspecified() => {
+                elements.push(element("published6", Some(Field::Address6(host)), to));
+            }
+            None | Some(IpAddr::V6(_)) => elements.push(element("published6_any", None, to)),
+            Some(IpAddr::V4(_)) => {}
+        }
+    }
+    elements
 }

@@ -161,11 +161,11 @@ impl Tables {
         let mut frontends = Frontends::default();
         for (key, endpoints) in &self.datagrams {
             if old.datagrams.get(key) != Some(endpoints) {
-                frontends.insert(key.0, key.1, endpoints);
+                frontends.insert(key.0.map(Into::into), key.1, endpoints.iter().map(|e| (e.address, e.port).into()));
             }
         }
         for key in old.datagrams.keys().filter(|k| !self.datagrams.contains_key(*k)) {
-            frontends.insert(key.0, key.1, &[]);
+            frontends.insert(key.0.map(Into::into), key.1, []);
         }
         frontends
     }

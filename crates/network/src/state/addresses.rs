@@ -1,16 +1,16 @@
 //! Addresses of networks: allotted one after the other, so that a freed address rests as long as possible before somebody
 //! else gets it (neighbours and connection tracking may still remember it).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::names::check_id;
 use crate::state::files;
-use crate::types::{Attachment, Network};
+use crate::types::{Attachment, Ipv6Place, Network};
 
 /// How often to try again when another process takes the address that we found free.
 const RACES_MAX: usize = 1024;
@@ -68,6 +68,7 @@ impl AddressBook {
         &mut self,
         network: &Network,
         wanted: Option<Ipv4Addr>,
+        wanted6: Option<Ipv6Addr>,
         fill: impl Fn(Ipv4Addr) -> Attachment,
     ) -> Result<Attachment> {
         check_id(&network.id)?;
@@ -80,13 +81,13 @@ impl AddressBook {
                 )));
             }
             if address == network.gateway {
-                return Err(Error::AddressTaken(address));
+                return Err(Error::AddressTaken(address.into()));
             }
-            return self.try_take(&network.id, address, &fill)?.ok_or(Error::AddressTaken(address));
+            return self.try_take(network, address, wanted6, &fill)?.ok_or(Error::AddressTaken(address.into()));
         }
         for _ in 0..RACES_MAX {
             let Some(address) = self.next_free(network) else { break };
-            if let Some(attachment) = self.try_take(&network.id, address, &fill)? {
+            if let Some(attachment) = self.try_take(network, address, wanted6, &fill)? {
                 self.cursors.insert(network.id.clone(), address);
                 return Ok(attachment);
             }
@@ -98,17 +99,22 @@ impl AddressBook {
 
     fn try_take(
         &mut self,
-        network: &str,
+        network: &Network,
         address: Ipv4Addr,
+        wanted6: Option<Ipv6Addr>,
         fill: impl Fn(Ipv4Addr) -> Attachment,
     ) -> Result<Option<Attachment>> {
-        let attachment = fill(address);
-        if self.networks.get(network).is_some_and(|n| n.contains_key(&address))
-            || !files::create(&self.path(network, address), &attachment)?
-        {
+        if self.networks.get(&network.id).is_some_and(|n| n.contains_key(&address)) {
             return Ok(None);
         }
-        self.networks.entry(network.to_owned()).or_default().insert(address, attachment.clone());
+        let mut attachment = fill(address);
+        if !attachment.tap {
+            attachment.ipv6 = self.choose6(network, address, wanted6)?;
+        }
+        if !files::create(&self.path(&network.id, address), &attachment)? {
+            return Ok(None);
+        }
+        self.networks.entry(network.id.clone()).or_default().insert(address, attachment.clone());
         Ok(Some(attachment))
     }
 
@@ -124,6 +130,43 @@ impl AddressBook {
             network.subnet.is_host(address) && address != network.gateway && !used.contains_key(&address)
         };
         (start..=last).find(free).or_else(|| (first..start).find(free)).map(Ipv4Addr::from_bits)
+    }
+
+    /// The IPv6 address for whoever gets `address`: the wanted one, or the one as far behind the first as `address` is in
+    /// its own range (so that it rests as long when it is freed), or the first free one. Held by the attachment that is
+    /// taken with it.
+    ///
+    /// `Errors:` as with [`AddressBook::take`].
+    fn choose6(&self, network: &Network, address: Ipv4Addr, wanted: Option<Ipv6Addr>) -> Result<Option<Ipv6Place>> {
+        let Some(six) = network.ipv6 else {
+            return match wanted {
+                None => Ok(None),
+                Some(wanted) => {
+                    Err(Error::Invalid(format!("invalid address {wanted}: the network {} has no IPv6", network.id)))
+                }
+            };
+        };
+        let held = self.networks.get(&network.id).into_iter().flat_map(BTreeMap::values);
+        let used: HashSet<Ipv6Addr> = held.filter_map(|a| Some(a.ipv6?.address)).collect();
+        let free = |a: &Ipv6Addr| six.subnet.is_host(*a) && *a != six.gateway && !used.contains(a);
+        let found = match wanted {
+            Some(wanted) if !six.subnet.is_host(wanted) => {
+                return Err(Error::Invalid(format!("invalid address {wanted}: it does not belong to {}", six.subnet)));
+            }
+            Some(wanted) => Some(wanted).filter(free).ok_or(Error::AddressTaken(wanted.into()))?,
+            None => {
+                let range = six.range.unwrap_or(six.subnet);
+                // Where nobody says where to begin, it is behind network and gateway.
+                let start = network.ip_range.map_or(network.subnet.address().to_bits() + 2, |r| r.address().to_bits());
+                let offset = address.to_bits().checked_sub(start).map(u128::from);
+                let same = offset.and_then(|o| range.nth(if six.range.is_some() { o } else { o + 2 }));
+                // One of these is free when any is: the taken ones, the gateway and the anycast address are fewer.
+                let candidates = (0..=used.len() as u128 + 2).map_while(|offset| range.nth(offset));
+                let found = same.filter(free).or_else(|| candidates.into_iter().find(free));
+                found.ok_or_else(|| Error::Ipv6AddressesExhausted(six.subnet.to_string()))?
+            }
+        };
+        Ok(Some(Ipv6Place { address: found, prefix: six.subnet.prefix(), gateway: six.gateway }))
     }
 
     /// Notes more about an attachment.
@@ -162,7 +205,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::Mac;
+    use crate::types::{Ipv6Network, Mac};
 
     fn network(subnet: &str, range: Option<&str>) -> Network {
         let subnet: crate::subnet::Subnet = subnet.parse().unwrap();
@@ -172,6 +215,7 @@ mod tests {
             subnet,
             ip_range: range.map(|r| r.parse().unwrap()),
             gateway: subnet.first_host(),
+            ipv6: None,
             internal: false,
             routed: false,
             isolated_ports: false,
@@ -189,13 +233,14 @@ mod tests {
             address,
             prefix: 28,
             gateway: address,
+            ipv6: None,
             mac: Mac::from_address(address),
             tap: false,
         }
     }
 
     fn take(book: &mut AddressBook, network: &Network, wanted: Option<Ipv4Addr>, owner: &str) -> Result<Ipv4Addr> {
-        book.take(network, wanted, |a| attachment(owner, a)).map(|a| a.address)
+        book.take(network, wanted, None, |a| attachment(owner, a)).map(|a| a.address)
     }
 
     #[derive(Clone, Debug)]
@@ -284,6 +329,46 @@ mod tests {
         let rest: Vec<_> = (0..3).map(|_| take(&mut book, &network, None, "o").unwrap().octets()[3]).collect();
         assert_eq!(rest, [66, 67, 64]);
         assert!(take(&mut book, &network, None, "o").is_err());
+    }
+
+    #[test]
+    fn ipv6_addresses_go_with_the_others_and_are_given_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut network = network("10.0.0.0/24", None);
+        let subnet: crate::subnet6::Subnet6 = "fd00::/64".parse().unwrap();
+        network.ipv6 = Some(Ipv6Network { subnet, range: None, gateway: "fd00::1".parse().unwrap() });
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        let mut take6 = |owner: &str, wanted: Option<&str>| {
+            let wanted = wanted.map(|w| w.parse().unwrap());
+            let place = book.take(&network, None, wanted, |a| attachment(owner, a))?;
+            Ok::<_, Error>(place.ipv6.unwrap().address.to_string())
+        };
+        assert_eq!(take6("a", None).unwrap(), "fd00::2");
+        assert_eq!(take6("b", Some("fd00::4")).unwrap(), "fd00::4");
+        assert_eq!(take6("c", None).unwrap(), "fd00::3", "its own place is taken");
+        assert!(matches!(take6("d", Some("fd00::4")), Err(Error::AddressTaken(_))));
+        assert!(matches!(take6("d", Some("fd00::1")), Err(Error::AddressTaken(_))), "the gateway");
+        assert!(matches!(take6("d", Some("fd00:1::4")), Err(Error::Invalid(_))));
+        let reopened = AddressBook::open(directory.path()).unwrap();
+        let mut kept: Vec<String> = reopened.all().map(|a| a.ipv6.unwrap().address.to_string()).collect();
+        kept.sort();
+        assert_eq!(kept, ["fd00::2", "fd00::3", "fd00::4"]);
+    }
+
+    #[test]
+    fn an_ipv6_range_that_is_used_up_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut network = network("10.0.0.0/24", None);
+        let subnet: crate::subnet6::Subnet6 = "fd00::/126".parse().unwrap();
+        network.ipv6 = Some(Ipv6Network { subnet, range: None, gateway: "fd00::1".parse().unwrap() });
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        for expected in ["fd00::2", "fd00::3"] {
+            let place = book.take(&network, None, None, |a| attachment("o", a)).unwrap();
+            assert_eq!(place.ipv6.unwrap().address.to_string(), expected);
+        }
+        let error = book.take(&network, None, None, |a| attachment("o", a)).unwrap_err();
+        assert!(matches!(error, Error::Ipv6AddressesExhausted(_)), "{error}");
+        assert_eq!(book.all().count(), 2, "a failed attempt takes nothing");
     }
 
     #[test]

@@ -3,19 +3,19 @@
 //! see a datagram, because it is translated before.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 
 use crate::error::{Error, Result};
 use crate::names::check_id;
 use crate::state::files;
-use crate::types::{PortMapping, Protocol, Publication};
+use crate::types::{PortMapping, Protocol, Publication, Target};
 
 /// Where the fabric takes host ports from when none is wished, as Docker does.
 pub(crate) const EPHEMERAL: RangeInclusive<u16> = 32_768..=60_999;
@@ -42,11 +42,11 @@ impl PortBook {
         let mut book =
             PortBook { directory: directory.into(), publications: BTreeMap::new(), cursor: *EPHEMERAL.end() };
         for (owner, publication) in files::read_all::<Publication>(directory)? {
-            let sockets = publication.ports.iter().filter_map(|p| match hold(p) {
-                Ok(socket) => socket,
+            let sockets = publication.ports.iter().flat_map(|p| match hold(p, publication.target6.is_some()) {
+                Ok(sockets) => sockets,
                 Err(error) => {
                     tracing::warn!(%owner, %error, "a published port is used by another process of this machine");
-                    None
+                    Vec::new()
                 }
             });
             let sockets = sockets.collect();
@@ -59,7 +59,7 @@ impl PortBook {
     pub(crate) fn publish(
         &mut self,
         owner: &str,
-        target: Ipv4Addr,
+        target: Target,
         ports: &[PortMapping],
     ) -> Result<(Option<Publication>, Publication)> {
         check_id(owner)?;
@@ -67,14 +67,18 @@ impl PortBook {
             return Err(Error::Invalid(format!("more than {PORTS_MAX} published ports")));
         }
         let before = self.publications.get(owner).map(|h| h.publication.clone());
-        if let Some(same) = before.as_ref().filter(|p| p.target == target && satisfies(&p.ports, ports)) {
+        if let Some(same) = before
+            .as_ref()
+            .filter(|p| (p.target, p.target6) == (target.address, target.address6) && satisfies(&p.ports, ports))
+        {
             return Ok((None, same.clone()));
         }
         // The owner's own sockets must not stand in its way; they come back if this fails.
         let held = self.publications.remove(owner);
-        let taken = self.take_all(ports);
+        let taken = self.take_all(ports, target.address6.is_some());
         let result = taken.and_then(|(ports, sockets)| {
-            let publication = Publication { owner: owner.to_owned(), target, ports };
+            let publication =
+                Publication { owner: owner.to_owned(), target: target.address, target6: target.address6, ports };
             files::replace(&self.directory.join(owner), &publication)?;
             Ok(Held { publication, _sockets: sockets })
         });
@@ -93,17 +97,22 @@ impl PortBook {
         }
     }
 
-    fn take_all(&mut self, ports: &[PortMapping]) -> Result<(Vec<PortMapping>, Vec<OwnedFd>)> {
+    fn take_all(&mut self, ports: &[PortMapping], has_ipv6: bool) -> Result<(Vec<PortMapping>, Vec<OwnedFd>)> {
         let (mut chosen, mut sockets) = (Vec::new(), Vec::new());
         for wanted in ports {
-            let (mapping, socket) = self.take(wanted, &chosen)?;
+            let (mapping, held) = self.take(wanted, &chosen, has_ipv6)?;
             chosen.push(mapping);
-            sockets.extend(socket);
+            sockets.extend(held);
         }
         Ok((chosen, sockets))
     }
 
-    fn take(&mut self, wanted: &PortMapping, siblings: &[PortMapping]) -> Result<(PortMapping, Option<OwnedFd>)> {
+    fn take(
+        &mut self,
+        wanted: &PortMapping,
+        siblings: &[PortMapping],
+        has_ipv6: bool,
+    ) -> Result<(PortMapping, Vec<OwnedFd>)> {
         if wanted.target_port == 0 {
             return Err(Error::Invalid("invalid port 0".into()));
         }
@@ -116,18 +125,18 @@ impl PortBook {
             if self.conflicts(&mapping) || siblings.iter().any(|s| conflict(s, &mapping)) {
                 continue;
             }
-            match hold(&mapping) {
-                Ok(socket) => {
+            match hold(&mapping, has_ipv6) {
+                Ok(sockets) => {
                     if wanted.host_port == 0 {
                         self.cursor = port;
                     }
-                    return Ok((mapping, socket));
+                    return Ok((mapping, sockets));
                 }
                 Err(Error::PortTaken { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, first) })
+        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, None, first) })
     }
 
     /// All ephemeral ports, from the one after the last given, around the end.
@@ -156,8 +165,9 @@ impl PortBook {
     }
 }
 
-fn taken(mapping: &PortMapping, port: u16) -> Error {
-    Error::PortTaken { host: mapping.host_address, port, protocol: mapping.protocol }
+fn taken(mapping: &PortMapping, address: Option<IpAddr>, port: u16) -> Error {
+    let host = address.or(mapping.host_address).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    Error::PortTaken { host, port, protocol: mapping.protocol }
 }
 
 /// Whether what is published already is what is wished now, so that nothing has to change.
@@ -169,24 +179,42 @@ fn satisfies(published: &[PortMapping], wanted: &[PortMapping]) -> bool {
         })
 }
 
-/// Whether two mappings want the same port; 0.0.0.0 is every address.
+/// Whether two mappings want the same port.
 fn conflict(a: &PortMapping, b: &PortMapping) -> bool {
-    a.protocol == b.protocol
-        && a.host_port == b.host_port
-        && (a.host_address == b.host_address || a.host_address.is_unspecified() || b.host_address.is_unspecified())
+    a.protocol == b.protocol && a.host_port == b.host_port && share(a.host_address, b.host_address)
 }
 
-/// Binds a socket that holds the port. SCTP is not held: many kernels do not have it.
-fn hold(mapping: &PortMapping) -> Result<Option<OwnedFd>> {
+/// Whether two host addresses have one in common: 0.0.0.0 is every address of its family, `None` every address.
+fn share(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return true };
+    a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
+/// Binds the sockets that hold the port. SCTP is not held: many kernels do not have it.
+fn hold(mapping: &PortMapping, has_ipv6: bool) -> Result<Vec<OwnedFd>> {
+    let addresses = match mapping.host_address {
+        Some(address) => vec![address],
+        None if has_ipv6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        None => vec![Ipv4Addr::UNSPECIFIED.into()],
+    };
+    let held = addresses.into_iter().map(|address| hold_one(mapping, address)).collect::<Result<Vec<_>>>()?;
+    Ok(held.into_iter().flatten().collect())
+}
+
+fn hold_one(mapping: &PortMapping, host: IpAddr) -> Result<Option<OwnedFd>> {
     let (kind, protocol) = match mapping.protocol {
         Protocol::Tcp => (SocketType::STREAM, ipproto::TCP),
         Protocol::Udp => (SocketType::DGRAM, ipproto::UDP),
         Protocol::Sctp => return Ok(None),
     };
-    let address = SocketAddrV4::new(mapping.host_address, mapping.host_port);
+    let address = SocketAddr::new(host, mapping.host_port);
+    let family = if host.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     // SO_REUSEADDR lets us pass connections that linger in TIME_WAIT, as every server does; it is taken away again at once,
     // because a listener of somebody else with the same option could otherwise share the port with us.
-    let bound = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol)).and_then(|socket| {
+    let bound = socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol)).and_then(|socket| {
+        if host.is_ipv6() {
+            set_ipv6_v6only(&socket, true)?;
+        }
         set_socket_reuseaddr(&socket, mapping.protocol == Protocol::Tcp)?;
         bind(&socket, &address)?;
         set_socket_reuseaddr(&socket, false)?;
@@ -194,11 +222,10 @@ fn hold(mapping: &PortMapping) -> Result<Option<OwnedFd>> {
     });
     match bound {
         Ok(socket) => Ok(Some(socket)),
-        Err(Errno::ADDRINUSE) => Err(taken(mapping, mapping.host_port)),
-        Err(Errno::ADDRNOTAVAIL) => Err(Error::Invalid(format!(
-            "failed to bind host port for {}:{}: cannot assign requested address",
-            mapping.host_address, mapping.host_port
-        ))),
+        Err(Errno::ADDRINUSE) => Err(taken(mapping, Some(host), mapping.host_port)),
+        Err(Errno::ADDRNOTAVAIL) => {
+            Err(Error::Invalid(format!("failed to bind host port for {address}: cannot assign requested address")))
+        }
         Err(errno) => {
             Err(Error::Netlink { action: format!("hold host port {}", mapping.host_port), source: errno.into() })
         }
