@@ -42,6 +42,7 @@ mod validation;
 mod watch;
 mod write;
 
+pub use authorization::node_name;
 pub use admission::{WebhookEndpoint, WebhookTransport};
 pub use fairness::FairnessLimits;
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
