@@ -90,10 +90,10 @@ impl Agent {
             ..network::dns::Options::default()
         };
         let directory = Directory::new(network::dns::Server::new(dns));
-        let (networks, found) =
-            tokio::try_join!(Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range), async {
-                Ok(options.runtime.list().await?)
-            },)?;
+        let (networks, found) = tokio::try_join!(
+            Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range),
+            async { Ok(options.runtime.list().await?) },
+        )?;
         let changed = Arc::new(Notify::new());
         let (services, service_events) =
             informer::reflect(Api::<Service>::all(options.client.clone()), watcher::Config::default());

@@ -87,7 +87,11 @@ fn object(context: &Context, facts: &NodeFacts) -> Node {
     let range = facts.pod_range.map(|range| range.to_string());
     Node {
         metadata: ObjectMeta { name: Some(context.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() },
-        spec: Some(NodeSpec { pod_cidr: range.clone(), pod_cidrs: range.map(|range| vec![range]), ..NodeSpec::default() }),
+        spec: Some(NodeSpec {
+            pod_cidr: range.clone(),
+            pod_cidrs: range.map(|range| vec![range]),
+            ..NodeSpec::default()
+        }),
         status: None,
     }
 }

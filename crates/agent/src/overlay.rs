@@ -93,8 +93,7 @@ mod tests {
 
     #[test]
     fn each_machine_leads_to_the_others_and_keeps_what_has_come() {
-        let routes =
-            [route("10.88.0.0/17", "n1", 1), route("10.88.128.0/24", "n2", 2), route("10.88.0.7/32", "n2", 2)];
+        let routes = [route("10.88.0.0/17", "n1", 1), route("10.88.128.0/24", "n2", 2), route("10.88.0.7/32", "n2", 2)];
         let first = plan(routes.iter(), "n1");
         assert_eq!(first.own.unwrap().inner, Ipv4Addr::new(10, 88, 1, 255));
         assert_eq!((first.elsewhere.len(), first.here.len()), (2, 0));

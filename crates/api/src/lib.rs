@@ -3,6 +3,7 @@
 
 pub mod container;
 pub mod cron;
+pub mod migration;
 pub mod names;
 pub mod network;
 pub mod network_route;
@@ -11,6 +12,7 @@ pub mod virtual_machine;
 pub mod volume;
 
 pub use container::{Container, ContainerSpec, ContainerStatus};
+pub use migration::{Migration, MigrationPhase, MigrationSpec, MigrationStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use network_route::{NetworkRoute, NetworkRouteSpec};
 pub use virtual_machine::{

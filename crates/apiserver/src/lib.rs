@@ -42,8 +42,8 @@ mod validation;
 mod watch;
 mod write;
 
-pub use authorization::node_name;
 pub use admission::{WebhookEndpoint, WebhookTransport};
+pub use authorization::node_name;
 pub use fairness::FairnessLimits;
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
 pub use kind_table::{GroupVersion, KindTable};

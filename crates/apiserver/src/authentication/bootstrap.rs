@@ -64,7 +64,14 @@ mod tests {
     #[test]
     fn only_the_known_form_is_looked_up() {
         assert_eq!(parts("abcdef.0123456789abcdef"), Some(("abcdef", "0123456789abcdef")));
-        for bad in ["", "abcdef", "abcde.0123456789abcdef", "abcdef.0123456789abcde", "ABCDEF.0123456789abcdef", "abcde/.0123456789abcdef"] {
+        for bad in [
+            "",
+            "abcdef",
+            "abcde.0123456789abcdef",
+            "abcdef.0123456789abcde",
+            "ABCDEF.0123456789abcdef",
+            "abcde/.0123456789abcdef",
+        ] {
             assert_eq!(parts(bad), None, "{bad}");
         }
     }

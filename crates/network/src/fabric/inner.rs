@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, IoContext, Result};
-use crate::kernel::netlink::Channel;
 use crate::kernel::link::ETHERNET_MTU;
+use crate::kernel::netlink::Channel;
 use crate::kernel::{link, namespace, sysctl};
 use crate::names::{bridge_name, check_id, check_interface, is_bridge_name};
 use crate::nft::elements::{self, Batch, Family};
@@ -360,7 +360,8 @@ impl Inner {
         for found in links {
             if found.name.starts_with(ruleset::PORT_PREFIX)
                 || found.name == super::overlay::DEVICE
-                || bridges.contains(found.name.as_str()) {
+                || bridges.contains(found.name.as_str())
+            {
                 link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
             }
         }

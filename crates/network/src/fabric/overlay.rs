@@ -114,7 +114,8 @@ impl Inner {
             overlay::add_neighbour(&mut channel, device, *neighbour).map_err(failed("add a machine to"))?;
         }
         for (destination, hop) in &wanted.routes {
-            overlay::add_route(&mut channel, index(hop), *destination, *hop, source(hop)).map_err(failed("route over"))?;
+            overlay::add_route(&mut channel, index(hop), *destination, *hop, source(hop))
+                .map_err(failed("route over"))?;
         }
         if core.overlay.is_none() {
             forget_strays(&mut channel, device, bridge, &wanted)?;
@@ -174,7 +175,9 @@ fn of_neighbour(neighbour: Neighbour) -> Element {
 /// The device's index; it is made, or made anew when it is of another address.
 fn ensure_device(channel: &mut Channel, own: Part, network: &Network) -> Result<u32> {
     let mac = Mac::from_address(own.inner);
-    let mtu = network.mtu.min(link::mtu_towards(channel, own.outer).map_err(failed("look for"))?.saturating_sub(HEADER_BYTES));
+    let mtu = network
+        .mtu
+        .min(link::mtu_towards(channel, own.outer).map_err(failed("look for"))?.saturating_sub(HEADER_BYTES));
     let found = link::find(channel, DEVICE).map_err(failed("look for"))?;
     // The hardware address follows from the machine's part, and the local one cannot be changed: what is not certain is made anew.
     let marker = own.outer.to_string();
@@ -201,7 +204,8 @@ fn ensure_device(channel: &mut Channel, own: Part, network: &Network) -> Result<
             tracing::debug!(path, problem, "kernel setting left alone");
         }
     }
-    link::add_address(channel, device.index, own.inner, &Subnet::new_const(own.inner, 32)).map_err(failed("address"))?;
+    link::add_address(channel, device.index, own.inner, &Subnet::new_const(own.inner, 32))
+        .map_err(failed("address"))?;
     link::set_up(channel, device.index).map_err(failed("bring up"))?;
     Ok(device.index)
 }

@@ -44,10 +44,7 @@ pub(crate) fn create(channel: &mut Channel, device: Device<'_>) -> io::Result<()
         LinkAttribute::IfName(device.name.to_owned()),
         LinkAttribute::Mtu(device.mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vxlan)),
-        ]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan))]),
     ];
     channel.execute(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
@@ -160,10 +157,8 @@ pub(crate) fn forget_route(channel: &mut Channel, index: u32, destination: Subne
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::Unicast;
     message.header.destination_prefix_length = destination.prefix();
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(destination.address())),
-        RouteAttribute::Oif(index),
-    ];
+    message.attributes =
+        vec![RouteAttribute::Destination(RouteAddress::Inet(destination.address())), RouteAttribute::Oif(index)];
     absent_is_fine(channel.execute(RouteNetlinkMessage::DelRoute(message), 0))
 }
 

@@ -29,7 +29,12 @@ impl AddressBook {
     /// Reads what is on disk.
     pub(crate) fn open(directory: &Path) -> Result<AddressBook> {
         fs::create_dir_all(directory).at("create", directory)?;
-        let mut book = AddressBook { directory: directory.into(), networks: HashMap::new(), cursors: HashMap::new(), reserved: HashMap::new() };
+        let mut book = AddressBook {
+            directory: directory.into(),
+            networks: HashMap::new(),
+            cursors: HashMap::new(),
+            reserved: HashMap::new(),
+        };
         for entry in fs::read_dir(directory).at("list", directory)? {
             let path = entry.at("list", directory)?.path();
             let Some(network) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else { continue };

@@ -34,6 +34,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let directory = daemon::machine_directory(&instance);
     std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    println!("{} has left the pool of {}; data stays in {}.", membership.name, membership.server, instance.directory().display());
+    println!(
+        "{} has left the pool of {}; data stays in {}.",
+        membership.name,
+        membership.server,
+        instance.directory().display()
+    );
     Ok(())
 }

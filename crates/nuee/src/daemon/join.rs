@@ -177,7 +177,8 @@ async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, apiserver
 
 async fn admit(gate: &Gate, wish: &Wish) -> Result<Welcome, apiserver::Status> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-');
+    let label =
+        |label: &str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-');
     let name = wish.name.as_str();
     if name.len() > kubernetes::pki::machine::NAME_CHARACTERS_MAX
         || !name.chars().all(allowed)
@@ -208,13 +209,19 @@ async fn register(gate: &Gate, name: &str, key: &str) -> Result<Node, apiserver:
         if joined.is_some_and(|joined| joined == key) {
             return Ok(found.clone());
         }
-        let message = format!("a machine {name} is in the pool; choose another name (--node-name), or delete that node");
+        let message =
+            format!("a machine {name} is in the pool; choose another name (--node-name), or delete that node");
         return Err(apiserver::Status::new(409, apiserver::Reason::AlreadyExists, message));
     }
     let ranges = present.iter().filter_map(|node| node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok());
-    let range = gate.pool.pod_cidr.parse().ok().and_then(|pods| network::share::free(pods, &ranges.collect::<Vec<_>>()));
+    let range =
+        gate.pool.pod_cidr.parse().ok().and_then(|pods| network::share::free(pods, &ranges.collect::<Vec<_>>()));
     let range = range.ok_or_else(|| {
-        apiserver::Status::new(409, apiserver::Reason::Conflict, "the pods' network has no part left for another machine")
+        apiserver::Status::new(
+            409,
+            apiserver::Reason::Conflict,
+            "the pods' network has no part left for another machine",
+        )
     })?;
     let node: Node = serde_json::from_value(json!({
         "metadata": {"name": name, "annotations": {KEY_ANNOTATION: key}},

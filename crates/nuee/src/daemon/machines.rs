@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
-use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use kubernetes::pki::machine::Machine;
 use node::remote::RemoteNode;
@@ -97,7 +97,8 @@ impl Machines {
         if self.others.load().is_empty() {
             return self.own();
         }
-        let client = self.client.get().ok_or_else(|| Error::Unavailable("the machine is starting; try again".into()))?;
+        let client =
+            self.client.get().ok_or_else(|| Error::Unavailable("the machine is starting; try again".into()))?;
         let unreadable = |error: kube::Error| Error::Unavailable(format!("cannot read the object: {error}"));
         let bound = match workload {
             Workload::PodContainer { namespace, pod, .. } => {

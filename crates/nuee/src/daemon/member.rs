@@ -57,7 +57,9 @@ impl Membership {
     pub fn read(instance: &Instance) -> Result<Option<Self>> {
         let path = membership_file(&directory(instance));
         match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())).map(Some),
+            Ok(text) => {
+                serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())).map(Some)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -147,7 +149,9 @@ async fn reach(client: &kube::Client, membership: &Membership) -> Option<std::ne
             Err(error) if !told => {
                 told = true;
                 let hint = match &error {
-                    kube::Error::Api(status) if status.code == 401 => "; it was taken out of the pool, or its certificate ended",
+                    kube::Error::Api(status) if status.code == 401 => {
+                        "; it was taken out of the pool, or its certificate ended"
+                    }
                     _ => "",
                 };
                 tracing::warn!(server = membership.server, %error, "the pool does not answer this machine{hint}; trying on");
@@ -249,7 +253,10 @@ mod tests {
     #[test]
     fn a_token_carries_the_fingerprint_of_its_authority() -> Result<()> {
         let fingerprint = "0a".repeat(32);
-        assert_eq!(split(&format!("abcdef.0123456789abcdef.{fingerprint}"))?, ("abcdef.0123456789abcdef", &*fingerprint));
+        assert_eq!(
+            split(&format!("abcdef.0123456789abcdef.{fingerprint}"))?,
+            ("abcdef.0123456789abcdef", &*fingerprint)
+        );
         assert!(split("abcdef.0123456789abcdef").is_err());
         assert!(split("").is_err());
         Ok(())

@@ -48,13 +48,7 @@ impl ServerCertVerifier for Pinned {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.ok_or_else(unknown)?.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).build();
-        verifier.map_err(|_| unknown())?.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        )
+        verifier.map_err(|_| unknown())?.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
