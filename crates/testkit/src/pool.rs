@@ -20,14 +20,19 @@ pub struct Pool {
 impl Pool {
     /// A pool of one machine, ready.
     pub fn start(program: &str) -> Result<Self> {
-        let switch = Space::new()?;
-        let lines = "ip link add switch type bridge && ip link set switch up && ip addr add 198.18.0.254/24 dev switch";
-        shell(&switch, lines)?;
-        let mut pool = Self { switch, program: program.to_owned(), machines: Vec::new() };
+        let mut pool = Self::new(program)?;
         let first = pool.prepare()?;
         first.up()?;
         pool.machines.push(first);
         Ok(pool)
+    }
+
+    /// A switch without machines.
+    pub fn new(program: &str) -> Result<Self> {
+        let switch = Space::new()?;
+        let lines = "ip link add switch type bridge && ip link set switch up && ip addr add 198.18.0.254/24 dev switch";
+        shell(&switch, lines)?;
+        Ok(Self { switch, program: program.to_owned(), machines: Vec::new() })
     }
 
     /// A machine on the switch, on which nothing runs.

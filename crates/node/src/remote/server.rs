@@ -155,7 +155,8 @@ async fn session(connection: &mut Box<dyn Duplex>, session: Session) -> Result<(
             match (frame.kind, &mut stdin) {
                 (Kind::Data, Some(input)) => {
                     // A process that closed its input does not end the session.
-                    if input.write_all(&frame.data).await.is_err() {
+                    let written = input.write_all(&frame.data).await;
+                    if written.is_err() {
                         stdin = None;
                     }
                 }
