@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use testkit::Nuee;
+use testkit::{Nuee, Pool};
 
 const README: &str = include_str!("../../README.md");
 const MAKEFILE: &str = include_str!("../../Makefile");
@@ -14,6 +14,7 @@ const STAND_INS: &str = r#"
 nuee() {
     case "$1" in
         restore) command "$PROGRAM" "$@" --data-dir "$DATA-restored" ;;
+        join|leave) nsenter --net --mount --target "$SECOND" -- "$PROGRAM" "$@" --data-dir "$SECOND_DATA" ;;
         *) command "$PROGRAM" "$@" --data-dir "$DATA" ;;
     esac
 }
@@ -34,8 +35,14 @@ fn blocks(text: &str) -> Vec<String> {
 }
 
 /// Runs one block as it stands, but for paths; stops at the first command that fails.
-fn run(nuee: &Nuee, block: &str) -> Result<()> {
+fn run(nuee: &Nuee, second: &Nuee, block: &str) -> Result<()> {
     let files = nuee.files();
+    let mut block = block.to_owned();
+    if block.contains("TOKEN") {
+        let line = nuee.nuee(&["token", "create"])?.success()?.text().to_owned();
+        let words = line.split_once("--token ").context("no token")?.1;
+        block = block.replace("TOKEN FIRST-MACHINE:6443", words);
+    }
     let block = block
         .replace("/var/lib/nuee", &nuee.data().display().to_string())
         .replace("FILE", &files.join("backup").display().to_string());
@@ -46,6 +53,8 @@ fn run(nuee: &Nuee, block: &str) -> Result<()> {
     let assignments = [
         format!("PROGRAM={}", env!("CARGO_BIN_EXE_nuee")),
         format!("DATA={}", path(&nuee.data())),
+        format!("SECOND={}", second.space().pid()),
+        format!("SECOND_DATA={}", path(&second.data())),
         format!("FIRST_WORKLOAD={}", path(&root.join("contrib/first-workload.sh"))),
         format!("HOME={}", path(files)),
         format!("DOCKER_HOST=unix://{}", path(&nuee.data().join("docker.sock"))),
@@ -58,7 +67,12 @@ fn run(nuee: &Nuee, block: &str) -> Result<()> {
 
 #[test]
 fn every_command_of_the_readme_runs() -> Result<()> {
-    let nuee = Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
+    let mut pool = Pool::new(env!("CARGO_BIN_EXE_nuee"))?;
+    for _ in 0..2 {
+        let machine = pool.prepare()?;
+        pool.machines.push(machine);
+    }
+    let (nuee, second) = (&pool.machines[0], &pool.machines[1]);
     let blocks = blocks(README);
     ensure!(blocks.len() >= 5, "the README's blocks are not found");
     for block in &blocks {
@@ -68,10 +82,10 @@ fn every_command_of_the_readme_runs() -> Result<()> {
             false if !starts_one => nuee.up()?,
             _ => {}
         }
-        run(&nuee, block)?;
+        run(nuee, second, block)?;
     }
     ensure!(nuee.data().with_file_name("data-restored").join("store").exists(), "nothing was restored");
-    nuee.finish()
+    pool.finish()
 }
 
 #[test]

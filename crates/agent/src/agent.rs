@@ -17,11 +17,11 @@ use crate::context::Context;
 use crate::directory::Directory;
 use crate::error::Result;
 use crate::events::Recorder;
-use crate::hands::Images;
+use crate::hands::{ImageOrigin, Images};
 use crate::launch::Machine;
 use crate::networks::{self, Networks};
 use crate::node_object::{self, NodeFacts};
-use crate::{container, disk, garbage, guest, informer, machine, pod, proxy, volumes};
+use crate::{container, disk, garbage, guest, informer, machine, overlay, pod, proxy, volumes};
 
 /// What an agent is given.
 pub struct AgentOptions {
@@ -59,6 +59,12 @@ pub struct AgentOptions {
     pub api_port: u16,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve_percent: u8,
+    /// Part of the default network that this machine gives addresses from; `None` means all of it.
+    pub pod_range: Option<network::Subnet>,
+    /// The API is on another machine of the pool.
+    pub is_member: bool,
+    /// Where images are looked for that are not here, before their registry is asked.
+    pub origin: Option<Arc<dyn ImageOrigin>>,
 }
 
 /// Makes one machine match the objects bound to it.
@@ -84,10 +90,10 @@ impl Agent {
             ..network::dns::Options::default()
         };
         let directory = Directory::new(network::dns::Server::new(dns));
-        let (networks, found) =
-            tokio::try_join!(Networks::open(options.fabric.clone(), options.default_subnet), async {
-                Ok(options.runtime.list().await?)
-            },)?;
+        let (networks, found) = tokio::try_join!(
+            Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range),
+            async { Ok(options.runtime.list().await?) },
+        )?;
         let changed = Arc::new(Notify::new());
         let (services, service_events) =
             informer::reflect(Api::<Service>::all(options.client.clone()), watcher::Config::default());
@@ -103,7 +109,8 @@ impl Agent {
             events: Recorder::start(options.client.clone(), options.node_name),
             client: options.client,
             runtime: options.runtime,
-            images: Images::new(options.images, containers_dir),
+            images: Images::new(options.images, containers_dir, options.origin),
+            is_member: options.is_member,
             fabric: options.fabric,
             guests: guest::Guests::new(&options.data_dir, options.launcher, options.cgroup_root),
             networks,
@@ -121,16 +128,22 @@ impl Agent {
             stop: tokio_util::sync::CancellationToken::new(),
             data_dir: options.data_dir,
         });
-        let facts = NodeFacts { labels: options.labels, version: options.version, port: options.api_port.into() };
+        let facts = NodeFacts {
+            labels: options.labels,
+            version: options.version,
+            port: options.api_port.into(),
+            pod_range: options.pod_range,
+        };
         let gateway = context.networks.default_network().gateway;
         let (node, objects, ()) = tokio::join!(
             node_object::register(&context, &facts),
-            networks::ensure_objects(&context.client),
+            networks::ensure_objects(&context),
             networks::listen(&context.directory, gateway),
         );
         objects?;
         let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
         tasks.push(tokio::spawn(disk::run(context.clone())));
+        tasks.push(tokio::spawn(overlay::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }
 

@@ -41,6 +41,8 @@ pub struct Context {
     pub data_dir: PathBuf,
     /// Name of this machine's `Node` object.
     pub node_name: String,
+    /// The API is on another machine of the pool, and lets this one do what concerns it alone.
+    pub is_member: bool,
     /// Address of this machine.
     pub host_address: Ipv4Addr,
     /// Domain of cluster names.

@@ -8,6 +8,7 @@
 //! | `pod` | pods: decisions, sandboxes, volumes, probes, status |
 //! | `guest` | virtual machines and disk images |
 //! | `proxy` | services and their names |
+//! | `overlay` | the way to the other machines' workloads |
 //! | `networks`, `volumes` | the objects of these kinds |
 //! | `node` | streams for the dialects: logs, exec, attach, files |
 //! | `build` | RUN steps of image builds |
@@ -37,6 +38,7 @@ mod netns;
 mod networks;
 mod node_impl;
 mod node_object;
+mod overlay;
 mod patch;
 mod pod;
 mod processes;
@@ -46,3 +48,4 @@ mod volumes;
 
 pub use agent::{Agent, AgentOptions};
 pub use error::{Error, Result};
+pub use hands::{ImageArchive, ImageOrigin};

@@ -36,9 +36,13 @@ pub struct Networks {
 
 impl Networks {
     /// Makes the default network, which everything else may rely on.
-    pub async fn open(fabric: Arc<Fabric>, subnet: Option<network::Subnet>) -> Result<Self> {
+    pub async fn open(
+        fabric: Arc<Fabric>,
+        subnet: Option<network::Subnet>,
+        ip_range: Option<network::Subnet>,
+    ) -> Result<Self> {
         let id = network::DEFAULT_NETWORK.to_owned();
-        let config = NetworkConfig { id, subnet, routed: true, ..NetworkConfig::default() };
+        let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
         Ok(Self { fabric, known: Mutex::default(), default })
     }
@@ -177,8 +181,11 @@ pub async fn listen(directory: &Directory, gateway: Ipv4Addr) {
 }
 
 /// Creates the objects of the networks that are always there.
-pub async fn ensure_objects(client: &Client) -> Result<()> {
-    let objects: Api<Network> = Api::namespaced(client.clone(), DOCKER_NAMESPACE);
+pub async fn ensure_objects(context: &Context) -> Result<()> {
+    if context.is_member {
+        return Ok(());
+    }
+    let objects: Api<Network> = Api::namespaced(context.client.clone(), DOCKER_NAMESPACE);
     for (name, driver) in [(DEFAULT_NETWORK, "bridge"), ("host", "host"), ("none", "null")] {
         let id = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(format!("nuee network {name}")));
         let spec = NetworkSpec { name: name.into(), id, driver: driver.into(), ..NetworkSpec::default() };
@@ -199,7 +206,10 @@ pub async fn run(context: Arc<Context>) {
         match event {
             Event::Apply(object) | Event::InitApply(object) if object.metadata.deletion_timestamp.is_none() => {
                 let known = context.networks.known.lock().contains_key(&Key::of(&object));
-                if !known && let Err(error) = context.networks.make(&context.client, &context.directory, &object).await
+                // The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
+                if !known
+                    && !context.is_member
+                    && let Err(error) = context.networks.make(&context.client, &context.directory, &object).await
                 {
                     tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
                 }

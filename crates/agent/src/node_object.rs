@@ -40,8 +40,10 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     /// Version of Nuée.
     pub version: String,
-    /// Port of the apiserver, shown as the machine's endpoint.
+    /// Port at which the machine is reached, shown as its endpoint.
     pub port: i32,
+    /// Its part of the pods' network.
+    pub pod_range: Option<network::Subnet>,
 }
 
 /// Registers the machine, or refreshes what is registered.
@@ -51,7 +53,12 @@ pub async fn register(context: &Context, facts: &NodeFacts) -> Result<Node> {
     let created = match nodes.create(&PostParams::default(), &node).await {
         Ok(created) => created,
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            let patch = Patch::Merge(json!({"metadata": {"labels": node.metadata.labels}}));
+            // Where the API is on another machine, that one has said which part of the network this one has.
+            let patch = match context.is_member {
+                true => json!({"metadata": {"labels": node.metadata.labels}}),
+                false => json!({"metadata": {"labels": node.metadata.labels}, "spec": node.spec}),
+            };
+            let patch = Patch::Merge(patch);
             nodes
                 .patch(&context.node_name, &PatchParams::default(), &patch)
                 .await
@@ -71,13 +78,20 @@ fn object(context: &Context, facts: &NodeFacts) -> Node {
         ("kubernetes.io/arch", architecture()),
         ("beta.kubernetes.io/os", "linux"),
         ("beta.kubernetes.io/arch", architecture()),
-        ("node-role.kubernetes.io/control-plane", ""),
     ] {
         labels.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
+    if !context.is_member {
+        labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
+    }
+    let range = facts.pod_range.map(|range| range.to_string());
     Node {
         metadata: ObjectMeta { name: Some(context.node_name.clone()), labels: Some(labels), ..ObjectMeta::default() },
-        spec: Some(NodeSpec::default()),
+        spec: Some(NodeSpec {
+            pod_cidr: range.clone(),
+            pod_cidrs: range.map(|range| vec![range]),
+            ..NodeSpec::default()
+        }),
         status: None,
     }
 }
@@ -198,6 +212,9 @@ pub async fn run(context: Arc<Context>, facts: NodeFacts, node: Node) {
 async fn refresh(context: &Context, facts: &NodeFacts, due: bool) -> Result<()> {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let Some(current) = nodes.get_opt(&context.node_name).await.map_err(Error::api("read the node"))? else {
+        if context.is_member {
+            return Err(Error::Invalid("this machine was taken out of the pool".into()));
+        }
         return register(context, facts).await.map(drop);
     };
     let status = current.status.unwrap_or_default();

@@ -3,14 +3,18 @@
 
 pub mod container;
 pub mod cron;
+pub mod migration;
 pub mod names;
 pub mod network;
+pub mod network_route;
 pub mod quantity;
 pub mod virtual_machine;
 pub mod volume;
 
 pub use container::{Container, ContainerSpec, ContainerStatus};
+pub use migration::{Migration, MigrationPhase, MigrationSpec, MigrationStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
+pub use network_route::{NetworkRoute, NetworkRouteSpec};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,
     VirtualMachineSpec, VirtualMachineStatus,

@@ -43,6 +43,7 @@ mod watch;
 mod write;
 
 pub use admission::{WebhookEndpoint, WebhookTransport};
+pub use authorization::node_name;
 pub use fairness::FairnessLimits;
 pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
 pub use kind_table::{GroupVersion, KindTable};

@@ -318,6 +318,13 @@ impl ApiServer {
         self.authenticator.authenticate(token, &self.caches, (self.options.now)()).map(|known| known.user)
     }
 
+    /// Whether a certificate still stands for its machine: it ends with the `Node` object that it was given for.
+    pub fn machine_is_known(&self, user: &UserInfo) -> bool {
+        let Some(name) = crate::authorization::node_name(user).filter(|_| !user.uid.is_empty()) else { return true };
+        let node = self.cache_of("", "nodes").get(name);
+        node.is_some_and(|node| crate::json::text(&node.to_value(), "/metadata/uid") == user.uid)
+    }
+
     /// Writes the audit record of a request that the dialect serves itself (exec, log, proxy…).
     pub fn audit(&self, ctx: &RequestContext, path: &ResourcePath, verb: &str, code: u16) {
         if let Some(audit) = &self.audit {

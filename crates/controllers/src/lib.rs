@@ -20,6 +20,7 @@ pub mod job;
 pub mod leader;
 pub mod members;
 pub mod namespace;
+pub mod network_routes;
 pub mod node_life;
 pub mod pods;
 pub mod quantity;
@@ -102,6 +103,8 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         let client = client.clone();
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
+    let routes = client.clone();
+    tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));
     let nodes = client.clone();
     tasks.spawn(forever("node life cycle", move || node_life::run(nodes.clone())));
     tasks.spawn(forever("garbage collector", move || garbage::run(client.clone())));

@@ -29,6 +29,9 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Most groups that one request may impersonate.
 const MAX_IMPERSONATED_GROUPS: usize = 64;
 
+/// Attribute of a certificate's subject that holds the user's uid. `Source:` Kubernetes, "X.509 client certificates".
+const UID_ATTRIBUTE: &str = "1.3.6.1.4.1.57683.2";
+
 /// Who the verified client certificate of a request's connection names, for other routers behind [`crate::serve`].
 pub fn request_certificate_user<B>(request: &http::Request<B>) -> Option<Arc<UserInfo>> {
     request.extensions().get::<Connection>()?.certificate_user.clone()
@@ -48,15 +51,21 @@ pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
         return None;
     }
     let groups: Vec<&str> = subject.iter_organization().filter_map(|one| one.as_str().ok()).collect();
-    Some(UserInfo::new(name, &groups))
+    let uid = subject.iter_attributes().find(|one| one.attr_type().to_id_string() == UID_ATTRIBUTE);
+    let uid = uid.and_then(|one| one.as_str().ok()).unwrap_or_default().to_owned();
+    Some(UserInfo { uid, ..UserInfo::new(name, &groups) })
 }
 
 /// Decides who asks; an invalid token is refused rather than taken for nobody.
-pub(crate) async fn authenticate(api: &ApiServer, parts: &http::request::Parts) -> Result<RequestContext, Status> {
+pub async fn authenticate(api: &ApiServer, parts: &http::request::Parts) -> Result<RequestContext, Status> {
     let connection = parts.extensions.get::<Connection>();
     let user = if let Some(TrustedUser(user)) = parts.extensions.get::<TrustedUser>() {
         user.clone()
     } else if let Some(user) = connection.and_then(|connection| connection.certificate_user.clone()) {
+        // A machine's certificate is worth nothing once the machine has been taken out of the pool.
+        if !api.machine_is_known(&user) {
+            return Err(Status::unauthorized());
+        }
         user
     } else if let Some(token) = bearer(&parts.headers)? {
         Arc::new(api.authenticate_token(&token).await?)

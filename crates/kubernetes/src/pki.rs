@@ -5,6 +5,7 @@
 mod files;
 mod kubeconfig;
 mod local;
+pub mod machine;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -260,14 +261,15 @@ impl Pki {
             .map_err(|_| Error::Content { path: self.path("ca.crt"), what: "certificate" })?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(ca)?;
+        roots.add(ca.clone())?;
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate], key)?;
+            // A machine that joins knows the authority by its fingerprint alone, so the chain goes up to it.
+            .with_single_cert(vec![certificate, ca], key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -5,6 +5,7 @@
 mod attachments;
 mod inner;
 mod monitor;
+pub mod overlay;
 mod publications;
 mod silence;
 

@@ -4,5 +4,6 @@ pub(crate) mod conntrack;
 pub(crate) mod link;
 pub(crate) mod namespace;
 pub(crate) mod netlink;
+pub(crate) mod overlay;
 pub(crate) mod sysctl;
 pub(crate) mod tap;

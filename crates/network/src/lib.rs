@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`types`], [`subnet`], [`subnet6`], [`error`] | the border |
 //! | [`fabric`] | every operation on one machine's network |
+//! | [`share`] | which machine of a pool gives which addresses |
 //! | [`dhcp`] | addresses for guests that ask for them |
 //! | [`dns`] | the name server for clusters and user networks |
 //! | `state` | what is known, in memory and on disk |
@@ -18,6 +19,7 @@ pub mod fabric;
 mod kernel;
 mod names;
 mod nft;
+pub mod share;
 mod state;
 pub mod subnet;
 pub mod subnet6;
@@ -25,6 +27,7 @@ pub mod types;
 
 pub use error::{Error, Result};
 pub use fabric::Fabric;
+pub use fabric::overlay::{Overlay, Part};
 pub use names::bridge_name;
 pub use subnet::Subnet;
 pub use subnet6::Subnet6;

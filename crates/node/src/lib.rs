@@ -1,6 +1,10 @@
 //! What a dialect may ask of one machine directly: logs, exec, attach, port-forward, signals, figures, files. The agent
 //! implements it in-process; a proxy to another machine's agent implements it in a cluster. Everything that is *state*
 //! goes through objects instead. Must never know a vendor's wire format.
+//!
+//! [`remote`] carries the same contract over a connection to another machine.
+
+pub mod remote;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -66,7 +70,7 @@ pub struct LogLine {
 }
 
 /// What part of a log is wanted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LogOptions {
     /// Go on as lines come, until the container ends.
     pub follow: bool,
@@ -85,7 +89,7 @@ pub struct LogOptions {
 }
 
 /// A process to run in a container that runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Program and arguments.
     pub command: Vec<String>,
@@ -138,7 +142,7 @@ pub struct Session {
 }
 
 /// Where and what to attach to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AttachOptions {
     /// Connect standard input.
     pub stdin: bool,
@@ -244,7 +248,7 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// What went wrong on the machine.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// No such workload, or path in it.
     #[error("{0}")]

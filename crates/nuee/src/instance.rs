@@ -40,13 +40,13 @@ pub struct State {
 }
 
 /// Where clients find a daemon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Endpoints {
-    /// For `DOCKER_HOST`.
+    /// For `DOCKER_HOST`; empty on a machine that has joined a pool.
     pub docker: String,
     /// URL of the Kubernetes API.
     pub kubernetes: String,
-    /// For `KUBECONFIG`.
+    /// For `KUBECONFIG`; empty on a machine that has joined a pool.
     pub kubeconfig: String,
     /// Host and port of the image registry, when it is served.
     pub registry: Option<String>,

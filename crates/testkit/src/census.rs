@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::Nuee;
+use crate::{Nuee, pool};
 
 /// Directories of the data directory that hold one entry per container, address, publication, namespace or snapshot.
 const BOOKS: [&str; 6] =
@@ -105,7 +105,16 @@ pub fn interfaces(nuee: &Nuee) -> Result<Vec<String>> {
     let own = |name: &str| {
         !matches!(
             name,
-            "lo" | "tunl0" | "sit0" | "ip6tnl0" | "gre0" | "gretap0" | "erspan0" | "ip_vti0" | "ip6_vti0" | "ip6gre0"
+            "lo" | "tunl0"
+                | "sit0"
+                | "ip6tnl0"
+                | "gre0"
+                | "gretap0"
+                | "erspan0"
+                | "ip_vti0"
+                | "ip6_vti0"
+                | "ip6gre0"
+                | pool::UPLINK
         )
     };
     let text = nuee.run("ip", &["-o", "link"])?.success()?.stdout;

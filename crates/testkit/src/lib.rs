@@ -6,6 +6,7 @@ pub mod fuzzing;
 mod images;
 mod leftovers;
 mod output;
+mod pool;
 mod space;
 mod terminal;
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 pub use census::{Census, command_lines};
 pub use output::Output;
+pub use pool::Pool;
 pub use space::Space;
 pub use terminal::Terminal;
 
@@ -71,7 +73,10 @@ impl Nuee {
     pub fn nuee(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.space.command(&self.program);
         command.args(arguments);
-        if matches!(arguments.first(), Some(&("up" | "down" | "status" | "doctor" | "vm" | "image"))) {
+        if matches!(
+            arguments.first(),
+            Some(&("up" | "down" | "status" | "doctor" | "vm" | "image" | "join" | "leave" | "token"))
+        ) {
             command.arg("--data-dir").arg(self.data());
         }
         Output::of(command)

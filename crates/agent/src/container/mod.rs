@@ -57,7 +57,8 @@ pub async fn run(
     let api = Api::<Container>::all(context.client.clone());
     let mut listed = Some(listed);
     let known = || context.containers.lock().keys().cloned().collect();
-    informer::follow(api, watcher::Config::default(), known, |change| match change {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
+    informer::follow(api, config, known, |change| match change {
         Change::Here(object) => apply(&context, object, &mut found),
         Change::Gone(key, _) => vanish(&context, &key),
         Change::Listed => {

@@ -47,7 +47,10 @@ pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
             }
             Event::Apply(object) | Event::InitApply(object) => {
                 uids.extend(object.metadata.uid.clone());
-                let ours = object.spec.node_name.as_ref().is_none_or(|node| *node == context.node_name);
+                let ours = match &object.spec.node_name {
+                    Some(node) => *node == context.node_name,
+                    None => may_take(&context, &object),
+                };
                 let open =
                     object.status.as_ref().is_none_or(|status| !matches!(status.phase.as_str(), "Ready" | "Failed"));
                 if ours && open && begun.insert(object.metadata.uid.clone()) {
@@ -61,6 +64,15 @@ pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
             }
         }
     }
+}
+
+/// Whether this machine makes an image that none has taken: the one that has what it is made from, or the pool's first one, which
+/// says what is wrong when nobody has it.
+fn may_take(context: &Context, object: &DiskImage) -> bool {
+    let source = &object.spec.source;
+    let key = Key { namespace: Key::of(object).namespace, name: source.virtual_machine.clone() };
+    let has_upload = is_path_safe(&source.upload) && context.guests.upload_directory(&source.upload).exists();
+    !context.is_member || has_upload || context.guests.uid(&key).is_some()
 }
 
 async fn remove(context: &Context, object: &DiskImage) -> Result<()> {

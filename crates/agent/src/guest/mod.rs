@@ -34,7 +34,8 @@ pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
     let api = Api::<VirtualMachine>::all(context.client.clone());
     let mut listed = Some(listed);
     let known = || context.guests.keys();
-    informer::follow(api, watcher::Config::default(), known, |change| match change {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
+    informer::follow(api, config, known, |change| match change {
         Change::Here(object) => apply(&context, object),
         Change::Gone(key, _) => context.guests.set(&key, None),
         Change::Listed => {

@@ -23,16 +23,50 @@ pub struct Prepared {
     pub rootfs: PathBuf,
 }
 
+/// An image on its way, as `docker save` writes it.
+pub type ImageArchive = std::pin::Pin<Box<dyn tokio::io::AsyncRead + Send>>;
+
+/// Where images are that were never in a registry: the pool's first machine. It gives a machine what the machine's workloads name.
+#[async_trait::async_trait]
+pub trait ImageOrigin: Send + Sync + 'static {
+    /// The id (`sha256:…`) of what the name means there.
+    async fn look(&self, name: &str) -> std::result::Result<Option<String>, String>;
+    /// The image of that name or id.
+    async fn fetch(&self, name: &str) -> std::result::Result<Option<ImageArchive>, String>;
+}
+
 /// Images and snapshots.
 pub struct Images {
     store: Arc<ImageStore>,
+    origin: Option<Arc<dyn ImageOrigin>>,
+    /// One fetch at a time: workloads that start together often have the same image.
+    turn: tokio::sync::Mutex<()>,
     containers_dir: PathBuf,
 }
 
 impl Images {
     /// Over the machine's store; snapshots live in the containers' directories.
-    pub fn new(store: Arc<ImageStore>, containers_dir: PathBuf) -> Self {
-        Self { store, containers_dir }
+    pub fn new(store: Arc<ImageStore>, containers_dir: PathBuf, origin: Option<Arc<dyn ImageOrigin>>) -> Self {
+        Self { store, origin, turn: tokio::sync::Mutex::default(), containers_dir }
+    }
+
+    /// Brings what the name means on the pool's first machine, unless it is here. What cannot be brought, a registry may have.
+    pub async fn bring(&self, name: &str) {
+        let Some(origin) = &self.origin else { return };
+        let _turn = self.turn.lock().await;
+        let brought = async {
+            let Some(id) = origin.look(name).await? else { return Ok(()) };
+            let present = self.find(name).is_some_and(|image| image.id == id);
+            if present {
+                return Ok(());
+            }
+            let Some(archive) = origin.fetch(name).await? else { return Ok(()) };
+            let loaded = self.store.load(archive, &image::Progress::none()).await;
+            loaded.map(drop).map_err(|error| error.chain())
+        };
+        if let Err(error) = brought.await {
+            tracing::warn!(image = name, error, "the pool did not give the image");
+        }
     }
 
     /// The image of a name or id, if it is here.
@@ -53,6 +87,9 @@ impl Images {
 
     /// Makes (when it is new) and mounts the root file system of a container.
     pub async fn mount(&self, container_id: &str, image: &str) -> Result<Prepared> {
+        if self.store.snapshot(container_id).is_none() && self.find(image).is_none() {
+            self.bring(image).await;
+        }
         let snapshot = match self.store.snapshot(container_id) {
             Some(snapshot) => snapshot,
             None => self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await?,

@@ -3,5 +3,5 @@
 mod image;
 mod runtime;
 
-pub use image::{FoundImage, Images};
+pub use image::{FoundImage, ImageArchive, ImageOrigin, Images};
 pub use runtime::{Found, Runtime, check_working_directory, find_user, seccomp};

@@ -18,11 +18,15 @@ use crate::hands::FoundImage;
 pub async fn ensure(context: &Arc<Context>, pod: &Pod, container: &Container) -> Result<FoundImage, Failure> {
     let name = container.image.clone().unwrap_or_default();
     let about = reference(pod, Some(&container.name));
-    let present = context.images.find(&name);
+    let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(&name));
+    let mut present = context.images.find(&name);
+    if policy != "Never" && present.as_ref().is_none_or(|image| policy == "Always" && !image.from_registry) {
+        context.images.bring(&name).await;
+        present = context.images.find(&name);
+    }
     let parsed = Reference::parse_tagged(&name).map_err(|error| {
         Failure::Image("InvalidImageName", format!("Failed to apply default image tag \"{name}\": {}", chain(&error)))
     })?;
-    let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| default_policy(&name));
     // What was built or loaded here has no registry to be fresher than.
     let keep = present.as_ref().is_some_and(|image| policy != "Always" || !image.from_registry);
     if let (true, Some(image)) = (keep, present) {

@@ -35,10 +35,13 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
     let objection = match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "nodes") => node_objection(request, node, name, object),
         ("", "pods") => pod_objection(request, node, object),
-        ("nuee.dev", "containers") => {
-            let bound = request.old.unwrap_or(object);
-            let foreign = bound["spec"]["nodeName"] != node || !object.is_null() && object["spec"]["nodeName"] != node;
-            foreign.then(|| format!("node {node:?} can only update containers with spec.nodeName set to itself"))
+        ("nuee.dev", "containers" | "virtualmachines" | "migrations") => is_foreign(request, node, object)
+            .then(|| format!("node {node:?} can only update {} with spec.nodeName set to itself", kind.plural)),
+        // Whoever has the content may take an object that nobody has.
+        ("nuee.dev", "volumes" | "diskimages") => {
+            let holder = |object: &Value| object["spec"]["nodeName"].is_null() || object["spec"]["nodeName"] == node;
+            let fits = request.old.is_none_or(holder) && (object.is_null() || holder(object));
+            (!fits).then(|| format!("node {node:?} can only update {} that are on it", kind.plural))
         }
         ("coordination.k8s.io", "leases") => {
             if path.namespace.as_deref() != Some(LEASE_NAMESPACE) {
@@ -51,6 +54,11 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
         _ => None,
     };
     objection.map_or(Ok(()), |text| Err(Status::forbidden(&kind.group, &kind.plural, name, &text)))
+}
+
+fn is_foreign(request: &Request<'_>, node: &str, object: &Value) -> bool {
+    let bound = request.old.unwrap_or(object);
+    bound["spec"]["nodeName"] != node || !object.is_null() && object["spec"]["nodeName"] != node
 }
 
 fn node_objection(request: &Request<'_>, node: &str, name: &str, object: &Value) -> Option<String> {

@@ -1,5 +1,6 @@
-//! Bearer tokens: static ones by their hash, and service account tokens that this server signed itself.
+//! Bearer tokens: static ones by their hash, bootstrap tokens, and service account tokens that this server signed itself.
 
+mod bootstrap;
 mod token;
 
 pub use token::{TokenKey, TokenRequest};
@@ -63,6 +64,9 @@ impl Authenticator {
     pub fn authenticate(&self, token: &str, caches: &Caches, now: Timestamp) -> Result<Authenticated, Status> {
         if let Some(user) = self.tokens.get(&sha256(token.as_bytes())) {
             return Ok(Authenticated { user: user.clone(), audiences: vec![self.issuer.clone()] });
+        }
+        if let Some(user) = bootstrap::user(token, caches, now) {
+            return Ok(Authenticated { user, audiences: vec![self.issuer.clone()] });
         }
         let claims = self.key.verify(token).ok_or_else(Status::unauthorized)?;
         self.service_account(&claims, caches, now).ok_or_else(Status::unauthorized)

@@ -46,6 +46,10 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
         ("", "pods", _) if reads => selects(a, node),
         ("nuee.dev", "containers", _) if verb == "get" => named(is_bound(caches, "nuee.dev", "containers", node, a)),
         ("nuee.dev", "containers", _) if reads => selects(a, node),
+        ("nuee.dev", "virtualmachines", _) if verb == "get" => {
+            named(is_bound(caches, "nuee.dev", "virtualmachines", node, a))
+        }
+        ("nuee.dev", "virtualmachines", _) if reads => selects(a, node),
         ("coordination.k8s.io", "leases", _) if a.namespace != LEASE_NAMESPACE => {
             Some(format!("can only access leases in the \"{LEASE_NAMESPACE}\" system namespace"))
         }

@@ -151,6 +151,12 @@ const NODE: &[Row] = &[
     (READ, &["discovery.k8s.io"], &["endpointslices"]),
     (&["create", "delete", "get", "list", "watch", "patch", "update"], &["coordination.k8s.io"], &["leases"]),
     (&["get", "list", "watch", "update", "patch"], &["nuee.dev"], NUEE),
+    (READ, &["nuee.dev"], &["flavors", "keypairs", "networkroutes"]),
+    (
+        &["get", "list", "watch", "update", "patch"],
+        &["nuee.dev"],
+        &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status"],
+    ),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),
     (READ, &["storage.k8s.io"], &["csidrivers", "volumeattachments"]),
 ];
@@ -203,6 +209,8 @@ const DISCOVERY_PATHS: &[&str] = &[
     "/version/",
 ];
 const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version", "/version/"];
+/// Where a machine asks for its certificate.
+const JOIN_PATH: &str = "/nuee/v1/join";
 const ISSUER_PATHS: &[&str] = &["/.well-known/openid-configuration", "/openid/v1/jwks", "/openid/v1/jwks/"];
 
 fn role(name: &str, rows: &[Row], paths: &[&str]) -> Value {
@@ -216,6 +224,13 @@ fn role(name: &str, rows: &[Row], paths: &[&str]) -> Value {
     }
     json!({"metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
         "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}}, "rules": rules})
+}
+
+/// All that a bootstrap token is good for.
+fn joiner() -> Value {
+    let mut role = role("system:nuee-joiner", &[], &[]);
+    role["rules"] = json!([{"verbs": ["post"], "nonResourceURLs": [JOIN_PATH]}]);
+    role
 }
 
 /// A role that others may add to by the label `rbac.authorization.k8s.io/aggregate-to-<name>`.
@@ -242,6 +257,7 @@ pub fn roles() -> Vec<Value> {
         role("system:monitoring", &[], &["/metrics", "/healthz", "/livez", "/readyz"]),
         role("system:auth-delegator", DELEGATOR, &[]),
         role("system:node", NODE, &[]),
+        joiner(),
         role("system:kube-scheduler", SCHEDULER, &[]),
         role("system:nuee-controllers", EVERYTHING, &["*"]),
     ]
@@ -272,6 +288,7 @@ pub fn bindings() -> Vec<Value> {
         ),
         binding("system:monitoring", "system:monitoring", &[("Group", "system:monitoring")]),
         binding("system:node", "system:node", &[("Group", "system:nodes")]),
+        binding("system:nuee-joiner", "system:nuee-joiner", &[("Group", "system:bootstrappers:nuee:join")]),
         binding("system:kube-scheduler", "system:kube-scheduler", &[("User", "system:kube-scheduler")]),
         binding("system:nuee-controllers", "system:nuee-controllers", &[("User", "system:nuee-controllers")]),
     ]

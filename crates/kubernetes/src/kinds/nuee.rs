@@ -216,6 +216,18 @@ pub(super) fn kinds() -> Vec<Registration> {
             ];
             kind.validate = validate_name;
         }),
+        own::<api::NetworkRoute>(|kind| {
+            plain(kind);
+            kind.namespaced = false;
+            kind.status_subresource = false;
+            kind.columns = vec![
+                path("Network", "string", ".spec.network"),
+                path("Destination", "string", ".spec.destination"),
+                path("Node", "string", ".spec.nodeName"),
+                path("Machine", "string", ".spec.machineAddress"),
+                age(),
+            ];
+        }),
         own::<api::Volume>(|kind| {
             kind.columns = vec![
                 path("Volume", "string", ".spec.name"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, IoContext, Result};
+use crate::kernel::link::ETHERNET_MTU;
 use crate::kernel::netlink::Channel;
 use crate::kernel::{link, namespace, sysctl};
 use crate::names::{bridge_name, check_id, check_interface, is_bridge_name};
@@ -20,8 +21,6 @@ use crate::types::{
     DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig,
 };
 
-/// MTU when nothing tells a better one.
-const ETHERNET_MTU: u32 = 1500;
 /// The smallest MTU that IPv4 allows.
 const MTU_MIN: u32 = 68;
 /// The largest MTU of a bridge.
@@ -49,6 +48,8 @@ pub(super) struct Core {
     pub(super) ports: PortBook,
     /// Service objects in the kernel; `None`: those that an earlier process left there.
     pub(super) services: Option<Tables>,
+    /// The overlay in the kernel; `None`: what an earlier process left there.
+    pub(super) overlay: Option<super::overlay::Installed>,
     destroyed: bool,
     /// Workloads' ports are off until the tables are back.
     pub(super) silenced: bool,
@@ -77,6 +78,7 @@ impl Inner {
             addresses: AddressBook::open(&options.state_dir.join("addresses"))?,
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
+            overlay: None,
             destroyed: false,
             silenced: false,
             channel: None,
@@ -289,6 +291,7 @@ impl Inner {
         core.networks.values().for_each(|n| all.extend(ruleset::of_network(n)));
         core.addresses.all().for_each(|a| all.extend(ruleset::of_attachment(a)));
         core.ports.all().for_each(|p| all.extend(ruleset::of_publication(p)));
+        all.extend(super::overlay::elements(core));
         let services = core.services.take().unwrap_or_default();
         let script = ruleset::full(&ruleset::Input { elements: all, services: &services, fixed: &self.fixed });
         let result = process::apply(&script);
@@ -399,7 +402,10 @@ impl Inner {
         let links = link::list(&mut channel).map_err(netlink_error("list interfaces"))?;
         let bridges: HashSet<&str> = core.networks.values().map(|n| n.bridge.as_str()).collect();
         for found in links {
-            if found.name.starts_with(ruleset::PORT_PREFIX) || bridges.contains(found.name.as_str()) {
+            if found.name.starts_with(ruleset::PORT_PREFIX)
+                || found.name == super::overlay::DEVICE
+                || bridges.contains(found.name.as_str())
+            {
                 link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
             }
         }

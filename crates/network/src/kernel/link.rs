@@ -25,6 +25,9 @@ use crate::types::Mac;
 /// Loopback is the first interface of every namespace.
 pub(crate) const LOOPBACK_INDEX: u32 = 1;
 
+/// MTU when nothing tells a better one.
+pub(crate) const ETHERNET_MTU: u32 = 1500;
+
 /// `RT_TABLE_LOCAL`: the machine's own addresses.
 const TABLE_LOCAL: u8 = 255;
 
@@ -35,14 +38,25 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) mtu: u32,
     pub(crate) is_bridge: bool,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) alias: String,
 }
 
 fn link_of(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, name: String::new(), mtu: 0, is_bridge: false };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        is_bridge: false,
+        mac: None,
+        alias: String::new(),
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Bridge)));
             }
@@ -91,6 +105,27 @@ pub(crate) fn set_up(channel: &mut Channel, index: u32) -> io::Result<()> {
 /// Gives an interface an MTU.
 pub(crate) fn set_mtu(channel: &mut Channel, index: u32, mtu: u32) -> io::Result<()> {
     change(channel, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
+}
+
+/// Notes something on an interface.
+pub(crate) fn set_alias(channel: &mut Channel, index: u32, alias: &str) -> io::Result<()> {
+    change(channel, index, LinkFlags::empty(), vec![LinkAttribute::IfAlias(alias.to_owned())])
+}
+
+/// MTU of the interface that has this address of ours; the usual one when there is none.
+pub(crate) fn mtu_towards(channel: &mut Channel, own: Ipv4Addr) -> io::Result<u32> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let found = channel.dump(RouteNetlinkMessage::GetAddress(message))?;
+    let index = found.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewAddress(address) => {
+            let is_own = address.attributes.contains(&AddressAttribute::Local(IpAddr::V4(own)));
+            is_own.then_some(address.header.index)
+        }
+        _ => None,
+    });
+    let links = list(channel)?;
+    Ok(links.iter().find(|link| Some(link.index) == index).map_or(ETHERNET_MTU, |link| link.mtu))
 }
 
 /// Makes a bridge. Its MAC is set, so that it does not change with its ports.

@@ -51,7 +51,8 @@ const INET_CHAINS: &str = r#"
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		ip daddr 127.0.0.0/8 iifname @bridges drop
-		udp dport 4789 iifname @bridges drop
+		udp dport { 4789, OVERLAY_PORT } iifname @bridges drop
+		udp dport OVERLAY_PORT ip saddr != @machines drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -75,6 +76,7 @@ const INET_CHAINS: &str = r#"
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state established,related accept
+		oifname "OVERLAY_DEVICE" tcp flags syn tcp option maxseg size set rt mtu
 		ip daddr @virtual goto refuse
 		iifname . oifname @within accept
 		iifname @internal drop
@@ -105,7 +107,7 @@ const INET_CHAINS: &str = r#"
 		ip6 saddr ::1 oifname @bridges masquerade
 		WITHIN
 		oifname @bridges return
-		ip daddr @direct return
+		iifname @bridges ip daddr @direct return
 		iifname @bridges masquerade
 		ct status dnat ct original ip daddr @virtual masquerade
 		meta l4proto tcp ct status dnat ct original proto-dst NODE_PORTS masquerade
@@ -168,6 +170,9 @@ pub(crate) fn full(input: &Input<'_>) -> String {
         .replace("LOOPBACK6", loopback6)
         .replace("WITHIN", within)
         .replace("NODE_PORTS", &input.fixed.node_ports);
+    let chains = chains
+        .replace("OVERLAY_DEVICE", crate::fabric::overlay::DEVICE)
+        .replace("OVERLAY_PORT", &crate::fabric::overlay::PORT.to_string());
     text.push_str(&chains.replace("METADATA_PORT", &METADATA_PORT.to_string()));
     let _ = writeln!(text, "}}\ntable bridge {TABLE} {{{}}}", BRIDGE_TABLE.replace("PREFIX", PORT_PREFIX));
     for element in &input.elements {
@@ -185,6 +190,7 @@ fn sets(fixed: &Fixed) -> String {
         ("routed", "type ifname;", &[]),
         ("within", "type ifname . ifname;", &[]),
         ("hairpin", "type ipv4_addr . ipv4_addr;", &[]),
+        ("machines", "type ipv4_addr;", &[]),
         ("direct", "type ipv4_addr; flags interval; auto-merge;", &fixed.unmasqueraded),
         ("virtual", "type ipv4_addr; flags interval;", std::slice::from_ref(&fixed.service_cidr)),
     ] {

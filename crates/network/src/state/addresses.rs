@@ -21,13 +21,20 @@ pub(crate) struct AddressBook {
     networks: HashMap<String, BTreeMap<Ipv4Addr, Attachment>>,
     /// Last allotted address per network.
     cursors: HashMap<String, Ipv4Addr>,
+    /// Addresses that nobody is given, per network.
+    reserved: HashMap<String, HashSet<Ipv4Addr>>,
 }
 
 impl AddressBook {
     /// Reads what is on disk.
     pub(crate) fn open(directory: &Path) -> Result<AddressBook> {
         fs::create_dir_all(directory).at("create", directory)?;
-        let mut book = AddressBook { directory: directory.into(), networks: HashMap::new(), cursors: HashMap::new() };
+        let mut book = AddressBook {
+            directory: directory.into(),
+            networks: HashMap::new(),
+            cursors: HashMap::new(),
+            reserved: HashMap::new(),
+        };
         for entry in fs::read_dir(directory).at("list", directory)? {
             let path = entry.at("list", directory)?.path();
             let Some(network) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else { continue };
@@ -43,6 +50,15 @@ impl AddressBook {
 
     fn path(&self, network: &str, address: Ipv4Addr) -> PathBuf {
         self.directory.join(network).join(address.to_string())
+    }
+
+    /// Keeps an address from being given to anybody.
+    pub(crate) fn reserve(&mut self, network: &str, address: Ipv4Addr) {
+        self.reserved.entry(network.to_owned()).or_default().insert(address);
+    }
+
+    fn is_reserved(&self, network: &str, address: Ipv4Addr) -> bool {
+        self.reserved.get(network).is_some_and(|reserved| reserved.contains(&address))
     }
 
     /// The attachment of an owner to a network.
@@ -80,7 +96,7 @@ impl AddressBook {
                     network.subnet
                 )));
             }
-            if address == network.gateway {
+            if address == network.gateway || self.is_reserved(&network.id, address) {
                 return Err(Error::AddressTaken(address.into()));
             }
             return self.try_take(network, address, wanted6, &fill)?.ok_or(Error::AddressTaken(address.into()));
@@ -127,7 +143,10 @@ impl AddressBook {
         let start = self.cursors.get(&network.id).map_or(first, |c| c.to_bits().saturating_add(1)).clamp(first, last);
         let free = |bits: &u32| {
             let address = Ipv4Addr::from_bits(*bits);
-            network.subnet.is_host(address) && address != network.gateway && !used.contains_key(&address)
+            network.subnet.is_host(address)
+                && address != network.gateway
+                && !used.contains_key(&address)
+                && !self.is_reserved(&network.id, address)
         };
         (start..=last).find(free).or_else(|| (first..start).find(free)).map(Ipv4Addr::from_bits)
     }
@@ -200,8 +219,6 @@ impl AddressBook {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::daemon;
+use crate::config::Config;
+use crate::daemon::{self, Membership};
 use crate::instance::Instance;
 
 /// How long the daemon may take to end before it is killed; nothing is lost by that.
@@ -35,7 +36,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let stopped = stop_daemon(&instance)?;
     if arguments.all {
-        daemon::destroy_workloads(&instance)?;
+        let config = Config::load(&instance.path("config.yaml"))?;
+        let config = Membership::read(&instance)?.map_or(config.clone(), |membership| membership.configure(&config));
+        daemon::destroy_workloads(&instance, &config)?;
         println!("Nuée and all its workloads are stopped; data stays in {}.", instance.directory().display());
     } else if stopped {
         println!("Nuée is stopped; workloads keep running (`nuee down --all` stops them too).");
@@ -45,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn stop_daemon(instance: &Instance) -> Result<bool> {
+pub(super) fn stop_daemon(instance: &Instance) -> Result<bool> {
     let Some(pid) = instance.daemon_pid() else { return Ok(false) };
     let process = Pid::from_raw(pid);
     kill(process, Signal::SIGTERM).with_context(|| format!("cannot signal process {pid}"))?;

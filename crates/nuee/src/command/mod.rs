@@ -13,10 +13,13 @@ mod backup;
 mod docker_certificate;
 mod down;
 mod image;
+mod join;
+mod leave;
 mod plan;
 mod restore;
 mod simulate;
 mod status;
+mod token;
 mod up;
 mod vm;
 
@@ -47,6 +50,19 @@ enum Command {
         after_help = "Examples:\n  nuee up --detach\n  nuee up --data-dir /srv/nuee --kubernetes-listen 127.0.0.1:7443"
     )]
     Up(up::Arguments),
+    /// Make this machine a part of another Nuée's pool, and start it
+    #[command(
+        after_help = "Examples:\n  nuee token create                              on the pool's first machine; prints the next line\n  nuee join --token TOKEN 10.0.0.1:6443 --detach"
+    )]
+    Join(join::Arguments),
+    /// Stop this machine's workloads and take it out of its pool
+    #[command(after_help = "Examples:\n  nuee leave\n  nuee leave --force    when the pool does not answer any more")]
+    Leave(leave::Arguments),
+    /// Make, list and take back the tokens with which machines join
+    #[command(
+        after_help = "Examples:\n  nuee token create\n  nuee token create --life 10m\n  nuee token list\n  nuee token delete abcdef"
+    )]
+    Token(token::Arguments),
     /// Stop the daemon; workloads keep running unless --all is given
     #[command(after_help = "Examples:\n  nuee down\n  nuee down --all --data-dir /srv/nuee")]
     Down(down::Arguments),
@@ -140,6 +156,9 @@ pub fn run() -> ExitCode {
     let done = match command {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),
+        Command::Join(arguments) => join::run(&arguments),
+        Command::Leave(arguments) => leave::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Backup(arguments) => backup::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Status(arguments) => return or_complain(status::run(&arguments)),

@@ -46,9 +46,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 println!("  pid         {}", state.pid);
                 println!("  since       {}", state.started_at);
                 println!("  data        {}", instance.directory().display());
-                println!("  docker      {}", state.endpoints.docker);
-                println!("  kubernetes  {}", state.endpoints.kubernetes);
-                println!("  kubeconfig  {}", state.endpoints.kubeconfig);
+                if state.endpoints.docker.is_empty() {
+                    println!("  pool        {}", state.endpoints.kubernetes);
+                } else {
+                    println!("  docker      {}", state.endpoints.docker);
+                    println!("  kubernetes  {}", state.endpoints.kubernetes);
+                    println!("  kubeconfig  {}", state.endpoints.kubeconfig);
+                    println!("  machines    nuee token create    (prints the command that adds one)");
+                }
                 if let Some(registry) = &state.endpoints.registry {
                     println!("  registry    {registry}");
                 }

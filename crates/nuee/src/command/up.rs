@@ -1,5 +1,6 @@
 //! `nuee up`.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -57,7 +58,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("Nuée is already running on {} (pid {pid}); see `nuee status`", instance.directory().display());
     }
     let config = configure(&instance, arguments)?;
-    if arguments.detach { detach(&instance) } else { daemon::run(&instance, config) }
+    if !arguments.detach {
+        return daemon::run(&instance, config);
+    }
+    detach(&instance, std::env::args_os().skip(1).filter(|word| word != "--detach" && word != "-d"))
 }
 
 /// The running daemon, unless it is one that has just been killed and is about to be gone.
@@ -83,8 +87,8 @@ fn configure(instance: &Instance, arguments: &Arguments) -> Result<Config> {
     Ok(config)
 }
 
-/// Starts the same command without `--detach` as a process of its own, and waits until that says that it is ready.
-fn detach(instance: &Instance) -> Result<()> {
+/// Starts the daemon by these arguments as a process of its own, and waits until that says that it is ready.
+pub(super) fn detach(instance: &Instance, arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let started = Instant::now();
     let log_path = instance.path("nuee.log");
     let log = std::fs::OpenOptions::new()
@@ -93,7 +97,6 @@ fn detach(instance: &Instance) -> Result<()> {
         .open(&log_path)
         .with_context(|| format!("cannot open {}", log_path.display()))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let arguments = std::env::args_os().skip(1).filter(|word| word != "--detach" && word != "-d");
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -145,6 +148,11 @@ fn greet(instance: &Instance, state: &State, took: Duration) {
     let directory =
         if instance.is_default() { String::new() } else { format!(" --data-dir {}", instance.directory().display()) };
     println!("{} is ready after {} ms (pid {}).", bold("Nuée"), took.as_millis(), state.pid);
+    if state.endpoints.docker.is_empty() {
+        println!("  pool      {}", state.endpoints.kubernetes);
+        println!("  stop      nuee down{directory}    leave    nuee leave{directory}");
+        return;
+    }
     println!("  docker    export DOCKER_HOST={}", state.endpoints.docker);
     println!("  kubectl   export KUBECONFIG={}", state.endpoints.kubeconfig);
     println!("  stop      nuee down{directory}");

@@ -15,9 +15,8 @@ use crate::instance::Instance;
 const UNMOUNT_ROUNDS: usize = 8;
 
 /// Ends and removes everything but the data.
-pub fn destroy_workloads(instance: &Instance) -> Result<()> {
+pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
     let held = instance.lock()?;
-    let config = Config::load(&instance.path("config.yaml"))?;
     let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     threads.block_on(async {
         let runtime = hands::open_runtime(instance)?;
@@ -28,7 +27,7 @@ pub fn destroy_workloads(instance: &Instance) -> Result<()> {
             hypervisor::qemu::driver::kill(&guest.path()).await.context("cannot end a guest")?;
             fs::remove_dir_all(guest.path()).with_context(|| format!("cannot remove {}", guest.path().display()))?;
         }
-        let fabric = hands::open_fabric(instance, &config).await?;
+        let fabric = hands::open_fabric(instance, config).await?;
         fabric.destroy_all().await.context("cannot remove the network")
     })?;
     unmount_below(instance.directory())?;

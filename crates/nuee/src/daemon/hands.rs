@@ -68,6 +68,9 @@ impl Hands {
             version: env!("CARGO_PKG_VERSION").into(),
             api_port: config.kubernetes_listen.port(),
             disk_reserve_percent: config.disk_reserve,
+            pod_range: network::share::first(cidr(&config.pod_cidr, "podCidr")?),
+            is_member: false,
+            origin: None,
         })
     }
 }
@@ -94,6 +97,7 @@ pub fn open_runtime(instance: &Instance) -> Result<runtime::Runtime> {
 pub async fn open_fabric(instance: &Instance, config: &Config) -> Result<Arc<network::Fabric>> {
     let mut options = network::FabricOptions::new(instance.directory(), instance.id());
     options.service_cidr = cidr(&config.service_cidr, "serviceCidr")?;
+    options.unmasqueraded = vec![cidr(&config.pod_cidr, "podCidr")?];
     options.node_ports = config.node_ports.0..=config.node_ports.1;
     network::Fabric::open(options).await.context("the network cannot be opened")
 }

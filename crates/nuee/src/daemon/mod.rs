@@ -15,16 +15,24 @@ pub mod control;
 mod destroy;
 mod hands;
 mod in_cluster;
-mod late_node;
+mod join;
 mod listen;
 mod logging;
+mod machines;
+mod member;
+mod peer;
+mod pool_client;
 mod ready;
 mod registry_access;
 mod share;
 mod tenants;
 
 pub use destroy::destroy_workloads;
+pub use member::{Membership, directory as machine_directory, join as join_pool};
 pub use tenants::GROUP_PREFIX;
+
+/// Name of the pool's first machine when it calls the others; a certificate with it never leaves the process.
+const CONTROL_PLANE_USER: &str = "system:nuee-control-plane";
 
 /// Threads that run tasks. Blocking file work has threads of its own, so two keep the machine's processors for the workloads.
 const WORKER_THREADS: usize = 2;
@@ -63,12 +71,12 @@ async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<
     };
     instance.write_state(&state)?;
     let house = tokio::select! {
-        house = House::open(instance, &config) => house?,
+        house = Role::open(instance, &config) => house?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     state.ready = true;
-    state.endpoints.registry = house.registry.map(|address| address.to_string());
+    state.endpoints.registry = house.registry().map(|address| address.to_string());
     state.ready_after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     instance.write_state(&state)?;
     tracing::info!(after_ms = state.ready_after_ms, "ready");
@@ -82,6 +90,10 @@ async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<
 }
 
 fn endpoints(instance: &Instance, config: &Config) -> Endpoints {
+    if let Ok(Some(membership)) = Membership::read(instance) {
+        let kubernetes = format!("https://{}", membership.server);
+        return Endpoints { kubernetes, ..Endpoints::default() };
+    }
     let socket = if instance.is_default() {
         crate::instance::DEFAULT_SOCKET.to_owned()
     } else {
@@ -105,7 +117,50 @@ fn server_url(config: &Config) -> String {
     }
 }
 
-/// Everything that runs.
+/// What this machine is in its pool.
+enum Role {
+    /// The first machine: state, API, brains and hands.
+    House(House),
+    /// One that has joined: hands alone.
+    Member(member::Member),
+}
+
+impl Role {
+    async fn open(instance: &Instance, config: &Config) -> Result<Self> {
+        match Membership::read(instance)? {
+            Some(membership) => member::Member::open(instance, config, &membership).await.map(Self::Member),
+            None => House::open(instance, config).await.map(Self::House),
+        }
+    }
+
+    fn registry(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::House(house) => house.registry,
+            Self::Member(_) => None,
+        }
+    }
+
+    async fn run_until(self, stop: impl Future<Output = ()>) -> Result<()> {
+        match self {
+            Self::House(house) => house.run_until(stop).await,
+            Self::Member(member) => member.run_until(stop).await,
+        }
+    }
+}
+
+/// Waits for the future, or for the end of a part that must not end.
+async fn first_end(tasks: &mut JoinSet<Result<()>>, stop: impl Future<Output = ()>) -> Result<()> {
+    tokio::select! {
+        () = stop => Ok(()),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(done)) => done,
+            Some(Err(error)) => Err(error).context("a part of the daemon broke"),
+            None => Ok(()),
+        },
+    }
+}
+
+/// Everything that runs on the first machine.
 struct House {
     tasks: JoinSet<Result<()>>,
     controllers: controllers::Controllers,
@@ -127,13 +182,15 @@ impl House {
         };
         let ((api, store), hands) = tokio::try_join!(state, hands::Hands::open(instance, config, &pki.ca_pem))?;
 
-        let node = late_node::LateNode::new();
+        let (certificate, key) = pki.client_certificate(CONTROL_PLANE_USER, None)?;
+        let identity = kubernetes::pki::machine::Machine::of(&pki.ca_pem, &certificate, &key)?;
+        let node = machines::Machines::new(&node_name, identity);
         let options = kubernetes::RouterOptions {
             server_address: config.kubernetes_listen.to_string(),
             ..kubernetes::RouterOptions::default()
         };
         let access = Arc::new(registry_access::TokenAccess::new(api.clone()));
-        let router = kubernetes::router(api, node.clone(), options);
+        let router = kubernetes::router(api.clone(), node.clone(), options);
         let masters = |name: &str| {
             kubernetes::client(
                 &router,
@@ -148,7 +205,15 @@ impl House {
         let tls = pki.server_config()?;
         let limits = kubernetes::ServeLimits::default();
         tasks.spawn({
-            let router = router.clone();
+            let gate = join::Gate {
+                api,
+                client: masters("system:nuee-join"),
+                pki: pki.clone(),
+                images: hands.images.clone(),
+                pool: pool(config),
+                turn: tokio::sync::Mutex::default(),
+            };
+            let router = join::router(gate, router.clone());
             async move {
                 kubernetes::serve(listeners.kubernetes, tls, router, limits).await.context("the Kubernetes API ended")
             }
@@ -161,6 +226,13 @@ impl House {
         let options = hands.agent_options(instance, config, &node_name, client.clone(), &pki.ca_pem)?;
         let agent = agent::Agent::start(options).await.context("the agent did not start")?;
         node.set(agent.clone());
+        tasks.spawn({
+            let (node, client) = (node.clone(), masters(CONTROL_PLANE_USER));
+            async move {
+                node.follow(client).await;
+                Ok(())
+            }
+        });
         let controllers = controllers::Controllers::start(
             masters(api::names::CONTROLLER_USER),
             masters(api::names::SCHEDULER_USER),
@@ -188,7 +260,7 @@ impl House {
             });
         }
         if let Some(listener) = listeners.tenants {
-            let make = tenant_endpoints(instance, &router, &node_name, &images, &agent);
+            let make = tenant_endpoints(instance, &router, &node_name, &images, &agent, &node);
             let router = tenants::Tenants::new(client.clone(), make).router();
             let tls = pki.server_config()?;
             tasks.spawn(async move {
@@ -199,7 +271,7 @@ impl House {
             client: masters("docker-socket"),
             namespace: api::names::DOCKER_NAMESPACE.into(),
             node_name: Some(node_name.clone()),
-            node: agent.clone(),
+            node: node.clone(),
             buildkit: Some(buildkit::Host::start(images.clone(), agent.clone())),
             images,
             step_runner: agent.clone(),
@@ -216,14 +288,7 @@ impl House {
 
     /// Serves until the future resolves, or a part ends that must not.
     async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<()> {
-        let ended = tokio::select! {
-            () = stop => Ok(()),
-            ended = self.tasks.join_next() => match ended {
-                Some(Ok(done)) => done,
-                Some(Err(error)) => Err(error).context("a part of the daemon broke"),
-                None => Ok(()),
-            },
-        };
+        let ended = first_end(&mut self.tasks, stop).await;
         self.controllers.stop().await;
         self.tasks.shutdown().await;
         ended
@@ -237,9 +302,10 @@ fn tenant_endpoints(
     node_name: &str,
     images: &Arc<image::ImageStore>,
     agent: &Arc<agent::Agent>,
+    machines: &Arc<machines::Machines>,
 ) -> Box<dyn Fn(&str) -> axum::Router + Send + Sync> {
     let (data_dir, api, node_name) = (instance.directory().to_owned(), api.clone(), node_name.to_owned());
-    let (images, agent) = (images.clone(), agent.clone());
+    let (images, agent, machines) = (images.clone(), agent.clone(), machines.clone());
     Box::new(move |namespace| {
         let group = format!("{GROUP_PREFIX}{namespace}");
         let user = apiserver::UserInfo {
@@ -251,7 +317,7 @@ fn tenant_endpoints(
             client: kubernetes::client(&api, user),
             namespace: namespace.to_owned(),
             node_name: Some(node_name.clone()),
-            node: agent.clone(),
+            node: machines.clone(),
             // Cache mounts are known by their names alone, so tenants would see each other's.
             buildkit: None,
             images: images.clone(),
@@ -260,6 +326,17 @@ fn tenant_endpoints(
             data_dir: data_dir.clone(),
         })
     })
+}
+
+/// What the machines of this pool agree on.
+fn pool(config: &Config) -> join::Pool {
+    join::Pool {
+        pod_cidr: config.pod_cidr.clone(),
+        pod_range: String::new(),
+        service_cidr: config.service_cidr.clone(),
+        node_ports: config.node_ports,
+        cluster_domain: config.cluster_domain.clone(),
+    }
 }
 
 /// The certificates, made where they are missing.
@@ -273,6 +350,7 @@ pub fn open_pki(instance: &Instance, config: &Config) -> Result<kubernetes::pki:
             .iter()
             .cloned()
             .chain([in_cluster::service_address(config)?.to_string()])
+            .chain([kubernetes::pki::machine::server_name(&config.node_name()?)])
             .collect(),
         now: jiff::Timestamp::now,
     };
