@@ -186,3 +186,39 @@ fn what_a_virtual_machine_cannot_be_is_refused() -> Result<()> {
     nuee.nuee(&["image", "import", "evil", &image])?.failure(1, "backing file")?;
     nuee.finish()
 }
+
+/// The same image runs as a container and as a machine.
+#[test]
+fn a_containers_image_boots_as_a_machine() -> Result<()> {
+    let lab = Lab::new()?;
+    let nuee = &lab.nuee;
+    let file = "FROM web:test\nENV SAYING=\"it's up\"\nUSER 33:34\nWORKDIR /tmp\n\
+        CMD [\"/bin/sh\", \"-c\", \"echo $SAYING $(id -u):$(id -g) in $(pwd); exec httpd -f -p 8000 -h /www\"]\n";
+    std::fs::write(nuee.files().join("Dockerfile"), file)?;
+    nuee.docker(&["build", "-q", "-t", "both:test", &nuee.files().display().to_string()])?.success()?;
+    let unknown = nuee.nuee(&["image", "build", "nothing:1", "-o", "nothing"])?;
+    unknown.failure(1, "docker pull nothing:1")?;
+    assert_eq!(nuee.nuee(&["image", "build", "both:test", "-o", "both"])?.success()?.text(), "both");
+    lab.machine(
+        "web",
+        "image: both, cpus: 1, memory: 128Mi, restartPolicy: Never, ports: [{containerPort: 8000, hostPort: 8000}]",
+    )?;
+    lab.ready("web")?;
+    let address = lab.get("web", ".status.addresses[0].ip")?;
+    nuee.eventually("the machine serves", || {
+        Ok(nuee
+            .docker(&["run", "--rm", "busybox:test", "wget", "-q", "-O", "-", &format!("http://{address}:8000/")])?
+            .text()
+            == "hello from a cloud")
+    })?;
+    let said = nuee.nuee(&["vm", "console", "--log", "web"])?.success()?.stdout;
+    assert!(said.contains("it's up 33:34 in /tmp"), "{said}");
+    // Nothing of the way there is left behind.
+    assert!(nuee.docker(&["ps", "-aq"])?.success()?.text().is_empty());
+    assert_eq!(std::fs::read_dir(nuee.data().join("uploads"))?.count(), 0);
+    // Its button ends the program, and with it the machine.
+    nuee.nuee(&["vm", "stop", "web"])?.success()?;
+    nuee.eventually("the machine is off", || Ok(lab.get("web", ".status.phase")? == "Stopped"))?;
+    nuee.kubectl(&["delete", "vm", "web"])?.success()?;
+    lab.nuee.finish()
+}

@@ -7,10 +7,12 @@
 //! | [`packages`] | fetching and unpacking |
 //! | [`root`] | what is in the root file system and the RAM disk |
 //! | [`boot_disk`] | a disk that boots, from a directory and a kernel |
+//! | [`workload`] | the same kernel under the files of a container's image |
 
 pub mod boot_disk;
 mod packages;
 mod root;
+pub mod workload;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Error, Result};
 
 /// Counts changes of what is built, so that an old one in the cache is not taken for it.
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 
 /// Files of a built guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ pub fn build(cache: &Path) -> Result<TestGuest> {
     fs::copy(&kernel, &made.kernel).map_err(Error::io("copy", &kernel))?;
     let directory = root::make(&work, &tree, &release)?;
     root::make_initrd(&tree, &release, &made.initrd)?;
+    root::make_workload_initrd(&tree, &release, &out.join(workload::INITRD))?;
     let parts = boot_disk::Parts {
         root: &directory,
         kernel: &made.kernel,

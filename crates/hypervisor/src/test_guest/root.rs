@@ -118,6 +118,49 @@ esac
 echo "nuee test guest ready: $(hostname)"
 "#;
 
+const WORKLOAD_INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/bin
+mkdir -p /proc /sys /dev /run /root
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for m in virtio_pci virtio_blk virtio_net virtio_balloon virtio-rng button evdev pvpanic-pci; do modprobe $m; done
+n=0
+while [ ! -b /dev/vda2 ] && [ $n -lt 200 ]; do n=$((n+1)); usleep 20000; done
+mount -t ext4 /dev/vda2 /root || { echo "no root file system"; sleep 5; reboot -f; }
+mkdir -p /root/proc /root/sys /root/dev /root/tmp /root/etc
+mount -t proc proc /root/proc
+mount -t sysfs sys /root/sys
+mount -t devtmpfs dev /root/dev
+mkdir -p /root/dev/pts /root/dev/shm
+mount -t devpts devpts /root/dev/pts
+mount -t tmpfs -o mode=1777 shm /root/dev/shm
+ip link set lo up
+if [ -d /sys/class/net/eth0 ]; then
+    ip link set eth0 up
+    udhcpc -i eth0 -q -n -t 20 -T 1 -s /etc/udhcpc.script > /run/udhcpc.log 2>&1
+    name=$(timeout 10 wget -q -O - http://169.254.169.254/latest/meta-data/local-hostname 2>/dev/null)
+    hostname "${name:-guest}"
+    address=$(ip -4 -o address show dev eth0 | sed -n 's/.* inet \([0-9.]*\).*/\1/p')
+    rm -f /root/etc/resolv.conf /root/etc/hosts /root/etc/hostname
+    cp /etc/resolv.conf /root/etc/resolv.conf
+    printf '127.0.0.1 localhost\n%s %s\n' "$address" "$(hostname)" > /root/etc/hosts
+    hostname > /root/etc/hostname
+fi
+acpid -l /run/acpid.log -p /run/acpid.pid
+echo "nuee workload starts: $(hostname)"
+sh /workload < /dev/null &
+echo $! > /run/workload.pid
+wait $!
+echo "nuee workload ended: $?"
+sync
+umount -a -r 2> /dev/null
+poweroff -f
+"#;
+
+const WORKLOAD_STOP: &str = "#!/bin/sh\nkill -s \"$(cat /stop-signal)\" \"$(cat /run/workload.pid)\"\n";
+
 const UDHCPC: &str = r#"#!/bin/sh
 case "$1" in
 bound|renew)
@@ -232,8 +275,40 @@ pub(super) fn make(work: &Path, tree: &Path, release: &str) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Makes the RAM disk: busybox, the drivers of the root disk, and a script.
+/// Makes the RAM disk of the test guest: busybox, the drivers of the root disk, and a script.
 pub(super) fn make_initrd(tree: &Path, release: &str, target: &Path) -> Result<()> {
+    let archive = with_busybox(tree, release, EARLY_MODULES, EARLY_INIT)?;
+    pack(archive, target)
+}
+
+/// Makes the RAM disk that a workload's image boots with: it stays the first process, since the image may have no program but
+/// its own, brings the network up, and runs what is in `/workload`.
+pub(super) fn make_workload_initrd(tree: &Path, release: &str, target: &Path) -> Result<()> {
+    let mut archive = with_busybox(tree, release, MODULES, WORKLOAD_INIT)?;
+    archive.directory("usr");
+    archive.directory("usr/bin");
+    archive.file("usr/bin/unshare", &tree.join("usr/bin/unshare"))?;
+    archive.directory("etc");
+    archive.bytes("etc/udhcpc.script", 0o100_755, UDHCPC.as_bytes());
+    for name in ["etc/acpi", "etc/acpi/PWRF"] {
+        archive.directory(name);
+    }
+    archive.bytes("etc/acpi/PWRF/00000080", 0o100_755, WORKLOAD_STOP.as_bytes());
+    pack(archive, target)
+}
+
+/// Makes what is unpacked over [`make_workload_initrd`]'s files: what to run, and how to stop it.
+pub(super) fn append_workload(base: &Path, script: &str, stop_signal: &str, target: &Path) -> Result<()> {
+    let mut archive = Archive::default();
+    archive.bytes("workload", 0o100_700, script.as_bytes());
+    archive.bytes("stop-signal", 0o100_600, stop_signal.as_bytes());
+    pack(archive, target)?;
+    let mut bytes = fs::read(base).map_err(Error::io("read", base))?;
+    bytes.extend(fs::read(target).map_err(Error::io("read", target))?);
+    fs::write(target, bytes).map_err(Error::io("write", target))
+}
+
+fn with_busybox(tree: &Path, release: &str, wanted: &[&str], init: &str) -> Result<Archive> {
     let mut archive = Archive::default();
     let modules = Path::new("lib/modules").join(release);
     for name in ["bin", "lib", "lib/x86_64-linux-gnu", "lib64", "lib/modules"] {
@@ -247,7 +322,7 @@ pub(super) fn make_initrd(tree: &Path, release: &str, target: &Path) -> Result<(
     archive.file("lib64/ld-linux-x86-64.so.2", &library(tree, "ld-linux-x86-64.so.2")?)?;
     archive.directory(&modules.to_string_lossy());
     let mut made = BTreeSet::new();
-    for module in with_dependencies(tree, release, EARLY_MODULES)? {
+    for module in with_dependencies(tree, release, wanted)? {
         let path = modules.join(&module);
         let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
         parents.reverse();
@@ -259,7 +334,11 @@ pub(super) fn make_initrd(tree: &Path, release: &str, target: &Path) -> Result<(
         archive.file(&path.to_string_lossy(), &tree.join(&path))?;
     }
     archive.file(&modules.join("modules.dep").to_string_lossy(), &tree.join(&modules).join("modules.dep"))?;
-    archive.bytes("init", 0o100_755, EARLY_INIT.as_bytes());
+    archive.bytes("init", 0o100_755, init.as_bytes());
+    Ok(archive)
+}
+
+fn pack(archive: Archive, target: &Path) -> Result<()> {
     let bytes = archive.finish();
     let file = fs::File::create(target).map_err(Error::io("create", target))?;
     let mut encoder = GzEncoder::new(file, Compression::best());

@@ -15,7 +15,7 @@ use crate::api_client;
 use crate::instance::Instance;
 
 /// Where built guests are kept for the next time.
-const CACHE: &str = "/var/cache/nuee";
+pub const CACHE: &str = "/var/cache/nuee";
 /// How often an image's state is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -36,6 +36,11 @@ enum Action {
         #[command(flatten)]
         place: Place,
     },
+    /// Make a disk image from a container's image: its files under a kernel, its command as the only program
+    ///
+    /// The machine takes its address and name from the network, runs the command, writes what it says to the console, and
+    /// switches itself off when it ends. Example: nuee image build web:1 -o web
+    Build(super::image_build::Arguments),
     /// Make a disk image from a raw or qcow2 file
     Import {
         /// Name of the disk image
@@ -79,6 +84,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     super::block_on(async {
         match arguments.action {
             Action::BuildTestGuest { output, place } => build_test_guest(&output, &place).await,
+            Action::Build(arguments) => super::image_build::run(arguments).await,
             Action::Import { name, file, format, sha256, place } => {
                 let source = DiskImageSource {
                     format: format.unwrap_or_default(),
@@ -112,7 +118,7 @@ async fn build_test_guest(name: &str, place: &Place) -> Result<()> {
 }
 
 /// Puts files where the agent takes them from, makes the object, and waits until it is ready.
-async fn upload(name: &str, files: &[(&Path, &str)], mut spec: DiskImageSpec, place: &Place) -> Result<()> {
+pub async fn upload(name: &str, files: &[(&Path, &str)], mut spec: DiskImageSpec, place: &Place) -> Result<()> {
     let images = place.api::<DiskImage>()?;
     let instance = Instance::new(&place.data.path)?;
     let upload = format!("{name}-{}", std::process::id());

@@ -13,6 +13,7 @@ mod backup;
 mod docker_certificate;
 mod down;
 mod image;
+mod image_build;
 mod join;
 mod leave;
 mod plan;

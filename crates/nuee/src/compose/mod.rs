@@ -2,7 +2,7 @@
 //! what it makes as Compose does, so that both see each other's containers.
 
 mod act;
-mod engine;
+pub mod engine;
 mod interpolate;
 mod load;
 mod service;
