@@ -52,9 +52,9 @@ impl AddressBook {
         self.directory.join(network).join(address.to_string())
     }
 
-    /// Keeps an address from being given to anybody.
-    pub(crate) fn reserve(&mut self, network: &str, address: Ipv4Addr) {
-        self.reserved.entry(network.to_owned()).or_default().insert(address);
+    /// Keeps these addresses, and no others any more, from being given to anybody.
+    pub(crate) fn reserve(&mut self, network: &str, addresses: impl Iterator<Item = Ipv4Addr>) {
+        self.reserved.insert(network.to_owned(), addresses.collect());
     }
 
     fn is_reserved(&self, network: &str, address: Ipv4Addr) -> bool {
