@@ -63,6 +63,8 @@ impl Lab {
             "UserKnownHostsFile=/dev/null",
             "BatchMode=yes",
             "ConnectTimeout=10",
+            "ServerAliveInterval=10",
+            "ServerAliveCountMax=6",
             "LogLevel=ERROR",
         ] {
             command.args(["-o", option]);
@@ -182,12 +184,12 @@ fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() 
 
     // Called off.
     session.talk_during(|| {
-        lab.start_migration("off", "n2", "4Mi")?;
-        lab.reaches("off", "Copying")?;
+        lab.start_migration("called-off", "n2", "4Mi")?;
+        lab.reaches("called-off", "Copying")?;
         first
-            .kubectl(&["patch", "migration", "off", "--type=merge", "-p", "{\"spec\":{\"cancel\":true}}"])?
+            .kubectl(&["patch", "migration", "called-off", "--type=merge", "-p", "{\"spec\":{\"cancel\":true}}"])?
             .success()?;
-        lab.reaches("off", "Cancelled")?;
+        lab.reaches("called-off", "Cancelled")?;
         first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
     })?;
 

@@ -54,15 +54,13 @@ impl QemuGuest {
         let speed = to.bandwidth.unwrap_or(BANDWIDTH_MAX).max(1);
         let mut mirrors = Vec::new();
         for (disk, socket) in &to.disks {
-            let answer = self.qmp.execute_with("add-fd", json!({}), socket.as_fd()).await?;
-            let number = answer["fd"].as_i64().ok_or(Error::Gone)?;
             let node = mirror(disk);
-            // The connection is made by a thread of QEMU that knows descriptors by their numbers alone.
+            self.qmp.execute_with("getfd", json!({"fdname": node}), socket.as_fd()).await?;
             self.qmp
                 .execute(
                     "blockdev-add",
                     json!({"driver": "nbd", "node-name": node, "export": disk,
-                        "server": {"type": "fd", "str": number.to_string()}}),
+                        "server": {"type": "fd", "str": node}}),
                 )
                 .await?;
             let top = self.top_node(disk).await?;

@@ -52,7 +52,7 @@ impl AddressBook {
         self.directory.join(network).join(address.to_string())
     }
 
-    /// Keeps these addresses, and no others any more, from being given to anybody.
+    /// Keeps these addresses, and no others any more, from being given to who asks for any.
     pub(crate) fn reserve(&mut self, network: &str, addresses: impl Iterator<Item = Ipv4Addr>) {
         self.reserved.insert(network.to_owned(), addresses.collect());
     }
@@ -95,7 +95,8 @@ impl AddressBook {
                     network.subnet
                 )));
             }
-            if address == network.gateway || self.is_reserved(&network.id, address) {
+            // A reserved one is given to who asks for it: a guest that comes home to the address that was kept for it.
+            if address == network.gateway {
                 return Err(Error::AddressTaken(address));
             }
             return self.try_take(&network.id, address, &fill)?.ok_or(Error::AddressTaken(address));

@@ -92,6 +92,13 @@ async fn receive(context: &Arc<Context>, hello: &Hello, mut control: Box<dyn nod
             settle(context, &key, &uid, hello).await
         }
         Err(error) => {
+            let error = match error {
+                // The hypervisor itself knows why it ended.
+                Error::Hypervisor(hypervisor::Error::Gone) => {
+                    Error::Invalid(hypervisor::qemu::driver::log_end(&context.guests.run_dir(&uid)))
+                }
+                other => other,
+            };
             let told = wire::write(&mut control, &Answer::Refused(chain(&error))).await;
             clear(context, &uid, prepare.object.as_ref()).await?;
             told.and(Err(error))
