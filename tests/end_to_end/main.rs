@@ -17,6 +17,7 @@ mod in_cluster;
 mod join;
 mod kubernetes;
 mod members;
+mod migration;
 mod pods;
 mod readme;
 mod recovery;

@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::directory::Directory;
 use crate::error::Result;
 use crate::events::Recorder;
+use crate::guest::moving::Peers;
 use crate::hands::{ImageOrigin, Images};
 use crate::launch::Machine;
 use crate::networks::{self, Networks};
@@ -65,6 +66,8 @@ pub struct AgentOptions {
     pub is_member: bool,
     /// Where images are looked for that are not here, before their registry is asked.
     pub origin: Option<Arc<dyn ImageOrigin>>,
+    /// Reaches the other machines of the pool.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// Makes one machine match the objects bound to it.
@@ -111,6 +114,8 @@ impl Agent {
             runtime: options.runtime,
             images: Images::new(options.images, containers_dir, options.origin),
             is_member: options.is_member,
+            peers: options.peers,
+            receptions: guest::moving::target::Receptions::default(),
             fabric: options.fabric,
             guests: guest::Guests::new(&options.data_dir, options.launcher, options.cgroup_root),
             networks,
@@ -144,6 +149,7 @@ impl Agent {
         let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
         tasks.push(tokio::spawn(disk::run(context.clone())));
         tasks.push(tokio::spawn(overlay::run(context.clone())));
+        tasks.push(tokio::spawn(guest::moving::source::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }
 
@@ -157,6 +163,14 @@ impl Agent {
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         self.context.networks.default_network().gateway
+    }
+
+    /// Serves a connection that another machine of the pool made, for a guest that moves. `from` is that machine by its certificate;
+    /// `None` is the pool's first one.
+    pub async fn take_in(&self, from: Option<&str>, connection: Box<dyn node::Duplex>) {
+        if let Err(error) = guest::moving::target::take_in(&self.context, from, connection).await {
+            tracing::warn!(from, error = %crate::error::chain(&error), "a guest is not taken in");
+        }
     }
 
     /// Ends all workloads and takes away everything of this instance: for `nuee down --all`. Drop the agent afterwards.

@@ -61,6 +61,10 @@ pub struct Context {
     pub fabric: Arc<network::Fabric>,
     /// Networks by object.
     pub networks: Networks,
+    /// The other machines of the pool.
+    pub peers: Option<Arc<dyn crate::guest::moving::Peers>>,
+    /// Guests that come from them.
+    pub receptions: crate::guest::moving::target::Receptions,
     /// Virtual machines.
     pub guests: crate::guest::Guests,
     /// Names in DNS.

@@ -48,4 +48,5 @@ mod volumes;
 
 pub use agent::{Agent, AgentOptions};
 pub use error::{Error, Result};
+pub use guest::moving::Peers;
 pub use hands::{ImageArchive, ImageOrigin};

@@ -87,6 +87,7 @@ mod tests {
             destination: destination.into(),
             node_name: node_name.into(),
             machine_address: format!("192.0.2.{machine}"),
+            machine_port: 6443,
             gateway: format!("10.88.{machine}.255"),
         }
     }

@@ -18,6 +18,8 @@ pub struct NetworkRouteSpec {
     pub node_name: String,
     /// The machine's address towards the other machines.
     pub machine_address: String,
+    /// The port at which the machine takes calls of the others.
+    pub machine_port: u16,
     /// The machine's address on the network, by which its parts are reached.
     pub gateway: String,
 }

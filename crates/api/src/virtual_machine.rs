@@ -137,6 +137,9 @@ pub struct VirtualMachineStatus {
     pub acceleration: String,
     /// Process on the machine; 0 when it does not run.
     pub pid: u32,
+    /// While it moves: what its machine says of the handover. See [`crate::migration`].
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub handover: String,
     /// The restart request that was acted on last.
     pub observed_restart: i64,
     /// Starts by policy.

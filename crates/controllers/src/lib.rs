@@ -19,6 +19,7 @@ pub mod garbage;
 pub mod job;
 pub mod leader;
 pub mod members;
+pub mod migration;
 pub mod namespace;
 pub mod network_routes;
 pub mod node_life;
@@ -103,6 +104,8 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         let client = client.clone();
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
+    let migrations = client.clone();
+    tasks.spawn(forever("migrations", move || migration::run(migrations.clone())));
     let routes = client.clone();
     tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));
     let nodes = client.clone();

@@ -27,6 +27,7 @@ pub struct Place {
     /// Its part of the network: first address and prefix length.
     part: (Ipv4Addr, u8),
     address: Ipv4Addr,
+    port: u16,
 }
 
 /// Runs until the watches end.
@@ -86,7 +87,9 @@ fn place(node: &Node) -> Option<Place> {
     let part = cidr(node.spec.as_ref()?.pod_cidr.as_deref()?)?;
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let address: Ipv4Addr = addresses.iter().find(|one| one.type_ == "InternalIP")?.address.parse().ok()?;
-    (!address.is_loopback()).then_some(Place { part, address })
+    let endpoint = node.status.as_ref()?.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref()?;
+    let port = u16::try_from(endpoint.port).ok()?;
+    (!address.is_loopback()).then_some(Place { part, address, port })
 }
 
 /// A guest's address on the pods' network, and its machine.
@@ -114,6 +117,7 @@ pub fn wanted<'a>(
             destination: format!("{address}/{prefix}"),
             node_name: node.to_owned(),
             machine_address: place.address.to_string(),
+            machine_port: place.port,
             gateway: Ipv4Addr::from_bits(base.to_bits() | !mask(bits)).to_string(),
         };
         (format!("{NETWORK}-{}-{prefix}", address.to_string().replace('.', "-")), spec)
@@ -159,7 +163,7 @@ mod tests {
 
     fn places(names: &[(&str, &str, &str)]) -> BTreeMap<String, Place> {
         let one = |(name, part, address): &(&str, &str, &str)| {
-            ((*name).to_owned(), Place { part: cidr(part).unwrap(), address: address.parse().unwrap() })
+            ((*name).to_owned(), Place { part: cidr(part).unwrap(), address: address.parse().unwrap(), port: 6443 })
         };
         names.iter().map(one).collect()
     }

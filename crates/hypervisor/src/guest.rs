@@ -1,12 +1,13 @@
 //! The border: what a guest is made of, and what can be asked of one. Nothing here names a hypervisor.
 
 use std::fmt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::error::Result;
 
@@ -86,6 +87,8 @@ pub enum Start {
     Boot,
     /// From memory that [`Guest::suspend`] wrote.
     Resume(PathBuf),
+    /// Not at all: it waits for [`Guest::receive`], and then for [`Guest::resume`].
+    Receive,
 }
 
 /// What runs guests on this machine.
@@ -113,6 +116,10 @@ pub enum RunState {
     Running,
     /// Its processors are stopped; memory stays.
     Paused,
+    /// It stands still because all of it was sent to another machine.
+    Sent,
+    /// It waits for what another machine sends.
+    Receiving,
     /// It switched itself off.
     Off,
     /// Its kernel gave up.
@@ -145,6 +152,49 @@ pub struct MemoryStatistics {
     pub free_bytes: Option<u64>,
     /// Unused, or cheap to take back.
     pub available_bytes: Option<u64>,
+}
+
+/// Where a guest is sent: connected sockets.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// For its memory.
+    pub memory: UnixStream,
+    /// For its disks, by name.
+    pub disks: Vec<(String, UnixStream)>,
+    /// Most that memory and each disk may take; `None` means no bound. Units: bytes per second.
+    pub bandwidth: Option<u64>,
+}
+
+/// Where a guest comes from.
+#[derive(Debug)]
+pub struct Incoming {
+    /// A connected socket for its memory.
+    pub memory: UnixStream,
+    /// A listening socket for its disks.
+    pub disks: UnixListener,
+    /// The names of its disks.
+    pub names: Vec<String>,
+}
+
+/// How far a guest has been sent. Units: bytes, where not said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Its memory.
+    pub memory_total: u64,
+    /// Sent so far.
+    pub memory_sent: u64,
+    /// Still to be sent.
+    pub memory_remaining: u64,
+    /// How fast the guest changes its memory. Units: bytes per second.
+    pub dirty_per_second: u64,
+    /// How much the guest is slowed down. Units: percent.
+    pub throttle_percent: u64,
+    /// How long it stood still. Units: milliseconds.
+    pub downtime_ms: u64,
+    /// Its disks.
+    pub disk_total: u64,
+    /// Sent so far.
+    pub disk_sent: u64,
 }
 
 /// Starts guests, and finds them again.
@@ -199,6 +249,19 @@ pub trait Guest: Send + Sync + 'static {
     async fn snapshot_disk(&self, name: &str, new_top: &std::path::Path) -> Result<()>;
     /// Copies a disk as it is at one instant into an empty layer file of the same size.
     async fn copy_disk(&self, name: &str, target: &std::path::Path) -> Result<()>;
+    /// Sends all of it to another machine while it runs, and stops it for the last part. When this is done it stands still here
+    /// ([`RunState::Sent`]), and only who knows that it will not run there may let it go on.
+    ///
+    /// Errors: it runs on.
+    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()>;
+    /// Takes away what a transfer left that broke or was dropped. A guest that was all sent stays so, any other runs on.
+    async fn forget_send(&self) -> Result<()>;
+    /// Lets it flow into a guest that was started with [`Start::Receive`].
+    async fn receive(&self, from: Incoming) -> Result<()>;
+    /// Waits until all of it is here.
+    ///
+    /// Errors: it will never be.
+    async fn received(&self) -> Result<()>;
     /// Types on its serial console.
     async fn type_on_console(&self, bytes: &[u8]) -> Result<()>;
 }

@@ -18,4 +18,7 @@ pub mod qemu;
 pub mod test_guest;
 
 pub use error::{Error, Result};
-pub use guest::{Acceleration, Boot, Disk, Guest, GuestConfig, GuestEvent, Hypervisor, Interface, RunState, Start};
+pub use guest::{
+    Acceleration, Boot, Disk, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface, Outgoing, Progress,
+    RunState, Start,
+};

@@ -210,7 +210,15 @@ async fn start_watch(call: Call) -> Result<Response, Status> {
     let form = negotiate(&call.parts.headers)?;
     let include = Include::parse(call.query.get("includeObject"))?;
     let options = call.query.list_options()?;
-    let events = call.state.api.watch(&call.context, &call.path, &options).await?;
+    let events = match call.state.api.watch(&call.context, &call.path, &options).await {
+        // As kube-apiserver says it: clients list anew on this event, and some try the same watch again on a status alone.
+        Err(status) if status.reason == apiserver::Reason::Expired => {
+            let object = bytes::Bytes::from(status.to_value().to_string());
+            let event = apiserver::WatchEvent::new(apiserver::EventKind::Error, object);
+            Box::pin(futures::stream::iter([event]))
+        }
+        started => started?,
+    };
     Ok(watch::response(events, watch::Dress { kind: call.kind, shape: form.shape, include, now: call.state.now }))
 }
 

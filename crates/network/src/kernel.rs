@@ -1,5 +1,6 @@
 //! Everything that talks to the kernel by netlink, `/proc/sys` or namespaces. Must not know what networks are for.
 
+pub(crate) mod announce;
 pub(crate) mod conntrack;
 pub(crate) mod link;
 pub(crate) mod namespace;

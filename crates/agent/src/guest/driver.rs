@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::migration::{Act, Record, Seen, at_target};
 use api::names::AGENT_FINALIZER;
 use api::quantity::whole;
 use api::{VirtualMachine, VirtualMachineStatus};
@@ -19,7 +20,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::start::{self, Place};
-use super::status;
+use super::{moving, status};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
 use crate::events::Kind;
@@ -51,6 +52,8 @@ struct Driver {
     /// The guest has taken its address.
     answered: bool,
     failed: bool,
+    /// The object is no longer this machine's to write.
+    vanished: bool,
     timer: Option<Instant>,
     retry: Option<Instant>,
     space: Option<Instant>,
@@ -79,6 +82,7 @@ pub fn spawn(context: Arc<Context>, key: Key, object: Arc<VirtualMachine>) {
         written,
         answered,
         failed: false,
+        vanished: false,
         timer: None,
         retry: None,
         space: None,
@@ -129,8 +133,9 @@ impl Driver {
         self.context.guests.remove(&self.key, &self.uid);
     }
 
-    /// The object is gone without having waited for us: the machine goes too.
+    /// The object is gone without having waited for us, or is another machine's now: what is here goes.
     fn vanish(&mut self) {
+        self.vanished = true;
         let mut object = (*self.object).clone();
         object.metadata.deletion_timestamp.get_or_insert(Time(Timestamp::now()));
         self.object = Arc::new(object);
@@ -147,9 +152,14 @@ impl Driver {
         }
         match self.context.guests.hypervisor().await?.adopt(&run_dir).await {
             Ok(Some(guest)) => {
-                let state = guest.state().await?;
+                let Some(state) = self.settle_moved(&guest).await? else {
+                    hypervisor::qemu::driver::kill(&run_dir).await?;
+                    self.settle(observed);
+                    return Ok(());
+                };
                 self.life = Life::adopted(observed, state == RunState::Paused, self.context.now());
                 self.status.pid = guest.pid();
+                self.status.handover.clear();
                 self.take(guest);
                 self.place = Some(start::join(&self.context, &self.object, &self.uid).await?);
                 self.status.ports = start::publish(&self.context, &self.object, &self.uid, self.place()?).await?;
@@ -168,6 +178,40 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Decides about a guest that moves or has moved: its state, or `None` when it can never run here.
+    async fn settle_moved(&self, guest: &Arc<dyn Guest>) -> Result<Option<RunState>> {
+        let marker = moving::marker(&self.context, &self.uid);
+        let (state, came) = (guest.state().await?, marker.exists());
+        let record = Record { bound_here: true, handed_over: false };
+        let seen = match state {
+            RunState::Receiving => Seen::Receiving,
+            RunState::Paused if came => Seen::Received,
+            RunState::Sent => Seen::Sent,
+            _ => Seen::Running,
+        };
+        if seen == Seen::Sent {
+            guest.forget_send().await?;
+            moving::source::reclaim(&self.context, &self.key, guest).await?;
+            return Ok(Some(guest.state().await?));
+        }
+        let act = at_target(record, seen, false);
+        if came {
+            // From here on it is a guest like any other; one that is found paused is let go on by its life.
+            std::fs::remove_file(&marker).map_err(Error::io("remove", &marker))?;
+        }
+        match act {
+            Act::Run => {
+                guest.resume().await?;
+                Ok(Some(guest.state().await?))
+            }
+            Act::End => Ok(None),
+            _ => {
+                guest.forget_send().await?;
+                Ok(Some(state))
+            }
+        }
     }
 
     /// No process was found: what the last status says decides.
@@ -273,7 +317,7 @@ impl Driver {
                     self.space = Some(Instant::now() + SPACE_RETRY);
                     self.report().await;
                 }
-                Ok(RunState::Running | RunState::Paused) => {}
+                Ok(RunState::Running | RunState::Paused | RunState::Sent | RunState::Receiving) => {}
             },
         }
         None
@@ -367,7 +411,7 @@ impl Driver {
         let how = if resuming { Start::Resume(memory.clone()) } else { Start::Boot };
         // A guest that resumes has its address.
         self.answered = resuming;
-        let guest = start::start(&self.context, &self.object, &self.uid, &size, self.place()?, how).await?;
+        let guest = start::start(&self.context, &self.object, &self.uid, &size, self.place()?, how, None).await?;
         if resuming {
             std::fs::remove_file(&memory).map_err(Error::io("remove", memory))?;
         }
@@ -430,6 +474,9 @@ impl Driver {
             _ => {}
         }
         self.context.guests.control_group(&self.uid)?.remove()?;
+        if self.vanished {
+            return Ok(());
+        }
         let finalizers = self.object.metadata.finalizers.clone().unwrap_or_default();
         let rest: Vec<String> = finalizers.into_iter().filter(|one| one != AGENT_FINALIZER).collect();
         self.patch_object(json!({"metadata": {"uid": self.uid, "finalizers": rest}})).await
@@ -441,7 +488,7 @@ impl Driver {
     }
 
     async fn report(&mut self) {
-        if self.life.wish.deleted && self.life.phase == Phase::Gone {
+        if self.vanished || self.life.wish.deleted && self.life.phase == Phase::Gone {
             return;
         }
         status::complete(&mut self.status, &self.life, self.answered, self.failed, self.object.metadata.generation);

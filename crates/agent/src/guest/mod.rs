@@ -7,11 +7,13 @@
 //! | [`start`] | from the object to a running guest: disk, network, control group |
 //! | [`status`] | what is told of a guest, pure |
 //! | [`images`] | disk images |
+//! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
 
 pub mod driver;
 pub mod images;
 pub mod metadata;
+pub mod moving;
 pub mod shared;
 pub mod start;
 pub mod status;

@@ -13,6 +13,7 @@ use network::{AttachRequest, Attachment, Mac, PortMapping};
 use runtime::cgroup::{DeviceRule, Limits};
 
 use super::metadata::Entry;
+use super::moving::{self, Launched};
 use super::shared::Guests;
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
@@ -111,8 +112,17 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
     };
     let network_key = Key { namespace: key.namespace.clone(), name: wanted.to_owned() };
     let network = context.networks.ensure(&context.client, &context.directory, &network_key).await?;
-    let request =
-        AttachRequest { owner: uid.to_owned(), network: network.id.clone(), tap: true, ..AttachRequest::default() };
+    // One that came from another machine keeps its address.
+    let status = object.status.clone().unwrap_or_default();
+    let kept = status.addresses.into_iter().find(|address| address.network == wanted);
+    let request = AttachRequest {
+        owner: uid.to_owned(),
+        network: network.id.clone(),
+        tap: true,
+        address: kept.as_ref().and_then(|kept| kept.ip.parse().ok()),
+        mac: kept.as_ref().and_then(|kept| kept.mac.parse().ok()),
+        ..AttachRequest::default()
+    };
     let attachment = context.fabric.attach(request).await?;
     let hostname = hostname(object);
     let lease = network::dhcp::Lease {
@@ -301,6 +311,7 @@ pub async fn start(
     size: &Size,
     place: &Place,
     how: Start,
+    cpus_max: Option<u32>,
 ) -> Result<Arc<dyn Guest>> {
     let image = image(context, object).await?;
     let top = disk(context, uid, &image, size).await?;
@@ -308,10 +319,13 @@ pub async fn start(
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     let group = control_group(object, uid, size, context)?;
+    let cpus_max = cpus_max.unwrap_or_else(|| u32::try_from(crate::machine::cpus()).unwrap_or(1)).max(size.cpus);
+    let launched = Launched { cpus: size.cpus, cpus_max, memory_bytes: size.memory_bytes };
+    moving::note_launch(context, uid, &launched)?;
     let config = GuestConfig {
         id: uid.to_owned(),
         cpus: size.cpus,
-        cpus_max: size.cpus.max(u32::try_from(crate::machine::cpus()).unwrap_or(1)),
+        cpus_max,
         memory_bytes: u64::try_from(size.memory_bytes).unwrap_or(0),
         boot: boot(context, object, &image)?,
         disks: vec![Disk { name: ROOT_DISK.into(), layers, raw: false, read_only: false }],

@@ -35,8 +35,13 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
     let objection = match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "nodes") => node_objection(request, node, name, object),
         ("", "pods") => pod_objection(request, node, object),
-        ("nuee.dev", "containers" | "virtualmachines" | "migrations") => is_foreign(request, node, object)
+        ("nuee.dev", "containers" | "virtualmachines") => is_foreign(request, node, object)
             .then(|| format!("node {node:?} can only update {} with spec.nodeName set to itself", kind.plural)),
+        ("nuee.dev", "migrations") => {
+            let comes_from = |object: &Value| object["status"]["sourceNode"] == node;
+            let fits = request.old.is_some_and(comes_from) && (object.is_null() || comes_from(object));
+            (!fits).then(|| format!("node {node:?} can only update migrations that start on it"))
+        }
         // Whoever has the content may take an object that nobody has.
         ("nuee.dev", "volumes" | "diskimages") => {
             let holder = |object: &Value| object["spec"]["nodeName"].is_null() || object["spec"]["nodeName"] == node;

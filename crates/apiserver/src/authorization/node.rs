@@ -50,6 +50,12 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
             named(is_bound(caches, "nuee.dev", "virtualmachines", node, a))
         }
         ("nuee.dev", "virtualmachines", _) if reads => selects(a, node),
+        ("nuee.dev", "migrations", _) if verb == "get" => named(moves_by(caches, node, a)),
+        ("nuee.dev", "migrations", _) if reads => {
+            let wanted = format!("status.sourceNode={node}");
+            let asked = a.field_selector.split(',').any(|term| term.replace("==", "=") == wanted);
+            (!asked).then(|| "can only list/watch migrations with status.sourceNode field selector".to_owned())
+        }
         ("coordination.k8s.io", "leases", _) if a.namespace != LEASE_NAMESPACE => {
             Some(format!("can only access leases in the \"{LEASE_NAMESPACE}\" system namespace"))
         }
@@ -68,6 +74,15 @@ fn selects(a: &Attributes, node: &str) -> Option<String> {
 
 fn pod_is_here(caches: &Caches, node: &str, a: &Attributes) -> bool {
     is_bound(caches, "", "pods", node, a)
+}
+
+/// Whether a migration starts or ends at the machine.
+fn moves_by(caches: &Caches, node: &str, a: &Attributes) -> bool {
+    let found = caches.get(&keys::resource("nuee.dev", "migrations")).get(&keys::relative(&a.namespace, &a.name));
+    found.is_some_and(|found| {
+        let status = &found.to_value()["status"];
+        status["sourceNode"] == node || status["targetNode"] == node
+    })
 }
 
 fn is_bound(caches: &Caches, group: &str, plural: &str, node: &str, a: &Attributes) -> bool {

@@ -151,11 +151,11 @@ const NODE: &[Row] = &[
     (READ, &["discovery.k8s.io"], &["endpointslices"]),
     (&["create", "delete", "get", "list", "watch", "patch", "update"], &["coordination.k8s.io"], &["leases"]),
     (&["get", "list", "watch", "update", "patch"], &["nuee.dev"], NUEE),
-    (READ, &["nuee.dev"], &["flavors", "keypairs", "networkroutes"]),
+    (READ, &["nuee.dev"], &["flavors", "keypairs", "networkroutes", "migrations"]),
     (
         &["get", "list", "watch", "update", "patch"],
         &["nuee.dev"],
-        &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status"],
+        &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status", "migrations/status"],
     ),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),
     (READ, &["storage.k8s.io"], &["csidrivers", "volumeattachments"]),

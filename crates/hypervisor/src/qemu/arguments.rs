@@ -104,6 +104,10 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         let descriptor = builder.open(file, Access::Read);
         builder.option("incoming", format!("fd:{descriptor}"));
     }
+    if *start == Start::Receive {
+        builder.option("incoming", "defer");
+        builder.arguments.push("-S".to_owned());
+    }
     let Builder { arguments, mut plan, .. } = builder;
     plan.arguments = arguments;
     plan

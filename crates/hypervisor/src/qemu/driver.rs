@@ -94,8 +94,8 @@ impl Qemu {
     }
 }
 
-/// What the hypervisor printed last.
-fn log_end(run_dir: &Path) -> String {
+/// What the hypervisor of a run directory printed last.
+pub fn log_end(run_dir: &Path) -> String {
     let text = std::fs::read_to_string(run_dir.join(LOG_FILE)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("; ");

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::process::Process;
 use super::qmp::{self, Qmp, QmpEvent};
 use crate::error::{Error, Result};
-use crate::guest::{Disk, Guest, GuestEvent, MemoryStatistics, RunState};
+use crate::guest::{Disk, Guest, GuestEvent, Incoming, MemoryStatistics, Outgoing, Progress, RunState};
 
 /// Events that a slow listener may fall behind; it looks anew then.
 const EVENTS_KEPT: usize = 64;
@@ -71,7 +71,7 @@ impl QemuGuest {
         Ok(())
     }
 
-    async fn status(&self) -> Result<String> {
+    pub(super) async fn status(&self) -> Result<String> {
         let answer = self.qmp.execute("query-status", json!({})).await?;
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
     }
@@ -133,7 +133,9 @@ impl Guest for QemuGuest {
 
     async fn state(&self) -> Result<RunState> {
         Ok(match self.status().await?.as_str() {
-            "paused" | "postmigrate" | "finish-migrate" | "save-vm" | "suspended" => RunState::Paused,
+            "postmigrate" => RunState::Sent,
+            "inmigrate" => RunState::Receiving,
+            "paused" | "finish-migrate" | "save-vm" | "suspended" => RunState::Paused,
             "shutdown" => RunState::Off,
             "guest-panicked" | "internal-error" => RunState::Panicked,
             "io-error" => RunState::OutOfSpace,
@@ -231,6 +233,22 @@ impl Guest for QemuGuest {
 
     async fn copy_disk(&self, name: &str, target: &Path) -> Result<()> {
         self.copy_to(name, target).await
+    }
+
+    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
+        self.send_all(to, progress).await
+    }
+
+    async fn forget_send(&self) -> Result<()> {
+        self.call_off().await
+    }
+
+    async fn receive(&self, from: Incoming) -> Result<()> {
+        self.receive_all(from).await
+    }
+
+    async fn received(&self) -> Result<()> {
+        self.await_all().await
     }
 
     async fn type_on_console(&self, bytes: &[u8]) -> Result<()> {

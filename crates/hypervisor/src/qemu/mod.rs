@@ -5,6 +5,7 @@
 //! | [`driver`] | starts guests and finds them again |
 //! | `guest` | what can be asked of one, over QMP |
 //! | `blocks` | disks of a running guest |
+//! | `migrate` | a guest moves to another machine |
 //! | `arguments` | from a guest's configuration to a launch plan, pure |
 //! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
 //! | `process` | finding a guest's process, and ending it |
@@ -16,6 +17,7 @@ mod blocks;
 pub mod driver;
 mod guest;
 pub mod launch;
+mod migrate;
 pub mod probe;
 mod process;
 mod qmp;

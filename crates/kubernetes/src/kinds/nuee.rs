@@ -99,8 +99,26 @@ fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
             let (now, before) = (new["spec"].get(field), old["spec"].get(field));
             check_immutable(&format!("spec.{field}"), now, before, &mut causes);
         }
-        if old["spec"]["nodeName"].is_string() {
+        // A machine that is bound stays, unless its guest was handed over.
+        let handed_over = text(old, "/status/handover").starts_with("ready:");
+        if old["spec"]["nodeName"].is_string() && !handed_over {
             check_immutable("spec.nodeName", new["spec"].get("nodeName"), old["spec"].get("nodeName"), &mut causes);
+        }
+    }
+    causes
+}
+
+/// A migration is of one machine to one place; it can be called off, no more.
+fn validate_migration(new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if text(new, "/spec/virtualMachine").is_empty() {
+        causes.push(Cause::required("spec.virtualMachine", ""));
+    }
+    check_size(new, "/spec/bandwidth", "spec.bandwidth", &mut causes);
+    if let Some(old) = old {
+        for field in ["virtualMachine", "targetNode"] {
+            let (now, before) = (new["spec"].get(field), old["spec"].get(field));
+            check_immutable(&format!("spec.{field}"), now, before, &mut causes);
         }
     }
     causes
@@ -145,6 +163,21 @@ pub(super) fn kinds() -> Vec<Registration> {
                 wide(path("Acceleration", "string", ".status.acceleration")),
             ];
             kind.validate = validate_machine;
+        }),
+        own::<api::Migration>(|kind| {
+            plain(kind);
+            kind.selectable_fields = vec![("status.sourceNode".into(), "/status/sourceNode".into())];
+            kind.columns = vec![
+                path("Machine", "string", ".spec.virtualMachine"),
+                path("Phase", "string", ".status.phase"),
+                path("From", "string", ".status.sourceNode"),
+                path("To", "string", ".status.targetNode"),
+                path("Remaining", "integer", ".status.memory.remainingBytes"),
+                path("Downtime", "integer", ".status.downtimeMs"),
+                age(),
+                wide(path("Message", "string", ".status.message")),
+            ];
+            kind.validate = validate_migration;
         }),
         own::<api::DiskImage>(|kind| {
             plain(kind);

@@ -11,7 +11,7 @@ use super::inner::{Core, Inner, host_channel, netlink_error};
 use crate::error::{Error, Result};
 use crate::kernel::netlink::Channel;
 use crate::kernel::overlay::{self, Device, Hop, Neighbour};
-use crate::kernel::{link, sysctl};
+use crate::kernel::{announce, link, sysctl};
 use crate::nft::elements::{Batch, Element, Family, Field};
 use crate::subnet::Subnet;
 use crate::types::{DEFAULT_NETWORK, Mac, Network};
@@ -74,6 +74,18 @@ impl Installed {
 }
 
 impl Fabric {
+    /// Tells the workloads on a network that this machine answers for addresses that are on other machines.
+    pub async fn announce(&self, network: &str, addresses: Vec<Ipv4Addr>) -> Result<()> {
+        let network = network.to_owned();
+        self.run("an announcement", move |inner| {
+            let found = inner.core().networks.get(&network).cloned();
+            let found = found.ok_or(Error::NetworkNotFound(network))?;
+            addresses.iter().for_each(|address| inner.announce_on(&found, *address));
+            Ok(())
+        })
+        .await
+    }
+
     /// Makes the overlay be exactly this. Without a machine of its own there is none.
     pub async fn sync_overlay(&self, wanted: Overlay) -> Result<()> {
         self.run("the overlay", move |inner| inner.sync_overlay(&wanted)).await
@@ -96,7 +108,11 @@ impl Inner {
         let Some(own) = wanted.own else { return self.remove_overlay(&mut core) };
         let network = core.networks.get(DEFAULT_NETWORK).cloned();
         let network = network.ok_or_else(|| Error::NetworkNotFound(DEFAULT_NETWORK.into()))?;
-        core.addresses.reserve(&network.id, own.inner);
+        // Addresses that are elsewhere now are nobody else's here.
+        let away = wanted.routes.iter().filter(|(part, hop)| part.prefix() == 32 && *hop != Hop::Here);
+        let away = away.map(|(part, _)| part.address()).filter(|address| own.addresses.contains(*address));
+        let away: Vec<Ipv4Addr> = away.collect();
+        core.addresses.reserve(&network.id, away.iter().copied().chain([own.inner]));
         let mut channel = host_channel()?;
         // Who may send comes before what they send.
         let mut batch = Batch::default();
@@ -131,8 +147,25 @@ impl Inner {
         for gone in installed.neighbours.iter().filter(|one| !wanted.neighbours.contains(one)) {
             overlay::delete_neighbour(&mut channel, device, *gone).map_err(failed("remove a machine from"))?;
         }
+        // Workloads here that spoke with what has moved find this machine in its place.
+        for address in
+            away.iter().filter(|address| !installed.routes.iter().any(|(part, _)| part.address() == **address))
+        {
+            self.announce_on(&network, *address);
+        }
         core.overlay = Some(wanted);
         Ok(())
+    }
+
+    fn announce_on(&self, network: &Network, address: Ipv4Addr) {
+        let sent = host_channel().and_then(|mut channel| {
+            let bridge = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
+            let bridge = bridge.ok_or_else(|| Error::NetworkNotFound(network.id.clone()))?;
+            announce::send(bridge.index, address, Mac::from_address(network.gateway)).map_err(failed("announce on"))
+        });
+        if let Err(error) = sent {
+            tracing::debug!(%address, %error, "an address is not announced");
+        }
     }
 
     fn remove_overlay(&self, core: &mut Core) -> Result<()> {

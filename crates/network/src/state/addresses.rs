@@ -52,9 +52,9 @@ impl AddressBook {
         self.directory.join(network).join(address.to_string())
     }
 
-    /// Keeps an address from being given to anybody.
-    pub(crate) fn reserve(&mut self, network: &str, address: Ipv4Addr) {
-        self.reserved.entry(network.to_owned()).or_default().insert(address);
+    /// Keeps these addresses, and no others any more, from being given to who asks for any.
+    pub(crate) fn reserve(&mut self, network: &str, addresses: impl Iterator<Item = Ipv4Addr>) {
+        self.reserved.insert(network.to_owned(), addresses.collect());
     }
 
     fn is_reserved(&self, network: &str, address: Ipv4Addr) -> bool {
@@ -96,7 +96,8 @@ impl AddressBook {
                     network.subnet
                 )));
             }
-            if address == network.gateway || self.is_reserved(&network.id, address) {
+            // A reserved one is given to who asks for it: a guest that comes home to the address that was kept for it.
+            if address == network.gateway {
                 return Err(Error::AddressTaken(address.into()));
             }
             return self.try_take(network, address, wanted6, &fill)?.ok_or(Error::AddressTaken(address.into()));

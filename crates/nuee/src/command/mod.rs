@@ -23,6 +23,7 @@ mod status;
 mod token;
 mod up;
 mod vm;
+mod vm_migrate;
 
 const EXAMPLES: &str = "\
 Examples:

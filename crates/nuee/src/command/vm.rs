@@ -60,6 +60,9 @@ enum Action {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Move the machine to another host while it runs
+    #[command(after_help = "Examples:\n  nuee vm migrate web\n  nuee vm migrate web --to server-2 --bandwidth 50Mi")]
+    Migrate(super::vm_migrate::Arguments),
     /// Save the machine's disk as a disk image, sparse and compressed; running machines go on
     Save {
         /// The machine
@@ -112,6 +115,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             Action::List { place } => list(&place).await,
             Action::Console { name, log, place } => console(&name, log, &place).await,
             Action::Ssh { name, login, place, rest } => ssh(&name, &login, &place, &rest).await,
+            Action::Migrate(arguments) => super::vm_migrate::run(arguments).await,
             Action::Save { name, image, place } => save(&name, &image, &place).await,
             Action::Resize { name, cpus, memory_target, memory, place } => {
                 let mut spec = json!({});

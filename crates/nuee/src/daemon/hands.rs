@@ -71,6 +71,7 @@ impl Hands {
             pod_range: network::share::first(cidr(&config.pod_cidr, "podCidr")?),
             is_member: false,
             origin: None,
+            peers: None,
         })
     }
 }

@@ -84,6 +84,8 @@ pub struct Gate {
     pub images: Arc<image::ImageStore>,
     /// What machines are told, but for their own part.
     pub pool: Pool,
+    /// This machine's agent, once it is there.
+    pub agent: Arc<std::sync::OnceLock<Arc<agent::Agent>>>,
     /// One machine joins at a time, so that no two get the same part.
     pub turn: tokio::sync::Mutex<()>,
 }
@@ -98,6 +100,7 @@ pub fn router(gate: Gate, rest: Router) -> Router {
         .route(CERTIFICATE_PATH, post(answer_certificate))
         .route(LEAVE_PATH, post(answer_leave))
         .route(IMAGE_PATH, get(answer_image))
+        .route(super::peer::GUEST_PATH, post(answer_guest))
         .with_state(gate)
         .fallback_service(rest)
 }
@@ -123,6 +126,19 @@ async fn answer_certificate(State(gate): State<Arc<Gate>>, request: Request) -> 
 async fn answer_leave(State(gate): State<Arc<Gate>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     respond(leave(&gate, &parts).await)
+}
+
+/// A guest that comes from another machine.
+async fn answer_guest(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let found = machine(&gate, &parts).await;
+    let agent = gate.agent.get().cloned().ok_or_else(|| apiserver::Status::unavailable("the machine is starting"));
+    match found.and_then(|(name, _)| Ok((name, agent?))) {
+        Ok((name, agent)) => super::member::upgrade(Request::from_parts(parts, body), move |connection| async move {
+            agent.take_in(Some(&name), connection).await;
+        }),
+        Err(status) => respond(Err(status)),
+    }
 }
 
 async fn answer_image(State(gate): State<Arc<Gate>>, request: Request) -> Response {

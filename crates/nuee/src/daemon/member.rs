@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::join::Pool;
-use super::peer::{MACHINE_PATH, PROTOCOL, api_client};
+use super::peer::{GUEST_PATH, MACHINE_PATH, PROTOCOL, api_client};
 use super::pool_client::PoolClient;
 use super::{CONTROL_PLANE_USER, hands, ready};
 use crate::config::Config;
@@ -115,9 +115,13 @@ impl Member {
         options.pod_range = Some(hands::cidr(&membership.pool.pod_range, "podRange")?);
         options.is_member = true;
         options.origin = Some(Arc::new(pool.clone()));
+        options.peers = Some(Arc::new(super::peer::Peers { identity: identity.clone(), client: client.clone() }));
         let agent = agent::Agent::start(options).await.context("the agent did not start")?;
         let mut tasks = JoinSet::new();
-        let router = Router::new().route(MACHINE_PATH, post(call)).with_state(agent.clone() as node::SharedNode);
+        let router = Router::new()
+            .route(MACHINE_PATH, post(call))
+            .with_state(agent.clone() as node::SharedNode)
+            .merge(Router::new().route(GUEST_PATH, post(take_in)).with_state(agent.clone()));
         let tls = identity.server_config()?;
         tasks.spawn(async move {
             let limits = kubernetes::ServeLimits::default();
@@ -191,6 +195,16 @@ async fn call(State(node): State<node::SharedNode>, request: Request) -> Respons
             tracing::debug!(%error, "a call ended early");
         }
     })
+}
+
+/// A guest that comes from another machine; whether it may is for the agent to find out in the store.
+async fn take_in(State(agent): State<Arc<agent::Agent>>, request: Request) -> Response {
+    let from = match kubernetes::certificate_user(&request) {
+        Some(user) if user.name == CONTROL_PLANE_USER => None,
+        Some(user) if apiserver::node_name(&user).is_some() => apiserver::node_name(&user).map(str::to_owned),
+        _ => return refuse(StatusCode::FORBIDDEN, "this is for machines of the pool"),
+    };
+    upgrade(request, move |connection| async move { agent.take_in(from.as_deref(), connection).await })
 }
 
 /// Turns a request into a stream.

@@ -184,7 +184,8 @@ impl House {
 
         let (certificate, key) = pki.client_certificate(CONTROL_PLANE_USER, None)?;
         let identity = kubernetes::pki::machine::Machine::of(&pki.ca_pem, &certificate, &key)?;
-        let node = machines::Machines::new(&node_name, identity);
+        let node = machines::Machines::new(&node_name, identity.clone());
+        let own_agent = Arc::new(std::sync::OnceLock::new());
         let options = kubernetes::RouterOptions {
             server_address: config.kubernetes_listen.to_string(),
             ..kubernetes::RouterOptions::default()
@@ -211,6 +212,7 @@ impl House {
                 pki: pki.clone(),
                 images: hands.images.clone(),
                 pool: pool(config),
+                agent: own_agent.clone(),
                 turn: tokio::sync::Mutex::default(),
             };
             let router = join::router(gate, router.clone());
@@ -223,9 +225,11 @@ impl House {
 
         let client = masters(&format!("system:node:{node_name}"));
         let images = hands.images.clone();
-        let options = hands.agent_options(instance, config, &node_name, client.clone(), &pki.ca_pem)?;
+        let mut options = hands.agent_options(instance, config, &node_name, client.clone(), &pki.ca_pem)?;
+        options.peers = Some(Arc::new(peer::Peers { identity, client: client.clone() }));
         let agent = agent::Agent::start(options).await.context("the agent did not start")?;
         node.set(agent.clone());
+        let _first = own_agent.set(agent.clone());
         tasks.spawn({
             let (node, client) = (node.clone(), masters(CONTROL_PLANE_USER));
             async move {

@@ -20,6 +20,8 @@ use tokio_rustls::TlsConnector;
 
 /// Where a machine takes calls.
 pub const MACHINE_PATH: &str = "/nuee/v1/machine";
+/// Where a machine takes guests in.
+pub const GUEST_PATH: &str = "/nuee/v1/guest";
 /// What the connection becomes.
 pub const PROTOCOL: &str = "nuee-machine/1";
 /// Time to connect, handshake and first answer included.
@@ -92,6 +94,28 @@ impl Dial for Peer {
         self.open(MACHINE_PATH).await.map_err(|error| {
             node::Error::Unavailable(format!("machine {} at {} is not reached: {error:#}", self.name, self.place))
         })
+    }
+}
+
+/// The machines of a pool, as one of them finds them.
+pub struct Peers {
+    /// Who asks.
+    pub identity: Machine,
+    /// Knows where they are.
+    pub client: kube::Client,
+}
+
+#[async_trait]
+impl agent::Peers for Peers {
+    async fn open(&self, node: &str) -> std::result::Result<Box<dyn Duplex>, String> {
+        let opened = async {
+            let routes = kube::Api::<api::NetworkRoute>::all(self.client.clone()).list(&Default::default()).await?;
+            let route = routes.items.into_iter().find(|route| route.spec.node_name == node);
+            let route = route.context("it is not in the pool's network")?.spec;
+            let place = SocketAddr::new(route.machine_address.parse()?, route.machine_port);
+            Peer::new(self.identity.clone(), node, place).open(GUEST_PATH).await
+        };
+        opened.await.map_err(|error: anyhow::Error| format!("machine {node} is not reached: {error:#}"))
     }
 }
 

@@ -1,0 +1,61 @@
+//! Guests that move between machines: the kind `Migration`. Who may run the guest meanwhile is decided by the rules of
+//! [`api::migration`]; this carries them out.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`source`] | drives a migration from the machine that has the guest |
+//! | [`target`] | takes a guest in |
+//! | `wire` | what the two say to each other |
+
+pub mod source;
+pub mod target;
+mod wire;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Opens connections to other machines of the pool.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// A connection that ends at [`crate::Agent::take_in`] of that machine.
+    async fn open(&self, node: &str) -> std::result::Result<Box<dyn node::Duplex>, String>;
+}
+
+/// How a guest was launched: the other machine must launch it alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// Processors at its start.
+    pub cpus: u32,
+    /// The most that it may have.
+    pub cpus_max: u32,
+    /// Its memory. Units: bytes.
+    pub memory_bytes: i64,
+}
+
+fn launched_file(context: &Context, uid: &str) -> PathBuf {
+    context.guests.directory(uid).join("launched.json")
+}
+
+/// Notes how a guest is launched.
+pub fn note_launch(context: &Context, uid: &str, launched: &Launched) -> Result<()> {
+    let path = launched_file(context, uid);
+    let text = serde_json::to_vec(launched).unwrap_or_default();
+    std::fs::write(&path, text).map_err(Error::io("write", path))
+}
+
+/// How it was launched.
+fn launched(context: &Context, uid: &str) -> Result<Launched> {
+    let path = launched_file(context, uid);
+    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// What marks a guest that was sent here and has never run here.
+pub fn marker(context: &Context, uid: &str) -> PathBuf {
+    context.guests.directory(uid).join("incoming")
+}

@@ -1,0 +1,112 @@
+//! What two agents say to each other about a guest: short JSON messages with their length before them, on a connection that one
+//! machine opened to the other, both by certificate.
+
+use api::VirtualMachine;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::Launched;
+use crate::error::{Error, Result};
+
+/// Longest message; the object with its user data is the longest part. Units: bytes.
+const MESSAGE_BYTES_MAX: u32 = 1 << 20;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// Messages.
+    Control,
+    /// The guest's memory.
+    Memory,
+    /// The guest's disk.
+    Disk,
+}
+
+/// The first message of every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The `Migration`'s namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// What follows.
+    pub channel: Channel,
+}
+
+/// What the source tells of the guest. The files follow as they are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The machine.
+    pub object: Box<VirtualMachine>,
+    /// How it was launched.
+    pub launched: Launched,
+    /// Size of its disk. Units: bytes.
+    pub disk_bytes: u64,
+    /// Sizes of its image's kernel and RAM disk, when there are any. Units: bytes.
+    pub kernel: Option<u64>,
+    /// As `kernel`.
+    pub initrd: Option<u64>,
+    /// Uid of the image that they belong to.
+    pub image_uid: String,
+    /// Addresses of the source's workloads on the same network: the guest may remember where they were.
+    pub neighbours: Vec<std::net::Ipv4Addr>,
+}
+
+/// What the target answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It awaits memory and disk.
+    Ready,
+    /// It has everything.
+    Received,
+    /// It does not go; why.
+    Refused(String),
+}
+
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::Invalid(format!("the connection to the other machine broke: {error}"))
+}
+
+/// Writes a message.
+pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(message).map_err(broken)?;
+    let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    if length > MESSAGE_BYTES_MAX {
+        return Err(Error::Invalid(format!("a message of {length} bytes")));
+    }
+    to.write_u32(length).await.map_err(broken)?;
+    to.write_all(&text).await.map_err(broken)?;
+    to.flush().await.map_err(broken)
+}
+
+/// Reads a message.
+pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Result<T> {
+    let length = from.read_u32().await.map_err(broken)?;
+    if length > MESSAGE_BYTES_MAX {
+        return Err(broken(format!("a message of {length} bytes")));
+    }
+    let mut text = Vec::new();
+    let count = AsyncReadExt::take(from, u64::from(length)).read_to_end(&mut text).await.map_err(broken)?;
+    if count < usize::try_from(length).unwrap_or(usize::MAX) {
+        return Err(broken("it ended within a message"));
+    }
+    serde_json::from_slice(&text).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_are_read_as_written_and_long_ones_refused() {
+        let hello = Hello { namespace: "a".into(), name: "b".into(), uid: "c".into(), channel: Channel::Memory };
+        let mut wire = Vec::new();
+        write(&mut wire, &hello).await.unwrap();
+        assert_eq!(read::<Hello>(&mut wire.as_slice()).await.unwrap(), hello);
+        assert!(read::<Hello>(&mut &wire[..wire.len() - 1]).await.is_err());
+        assert!(read::<Hello>(&mut &[0xff_u8, 0xff, 0xff, 0xff, b'{'][..]).await.is_err());
+    }
+}

@@ -1,0 +1,251 @@
+//! Live migration between two machines: a session into the guest goes on and no acknowledged line is lost; whoever is killed on the way,
+//! exactly one guest runs.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use testkit::{Nuee, Output, Pool};
+
+use crate::join::{field, pod, ready};
+
+/// How long a guest may take to boot on a machine under load that translates every instruction.
+const BOOT: &str = "--timeout=300s";
+/// Address by which the first machine speaks to workloads wherever they are.
+const OWN: &str = "10.88.127.255";
+
+struct Lab {
+    pool: Pool,
+    key: String,
+    uid: String,
+    address: String,
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        hypervisor::test_guest::build(std::path::Path::new("/var/cache/nuee"))?;
+        let mut pool = Pool::start(env!("CARGO_BIN_EXE_nuee"))?;
+        let first = pool.first();
+        first.build_images()?;
+        first.nuee(&["image", "build-test-guest", "-o", "tiny"])?.success()?;
+        let key = first.files().join("key").display().to_string();
+        first.run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key])?.success()?;
+        let public = std::fs::read_to_string(format!("{key}.pub"))?;
+        let text = format!(
+            "apiVersion: nuee.dev/v1\nkind: KeyPair\nmetadata: {{name: me}}\nspec: {{publicKey: \"{}\"}}\n---\n\
+             apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {{name: web}}\nspec: {{image: tiny, memory: 128Mi, keyPairs: [me]}}\n",
+            public.trim()
+        );
+        first.apply(&text)?.success()?;
+        let waited = first.kubectl(&["wait", "--for=condition=Ready", "vm/web", BOOT])?;
+        waited.success().with_context(|| first.log_end())?;
+        pool.join()?;
+        let uid = field(pool.first(), &["vm", "web"], ".metadata.uid")?;
+        let address = field(pool.first(), &["vm", "web"], ".status.addresses[0].ip")?;
+        let lab = Self { pool, key, uid, address };
+        lab.first().eventually("the second machine is reached", || {
+            Ok(lab.first().run("ip", &["route"])?.stdout.contains("10.88.128.0/24 via"))
+        })?;
+        Ok(lab)
+    }
+
+    fn first(&self) -> &Nuee {
+        self.pool.first()
+    }
+
+    fn ssh(&self, line: &str) -> std::process::Command {
+        let mut command = self.first().space().command("ssh");
+        for option in [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "BatchMode=yes",
+            "ConnectTimeout=10",
+            "ServerAliveInterval=10",
+            "ServerAliveCountMax=6",
+            "LogLevel=ERROR",
+        ] {
+            command.args(["-o", option]);
+        }
+        command.args(["-b", OWN, "-i", &self.key, &format!("root@{}", self.address), line]);
+        command
+    }
+
+    fn guest_says(&self, line: &str) -> Result<String> {
+        let mut last = String::new();
+        self.first().eventually(&format!("ssh runs {line:?}"), || {
+            let output = Output::of(self.ssh(line))?;
+            let fine = output.status != 255;
+            last = output.stdout;
+            Ok(fine)
+        })?;
+        Ok(last)
+    }
+
+    /// Hypervisors of the machine, on either side.
+    fn hypervisors(&self) -> usize {
+        testkit::command_lines(&self.uid).iter().filter(|words| words[0].contains("qemu-system")).count()
+    }
+
+    fn start_migration(&self, name: &str, to: &str, bandwidth: &str) -> Result<()> {
+        let bandwidth = if bandwidth.is_empty() { String::new() } else { format!(", bandwidth: {bandwidth}") };
+        let text = format!(
+            "apiVersion: nuee.dev/v1\nkind: Migration\nmetadata: {{name: {name}}}\nspec: {{virtualMachine: web, targetNode: {to}{bandwidth}}}\n"
+        );
+        self.first().apply(&text)?.success().map(drop)
+    }
+
+    fn phase(&self, name: &str) -> Result<String> {
+        field(self.first(), &["migration", name], ".status.phase")
+    }
+
+    fn reaches(&self, name: &str, phase: &str) -> Result<()> {
+        self.first()
+            .eventually(&format!("migration {name} is {phase}"), || Ok(self.phase(name)? == phase))
+            .with_context(|| {
+                let told = self.first().kubectl(&["get", "migration", name, "-o", "yaml"]).map(|found| found.stdout);
+                format!("{}\nsecond: {}", told.unwrap_or_default(), self.pool.machines[1].log_end())
+            })
+    }
+}
+
+/// A session that sends numbers to the guest, which writes each down before it answers.
+struct Session {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    acknowledged: usize,
+}
+
+impl Session {
+    fn open(lab: &Lab) -> Result<Self> {
+        let mut command = lab.ssh("while read n; do echo $n >> /root/log; echo $n; done");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdin = child.stdin.take().context("no input")?;
+        let stdout = BufReader::new(child.stdout.take().context("no output")?);
+        Ok(Self { child, stdin, stdout, acknowledged: 0 })
+    }
+
+    fn say_one(&mut self) -> Result<()> {
+        writeln!(self.stdin, "{}", self.acknowledged)?;
+        let mut line = String::new();
+        ensure!(self.stdout.read_line(&mut line)? > 0, "the session ended after {} lines", self.acknowledged);
+        ensure!(line.trim() == self.acknowledged.to_string(), "{line:?} instead of {}", self.acknowledged);
+        self.acknowledged += 1;
+        Ok(())
+    }
+
+    /// Talks while the work is done, and for some lines more.
+    fn talk_during(&mut self, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+        let done = Arc::new(AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let ended = done.clone();
+            let worker = scope.spawn(move || {
+                let outcome = work();
+                ended.store(true, Ordering::Relaxed);
+                outcome
+            });
+            let mut said = Ok(());
+            while said.is_ok() && !done.load(Ordering::Relaxed) {
+                said = self.say_one();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let outcome = worker.join().map_err(|_| anyhow::anyhow!("the work panicked"))?;
+            outcome.and(said)
+        })?;
+        (0..20).try_for_each(|_| self.say_one())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn check_log(lab: &Lab, session: &Session) -> Result<()> {
+    let log = lab.guest_says("cat /root/log")?;
+    let lines: Vec<&str> = log.lines().collect();
+    let expected: Vec<String> = (0..session.acknowledged).map(|number| number.to_string()).collect();
+    ensure!(lines == expected, "{} lines acknowledged, the guest has {}", expected.len(), lines.len());
+    Ok(())
+}
+
+#[test]
+fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let (first, second) = (lab.first(), &lab.pool.machines[1]);
+    lab.guest_says("rm -f /root/log")?;
+    let mut session = Session::open(&lab)?;
+    session.say_one()?;
+
+    // Called off.
+    session.talk_during(|| {
+        lab.start_migration("called-off", "n2", "4Mi")?;
+        lab.reaches("called-off", "Copying")?;
+        first
+            .kubectl(&["patch", "migration", "called-off", "--type=merge", "-p", "{\"spec\":{\"cancel\":true}}"])?
+            .success()?;
+        lab.reaches("called-off", "Cancelled")?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+
+    // The target's agent dies.
+    session.talk_during(|| {
+        lab.start_migration("target-dies", "n2", "4Mi")?;
+        lab.reaches("target-dies", "Copying")?;
+        second.kill_daemon()?;
+        lab.reaches("target-dies", "Failed")?;
+        second.up()?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+
+    // The source's agent dies, and with it the API.
+    session.talk_during(|| {
+        lab.start_migration("source-dies", "n2", "4Mi")?;
+        lab.reaches("source-dies", "Copying")?;
+        first.kill_daemon()?;
+        first.up()?;
+        lab.reaches("source-dies", "Failed")?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+    assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, "n1");
+
+    // It goes through, there and back.
+    for target in ["n2", "n1"] {
+        session.talk_during(|| {
+            let said = first.nuee(&["vm", "migrate", "web", "--to", target])?;
+            let told = first.kubectl(&["get", "migrations", "-o", "wide"])?.stdout;
+            let said = said.success().with_context(|| format!("{told}\n{}\n{}", first.log_end(), second.log_end()))?;
+            ensure!(said.stdout.contains(&format!("web is on {target} now")), "{}", said.stdout);
+            first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+        })?;
+        assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, target);
+        assert_eq!(field(first, &["vm", "web"], ".status.addresses[0].ip")?, lab.address);
+        first.eventually("the machine is ready", || {
+            Ok(field(first, &["vm", "web"], ".status.conditions[0].status")? == "True")
+        })?;
+        check_log(&lab, &session)?;
+        // Pods on either machine reach it.
+        let mut text = String::new();
+        for node in ["n1", "n2"] {
+            text.push_str(&pod(&format!("from-{node}-at-{target}"), node, "busybox:test", "exec sleep 6000"));
+        }
+        first.apply(&text)?.success()?;
+        for node in ["n1", "n2"] {
+            let name = format!("from-{node}-at-{target}");
+            ready(first, &format!("pod/{name}"))?;
+            first.eventually(&format!("{name} reaches the guest"), || {
+                let said = first.kubectl(&["exec", &name, "--", "ping", "-c", "1", "-W", "2", &lab.address])?;
+                Ok(said.status == 0)
+            })?;
+        }
+    }
+    drop(session);
+    first.kubectl(&["delete", "vm", "web", "--timeout=60s"])?.success()?;
+    first.eventually("no hypervisor is left", || Ok(lab.hypervisors() == 0))?;
+    lab.pool.finish()
+}
