@@ -14,6 +14,7 @@ use runtime::{ContainerConfig, LogConfig};
 
 use super::Handle;
 use super::init;
+use super::journal;
 use super::links::{self, Linked};
 use super::mounts::{self, Mounts};
 use super::spec::{self, Findings};
@@ -126,7 +127,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         terminal: spec.terminal,
         open_stdin: spec.open_stdin,
         stdin_once: spec.stdin_once,
-        log: log_config(spec, &directory),
+        log: LogConfig { journal: journal::config(spec, id)?, ..log_config(spec, &directory) },
     };
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
     handle.connect_waiting(context, id).await;
