@@ -188,8 +188,8 @@ impl House {
             });
         }
         if let Some(listener) = listeners.tenants {
-            let make = tenant_endpoints(instance, &router, &node_name, &images, &agent);
-            let router = tenants::Tenants::new(client.clone(), make).router();
+            let make = tenant_endpoints(instance, &router, &node_name, &agent);
+            let router = tenants::Tenants::new(client.clone(), images.clone(), make).router();
             let tls = pki.server_config()?;
             tasks.spawn(async move {
                 kubernetes::serve(listener, tls, router, limits).await.context("the Docker API of tenants ended")
@@ -235,12 +235,11 @@ fn tenant_endpoints(
     instance: &Instance,
     api: &axum::Router,
     node_name: &str,
-    images: &Arc<image::ImageStore>,
     agent: &Arc<agent::Agent>,
-) -> Box<dyn Fn(&str) -> axum::Router + Send + Sync> {
+) -> tenants::Make {
     let (data_dir, api, node_name) = (instance.directory().to_owned(), api.clone(), node_name.to_owned());
-    let (images, agent) = (images.clone(), agent.clone());
-    Box::new(move |namespace| {
+    let agent = agent.clone();
+    Box::new(move |namespace, images| {
         let group = format!("{GROUP_PREFIX}{namespace}");
         let user = apiserver::UserInfo {
             name: group.clone(),
@@ -254,7 +253,7 @@ fn tenant_endpoints(
             node: agent.clone(),
             // Cache mounts are known by their names alone, so tenants would see each other's.
             buildkit: None,
-            images: images.clone(),
+            images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
             data_dir: data_dir.clone(),
