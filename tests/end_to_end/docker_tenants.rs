@@ -294,3 +294,32 @@ fn names_of_images_are_each_tenants_own_over_those_that_all_share() -> Result<()
     tenant(&nuee, "alice", &["image", "inspect", "secret:1"])?.failure(1, "No such image")?;
     nuee.finish()
 }
+
+#[test]
+fn a_certificate_lives_as_long_as_it_is_told_and_ends_when_it_is_revoked() -> Result<()> {
+    let nuee = with_tenants()?;
+    let spare = nuee.files().join("spare");
+    let spare_text = spare.display().to_string();
+    let data = nuee.data().display().to_string();
+    let run = |words: &[&str]| nuee.run(env!("CARGO_BIN_EXE_nuee"), &[words, &["--data-dir", &data]].concat());
+    run(&["docker-certificate", "alice", "--output", &spare_text, "--days", "7"])?.success()?;
+    let lives = |days: u32| {
+        let seconds = (days * 24 * 3600).to_string();
+        let certificate = spare.join("cert.pem").display().to_string();
+        nuee.run("openssl", &["x509", "-checkend", &seconds, "-noout", "-in", &certificate])
+    };
+    assert_eq!((lives(6)?.status, lives(8)?.status), (0, 1), "a week");
+    let certificate = nuee.files().join("alice/cert.pem").display().to_string();
+    run(&["docker-certificate", "bob", "--revoke", &certificate])?
+        .failure(1, "is no certificate of the namespace bob")?;
+    tenant(&nuee, "alice", &["ps"])?.success()?;
+    run(&["docker-certificate", "alice", "--revoke", &certificate])?.success()?;
+    let refused = tenant(&nuee, "alice", &["ps"])?;
+    assert_ne!(refused.status, 0);
+    assert!(refused.stderr.contains("this certificate was revoked"), "{}", refused.stderr);
+    tenant(&nuee, "bob", &["ps"])?.success()?;
+    std::fs::rename(nuee.files().join("alice"), nuee.files().join("old"))?;
+    std::fs::rename(&spare, nuee.files().join("alice"))?;
+    tenant(&nuee, "alice", &["ps"])?.success()?;
+    nuee.finish()
+}

@@ -272,7 +272,11 @@ pub async fn join_network(
         network: network.id.clone(),
         interface: String::new(),
         address: (!four.is_empty()).then(|| four.parse()).transpose().map_err(|_| invalid("IPv4", four))?,
-        address6: (!six.is_empty()).then(|| six.parse()).transpose().map_err(|_| invalid("IPv6", six))?,
+        // A network without IPv6 may have a subnet of it for show; a wish for an address of that is no error to Docker.
+        address6: (!six.is_empty() && network.ipv6.is_some())
+            .then(|| six.parse())
+            .transpose()
+            .map_err(|_| invalid("IPv6", six))?,
         mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
         without_default_route: further,
         tap: false,

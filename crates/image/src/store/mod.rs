@@ -272,11 +272,25 @@ impl ImageStore {
     /// Gives an image one more name.
     pub fn tag(&self, source: &str, target: &str) -> Result<()> {
         let reference = tag_target(target)?;
+        if self.view.is_none() && self.is_tagged(source, &reference) {
+            return Ok(());
+        }
         self.change(|index| {
             let id = resolve(index, source)?;
             set_name(index, &reference, &id);
             Ok(())
         })
+    }
+
+    /// Whether an image has a name already; then only the time of its last naming changes, which is written with the next
+    /// change: a build whose steps are all known writes nothing.
+    fn is_tagged(&self, source: &str, reference: &Reference) -> bool {
+        let name = Reference { digest: None, ..reference.clone() }.to_string();
+        let known = self.look(|index| resolve(index, source).ok().filter(|id| index.names.get(&name) == Some(id)));
+        let Some(id) = known else { return false };
+        let mut index = lock(&self.index);
+        let still = index.images.get_mut(&id);
+        still.map(|entry| entry.last_tagged_ns = now_ns()).is_some()
     }
 
     /// How an image came about, newest first.

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::instance::{Endpoints, Instance, State};
+use crate::revoked::Revoked;
 
 mod buildkit;
 pub mod control;
@@ -189,7 +190,7 @@ impl House {
         }
         if let Some(listener) = listeners.tenants {
             let make = tenant_endpoints(instance, &router, &node_name, &agent);
-            let router = tenants::Tenants::new(client.clone(), images.clone(), make).router();
+            let router = tenants::Tenants::new(client.clone(), images.clone(), Revoked::of(instance), make).router();
             let tls = pki.server_config()?;
             tasks.spawn(async move {
                 kubernetes::serve(listener, tls, router, limits).await.context("the Docker API of tenants ended")

@@ -17,6 +17,8 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use tokio::sync::Mutex;
 
+use crate::revoked::Revoked;
+
 /// What the organization of a tenant's certificate begins with; the namespace follows.
 pub const GROUP_PREFIX: &str = "nuee:docker:";
 /// The role that tenants' endpoints have in their namespaces.
@@ -31,6 +33,7 @@ pub type Make = Box<dyn Fn(&str, Arc<ImageStore>) -> Router + Send + Sync>;
 pub struct Tenants {
     client: kube::Client,
     images: Arc<ImageStore>,
+    revoked: Revoked,
     make: Make,
     /// By namespace: its uid, and its endpoint.
     routers: Mutex<HashMap<String, (String, Router)>>,
@@ -38,8 +41,8 @@ pub struct Tenants {
 
 impl Tenants {
     /// None is open yet; `client` may do everything.
-    pub fn new(client: kube::Client, images: Arc<ImageStore>, make: Make) -> Self {
-        Self { client, images, make, routers: Mutex::default() }
+    pub fn new(client: kube::Client, images: Arc<ImageStore>, revoked: Revoked, make: Make) -> Self {
+        Self { client, images, revoked, make, routers: Mutex::default() }
     }
 
     /// All endpoints behind one, which asks each connection who it is.
@@ -131,6 +134,16 @@ async fn answer(State(tenants): State<Arc<Tenants>>, request: Request) -> Respon
     let Some(user) = kubernetes::certificate_user(&request) else {
         return refuse(401, "a client certificate of this Nuée is needed");
     };
+    let passes = kubernetes::certificate(&request).map(|certificate| tenants.revoked.contains(&certificate));
+    match passes {
+        Some(Ok(false)) => {}
+        Some(Ok(true)) => return refuse(401, "this certificate was revoked"),
+        None => return refuse(401, "a client certificate of this Nuée is needed"),
+        Some(Err(error)) => {
+            tracing::error!(error = format!("{error:#}"), "no tenant is served");
+            return refuse(503, "the list of revoked certificates cannot be read");
+        }
+    }
     let Some(namespace) = user.groups.iter().find_map(|group| group.strip_prefix(GROUP_PREFIX)) else {
         return refuse(403, "this certificate is for no Docker endpoint");
     };
