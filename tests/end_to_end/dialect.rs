@@ -1,7 +1,9 @@
 //! More of the docker client: terminals, copies, figures, events, networks, images.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use testkit::Terminal;
@@ -157,5 +159,62 @@ fn a_directory_cannot_be_run_and_is_told_so_as_docker_tells_it() -> Result<()> {
         .failure(126, "exec: \"/tmp\": permission denied: unknown")?;
     nuee.docker(&["run", "--rm", "busybox:test", "/no"])?
         .failure(127, "exec: \"/no\": stat /no: no such file or directory: unknown")?;
+    nuee.finish()
+}
+
+/// The entry with this message; `None` when none came in time.
+fn entry(journal: &UnixDatagram, message: &str) -> Result<Option<String>> {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count) = journal.recv(&mut buffer) {
+        let text = String::from_utf8(buffer[..count].to_vec())?;
+        if text.ends_with(&format!("MESSAGE={message}\n")) {
+            return Ok(Some(text));
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn the_journal_gets_what_a_container_says_even_while_the_daemon_is_away() -> Result<()> {
+    let nuee = with_images()?;
+    // A machine whose journal is ours.
+    let prepare = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal";
+    anyhow::ensure!(nuee.space().command("sh").args(["-c", prepare]).status()?.success(), "cannot hide /run");
+    let script = "echo first; echo second >&2; while ! test -e /tmp/go; do sleep 0.1; done; echo away; sleep 600";
+    let options = ["--log-driver", "journald", "--log-opt", "tag={{.Name}}/{{.ImageName}}", "--log-opt", "labels=tier"];
+    let words = [&["run", "-d", "--name", "teller", "--label", "tier=front"], &options[..]].concat();
+    let words = [&words[..], &["-v", "errand:/tmp", "busybox:test", "sh", "-c", script]].concat();
+    nuee.docker(&words)?.failure(125, "failed to initialize logging driver: journald is not enabled on this host")?;
+    nuee.docker(&["rm", "-f", "teller"])?.success()?;
+
+    let journal = UnixDatagram::bind(format!("/proc/{}/root/run/systemd/journal/socket", nuee.space().pid()))?;
+    journal.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let id = nuee.docker(&words)?.success()?.text().to_owned();
+    let first = entry(&journal, "first")?.context("no entry of standard output")?;
+    let short = &id[..12];
+    let wanted = [
+        format!("CONTAINER_ID={short}"),
+        format!("CONTAINER_ID_FULL={id}"),
+        "CONTAINER_NAME=teller".to_owned(),
+        "CONTAINER_TAG=teller/busybox:test".to_owned(),
+        "SYSLOG_IDENTIFIER=teller/busybox:test".to_owned(),
+        "IMAGE_NAME=busybox:test".to_owned(),
+        "TIER=front".to_owned(),
+        "PRIORITY=6".to_owned(),
+    ];
+    for field in &wanted {
+        assert!(first.lines().any(|line| line == field), "no {field} in {first}");
+    }
+    let second = entry(&journal, "second")?.context("no entry of standard error")?;
+    assert!(second.contains("PRIORITY=3\n"), "{second}");
+    let errand = nuee.docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", "errand"])?.success()?.text().to_owned();
+    nuee.kill_daemon()?;
+    std::fs::write(std::path::Path::new(&errand).join("go"), "")?;
+    assert!(entry(&journal, "away")?.is_some(), "said while no daemon ran");
+    nuee.up()?;
+    let logs = nuee.docker(&["logs", "teller"])?.success()?;
+    assert_eq!((logs.stdout.as_str(), logs.stderr.as_str()), ("first\naway\n", "second\n"));
+    nuee.docker(&["rm", "-f", "-v", "teller"])?.success()?;
+    nuee.docker(&["volume", "rm", "errand"])?.success()?;
     nuee.finish()
 }

@@ -229,3 +229,97 @@ fn the_client_reaches_the_socket_over_ssh() -> Result<()> {
     }
     nuee.finish()
 }
+
+/// The id of an image by one's name for it; empty when there is none.
+fn image_id(nuee: &Nuee, who: &str, name: &str) -> Result<String> {
+    let words = ["image", "inspect", "-f", "{{.Id}}", name];
+    let output = if who.is_empty() { nuee.docker(&words)? } else { tenant(nuee, who, &words)? };
+    Ok(output.text().to_owned())
+}
+
+#[test]
+fn names_of_images_are_each_tenants_own_over_those_that_all_share() -> Result<()> {
+    let nuee = with_tenants()?;
+    let name = "busybox:test";
+    let shared = image_id(&nuee, "", name)?;
+    assert!(!shared.is_empty() && image_id(&nuee, "alice", name)? == shared && image_id(&nuee, "bob", name)? == shared);
+
+    // By a build, a commit, a tag, a load and an import: the name that others use stays theirs.
+    let context = nuee.files().join("takeover");
+    std::fs::create_dir_all(&context)?;
+    std::fs::write(context.join("Dockerfile"), "FROM busybox:test\nRUN echo mine > /owner\n")?;
+    let context = context.display().to_string();
+    tenant(&nuee, "alice", &["build", "-q", "-t", name, "-t", "secret:1", &context])?.success()?;
+    let built = image_id(&nuee, "alice", name)?;
+    assert_ne!(built, shared, "it has its own");
+    let run = tenant(&nuee, "alice", &["run", "--name", "owner", name, "cat", "/owner"])?;
+    assert_eq!(run.success()?.stdout, "mine\n");
+    tenant(&nuee, "alice", &["commit", "owner", name])?.success()?;
+    let committed = image_id(&nuee, "alice", name)?;
+    assert_ne!(committed, built);
+    tenant(&nuee, "alice", &["tag", "secret:1", name])?.success()?;
+    assert_eq!(image_id(&nuee, "alice", name)?, built);
+    let archive = nuee.files().join("taken.tar").display().to_string();
+    tenant(&nuee, "alice", &["save", "-o", &archive, name])?.success()?;
+    tenant(&nuee, "alice", &["load", "-q", "-i", &archive])?.success()?;
+    tenant(&nuee, "alice", &["import", &archive, "web:test"])?.success()?;
+    for who in ["", "bob"] {
+        assert_eq!(image_id(&nuee, who, name)?, shared, "{who:?} sees the name taken over");
+        assert_ne!(image_id(&nuee, who, "web:test")?, image_id(&nuee, "alice", "web:test")?, "{who:?}");
+    }
+    let cat = ["run", "--rm", name, "cat", "/owner"];
+    assert_ne!(tenant(&nuee, "bob", &cat)?.status, 0);
+    assert_ne!(nuee.docker(&cat)?.status, 0);
+
+    // Nobody else sees what only one has a name for, by name or by id.
+    for reference in ["secret:1", built.as_str()] {
+        tenant(&nuee, "bob", &["image", "inspect", reference])?.failure(1, "No such image")?;
+    }
+    let ids = tenant(&nuee, "bob", &["images", "-aq", "--no-trunc"])?.success()?.stdout;
+    assert!(!ids.contains(&built), "{ids}");
+    // The machine's owner sees it, and does not lose it by tidying up.
+    assert!(nuee.docker(&["images", "-aq", "--no-trunc"])?.success()?.stdout.contains(&built));
+    nuee.docker(&["image", "prune", "-af"])?.success()?;
+    assert_eq!(image_id(&nuee, "alice", "secret:1")?, built);
+    // What is loaded by another is another's too.
+    tenant(&nuee, "bob", &["load", "-q", "-i", &archive])?.success()?;
+    assert_eq!(image_id(&nuee, "bob", name)?, built);
+    // The names survive a restart, and end with their namespace.
+    nuee.kill_daemon()?;
+    nuee.up()?;
+    assert_eq!(image_id(&nuee, "alice", "secret:1")?, built);
+    nuee.kubectl(&["delete", "namespace", "alice"])?.success()?;
+    nuee.kubectl(&["create", "namespace", "alice"])?.success()?;
+    nuee.eventually("the new namespace is served", || Ok(tenant(&nuee, "alice", &["ps"])?.status == 0))?;
+    tenant(&nuee, "alice", &["image", "inspect", "secret:1"])?.failure(1, "No such image")?;
+    nuee.finish()
+}
+
+#[test]
+fn a_certificate_lives_as_long_as_it_is_told_and_ends_when_it_is_revoked() -> Result<()> {
+    let nuee = with_tenants()?;
+    let spare = nuee.files().join("spare");
+    let spare_text = spare.display().to_string();
+    let data = nuee.data().display().to_string();
+    let run = |words: &[&str]| nuee.run(env!("CARGO_BIN_EXE_nuee"), &[words, &["--data-dir", &data]].concat());
+    run(&["docker-certificate", "alice", "--output", &spare_text, "--days", "7"])?.success()?;
+    let lives = |days: u32| {
+        let seconds = (days * 24 * 3600).to_string();
+        let certificate = spare.join("cert.pem").display().to_string();
+        nuee.run("openssl", &["x509", "-checkend", &seconds, "-noout", "-in", &certificate])
+    };
+    assert_eq!((lives(6)?.status, lives(8)?.status), (0, 1), "a week");
+    let certificate = nuee.files().join("alice/cert.pem").display().to_string();
+    run(&["docker-certificate", "bob", "--revoke", &certificate])?
+        .failure(1, "is no certificate of the namespace bob")?;
+    tenant(&nuee, "alice", &["ps"])?.success()?;
+    run(&["docker-certificate", "alice", "--revoke", &certificate])?.success()?;
+    let refused = tenant(&nuee, "alice", &["ps"])?;
+    assert_ne!(refused.status, 0);
+    assert!(refused.stderr.contains("this certificate was revoked"), "{}", refused.stderr);
+    tenant(&nuee, "bob", &["ps"])?.success()?;
+    std::fs::rename(nuee.files().join("alice"), nuee.files().join("old"))?;
+    std::fs::rename(&spare, nuee.files().join("alice"))?;
+    tenant(&nuee, "alice", &["ps"])?.success()?;
+    nuee.finish()
+}

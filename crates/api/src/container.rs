@@ -167,9 +167,12 @@ pub struct ContainerSpec {
     pub log_max_size_bytes: i64,
     /// Number of rotated log files to keep; 0 means the default.
     pub log_max_files: i64,
-    /// Where the log goes: `json-file`, `local` or `none`; empty means `json-file`.
+    /// Where the log goes: `json-file`, `local`, `journald` or `none`; empty means `json-file`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub log_driver: String,
+    /// Options of the log's driver as the user wrote them, where it is not `json-file`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub log_options: BTreeMap<String, String>,
     /// The dialect's own create request (JSON text), given back by inspect; the agent never reads it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub dialect_config: String,

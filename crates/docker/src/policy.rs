@@ -33,6 +33,8 @@ pub enum Privilege {
     Unconfined(String),
     /// A parent cgroup of its own choice.
     CgroupParent(String),
+    /// The machine's own journal.
+    Journal,
     /// A kernel setting, a score, or a runtime of its own choice.
     Kernel(String),
 }
@@ -47,6 +49,7 @@ impl std::fmt::Display for Privilege {
             Privilege::Capability(name) => write!(f, "the capability {name}"),
             Privilege::Unconfined(what) => write!(f, "switching off {what}"),
             Privilege::CgroupParent(parent) => write!(f, "the parent cgroup {parent}"),
+            Privilege::Journal => f.write_str("the machine's journal"),
             Privilege::Kernel(what) => write!(f, "setting {what}"),
         }
     }
@@ -112,6 +115,9 @@ pub(crate) fn privileges(spec: &ContainerSpec) -> Vec<Privilege> {
     if security.masked_paths.is_some() || security.readonly_paths.is_some() {
         asked.push(Privilege::Unconfined("the protection of /proc and /sys".into()));
     }
+    if spec.log_driver == "journald" {
+        asked.push(Privilege::Journal);
+    }
     if security.oom_score_adj < 0 {
         asked.push(Privilege::Kernel("a negative OOM score".into()));
     }
@@ -143,6 +149,7 @@ mod tests {
                     s.networks.insert("host".into(), NetworkEndpoint::default());
                 }),
             ),
+            ("journal", make(|s| s.log_driver = "journald".into())),
             ("pid host", make(|s| s.security.pid_mode = "host".into())),
             ("ipc host", make(|s| s.security.ipc_mode = "host".into())),
             ("uts host", make(|s| s.security.uts_mode = "host".into())),

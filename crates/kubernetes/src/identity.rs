@@ -20,6 +20,13 @@ pub(crate) struct Connection {
     pub(crate) remote: SocketAddr,
     /// Who its verified client certificate names.
     pub(crate) certificate_user: Option<Arc<UserInfo>>,
+    /// That certificate.
+    pub(crate) certificate: Option<Arc<[u8]>>,
+}
+
+/// The verified client certificate that a request came with (DER).
+pub fn request_certificate<B>(request: &http::Request<B>) -> Option<Arc<[u8]>> {
+    request.extensions().get::<Connection>()?.certificate.clone()
 }
 
 /// Longest `User-Agent` that is kept. Units: bytes.
@@ -43,7 +50,7 @@ pub fn request_remote<B>(request: &http::Request<B>) -> Option<SocketAddr> {
 }
 
 /// The user that a verified client certificate names: CN is the name, each O a group. `None` without a CN.
-pub(crate) fn certificate_user(der: &[u8]) -> Option<UserInfo> {
+pub fn certificate_user(der: &[u8]) -> Option<UserInfo> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?;

@@ -33,7 +33,10 @@ mod webhooks;
 
 pub use client::client;
 pub use endpoints::{ENDPOINTS, Endpoint};
-pub use identity::{authenticate, request_certificate_user as certificate_user, request_remote};
+pub use identity::{
+    authenticate, certificate_user as user_of_certificate, request_certificate as certificate,
+    request_certificate_user as certificate_user, request_remote,
+};
 pub use kinds::builtin_kinds;
 pub use router::{RouterOptions, router};
 pub use serve::{ServeError, ServeLimits, serve};

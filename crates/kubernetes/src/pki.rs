@@ -26,7 +26,7 @@ pub use files::write_private;
 /// Life of the CA.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Life of every other certificate.
-const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+pub const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A certificate is made anew when less than this remains of it.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Certificates are valid from this long ago, for clocks that go slow.
@@ -215,13 +215,13 @@ impl Pki {
         {
             return Ok(false);
         }
-        let pem = self.sign_client(ADMIN_NAME, Some(api::names::ADMIN_GROUP), &key)?;
+        let pem = self.sign_client(ADMIN_NAME, Some(api::names::ADMIN_GROUP), LEAF_LIFE, &key)?;
         write_private(&path, pem.as_bytes())?;
         Ok(true)
     }
 
-    fn sign_client(&self, name: &str, group: Option<&str>, key: &KeyPair) -> Result<String, Error> {
-        let mut params = self.params(name, group, LEAF_LIFE)?;
+    fn sign_client(&self, name: &str, group: Option<&str>, life: Duration, key: &KeyPair) -> Result<String, Error> {
+        let mut params = self.params(name, group, life)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params
@@ -232,9 +232,14 @@ impl Pki {
 
     /// Signs a new client certificate for a user in at most one group (rcgen writes no attribute twice): (certificate,
     /// private key), both PEM. Nothing is kept.
-    pub fn client_certificate(&self, name: &str, group: Option<&str>) -> Result<(String, String), Error> {
+    pub fn client_certificate(
+        &self,
+        name: &str,
+        group: Option<&str>,
+        life: Duration,
+    ) -> Result<(String, String), Error> {
         let key = KeyPair::generate().map_err(|source| Error::Generate { what: "a private key", source })?;
-        Ok((self.sign_client(name, group, &key)?, key.serialize_pem()))
+        Ok((self.sign_client(name, group, life, &key)?, key.serialize_pem()))
     }
 
     fn facts(&self, path: &Path, pem: &str) -> Result<Facts, Error> {

@@ -159,7 +159,8 @@ async fn connection(
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let certificate_user = certificate.and_then(|certificate| certificate_user(certificate)).map(Arc::new);
-    let connection = Connection { remote, certificate_user };
+    let certificate = certificate.map(|certificate| Arc::from(certificate.as_ref()));
+    let connection = Connection { remote, certificate_user, certificate };
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(connection.clone());
         let mut router = router.clone();

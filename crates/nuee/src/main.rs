@@ -10,6 +10,7 @@ mod config;
 mod daemon;
 mod doctor;
 mod instance;
+mod revoked;
 
 fn main() -> ExitCode {
     // The shim and the first processes of containers and pods, and the launcher of guests, are this same binary. They come before everything else, as their start is part of

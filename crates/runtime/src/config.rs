@@ -63,12 +63,24 @@ pub struct LogConfig {
     pub max_size_bytes: u64,
     /// How many files to keep, with the current one; at least 1.
     pub max_files: u32,
+    /// The journal that gets it too.
+    #[serde(default)]
+    pub journal: Option<JournalConfig>,
+}
+
+/// A journal, and what it is told with each entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalConfig {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Names and values of fields.
+    pub fields: Vec<(String, String)>,
 }
 
 impl LogConfig {
     /// Ten megabytes, five files: what the kubelet gives a container.
     pub fn bounded(path: PathBuf) -> Self {
-        Self { path, max_size_bytes: 10 << 20, max_files: 5 }
+        Self { path, max_size_bytes: 10 << 20, max_files: 5, journal: None }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod driver;
 pub mod handle;
 pub mod health;
 pub mod init;
+mod journal;
 mod links;
 pub mod mounts;
 pub mod spec;

@@ -14,6 +14,7 @@ use runtime::{ContainerConfig, LogConfig};
 
 use super::Handle;
 use super::init;
+use super::journal;
 use super::links::{self, Linked};
 use super::mounts::{self, Mounts};
 use super::spec::{self, Findings};
@@ -126,7 +127,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         terminal: spec.terminal,
         open_stdin: spec.open_stdin,
         stdin_once: spec.stdin_once,
-        log: log_config(spec, &directory),
+        log: LogConfig { journal: journal::config(spec, id)?, ..log_config(spec, &directory) },
     };
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
     handle.connect_waiting(context, id).await;
@@ -271,7 +272,11 @@ pub async fn join_network(
         network: network.id.clone(),
         interface: String::new(),
         address: (!four.is_empty()).then(|| four.parse()).transpose().map_err(|_| invalid("IPv4", four))?,
-        address6: (!six.is_empty()).then(|| six.parse()).transpose().map_err(|_| invalid("IPv6", six))?,
+        // A network without IPv6 may have a subnet of it for show; a wish for an address of that is no error to Docker.
+        address6: (!six.is_empty() && network.ipv6.is_some())
+            .then(|| six.parse())
+            .transpose()
+            .map_err(|_| invalid("IPv6", six))?,
         mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
         without_default_route: further,
         tap: false,

@@ -111,6 +111,9 @@ pub(crate) fn translate(
     spec.security = security(&host, around)?;
     spec.log_driver.clone_from(&host.log_config.kind);
     (spec.log_max_size_bytes, spec.log_max_files) = log_bounds(&host.log_config)?;
+    if spec.log_driver == "journald" {
+        spec.log_options.clone_from(&host.log_config.config);
+    }
     networks(request, &host, around, &mut out)?;
     ports(request, &host, image, &mut out)?;
     mounts::translate(request, &host, image, around, &mut out)?;
@@ -454,6 +457,7 @@ fn mode(mode: &str, around: &dyn Surroundings) -> Result<String> {
 fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
     match log.kind.as_str() {
         "" | "json-file" | "local" | "none" => {}
+        "journald" => return journald_options(log).map(|()| (0, 0)),
         other => {
             let quoted = crate::text::quote(other);
             return Err(Error::Invalid(format!("error looking up logging plugin {other}: plugin {quoted} not found")));
@@ -488,6 +492,20 @@ fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
         }
     }
     Ok(bounds)
+}
+
+/// What the driver `journald` takes.
+fn journald_options(log: &LogConfig) -> Result<()> {
+    for key in log.config.keys() {
+        match key.as_str() {
+            "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
+            "labels-regex" | "env-regex" => {
+                return Err(Error::NotImplemented(format!("log opt '{key}' is not available for journald log driver")));
+            }
+            other => return Err(Error::Invalid(format!("unknown log opt '{other}' for journald log driver"))),
+        }
+    }
+    Ok(())
 }
 
 fn bad_size(value: &str) -> Error {

@@ -112,8 +112,11 @@ impl Blobs {
 
     /// Reads a manifest or configuration, and checks its digest once more.
     pub fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut file = self.file(digest)?.take(MAX_DOCUMENT + 1);
+        let file = self.file(digest)?;
+        let size = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_DOCUMENT);
+        // With room for all of it and one byte more, the end is seen by the second read.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        let mut file = file.take(MAX_DOCUMENT + 1);
         file.read_to_end(&mut bytes).map_err(Error::io(format!("cannot read blob {digest}")))?;
         if bytes.len() as u64 > MAX_DOCUMENT {
             return Err(Error::Invalid(format!("document {digest} is larger than {MAX_DOCUMENT} bytes")));

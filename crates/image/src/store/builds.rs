@@ -87,11 +87,12 @@ impl ImageStore {
     }
 
     fn step_images(&self) -> Vec<BuildCache> {
-        self.look(|index| {
+        self.whole().look(|index| {
             let of_a_step = |id: &Digest, entry: &crate::store::index::Entry| {
                 entry.cache_key.as_ref().is_some_and(|key| key.starts_with(BUILDKIT_KEY))
                     && index.names_of(id).next().is_none()
                     && index.digests_of(id).next().is_none()
+                    && !index.is_named_in_a_view(id)
                     && !index.has_children(id)
             };
             let size = |entry: &crate::store::index::Entry| {

@@ -20,7 +20,7 @@ impl ImageStore {
     pub async fn collect_garbage(self: &Arc<Self>) -> Result<Garbage> {
         let store = self.clone();
         tokio::task::spawn_blocking(move || {
-            let garbage = store.sweep()?;
+            let garbage = store.whole().sweep()?;
             store.empty_trash()?;
             Ok(garbage)
         })
@@ -87,7 +87,7 @@ impl ImageStore {
         if !removals.iter().any(|removal| matches!(removal, Removal::Deleted(_))) {
             return;
         }
-        if let Err(error) = self.sweep() {
+        if let Err(error) = self.whole().sweep() {
             tracing::warn!(error = %error.chain(), "cannot remove the blobs of a removed image");
         }
     }
@@ -116,5 +116,9 @@ fn uses_blob(index: &Index, digest: &Digest) -> bool {
         || index.images.values().any(|entry| {
             entry.manifest.digest == *digest || entry.layers.iter().any(|layer| layer.blob.digest == *digest)
         })
-        || index.digests.keys().any(|name| name.ends_with(&digest.to_string()))
+        || index
+            .digests
+            .keys()
+            .chain(index.views.values().flat_map(|own| own.digests.keys()))
+            .any(|name| name.ends_with(&digest.to_string()))
 }

@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Descriptor;
 use crate::store::blobs::replace_file;
+use crate::store::views::Names;
 
 /// Form of the file; a newer one is not touched.
 const VERSION: u32 = 1;
@@ -25,6 +26,9 @@ pub struct Index {
     pub names: BTreeMap<String, Digest>,
     /// Ids by full name with digest.
     pub digests: BTreeMap<String, Digest>,
+    /// Names that only one group of users has, by the group's own name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<String, Names>,
     /// Unpacked layers by diff id.
     pub layers: BTreeMap<Digest, Layer>,
     /// Compressed forms of layers, made for a push, by diff id.

@@ -11,10 +11,11 @@ mod remove;
 mod repositories;
 mod served;
 mod snapshots;
+mod views;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::{ImageConfig, parse_time_ns};
 use crate::digest::Digest;
@@ -51,8 +52,25 @@ pub struct StoreOptions {
     pub limits: Limits,
 }
 
-/// Images of one machine. Cheap to share; every method may be called at once with every other.
+/// Images of one machine, as all see them or in one view. Cheap to share; every method may be called at once with every
+/// other.
 pub struct ImageStore {
+    shared: Arc<Shared>,
+    /// Whose names come first, see [`ImageStore::view`].
+    view: Option<String>,
+}
+
+impl std::ops::Deref for ImageStore {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What all views of a store have in common.
+#[doc(hidden)]
+pub struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) options: StoreOptions,
     pub(crate) blobs: Blobs,
@@ -63,6 +81,23 @@ pub struct ImageStore {
     repositories: Repositories,
     cache_locks: crate::build::mounts::CacheLocks,
     boot: String,
+}
+
+/// The index, or a copy of what a view sees of it.
+enum Seen<'a> {
+    All(MutexGuard<'a, Index>),
+    View(Box<Index>),
+}
+
+impl std::ops::Deref for Seen<'_> {
+    type Target = Index;
+
+    fn deref(&self) -> &Index {
+        match self {
+            Seen::All(index) => index,
+            Seen::View(index) => index,
+        }
+    }
 }
 
 /// An image that is about to be entered into the index.
@@ -93,7 +128,7 @@ impl ImageStore {
         std::fs::create_dir_all(&empty).map_err(Error::io(format!("cannot make {}", empty.display())))?;
         let dir = dir.canonicalize().map_err(Error::io(format!("cannot open {}", dir.display())))?;
         let index = Index::read(&dir.join("index.json"))?;
-        let store = ImageStore {
+        let shared = Shared {
             blobs: Blobs::open(&dir)?,
             snapshots: Mutex::new(snapshots::read_all(&dir.join("snapshots"))?),
             index: Mutex::new(index),
@@ -105,9 +140,33 @@ impl ImageStore {
             options,
             dir,
         };
+        let store = ImageStore { shared: Arc::new(shared), view: None };
         store.sweep_builds()?;
         store.sweep_leftovers()?;
         Ok(Arc::new(store))
+    }
+
+    /// The same images with names of a group's own: they come before the shared ones, and only this view sees them.
+    pub fn view(&self, name: &str) -> Arc<ImageStore> {
+        Arc::new(ImageStore { shared: self.shared.clone(), view: Some(name.to_owned()) })
+    }
+
+    /// The store without a view: what collects garbage must see all.
+    fn whole(&self) -> ImageStore {
+        ImageStore { shared: self.shared.clone(), view: None }
+    }
+
+    /// Forgets the names of all views whose own name begins like this, but for one.
+    pub fn forget_views(&self, prefix: &str, but: Option<&str>) -> Result<()> {
+        let gone = |name: &String| name.starts_with(prefix) && but != Some(name.as_str());
+        let mut index = lock(&self.index);
+        if index.views.keys().any(gone) {
+            let mut edited = index.clone();
+            edited.views.retain(|name, _| !gone(name));
+            edited.write(&self.dir.join("index.json"))?;
+            *index = edited;
+        }
+        Ok(())
     }
 
     /// The blobs.
@@ -129,7 +188,7 @@ impl ImageStore {
     ///
     /// Errors: `NotFound` in Docker's words (`No such image: …`), `Invalid` for what is no name, or an ambiguous id.
     pub fn get(&self, name: &str) -> Result<ImageRecord> {
-        let index = lock(&self.index);
+        let index = self.seen();
         let id = resolve(&index, name)?;
         let entry = index.images.get(&id).ok_or_else(|| no_such_image(name))?;
         let mut record = ImageRecord {
@@ -150,7 +209,7 @@ impl ImageStore {
 
     /// The id of an image by name, id, or the beginning of an id. Errors as [`ImageStore::get`].
     pub fn resolve(&self, name: &str) -> Result<Digest> {
-        resolve(&lock(&self.index), name)
+        resolve(&self.seen(), name)
     }
 
     /// Reads an image's configuration.
@@ -161,13 +220,13 @@ impl ImageStore {
 
     /// The manifest of an image: where it is and what it is.
     pub fn manifest(&self, id: &Digest) -> Result<Descriptor> {
-        let index = lock(&self.index);
+        let index = self.seen();
         index.images.get(id).map(|entry| entry.manifest.clone()).ok_or_else(|| no_such_image(&id.to_string()))
     }
 
     /// Lists images, newest first.
     pub fn list(&self, filter: &ListFilter) -> Result<Vec<ImageSummary>> {
-        let index = lock(&self.index);
+        let index = self.seen();
         let instant = |name: &Option<String>| -> Result<Option<i64>> {
             let Some(name) = name else { return Ok(None) };
             let id = resolve(&index, name)?;
@@ -182,7 +241,9 @@ impl ImageStore {
             let step = entry.cache_key.as_ref().is_some_and(|key| key.starts_with(BUILDKIT_KEY));
             let inner = untagged && digests.is_empty() && (step || index.has_children(id));
             let wanted = (filter.all || !inner)
-                && filter.dangling.is_none_or(|dangling| dangling == (untagged && !inner))
+                && filter
+                    .dangling
+                    .is_none_or(|dangling| dangling == (untagged && !inner && !index.is_named_in_a_view(id)))
                 && before.is_none_or(|before| entry.created_ns < before)
                 && since.is_none_or(|since| entry.created_ns > since)
                 && filter.until_ns.is_none_or(|until| entry.created_ns < until)
@@ -211,6 +272,9 @@ impl ImageStore {
     /// Gives an image one more name.
     pub fn tag(&self, source: &str, target: &str) -> Result<()> {
         let reference = tag_target(target)?;
+        if self.view.is_none() && self.is_tagged(source, &reference) {
+            return Ok(());
+        }
         self.change(|index| {
             let id = resolve(index, source)?;
             set_name(index, &reference, &id);
@@ -218,10 +282,21 @@ impl ImageStore {
         })
     }
 
+    /// Whether an image has a name already; then only the time of its last naming changes, which is written with the next
+    /// change: a build whose steps are all known writes nothing.
+    fn is_tagged(&self, source: &str, reference: &Reference) -> bool {
+        let name = Reference { digest: None, ..reference.clone() }.to_string();
+        let known = self.look(|index| resolve(index, source).ok().filter(|id| index.names.get(&name) == Some(id)));
+        let Some(id) = known else { return false };
+        let mut index = lock(&self.index);
+        let still = index.images.get_mut(&id);
+        still.map(|entry| entry.last_tagged_ns = now_ns()).is_some()
+    }
+
     /// How an image came about, newest first.
     pub fn history(&self, name: &str) -> Result<Vec<HistoryEntry>> {
         let record = self.get(name)?;
-        let index = lock(&self.index);
+        let index = self.seen();
         let mut sizes = record.layers.iter().map(|id| index.layers.get(id).map_or(0, |layer| layer.size_bytes));
         let mut entries: Vec<HistoryEntry> = record
             .config
@@ -251,16 +326,31 @@ impl ImageStore {
     /// Changes the index in memory and on the disk, or neither.
     pub(crate) fn change<T>(&self, edit: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
         let mut index = lock(&self.index);
-        let mut edited = index.clone();
-        let result = edit(&mut edited)?;
+        let (edited, result) = match &self.view {
+            None => {
+                let mut edited = index.clone();
+                let result = edit(&mut edited)?;
+                (edited, result)
+            }
+            Some(view) => index.edited_by(view, edit)?,
+        };
         edited.write(&self.dir.join("index.json"))?;
         *index = edited;
         Ok(result)
     }
 
+    /// The index as this view sees it.
+    fn seen(&self) -> Seen<'_> {
+        let index = lock(&self.index);
+        match &self.view {
+            None => Seen::All(index),
+            Some(view) => Seen::View(Box::new(index.seen_by(view))),
+        }
+    }
+
     /// Looks at the index.
     pub(crate) fn look<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
-        read(&lock(&self.index))
+        read(&self.seen())
     }
 
     /// Enters an image whose blobs are here under `lease`, with names. Its layers need not be unpacked yet.

@@ -36,7 +36,7 @@ impl ImageStore {
         let before: u64 = self.layer_bytes();
         let mut removals = Vec::new();
         for image in self.list(&wanted)? {
-            if used.contains(&image.id.to_string()) {
+            if used.contains(&image.id.to_string()) || self.look(|index| index.is_named_in_a_view(&image.id)) {
                 continue;
             }
             let options = RemoveOptions { force: true, no_prune: false, users: users.to_vec() };
@@ -95,7 +95,7 @@ fn remove(index: &mut Index, name: &str, options: &RemoveOptions, users: &[Image
             untag_all(index, &id, &mut removals);
         }
         // With force a stopped container keeps the image, without names; a running one always does.
-        if !last || !users.is_empty() || index.has_children(&id) {
+        if !last || !users.is_empty() || index.has_children(&id) || index.is_named_in_a_view(&id) {
             return Ok(removals);
         }
     } else {
@@ -142,6 +142,9 @@ fn check_id_removal(index: &Index, id: &Digest, options: &RemoveOptions, users: 
     if options.force {
         return Ok(());
     }
+    if index.is_named_in_a_view(id) {
+        return conflict("must be forced", "image has names of other users".to_owned());
+    }
     if tags > 1 || (tags > 0 && only_repository(index, id).is_none()) {
         return conflict("must be forced", "image is referenced in multiple repositories".to_owned());
     }
@@ -171,11 +174,16 @@ fn delete(index: &mut Index, id: &Digest, no_prune: bool, removals: &mut Vec<Rem
     let mut next = Some(id.clone());
     while let Some(id) = next.take() {
         let Some(entry) = index.images.remove(&id) else { return };
+        for own in index.views.values_mut() {
+            own.names.retain(|_, named| *named != id);
+            own.digests.retain(|_, named| *named != id);
+        }
         removals.push(Removal::Deleted(id.to_string()));
         if let Some(parent) = entry.parent
             && !no_prune
             && index.names_of(&parent).next().is_none()
             && index.digests_of(&parent).next().is_none()
+            && !index.is_named_in_a_view(&parent)
             && !index.has_children(&parent)
         {
             next = Some(parent);

@@ -67,7 +67,10 @@ fn the_server_certificate_names_what_was_asked_for() {
 fn a_client_certificate_carries_name_and_group() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(&options(dir.path(), start)).unwrap();
-    let (pem, _) = pki.client_certificate("alice", Some("dev")).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let (pem, _) = pki.client_certificate("alice", Some("dev"), day).unwrap();
+    let remaining = pki.facts(std::path::Path::new("alice.pem"), &pem).unwrap().remaining;
+    assert!(remaining <= day && remaining > day / 2, "{remaining:?}");
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let user = crate::identity::certificate_user(&der).unwrap();
     assert_eq!(user.name, "alice");

@@ -104,7 +104,9 @@ enum Command {
     )]
     Image(image::Arguments),
     /// Write the certificate with which a docker client reaches one namespace over TLS
-    #[command(after_help = "Examples:\n  nuee docker-certificate team-a --output team-a-docker")]
+    #[command(
+        after_help = "Examples:\n  nuee docker-certificate team-a --output team-a-docker\n  nuee docker-certificate team-a --days 7 --output ci-docker\n  nuee docker-certificate team-a --revoke ci-docker/cert.pem"
+    )]
     DockerCertificate(docker_certificate::Arguments),
     /// Run projects of several containers from a Compose file
     #[command(after_help = "Examples:\n  nuee compose up --detach\n  nuee compose -f shop.yaml logs --follow web")]

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::instance::{Endpoints, Instance, State};
+use crate::revoked::Revoked;
 
 mod buildkit;
 pub mod control;
@@ -182,7 +183,7 @@ impl House {
         };
         let ((api, store), hands) = tokio::try_join!(state, hands::Hands::open(instance, config, &pki.ca_pem))?;
 
-        let (certificate, key) = pki.client_certificate(CONTROL_PLANE_USER, None)?;
+        let (certificate, key) = pki.client_certificate(CONTROL_PLANE_USER, None, kubernetes::pki::LEAF_LIFE)?;
         let identity = kubernetes::pki::machine::Machine::of(&pki.ca_pem, &certificate, &key)?;
         let node = machines::Machines::new(&node_name, identity.clone());
         let own_agent = Arc::new(std::sync::OnceLock::new());
@@ -264,8 +265,8 @@ impl House {
             });
         }
         if let Some(listener) = listeners.tenants {
-            let make = tenant_endpoints(instance, &router, &node_name, &images, &agent, &node);
-            let router = tenants::Tenants::new(client.clone(), make).router();
+            let make = tenant_endpoints(instance, &router, &node_name, &agent, &node);
+            let router = tenants::Tenants::new(client.clone(), images.clone(), Revoked::of(instance), make).router();
             let tls = pki.server_config()?;
             tasks.spawn(async move {
                 kubernetes::serve(listener, tls, router, limits).await.context("the Docker API of tenants ended")
@@ -304,13 +305,12 @@ fn tenant_endpoints(
     instance: &Instance,
     api: &axum::Router,
     node_name: &str,
-    images: &Arc<image::ImageStore>,
     agent: &Arc<agent::Agent>,
     machines: &Arc<machines::Machines>,
-) -> Box<dyn Fn(&str) -> axum::Router + Send + Sync> {
+) -> tenants::Make {
     let (data_dir, api, node_name) = (instance.directory().to_owned(), api.clone(), node_name.to_owned());
-    let (images, agent, machines) = (images.clone(), agent.clone(), machines.clone());
-    Box::new(move |namespace| {
+    let (agent, machines) = (agent.clone(), machines.clone());
+    Box::new(move |namespace, images| {
         let group = format!("{GROUP_PREFIX}{namespace}");
         let user = apiserver::UserInfo {
             name: group.clone(),
@@ -324,7 +324,7 @@ fn tenant_endpoints(
             node: machines.clone(),
             // Cache mounts are known by their names alone, so tenants would see each other's.
             buildkit: None,
-            images: images.clone(),
+            images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
             data_dir: data_dir.clone(),

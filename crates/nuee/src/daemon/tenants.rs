@@ -10,11 +10,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use image::ImageStore;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, RoleBinding, RoleRef, Subject};
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use tokio::sync::Mutex;
+
+use crate::revoked::Revoked;
 
 /// What the organization of a tenant's certificate begins with; the namespace follows.
 pub const GROUP_PREFIX: &str = "nuee:docker:";
@@ -23,20 +26,23 @@ const ROLE: &str = "nuee:docker-endpoint";
 /// Most namespaces whose endpoints are open at once: each holds three watches.
 const MAX_ENDPOINTS: usize = 1_000;
 
-/// Makes the dialect of a namespace.
-type Make = Box<dyn Fn(&str) -> Router + Send + Sync>;
+/// Makes the dialect of a namespace, over its view of the images.
+pub type Make = Box<dyn Fn(&str, Arc<ImageStore>) -> Router + Send + Sync>;
 
 /// The endpoints that are open.
 pub struct Tenants {
     client: kube::Client,
+    images: Arc<ImageStore>,
+    revoked: Revoked,
     make: Make,
-    routers: Mutex<HashMap<String, Router>>,
+    /// By namespace: its uid, and its endpoint.
+    routers: Mutex<HashMap<String, (String, Router)>>,
 }
 
 impl Tenants {
     /// None is open yet; `client` may do everything.
-    pub fn new(client: kube::Client, make: Make) -> Self {
-        Self { client, make, routers: Mutex::default() }
+    pub fn new(client: kube::Client, images: Arc<ImageStore>, revoked: Revoked, make: Make) -> Self {
+        Self { client, images, revoked, make, routers: Mutex::default() }
     }
 
     /// All endpoints behind one, which asks each connection who it is.
@@ -48,22 +54,31 @@ impl Tenants {
         // Looked up each time: the endpoint of a namespace ends with it.
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let found = namespaces.get_opt(namespace).await.context("cannot look up the namespace")?;
-        let alive = found.is_some_and(|found| found.metadata.deletion_timestamp.is_none());
+        let alive = found.filter(|found| found.metadata.deletion_timestamp.is_none());
+        let uid = alive.and_then(|found| found.metadata.uid);
         let mut routers = self.routers.lock().await;
-        if !alive {
+        let Some(uid) = uid else {
             routers.remove(namespace);
+            self.forget_names(namespace, None)?;
             return Ok(None);
-        }
-        if let Some(router) = routers.get(namespace) {
+        };
+        if let Some((_, router)) = routers.get(namespace).filter(|(known, _)| *known == uid) {
             return Ok(Some(router.clone()));
         }
         if routers.len() >= MAX_ENDPOINTS {
             routers.clear();
         }
         self.grant(namespace).await?;
-        let router = (self.make)(namespace);
-        routers.insert(namespace.to_owned(), router.clone());
+        // A namespace that was made anew has none of the names of the one before.
+        let view = view(namespace, &uid);
+        self.forget_names(namespace, Some(&view))?;
+        let router = (self.make)(namespace, self.images.view(&view));
+        routers.insert(namespace.to_owned(), (uid, router.clone()));
         Ok(Some(router))
+    }
+
+    fn forget_names(&self, namespace: &str, but: Option<&str>) -> Result<()> {
+        self.images.forget_views(&view(namespace, ""), but).context("cannot forget the names of images")
     }
 
     /// Lets the endpoint's identity work in its namespace. What is there already stays as the administrator left it.
@@ -98,6 +113,11 @@ impl Tenants {
     }
 }
 
+/// The view of a namespace on the machine's images. No name of a namespace has a slash in it.
+fn view(namespace: &str, uid: &str) -> String {
+    format!("{namespace}/{uid}")
+}
+
 /// Makes an object unless it is there.
 async fn ensure<K>(objects: &Api<K>, name: &str, object: &K) -> Result<()>
 where
@@ -114,6 +134,16 @@ async fn answer(State(tenants): State<Arc<Tenants>>, request: Request) -> Respon
     let Some(user) = kubernetes::certificate_user(&request) else {
         return refuse(401, "a client certificate of this Nuée is needed");
     };
+    let passes = kubernetes::certificate(&request).map(|certificate| tenants.revoked.contains(&certificate));
+    match passes {
+        Some(Ok(false)) => {}
+        Some(Ok(true)) => return refuse(401, "this certificate was revoked"),
+        None => return refuse(401, "a client certificate of this Nuée is needed"),
+        Some(Err(error)) => {
+            tracing::error!(error = format!("{error:#}"), "no tenant is served");
+            return refuse(503, "the list of revoked certificates cannot be read");
+        }
+    }
     let Some(namespace) = user.groups.iter().find_map(|group| group.strip_prefix(GROUP_PREFIX)) else {
         return refuse(403, "this certificate is for no Docker endpoint");
     };

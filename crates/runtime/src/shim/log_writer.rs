@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use node::OutputStream;
 
+use super::journal::Journal;
 use crate::config::LogConfig;
-use crate::log_format::write_head;
+use crate::log_format::{write_head, write_timestamp};
 
 /// Longest text of one entry; longer lines are written in parts. Docker's and containerd's number.
 const TEXT_MAX_BYTES: usize = 16 << 10;
@@ -22,13 +23,15 @@ pub(super) struct LogWriter {
     /// Unfinished lines of both streams.
     partial: [Vec<u8>; 2],
     out: Vec<u8>,
+    journal: Option<Journal>,
 }
 
 impl LogWriter {
     pub fn open(config: LogConfig) -> std::io::Result<Self> {
         let file = open_file(&config.path)?;
         let size = file.metadata()?.len();
-        Ok(Self { config, file, size, partial: [Vec::new(), Vec::new()], out: Vec::new() })
+        let journal = config.journal.as_ref().map(Journal::open);
+        Ok(Self { config, file, size, partial: [Vec::new(), Vec::new()], out: Vec::new(), journal })
     }
 
     /// Takes output as it was read.
@@ -80,8 +83,14 @@ impl LogWriter {
     fn end_part(&mut self, stream: OutputStream, index: usize, text: &[u8], complete: bool, now_ns: i64) {
         write_head(&mut self.out, now_ns, stream, complete);
         let partial = std::mem::take(&mut self.partial[index]);
+        let start = self.out.len();
         self.out.extend_from_slice(&partial);
         self.out.extend_from_slice(text);
+        if let (Some(journal), Some(text)) = (&mut self.journal, self.out.get(start..)) {
+            let mut timestamp = Vec::new();
+            write_timestamp(&mut timestamp, now_ns);
+            journal.send(stream, text, complete, &String::from_utf8_lossy(&timestamp));
+        }
         self.out.push(b'\n');
         if self.out.len() >= WRITE_BYTES {
             self.write_out();
@@ -154,7 +163,8 @@ mod tests {
     fn lines_are_joined_over_reads_and_streams_kept_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let mut log = LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 0, max_files: 1 }).unwrap();
+        let mut log =
+            LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 0, max_files: 1, journal: None }).unwrap();
         log.feed(OutputStream::Stdout, b"one\ntw", 0);
         log.feed(OutputStream::Stderr, b"err\n", 0);
         log.feed(OutputStream::Stdout, b"o\n\nrest", 0);
@@ -166,7 +176,8 @@ mod tests {
     fn a_long_line_is_cut_into_parts_that_join_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let mut log = LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 0, max_files: 1 }).unwrap();
+        let mut log =
+            LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 0, max_files: 1, journal: None }).unwrap();
         let mut text = vec![b'x'; 3 * TEXT_MAX_BYTES + 5];
         text.extend_from_slice(b"\nnext\n");
         log.feed(OutputStream::Stdout, &text, 0);
@@ -181,7 +192,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let mut log =
-            LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 64 << 10, max_files: 3 }).unwrap();
+            LogWriter::open(LogConfig { path: path.clone(), max_size_bytes: 64 << 10, max_files: 3, journal: None })
+                .unwrap();
         for _ in 0..100 {
             log.feed(OutputStream::Stdout, &b"0123456789\n".repeat(2_000), 0);
         }

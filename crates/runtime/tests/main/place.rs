@@ -178,7 +178,12 @@ pub fn config_in(directory: &Path, id: &str, wanted: Wanted) -> ContainerConfig 
         terminal: wanted.terminal,
         open_stdin: wanted.open_stdin,
         stdin_once: wanted.stdin_once,
-        log: LogConfig { path: bundle_dir.join("log"), max_size_bytes: wanted.log_max_bytes, max_files: 3 },
+        log: LogConfig {
+            path: bundle_dir.join("log"),
+            max_size_bytes: wanted.log_max_bytes,
+            max_files: 3,
+            journal: None,
+        },
     }
 }
 
