@@ -23,6 +23,7 @@ mod registry;
 mod scheduling;
 mod services;
 mod storm;
+mod swarm;
 mod virtual_machine;
 mod workloads;
 

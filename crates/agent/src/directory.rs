@@ -14,7 +14,12 @@ struct State {
     services: BTreeMap<(String, String), ServiceRecord>,
     pods: BTreeMap<String, Vec<Ipv4Addr>>,
     networks: BTreeMap<String, Members>,
+    /// By network: names of virtual addresses.
+    virtual_names: VirtualNames,
 }
+
+/// By network id: names, and the addresses of services that they stand for.
+pub type VirtualNames = BTreeMap<String, BTreeMap<String, Ipv4Addr>>;
 
 #[derive(Default)]
 struct Members {
@@ -43,11 +48,12 @@ impl Directory {
         &self.server
     }
 
-    /// Replaces all services.
-    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceRecord>) {
+    /// Replaces all services, and the names that they have on networks of users.
+    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceRecord>, names: VirtualNames) {
         self.change(|state| {
-            let changed = state.services != services;
+            let changed = state.services != services || state.virtual_names != names;
             state.services = services;
+            state.virtual_names = names;
             changed
         });
     }
@@ -112,7 +118,7 @@ impl Directory {
 }
 
 fn records(state: &State) -> Records {
-    let networks = state.networks.values().map(|network| {
+    let networks = state.networks.iter().map(|(id, network)| {
         let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
         let mut reverse = BTreeMap::new();
         for (address, own) in network.members.values() {
@@ -123,6 +129,9 @@ fn records(state: &State) -> Records {
                 }
             }
             reverse.extend(own.first().map(|name| (*address, name.clone())));
+        }
+        for (name, address) in state.virtual_names.get(id).into_iter().flatten() {
+            names.insert(name.clone(), vec![*address]);
         }
         for (other, alias) in network.links.values().flatten() {
             // A name that somebody has by itself is not taken from him.

@@ -6,11 +6,13 @@ pub mod cron;
 pub mod names;
 pub mod network;
 pub mod quantity;
+pub mod swarm;
 pub mod virtual_machine;
 pub mod volume;
 
 pub use container::{Container, ContainerSpec, ContainerStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
+pub use swarm::{SwarmService, SwarmServiceSpec, SwarmServiceStatus};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,
     VirtualMachineSpec, VirtualMachineStatus,

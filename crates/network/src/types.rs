@@ -303,7 +303,7 @@ pub struct ServiceRule {
     pub cluster_ip: Option<Ipv4Addr>,
     /// More addresses that lead to it: `externalIPs`, load balancer addresses.
     pub external_addresses: Vec<Ipv4Addr>,
-    /// Port on these addresses.
+    /// Port on these addresses; 0 means all of them, each leading to the same port of an endpoint.
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use api::swarm::{ALL_PORTS_ANNOTATION, NAMES_ANNOTATION, NETWORK_ANNOTATION};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint as EndpointOfSlice, EndpointSlice};
 use network::dns::{HeadlessEndpoint, ServicePort as DnsPort, ServiceRecord};
 use network::{Endpoint, Protocol, ServiceRule};
+
+use crate::directory::VirtualNames;
 
 /// Label by which a slice names its service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -20,6 +23,8 @@ pub struct Plan {
     pub rules: Vec<ServiceRule>,
     /// Names.
     pub records: BTreeMap<(String, String), ServiceRecord>,
+    /// Names on networks of users.
+    pub names: VirtualNames,
 }
 
 /// Slices by the service that they belong to.
@@ -52,6 +57,8 @@ pub fn plan<'a>(
         if let Some(record) = record(spec, own) {
             plan.records.insert((namespace.to_owned(), name.to_owned()), record);
         }
+        add_names(service, spec, &mut plan.names);
+        plan.rules.extend(every_port(namespace, name, service, own));
         let external = load_balancer_addresses(service);
         for port in spec.ports.iter().flatten() {
             plan.rules.extend(rule(namespace, name, spec, port, own, node_name, &external));
@@ -121,6 +128,39 @@ fn rule(
         endpoints: inside,
         external_endpoints: outside,
         affinity_seconds: affinity,
+    })
+}
+
+fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
+    service.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Names of a service's address on a network of users.
+fn add_names(service: &Service, spec: &ServiceSpec, names: &mut VirtualNames) {
+    let (Some(network), Some(address)) = (annotation(service, NETWORK_ANNOTATION), cluster_ip(spec)) else { return };
+    let own = annotation(service, NAMES_ANNOTATION).unwrap_or_default().split(',').filter(|name| !name.is_empty());
+    names.entry(network.to_owned()).or_default().extend(own.map(|name| (name.to_lowercase(), address)));
+}
+
+/// The rule of a service whose address leads to its endpoints on every port.
+fn every_port(namespace: &str, name: &str, service: &Service, slices: &[&EndpointSlice]) -> Option<ServiceRule> {
+    if annotation(service, ALL_PORTS_ANNOTATION) != Some("true") {
+        return None;
+    }
+    let address = cluster_ip(service.spec.as_ref()?)?;
+    let ready = |e: &&EndpointOfSlice| e.conditions.as_ref().and_then(|c| c.ready) != Some(false);
+    let endpoints = slices.iter().filter(|s| s.address_type == "IPv4").flat_map(|s| s.endpoints.iter().flatten());
+    let addresses = endpoints.filter(ready).filter_map(|e| e.addresses.first()?.parse().ok());
+    Some(ServiceRule {
+        name: format!("{namespace}/{name}:*"),
+        cluster_ip: Some(address),
+        external_addresses: Vec::new(),
+        port: 0,
+        protocol: Protocol::default(),
+        node_port: None,
+        endpoints: addresses.map(|address| Endpoint { address, port: 0 }).collect(),
+        external_endpoints: None,
+        affinity_seconds: None,
     })
 }
 
@@ -262,6 +302,27 @@ mod tests {
         );
         assert_eq!(plan.rules[0].endpoints.len(), 2);
         assert_eq!(addresses(plan.rules[0].external_endpoints.as_ref().unwrap()), ["10.88.0.3 . 8080"]);
+    }
+
+    #[test]
+    fn a_swarm_service_has_names_on_its_network_and_leads_on_from_every_port() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "annotations": {
+                ALL_PORTS_ANNOTATION: "true", NETWORK_ANNOTATION: "net", NAMES_ANNOTATION: "Web,front" }},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "any", "port": 1}]},
+        }))
+        .unwrap();
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.89.0.3"]}, {"addresses": ["10.89.0.4"], "conditions": {"ready": false}}],
+        }))
+        .unwrap();
+        let plan = plan([&service].into_iter(), [&slice].into_iter(), "n1");
+        let rule = plan.rules.iter().find(|rule| rule.port == 0).unwrap();
+        assert_eq!(addresses(&rule.endpoints), ["10.89.0.3 . 0"]);
+        let names: Vec<&str> = plan.names["net"].keys().map(String::as_str).collect();
+        assert_eq!(names, ["front", "web"]);
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
         })
         && filters.any("expose", |range| port_in(range, &exposed))
         && filters.any("publish", |range| port_in(range, &published))
-        && filters.boolean("is-task").ok().flatten() != Some(true)
+        && filters.boolean("is-task").ok().flatten().is_none_or(|wanted| wanted == container.spec.task.is_some())
 }
 
 /// A row of the list, with the bytes that the container takes.

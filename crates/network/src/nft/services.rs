@@ -64,7 +64,7 @@ impl Tables {
         endpoints: &[Endpoint],
     ) {
         let endpoints: Vec<Endpoint> = endpoints.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-        if rule.protocol == Protocol::Udp {
+        if rule.protocol == Protocol::Udp && rule.port != 0 {
             for address in &addresses {
                 let port = if address.is_some() { rule.port } else { rule.node_port.unwrap_or_default() };
                 self.datagrams.entry((*address, port)).or_insert_with(|| endpoints.clone());
@@ -77,12 +77,16 @@ impl Tables {
         let chain = format!("svc-{:016x}", hash(&format!("{}{part}", rule.name)));
         for address in addresses {
             let key = match address {
+                Some(address) if rule.port == 0 => ("service_addresses", address.to_string()),
                 Some(address) => ("services", format!("{address} . {} . {}", rule.protocol, rule.port)),
                 None => ("node_ports", format!("{} . {}", rule.protocol, rule.node_port.unwrap_or_default())),
             };
             self.elements.entry(key).or_insert_with(|| chain.clone());
         }
         match rule.affinity_seconds {
+            _ if rule.port == 0 => {
+                self.chains.insert(chain, vec![random_address_rule(&endpoints)]);
+            }
             None => {
                 self.chains.insert(chain, vec![random_rule(rule.protocol, &endpoints)]);
             }
@@ -181,6 +185,15 @@ fn random_rule(protocol: Protocol, endpoints: &[Endpoint]) -> String {
     format!("meta l4proto {protocol} dnat ip to numgen random mod {count} map {{ {} }}", choices.join(", "))
 }
 
+/// The same for every protocol and port: only the address is translated.
+fn random_address_rule(endpoints: &[Endpoint]) -> String {
+    if let [only] = endpoints {
+        return format!("dnat ip to {}", only.address);
+    }
+    let choices: Vec<String> = endpoints.iter().enumerate().map(|(index, e)| format!("{index} : {}", e.address)).collect();
+    format!("dnat ip to numgen random mod {} map {{ {} }}", endpoints.len(), choices.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -245,17 +258,17 @@ mod tests {
     fn rule() -> impl Strategy<Value = ServiceRule> {
         let endpoint = (1u8..6).prop_map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, i), port: 8080 });
         (
-            (0u8..4, 0u8..4, any::<bool>(), proptest::option::of(30_000u16..30_003)),
+            (0u8..4, 0u8..4, any::<bool>(), proptest::option::of(30_000u16..30_003), any::<bool>()),
             proptest::collection::vec(endpoint.clone(), 0..4),
             proptest::option::of(proptest::collection::vec(endpoint, 0..3)),
             proptest::option::of(1u32..3),
         )
-            .prop_map(|((name, ip, udp, node_port), endpoints, external_endpoints, affinity_seconds)| {
+            .prop_map(|((name, ip, udp, node_port, every_port), endpoints, external_endpoints, affinity_seconds)| {
                 ServiceRule {
                     name: format!("s{name}"),
                     cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
                     external_addresses: Vec::new(),
-                    port: 80,
+                    port: if every_port { 0 } else { 80 },
                     protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                     node_port,
                     endpoints,
