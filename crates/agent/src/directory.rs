@@ -1,7 +1,7 @@
 //! The names that DNS knows: services, pods, and containers on user networks. One snapshot goes to the name server at
 //! each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ struct State {
     virtual_names: VirtualNames,
 }
 
-/// By network id: names, and the addresses of services that they stand for.
-pub type VirtualNames = BTreeMap<String, BTreeMap<String, Ipv4Addr>>;
+/// By network id: names of virtual addresses, each with the name that all who stand behind it share.
+pub type VirtualNames = BTreeMap<String, BTreeMap<String, (Ipv4Addr, String)>>;
 
 #[derive(Default)]
 struct Members {
@@ -118,28 +118,46 @@ impl Directory {
 }
 
 fn records(state: &State) -> Records {
-    let networks = state.networks.iter().map(|(id, network)| {
-        let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
-        let mut reverse = BTreeMap::new();
-        for (address, own) in network.members.values() {
-            for name in own {
-                let list = names.entry(name.clone()).or_default();
-                if !list.contains(address) {
-                    list.push(*address);
-                }
-            }
-            reverse.extend(own.first().map(|name| (*address, name.clone())));
-        }
-        for (name, address) in state.virtual_names.get(id).into_iter().flatten() {
-            names.insert(name.clone(), vec![*address]);
-        }
-        for (other, alias) in network.links.values().flatten() {
-            // A name that somebody has by itself is not taken from him.
-            if let Some(addresses) = names.get(other).cloned() {
-                names.entry(alias.clone()).or_insert(addresses);
-            }
-        }
-        NetworkNames { subnet: network.subnet, name: network.name.clone(), names, reverse, internal: network.internal }
-    });
+    let mut addresses: BTreeMap<&str, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for (owner, (address, _)) in state.networks.values().flat_map(|network| &network.members) {
+        addresses.entry(owner).or_default().insert(*address);
+    }
+    let networks = state.networks.iter().map(|(id, network)| names_of(state, id, network, &addresses));
     Records { services: state.services.clone(), pods: state.pods.clone(), networks: networks.collect() }
+}
+
+/// The names of one network.
+fn names_of(
+    state: &State,
+    id: &str,
+    network: &Members,
+    addresses: &BTreeMap<&str, BTreeSet<Ipv4Addr>>,
+) -> NetworkNames {
+    let mut names: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+    let (mut reverse, mut elsewhere) = (BTreeMap::new(), BTreeSet::new());
+    for (owner, (address, own)) in &network.members {
+        for name in own {
+            let list = names.entry(name.clone()).or_default();
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+        reverse.extend(own.first().map(|name| (*address, name.clone())));
+        elsewhere.extend(addresses.get(owner.as_str()).into_iter().flatten().filter(|other| *other != address));
+    }
+    for (other, alias) in network.links.values().flatten() {
+        // A name that somebody has by itself is not taken from him.
+        if let Some(addresses) = names.get(other).cloned() {
+            names.entry(alias.clone()).or_insert(addresses);
+        }
+    }
+    let mut virtual_names = BTreeMap::new();
+    for (name, (address, members)) in state.virtual_names.get(id).into_iter().flatten() {
+        virtual_names.insert(name.clone(), *address);
+        if let Some(addresses) = names.get(members).cloned() {
+            names.insert(name.clone(), addresses);
+        }
+    }
+    let (subnet, name, internal) = (network.subnet, network.name.clone(), network.internal);
+    NetworkNames { subnet, name, names, reverse, internal, virtual_names, elsewhere }
 }

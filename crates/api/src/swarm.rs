@@ -352,6 +352,18 @@ pub struct FileMount {
     pub mode: u32,
 }
 
+impl TaskTemplate {
+    /// Names the template by what it says: tasks of another version are replaced.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        // FNV-1a, 64 bits, the same in every run. Not for security.
+        let hash =
+            text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+        format!("{hash:016x}")
+    }
+}
+
 /// Member of a `Secret` or `ConfigMap` with the content of a Swarm secret or config.
 pub const CONTENT_MEMBER: &str = "content";
 

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use api::container::Container;
 use api::network::Network;
-use api::swarm::{
-    FINALIZER, HISTORY_LIMIT, HISTORY_MEMBER, SERVICE_LABEL, SETTINGS_NAME, SwarmService, TaskTemplate, id_of,
-};
+use api::swarm::{FINALIZER, HISTORY_LIMIT, HISTORY_MEMBER, SERVICE_LABEL, SETTINGS_NAME, SwarmService, id_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -47,15 +45,6 @@ pub async fn run(client: Client) {
     drive(controller, "swarm service", reconcile, Arc::new(client)).await;
 }
 
-/// The version of a template: tasks of another are replaced.
-pub fn version(template: &TaskTemplate) -> Result<String> {
-    let text = serde_json::to_vec(template)?;
-    // FNV-1a, 64 bits, the same in every run. Not for security.
-    let hash =
-        text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
-    Ok(format!("{hash:016x}"))
-}
-
 /// What a reconcile reads.
 struct World {
     service: SwarmService,
@@ -75,7 +64,7 @@ async fn reconcile(service: Arc<SwarmService>, client: Arc<Client>) -> Result<Re
     let machines: Vec<plan::Machine> = world.nodes.iter().map(|node| machines::machine(node, placement)).collect();
     let known: Vec<plan::Task> = world.containers.iter().filter_map(tasks::task).collect();
     let now = Timestamp::now();
-    let version = version(&world.service.spec.current.task)?;
+    let version = world.service.spec.current.task.version();
     let plan = plan::plan(
         &View {
             spec: &world.service.spec,
@@ -100,9 +89,7 @@ async fn reconcile(service: Arc<SwarmService>, client: Arc<Client>) -> Result<Re
         return Ok(Requeue::requeue(LEAST_WAIT));
     }
     Ok(match plan.again {
-        Some(at) => {
-            Requeue::requeue(Duration::try_from(at.duration_since(now)).unwrap_or_default().max(LEAST_WAIT))
-        }
+        Some(at) => Requeue::requeue(Duration::try_from(at.duration_since(now)).unwrap_or_default().max(LEAST_WAIT)),
         None => Requeue::await_change(),
     })
 }
@@ -110,9 +97,8 @@ async fn reconcile(service: Arc<SwarmService>, client: Arc<Client>) -> Result<Re
 async fn read(client: &Client, namespace: &str, service: SwarmService) -> Result<World> {
     let query = ListParams::default().labels(&format!("{SERVICE_LABEL}={}", service.name_any()));
     let containers = Api::<Container>::namespaced(client.clone(), namespace).list(&query).await?.items;
-    let own = |container: &Container| {
-        container.spec.task.as_ref().is_some_and(|task| task.service == service.name_any())
-    };
+    let own =
+        |container: &Container| container.spec.task.as_ref().is_some_and(|task| task.service == service.name_any());
     let settings = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(SETTINGS_NAME).await?;
     let limit = settings.and_then(|settings| settings.data?.remove(HISTORY_MEMBER));
     let limit = limit.and_then(|bytes| String::from_utf8(bytes.0).ok()?.trim().parse::<usize>().ok());

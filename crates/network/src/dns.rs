@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::HashMap;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -92,6 +92,11 @@ pub struct NetworkNames {
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
     /// Addresses with the name that a reverse look-up gives.
     pub reverse: BTreeMap<Ipv4Addr, String>,
+    /// Names of virtual addresses, for who asks from inside the subnet. Others have no way to such an address: they get what
+    /// `names` says.
+    pub virtual_names: BTreeMap<String, Ipv4Addr>,
+    /// Addresses on other networks of those who are on this one, too.
+    pub elsewhere: BTreeSet<Ipv4Addr>,
 }
 
 /// How to run a [`Server`].

@@ -24,6 +24,7 @@ fn service(endpoints: &[&Attachment]) -> ServiceRule {
         node_port: Some(30_080),
         endpoints: endpoints.iter().map(|a| Endpoint { address: a.address, port: 8080 }).collect(),
         external_endpoints: None,
+        from_network: None,
         affinity_seconds: None,
     }
 }

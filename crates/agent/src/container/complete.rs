@@ -170,7 +170,8 @@ mod tests {
         assert_eq!(out.mounts[0].target, "/v");
         let with = |words: &[&str], length| {
             let command = words.iter().map(|word| (*word).to_owned()).collect();
-            merged(&ContainerSpec { command, entrypoint_length: length, ..ContainerSpec::default() }, image.clone()).command
+            merged(&ContainerSpec { command, entrypoint_length: length, ..ContainerSpec::default() }, image.clone())
+                .command
         };
         assert_eq!(with(&["x"], 0), ["/e", "x"]);
         assert_eq!(with(&["/mine", "x"], 1), ["/mine", "x"]);

@@ -59,6 +59,9 @@ pub fn plan<'a>(
         }
         add_names(service, spec, &mut plan.names);
         plan.rules.extend(every_port(namespace, name, service, own));
+        if annotation(service, ALL_PORTS_ANNOTATION) == Some("true") {
+            continue;
+        }
         let external = load_balancer_addresses(service);
         for port in spec.ports.iter().flatten() {
             plan.rules.extend(rule(namespace, name, spec, port, own, node_name, &external));
@@ -127,6 +130,7 @@ fn rule(
         node_port: port.node_port.and_then(port_number),
         endpoints: inside,
         external_endpoints: outside,
+        from_network: None,
         affinity_seconds: affinity,
     })
 }
@@ -138,8 +142,11 @@ fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
 /// Names of a service's address on a network of users.
 fn add_names(service: &Service, spec: &ServiceSpec, names: &mut VirtualNames) {
     let (Some(network), Some(address)) = (annotation(service, NETWORK_ANNOTATION), cluster_ip(spec)) else { return };
-    let own = annotation(service, NAMES_ANNOTATION).unwrap_or_default().split(',').filter(|name| !name.is_empty());
-    names.entry(network.to_owned()).or_default().extend(own.map(|name| (name.to_lowercase(), address)));
+    let own = annotation(service, NAMES_ANNOTATION).unwrap_or_default().to_lowercase();
+    let mut own = own.split(',').filter(|name| !name.is_empty()).peekable();
+    let members = format!("tasks.{}", own.peek().copied().unwrap_or_default());
+    let entry = names.entry(network.to_owned()).or_default();
+    entry.extend(own.map(|name| (name.to_owned(), (address, members.clone()))));
 }
 
 /// The rule of a service whose address leads to its endpoints on every port.
@@ -160,6 +167,7 @@ fn every_port(namespace: &str, name: &str, service: &Service, slices: &[&Endpoin
         node_port: None,
         endpoints: addresses.map(|address| Endpoint { address, port: 0 }).collect(),
         external_endpoints: None,
+        from_network: annotation(service, NETWORK_ANNOTATION).map(str::to_owned),
         affinity_seconds: None,
     })
 }
@@ -319,10 +327,12 @@ mod tests {
         }))
         .unwrap();
         let plan = plan([&service].into_iter(), [&slice].into_iter(), "n1");
-        let rule = plan.rules.iter().find(|rule| rule.port == 0).unwrap();
+        let [rule] = plan.rules.as_slice() else { panic!("{:?}", plan.rules) };
+        assert_eq!((rule.port, rule.from_network.as_deref()), (0, Some("net")));
         assert_eq!(addresses(&rule.endpoints), ["10.89.0.3 . 0"]);
         let names: Vec<&str> = plan.names["net"].keys().map(String::as_str).collect();
         assert_eq!(names, ["front", "web"]);
+        assert_eq!(plan.names["net"]["front"].1, "tasks.web");
     }
 
     #[test]

@@ -38,7 +38,13 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
         ("nuee.dev", "containers") => {
             let bound = request.old.unwrap_or(object);
             let foreign = bound["spec"]["nodeName"] != node || !object.is_null() && object["spec"]["nodeName"] != node;
-            foreign.then(|| format!("node {node:?} can only update containers with spec.nodeName set to itself"))
+            // Files name secrets, and a machine may read those that its containers name.
+            let files = request.old.is_some() && !object.is_null() && bound["spec"]["files"] != object["spec"]["files"];
+            if files {
+                Some(format!("node {node:?} is not allowed to modify the files of containers"))
+            } else {
+                foreign.then(|| format!("node {node:?} can only update containers with spec.nodeName set to itself"))
+            }
         }
         ("coordination.k8s.io", "leases") => {
             if path.namespace.as_deref() != Some(LEASE_NAMESPACE) {

@@ -157,6 +157,7 @@ const NODE: &[Row] = &[
     (READ, &["discovery.k8s.io"], &["endpointslices"]),
     (&["create", "delete", "get", "list", "watch", "patch", "update"], &["coordination.k8s.io"], &["leases"]),
     (&["get", "list", "watch", "update", "patch"], &["nuee.dev"], NUEE),
+    (&["create"], &["nuee.dev"], &["volumes"]),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),
     (READ, &["storage.k8s.io"], &["csidrivers", "volumeattachments"]),
 ];

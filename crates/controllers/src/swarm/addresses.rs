@@ -35,7 +35,12 @@ struct Front {
 }
 
 /// Makes the addresses of a service what they should be.
-pub async fn sync(client: &Client, service: &SwarmService, networks: &[Network], containers: &[Container]) -> Result<()> {
+pub async fn sync(
+    client: &Client,
+    service: &SwarmService,
+    networks: &[Network],
+    containers: &[Container],
+) -> Result<()> {
     let namespace = service.namespace().ok_or(Error::Incomplete("namespace"))?;
     let services = Api::<Service>::namespaced(client.clone(), &namespace);
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), &namespace);
@@ -88,12 +93,17 @@ fn gone<T>(deleted: std::result::Result<T, kube::Error>) -> Result<()> {
 fn same_service(current: &Service, wanted: &Service) -> bool {
     let ports = |service: &Service| -> Vec<(String, i32, Option<i32>, Option<IntOrString>, Option<String>)> {
         let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        ports.map(|p| (p.name.clone().unwrap_or_default(), p.port, p.node_port, p.target_port.clone(), p.protocol.clone())).collect()
+        ports
+            .map(|p| {
+                (p.name.clone().unwrap_or_default(), p.port, p.node_port, p.target_port.clone(), p.protocol.clone())
+            })
+            .collect()
     };
     // A port that was left to choose keeps what was chosen.
     let same = ports(current).len() == ports(wanted).len()
         && ports(current).iter().zip(ports(wanted)).all(|(now, want)| {
-            (&now.0, now.1, &now.3, &now.4) == (&want.0, want.1, &want.3, &want.4) && (want.2.is_none() || now.2 == want.2)
+            (&now.0, now.1, &now.3, &now.4) == (&want.0, want.1, &want.3, &want.4)
+                && (want.2.is_none() || now.2 == want.2)
         });
     same && wanted.annotations().iter().all(|(key, value)| current.annotations().get(key) == Some(value))
 }
@@ -109,9 +119,9 @@ fn fronts(service: &SwarmService, networks: &[Network], containers: &[Container]
     let own = version.task.networks.iter().filter(|_| !version.round_robin_names);
     for (wanted, network) in own.filter_map(|own| Some((own, networks.iter().find(|n| n.name_any() == own.network)?))) {
         let uid = network.uid().unwrap_or_default();
-        let names: Vec<&str> =
-            std::iter::once(&service.spec.name).chain(&wanted.aliases).map(String::as_str).collect();
-        let port = ServicePort { name: Some("any".into()), port: 1, protocol: Some("TCP".into()), ..Default::default() };
+        let names: Vec<&str> = std::iter::once(&service.spec.name).chain(&wanted.aliases).map(String::as_str).collect();
+        let port =
+            ServicePort { name: Some("any".into()), port: 1, protocol: Some("TCP".into()), ..Default::default() };
         let annotations = [
             (ALL_PORTS_ANNOTATION.to_owned(), "true".to_owned()),
             (NETWORK_ANNOTATION.to_owned(), uid.clone()),
@@ -174,12 +184,7 @@ fn front(
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     Front {
         service: Service { metadata: own, spec: Some(spec), status: None },
-        slice: EndpointSlice {
-            metadata: meta(labels),
-            address_type: "IPv4".into(),
-            endpoints: Some(endpoints),
-            ports,
-        },
+        slice: EndpointSlice { metadata: meta(labels), address_type: "IPv4".into(), endpoints: Some(endpoints), ports },
     }
 }
 

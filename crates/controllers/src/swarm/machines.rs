@@ -69,9 +69,9 @@ pub fn machine(node: &Node, placement: &Placement) -> Machine {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let own = attributes(node);
-    let fits = rules(placement).iter().all(|(attribute, values, negated)| {
-        own.get(attribute).is_some_and(|value| values.contains(value)) != *negated
-    });
+    let fits = rules(placement)
+        .iter()
+        .all(|(attribute, values, negated)| own.get(attribute).is_some_and(|value| values.contains(value)) != *negated);
     Machine {
         name: node.name_any(),
         takes_new: ready && spec.unschedulable != Some(true),

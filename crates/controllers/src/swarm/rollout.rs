@@ -146,12 +146,15 @@ fn policy<'a>(view: &View<'a>) -> &'a RolloutPolicy {
     if view.spec.rolling_back { &view.spec.current.rollback } else { &view.spec.current.update }
 }
 
-/// When the slot was done: its new task came up, or one was over that was made since the roll-out began.
+/// When the slot was done: its new task came up. One whose task was over once since the roll-out began has been judged: it
+/// counts as done from the beginning, however often it is tried again.
 fn done(view: &View<'_>, place: &Place<'_>, began: Timestamp) -> Option<Timestamp> {
     let own = || place.tasks.iter().filter(|task| task.version == view.version);
+    if own().any(|task| task.created >= began && (task.is_over() || task.restarts > 0)) {
+        return Some(began);
+    }
     let up = own().filter(|task| task.state == State::Running && task.desired == TaskDesired::Running);
-    let over = own().filter(|task| task.is_over() && task.created >= began);
-    up.filter_map(|task| task.started).max().or_else(|| over.map(|task| task.ended.unwrap_or(task.created)).max())
+    up.filter_map(|task| task.started).max()
 }
 
 /// Takes the next steps of a roll-out that is under way.

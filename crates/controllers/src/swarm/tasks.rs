@@ -94,7 +94,8 @@ pub fn container(service: &SwarmService, birth: &Birth<'_>) -> Result<Container>
     let version = &service.spec.current;
     let mut spec = version.task.container.clone();
     let (slot, machine, place) = match birth.slot {
-        Slot::Number(number) => (*number, String::new(), number.to_string()),
+        // Swarm counts the slots of jobs from nought.
+        Slot::Number(number) => (*number, String::new(), (number - u32::from(version.mode.is_job())).to_string()),
         Slot::Machine(machine) => (0, machine.clone(), birth.machine_id.clone()),
     };
     spec.name = format!("{}.{place}.{id}", service.spec.name);

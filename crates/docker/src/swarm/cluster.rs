@@ -222,7 +222,10 @@ fn check_spec(spec: &Value) -> Result<()> {
     }
     let authority = &spec["CAConfig"];
     let own = |name: &str| !matches!(authority.get(name), None | Some(Value::Null)) && authority[name] != json!("");
-    if ["ExternalCAs", "SigningCACert", "SigningCAKey"].into_iter().any(|name| own(name) && authority[name] != json!([])) {
+    if ["ExternalCAs", "SigningCACert", "SigningCAKey"]
+        .into_iter()
+        .any(|name| own(name) && authority[name] != json!([]))
+    {
         return Err(Error::NotImplemented("another authority than Nuée's own is not available".into()));
     }
     let limit = spec.pointer("/Orchestration/TaskHistoryRetentionLimit").and_then(Value::as_i64).unwrap_or(0);
@@ -243,9 +246,7 @@ async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
         networks::check_pool(pool)?;
     }
     if request.data_path_port != 0 && !(1024..=49151).contains(&request.data_path_port) {
-        return Err(super::invalid(
-            "data path port must be between 1024 and 49151 or 0 for the default",
-        ));
+        return Err(super::invalid("data path port must be between 1024 and 49151 or 0 for the default"));
     }
     let or = |value: u32, default: u32| if value == 0 { default } else { value };
     let settings = Settings {
@@ -398,7 +399,8 @@ mod tests {
 
     #[test]
     fn what_the_user_does_not_set_is_as_swarm_has_it() {
-        let spec = full_spec(Some(json!({ "Raft": { "SnapshotInterval": 7, "ElectionTick": 0 }, "Labels": { "a": "b" },
+        let spec =
+            full_spec(Some(json!({ "Raft": { "SnapshotInterval": 7, "ElectionTick": 0 }, "Labels": { "a": "b" },
             "Orchestration": { "TaskHistoryRetentionLimit": 0 } })));
         assert_eq!(spec["Raft"]["SnapshotInterval"], 7);
         assert_eq!(spec["Raft"]["ElectionTick"], 10);

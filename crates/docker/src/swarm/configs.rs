@@ -98,7 +98,7 @@ async fn config_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let mut object = docker.config(call.parameter("id")).await?;
     check_version(&call, &object)?;
     let name = stored::name(&object);
-    request.check_update(&name, &content(&object), false)?;
+    request.check_update(&name, &content(&object))?;
     stored::relabel(&mut object, &request.labels.unwrap_or_default());
     let written = objects(&docker).replace(&object.name_any(), &PostParams::default(), &object).await;
     written.map_err(write_error)?;

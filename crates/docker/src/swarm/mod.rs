@@ -75,7 +75,10 @@ fn version_of<K: Resource>(object: &K) -> u64 {
 fn check_version<K: Resource>(call: &crate::call::Call, object: &K) -> Result<()> {
     let text = call.query.get("version").unwrap_or_default();
     let given: u64 = text.parse().map_err(|_| {
-        Error::Invalid(format!("invalid version '{text}': strconv.ParseUint: parsing {}: invalid syntax", crate::text::quote(text)))
+        Error::Invalid(format!(
+            "invalid version '{text}': strconv.ParseUint: parsing {}: invalid syntax",
+            crate::text::quote(text)
+        ))
     })?;
     if given == version_of(object) { Ok(()) } else { Err(out_of_sequence()) }
 }
@@ -121,9 +124,7 @@ fn find<K>(
     let mut candidates = all.into_iter().filter(|object| is_id_prefix(reference) && id(object).starts_with(reference));
     match (candidates.next(), candidates.next()) {
         (Some(found), None) => Ok(found),
-        (Some(_), Some(_)) => {
-            Err(invalid(format!("{kind} {reference} is ambiguous (2 matches found)")))
-        }
+        (Some(_), Some(_)) => Err(invalid(format!("{kind} {reference} is ambiguous (2 matches found)"))),
         (None, _) => Err(not_found(kind, reference)),
     }
 }

@@ -95,11 +95,9 @@ pub(crate) async fn check_unused(docker: &Docker, network: &Network) -> Result<(
     let all = docker.services().await?;
     let user = all.iter().find(|service| service.spec.current.task.networks.iter().any(|one| one.network == object));
     match user {
-        Some(user) => Err(precondition(format!(
-            "network {} is in use by service {}",
-            network.spec.id,
-            user.name_any()
-        ))),
+        Some(user) => {
+            Err(precondition(format!("network {} is in use by service {}", network.spec.id, user.name_any())))
+        }
         None => Ok(()),
     }
 }

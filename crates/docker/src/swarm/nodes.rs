@@ -12,7 +12,9 @@ use kube::{Api, ResourceExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{UPDATED_ANNOTATION, check_version, find, is_id_prefix, labels_text, now_text, precondition, stamps, write_error};
+use super::{
+    UPDATED_ANNOTATION, check_version, find, is_id_prefix, labels_text, now_text, precondition, stamps, write_error,
+};
 use crate::body;
 use crate::call::Call;
 use crate::error::{Error, Result};
@@ -135,8 +137,16 @@ fn describe(node: &Node, trust_root: &str) -> Value {
         spec["Name"] = json!(name);
     }
     let version = info.kubelet_version.split_once("nuee-").map_or(env!("CARGO_PKG_VERSION"), |(_, version)| version);
-    let plugins = [("Log", "json-file"), ("Log", "local"), ("Log", "none"), ("Network", "bridge"), ("Network", "host"),
-        ("Network", "null"), ("Network", "overlay"), ("Volume", "local")];
+    let plugins = [
+        ("Log", "json-file"),
+        ("Log", "local"),
+        ("Log", "none"),
+        ("Network", "bridge"),
+        ("Network", "host"),
+        ("Network", "null"),
+        ("Network", "overlay"),
+        ("Volume", "local"),
+    ];
     let mut shown = stamps(node);
     super::extend(
         &mut shown,
@@ -174,9 +184,8 @@ async fn node_list(docker: Arc<Docker>, call: Call) -> Reply {
     nodes.retain(|node| {
         let own = labels(node);
         let role = if is_manager(node) { "manager" } else { "worker" };
-        let labelled = |name: &str| {
-            filters.values(name).iter().all(|wanted| crate::filters::label_matches(wanted, &own))
-        };
+        let labelled =
+            |name: &str| filters.values(name).iter().all(|wanted| crate::filters::label_matches(wanted, &own));
         filters.any("id", |prefix| is_id_prefix(prefix) && id(node).starts_with(prefix))
             && filters.any("name", |name| hostname(node).starts_with(name))
             && filters.any("role", |wanted| wanted == role)

@@ -94,7 +94,7 @@ async fn secret_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let mut object = docker.secret(call.parameter("id")).await?;
     check_version(&call, &object)?;
     let name = stored::name(&object);
-    request.check_update(&name, &content(&object), true)?;
+    request.check_update(&name, &content(&object))?;
     stored::relabel(&mut object, &request.labels.unwrap_or_default());
     let written = objects(&docker).replace(&object.name_any(), &PostParams::default(), &object).await;
     written.map_err(write_error)?;

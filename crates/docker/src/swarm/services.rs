@@ -166,7 +166,8 @@ async fn service_create(docker: Arc<Docker>, mut call: Call) -> Reply {
 async fn make_volumes(docker: &Docker, wanted: &Wanted) -> Result<()> {
     let settings = wanted.translated.volume_settings.iter();
     let mounts = &wanted.version.task.container.mounts;
-    for (name, settings) in settings.filter(|(_, settings)| !settings.options.is_empty() || !settings.labels.is_empty()) {
+    for (name, settings) in settings.filter(|(_, settings)| !settings.options.is_empty() || !settings.labels.is_empty())
+    {
         if !mounts.iter().any(|mount| mount.source == *name) {
             continue;
         }
@@ -197,7 +198,8 @@ async fn service_update(docker: Arc<Docker>, mut call: Call) -> Reply {
         next.spec.rolling_back = true;
     } else {
         let wanted = docker.translate(given).await?;
-        let unimplemented = |text: &str| Error::NotImplemented(format!("rpc error: code = Unimplemented desc = {text}"));
+        let unimplemented =
+            |text: &str| Error::NotImplemented(format!("rpc error: code = Unimplemented desc = {text}"));
         if wanted.name != service.spec.name {
             return Err(unimplemented("renaming services is not supported"));
         }
@@ -254,7 +256,10 @@ fn describe(docker: &Docker, service: &SwarmService, fronts: &[Service], default
         spec::insert_defaults(&mut spec);
     }
     let mut shown = stamps(service);
-    extend(&mut shown, json!({ "ID": service.name_any(), "Spec": spec, "Endpoint": endpoint(docker, service, fronts) }));
+    extend(
+        &mut shown,
+        json!({ "ID": service.name_any(), "Spec": spec, "Endpoint": endpoint(docker, service, fronts) }),
+    );
     if let Some(previous) = &service.spec.previous {
         shown["PreviousSpec"] = shown_spec(previous);
     }
@@ -332,7 +337,9 @@ fn fill_ports(ports: &mut Value, service: &SwarmService, front: &Service) {
         front.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).map(|port| port.node_port).collect();
     let ingress = ports.as_array_mut().into_iter().flatten().filter(|port| port["PublishMode"] != "host");
     for ((shown, wanted), chosen) in ingress.zip(&service.spec.current.ports).zip(chosen) {
-        if wanted.published == 0 && let Some(chosen) = chosen {
+        if wanted.published == 0
+            && let Some(chosen) = chosen
+        {
             shown["PublishedPort"] = json!(chosen);
         }
     }

@@ -301,8 +301,9 @@ fn check(spec: &Spec, container: &Container) -> Result<()> {
     if container.image.is_empty() {
         return Err(invalid("ContainerSpec: image reference must be provided"));
     }
-    image::Reference::parse_tagged(&container.image)
-        .map_err(|_| invalid(format!("ContainerSpec: {} is not a valid repository/tag", crate::text::quote(&container.image))))?;
+    image::Reference::parse_tagged(&container.image).map_err(|_| {
+        invalid(format!("ContainerSpec: {} is not a valid repository/tag", crate::text::quote(&container.image)))
+    })?;
     let counts = [
         container.secrets.as_ref().map_or(0, Vec::len),
         container.configs.as_ref().map_or(0, Vec::len),
@@ -320,9 +321,9 @@ fn mode(mode: &Value) -> Result<(Mode, u32, u32)> {
     let number = |pointer: &str, default: u64| -> Result<u32> {
         let value = mode.pointer(pointer).filter(|value| !value.is_null());
         let number = value.map_or(Some(default), Value::as_u64).filter(|number| *number <= REPLICAS_MAX);
-        number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| {
-            invalid(format!("Number of replicas must be between 0 and {REPLICAS_MAX}"))
-        })
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .ok_or_else(|| invalid(format!("Number of replicas must be between 0 and {REPLICAS_MAX}")))
     };
     let is = |name: &str| mode.get(name).is_some_and(|value| !value.is_null());
     if is("Global") {
@@ -345,7 +346,10 @@ fn networks(spec: &Spec, around: &dyn References) -> Result<Vec<(NetworkFacts, O
     for config in wanted.into_iter().flatten() {
         let facts = around.service_network(&config.target)?;
         if facts.ingress {
-            return Err(invalid(format!("Service cannot be explicitly attached to the ingress network {}", config.target)));
+            return Err(invalid(format!(
+                "Service cannot be explicitly attached to the ingress network {}",
+                config.target
+            )));
         }
         let own = match facts.driver.as_str() {
             "overlay" => {
@@ -492,7 +496,9 @@ fn security(privileges: Option<&Value>) -> Result<Vec<String>> {
     match privileges.pointer("/Seccomp/Mode").and_then(Value::as_str) {
         None | Some("" | "default") => {}
         Some("unconfined") => options.push("seccomp=unconfined".to_owned()),
-        Some(_) => return Err(Error::NotImplemented("a seccomp profile of its own is not available in services".into())),
+        Some(_) => {
+            return Err(Error::NotImplemented("a seccomp profile of its own is not available in services".into()));
+        }
     }
     if privileges.get("CredentialSpec").is_some_and(|spec| !spec.is_null()) {
         return Err(Error::NotImplemented("credential specs belong to Windows".into()));
@@ -506,16 +512,26 @@ fn files(container: &Container, around: &dyn References) -> Result<Vec<FileMount
     for (secret, list) in both {
         for reference in list.iter().flatten() {
             let kind = if secret { "secret" } else { "config" };
-            let file = reference.file.as_ref().ok_or_else(|| invalid(format!("malformed {kind} reference: no target file provided")))?;
+            let file = reference
+                .file
+                .as_ref()
+                .ok_or_else(|| invalid(format!("malformed {kind} reference: no target file provided")))?;
             let name = if file.name.is_empty() { &reference.name } else { &file.name };
             let base = if secret { "/run/secrets" } else { "" };
             let path = if name.starts_with('/') { name.clone() } else { format!("{base}/{name}") };
             let target = crate::containers::mounts::clean(&path);
             if files.iter().any(|other| other.target == target) {
-                return Err(invalid(format!("{kind} references '{}' and another have a conflicting target: '{name}'", reference.name)));
+                return Err(invalid(format!(
+                    "{kind} references '{}' and another have a conflicting target: '{name}'",
+                    reference.name
+                )));
             }
             let number = |text: &str| -> Result<u32> {
-                if text.is_empty() { Ok(0) } else { text.parse().map_err(|_| invalid(format!("invalid owner {text} of a {kind}"))) }
+                if text.is_empty() {
+                    Ok(0)
+                } else {
+                    text.parse().map_err(|_| invalid(format!("invalid owner {text} of a {kind}")))
+                }
             };
             files.push(FileMount {
                 secret,
@@ -576,7 +592,8 @@ fn placement(template: &Template) -> Result<Placement> {
         let descriptor = descriptor.ok_or_else(|| invalid("only the placement preference spread is supported"))?;
         placement.spread.push(descriptor.to_lowercase());
     }
-    let architectures = wanted.platforms.iter().flatten().filter(|platform| matches!(platform.os.as_str(), "" | "linux"));
+    let architectures =
+        wanted.platforms.iter().flatten().filter(|platform| matches!(platform.os.as_str(), "" | "linux"));
     let named: Vec<String> = architectures.map(|platform| normal(&platform.architecture).to_owned()).collect();
     // One without an architecture fits all.
     if !named.iter().any(String::is_empty) {
@@ -757,7 +774,10 @@ mod tests {
         let version = wanted.version;
         assert_eq!((version.mode, version.replicas), (Mode::Replicated, 3));
         assert_eq!(version.task.container.files[0].target, "/run/secrets/key");
-        assert_eq!((version.task.container.files[1].target.as_str(), version.task.container.files[1].secret), ("/etc/c", false));
+        assert_eq!(
+            (version.task.container.files[1].target.as_str(), version.task.container.files[1].secret),
+            ("/etc/c", false)
+        );
         assert_eq!(version.task.container.mounts[0].source, "v-{{.Task.Slot}}");
         assert_eq!(version.task.container.labels["com.docker.swarm.task.id"], "{{.Task.ID}}");
         assert_eq!(version.task.placement.rules[1].value, "west");

@@ -53,13 +53,9 @@ impl Request {
     }
 
     /// Refuses an update of anything but the labels.
-    pub(super) fn check_update(&self, name: &str, content: &[u8], is_secret: bool) -> Result<()> {
-        let same_data = match &self.data {
-            None => true,
-            Some(text) if text.is_empty() => true,
-            Some(text) => !is_secret && STANDARD.decode(text).is_ok_and(|bytes| bytes == content),
-        };
-        if self.name != name || !same_data {
+    pub(super) fn check_update(&self, name: &str, content: &[u8]) -> Result<()> {
+        let text = self.data.as_deref().unwrap_or_default();
+        if self.name != name || !(text.is_empty() || STANDARD.decode(text).is_ok_and(|bytes| bytes == content)) {
             return Err(invalid("only updates to Labels are allowed"));
         }
         Ok(())
@@ -189,9 +185,8 @@ mod tests {
     #[test]
     fn only_labels_change() {
         let request = Request { name: "a".into(), data: Some(STANDARD.encode("x")), ..Request::default() };
-        assert!(request.check_update("a", b"x", false).is_ok());
-        assert!(request.check_update("a", b"y", false).is_err());
-        assert!(request.check_update("b", b"x", false).is_err());
-        assert!(request.check_update("a", b"x", true).is_err());
+        assert!(request.check_update("a", b"x").is_ok());
+        assert!(request.check_update("a", b"y").is_err());
+        assert!(request.check_update("b", b"x").is_err());
     }
 }

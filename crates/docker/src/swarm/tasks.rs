@@ -145,7 +145,9 @@ impl Task {
             TaskDesired::Shutdown if is_job && self.is_complete() => "complete",
             TaskDesired::Running if is_job => "complete",
             TaskDesired::Shutdown => "shutdown",
-            TaskDesired::Running if self.container.spec.desired == Desired::Created && self.info.start_after.is_some() => {
+            TaskDesired::Running
+                if self.container.spec.desired == Desired::Created && self.info.start_after.is_some() =>
+            {
                 "ready"
             }
             TaskDesired::Running => "running",
@@ -187,13 +189,16 @@ impl Task {
             "DesiredState": self.desired(service),
             "NetworksAttachments": self.attachments(docker, &status),
         });
-        if self.info.slot > 0 {
-            shown["Slot"] = json!(self.info.slot);
+        // Slots of jobs count from nought, which clients take for none.
+        let is_job = service.is_some_and(|service| service.spec.current.mode.is_job());
+        let slot = self.info.slot.saturating_sub(u32::from(is_job));
+        if slot > 0 {
+            shown["Slot"] = json!(slot);
         }
         if let Some(node) = node {
             shown["NodeID"] = json!(nodes::id(node));
         }
-        if service.is_some_and(|service| service.spec.current.mode.is_job()) {
+        if is_job {
             shown["JobIteration"] = json!({ "Index": service.map_or(0, |service| service.spec.request) });
         }
         shown
@@ -201,12 +206,14 @@ impl Task {
 
     /// The template as it was when the task was made: that of the service's version that it belongs to.
     fn template(&self, service: Option<&SwarmService>) -> Value {
-        let versions = service.into_iter().flat_map(|service| {
-            std::iter::once(&service.spec.current).chain(service.spec.previous.as_ref())
-        });
+        let versions = service
+            .into_iter()
+            .flat_map(|service| std::iter::once(&service.spec.current).chain(service.spec.previous.as_ref()));
         let fits = |version: &&api::swarm::ServiceVersion| version.task.container.image == self.container.spec.image;
         let mut template = match versions.into_iter().find(fits) {
-            Some(version) => serde_json::from_str::<Value>(&version.dialect_config).unwrap_or_default()["TaskTemplate"].clone(),
+            Some(version) => {
+                serde_json::from_str::<Value>(&version.dialect_config).unwrap_or_default()["TaskTemplate"].clone()
+            }
             None => json!({ "ContainerSpec": {} }),
         };
         template["ContainerSpec"]["Image"] = json!(self.container.spec.image);
@@ -255,7 +262,6 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
             return Err(not_found("service", wanted));
         }
     }
-    let newest = newest(&docker);
     let mut rows = Vec::new();
     for task in all(&docker) {
         let service = services.iter().find(|service| service.name_any() == task.info.service);
@@ -265,7 +271,7 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
             let own = wanted == "self" && task.container.spec.node_name == docker.state.node_name;
             own || text("NodeID") == wanted || task.container.spec.node_name.as_deref() == Some(wanted)
         };
-        let fresh = newest.get(&task.info.service).is_some_and(|version| *version == task.info.version);
+        let fresh = service.is_some_and(|service| service.spec.current.task.version() == task.info.version);
         let kept = filters.any("id", |prefix| is_id_prefix(prefix) && task.info.id.starts_with(prefix))
             && filters.any("name", |part| task.container.spec.name.starts_with(part))
             && filters.any("service", |wanted| {
@@ -283,12 +289,6 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
         }
     }
     body::json(&rows)
-}
-
-/// The version that the newest task of each service was made from. During a roll-out that is the wanted one as soon as its
-/// first task is there.
-fn newest(docker: &Docker) -> std::collections::BTreeMap<String, String> {
-    all(docker).into_iter().map(|task| (task.info.service, task.info.version)).collect()
 }
 
 async fn task_inspect(docker: Arc<Docker>, call: Call) -> Reply {

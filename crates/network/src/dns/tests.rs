@@ -1,6 +1,6 @@
 //! The server, question by question, and against hostile packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -31,6 +31,8 @@ fn records() -> Records {
         name: name.into(),
         names: BTreeMap::from([(host.to_owned(), vec![Ipv4Addr::new(10, 89, third, 5)])]),
         reverse: BTreeMap::from([(Ipv4Addr::new(10, 89, third, 5), host.to_owned())]),
+        virtual_names: BTreeMap::from([(format!("{host}-service"), Ipv4Addr::new(10, 96, 1, third))]),
+        elsewhere: BTreeSet::from([Ipv4Addr::new(10, 89, 3 - third, 7)]),
     };
     Records {
         services: BTreeMap::from([

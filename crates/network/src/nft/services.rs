@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use super::TABLE;
 use crate::kernel::conntrack::Frontends;
-use crate::names::hash;
+use crate::names::{bridge_name, hash};
 use crate::types::{Endpoint, Protocol, ServiceRule};
 
 /// Clients that one endpoint remembers.
@@ -77,7 +77,10 @@ impl Tables {
         let chain = format!("svc-{:016x}", hash(&format!("{}{part}", rule.name)));
         for address in addresses {
             let key = match address {
-                Some(address) if rule.port == 0 => ("service_addresses", address.to_string()),
+                Some(address) if rule.port == 0 => {
+                    self.add_whole_address(rule, address, &chain);
+                    continue;
+                }
                 Some(address) => ("services", format!("{address} . {} . {}", rule.protocol, rule.port)),
                 None => ("node_ports", format!("{} . {}", rule.protocol, rule.node_port.unwrap_or_default())),
             };
@@ -93,6 +96,16 @@ impl Tables {
             Some(seconds) => {
                 self.add_affinity(&chain, rule.protocol, &endpoints, seconds.clamp(1, AFFINITY_SECONDS_MAX))
             }
+        }
+    }
+
+    /// An address that leads on from every port: from the machine itself, and from the bridge of its network.
+    fn add_whole_address(&mut self, rule: &ServiceRule, address: Ipv4Addr, chain: &str) {
+        let key = ("service_addresses", address.to_string());
+        self.elements.entry(key).or_insert_with(|| chain.to_owned());
+        if let Some(network) = &rule.from_network {
+            let key = ("network_services", format!("\"{}\" . {address}", bridge_name(network)));
+            self.elements.entry(key).or_insert_with(|| chain.to_owned());
         }
     }
 
@@ -190,7 +203,8 @@ fn random_address_rule(endpoints: &[Endpoint]) -> String {
     if let [only] = endpoints {
         return format!("dnat ip to {}", only.address);
     }
-    let choices: Vec<String> = endpoints.iter().enumerate().map(|(index, e)| format!("{index} : {}", e.address)).collect();
+    let choices: Vec<String> =
+        endpoints.iter().enumerate().map(|(index, e)| format!("{index} : {}", e.address)).collect();
     format!("dnat ip to numgen random mod {} map {{ {} }}", endpoints.len(), choices.join(", "))
 }
 
@@ -263,19 +277,21 @@ mod tests {
             proptest::option::of(proptest::collection::vec(endpoint, 0..3)),
             proptest::option::of(1u32..3),
         )
-            .prop_map(|((name, ip, udp, node_port, every_port), endpoints, external_endpoints, affinity_seconds)| {
-                ServiceRule {
-                    name: format!("s{name}"),
-                    cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
-                    external_addresses: Vec::new(),
-                    port: if every_port { 0 } else { 80 },
-                    protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
-                    node_port,
-                    endpoints,
-                    external_endpoints,
-                    affinity_seconds,
-                }
-            })
+            .prop_map(
+                |((name, ip, udp, node_port, every_port), endpoints, external_endpoints, affinity_seconds)| {
+                    ServiceRule {
+                        name: format!("s{name}"),
+                        cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
+                        external_addresses: Vec::new(),
+                        port: if every_port { 0 } else { 80 },
+                        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                        node_port,
+                        endpoints,
+                        external_endpoints,
+                        affinity_seconds,
+                    }
+                },
+            )
     }
 
     fn rules() -> impl Strategy<Value = Vec<ServiceRule>> {
@@ -313,6 +329,7 @@ mod tests {
             node_port: None,
             endpoints: endpoints.iter().map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, *i), port: 80 }).collect(),
             external_endpoints: None,
+            from_network: None,
             affinity_seconds: None,
         };
         let old = Tables::compile(&[service("a", 1, &[1, 2]), service("b", 2, &[3])]);
