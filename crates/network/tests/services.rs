@@ -66,6 +66,32 @@ fn a_service_spreads_over_its_endpoints_from_everywhere() {
 }
 
 #[test]
+fn an_address_may_lead_on_from_every_port_for_its_own_network_and_the_machine_alone() {
+    lab::run(|lab| async move {
+        // Internal: there is no way out, but one to the addresses of services.
+        lab.network("red", true).await;
+        lab.network("blue", false).await;
+        let a = lab.workload("a", "red").await;
+        let b = lab.workload("b", "red").await;
+        let client = lab.workload("client", "red").await;
+        let stranger = lab.workload("stranger", "blue").await;
+        for (attachment, name) in [(&a, "a"), (&b, "b")] {
+            serve_tcp(Some(&attachment.namespace), 8080, name);
+            serve_tcp(Some(&attachment.namespace), 9090, name);
+        }
+        let whole = ServiceRule { port: 0, node_port: None, from_network: Some("red".into()), ..service(&[&a, &b]) };
+        lab.fabric.sync_services(vec![whole]).await.unwrap();
+        for port in [8080, 9090] {
+            assert_eq!(tally(Some(&client.namespace), VIP, port, 30).len(), 2);
+        }
+        assert_eq!(tally(None, VIP, 9090, 30).len(), 2);
+        assert_refused(Some(&stranger.namespace), VIP, 8080);
+        lab.fabric.sync_services(Vec::new()).await.unwrap();
+        assert_refused(Some(&client.namespace), VIP, 8080);
+    });
+}
+
+#[test]
 fn without_endpoints_connections_are_refused_at_once() {
     lab::run(|lab| async move {
         let client = lab.workload("client", DEFAULT_NETWORK).await;

@@ -237,7 +237,8 @@ pub(super) struct Wanted {
 /// Translates a specification. `given` is completed for inspect on the way.
 ///
 /// Errors: [`Error::Invalid`] in Docker's words, or what [`References`] says.
-pub(super) fn translate(mut given: Value, around: &dyn References) -> Result<Wanted> {
+pub(super) fn translate(given: Value, around: &dyn References) -> Result<Wanted> {
+    let mut given = canonical(given)?;
     let spec: Spec =
         serde_json::from_value(given.clone()).map_err(|error| Error::Invalid(format!("invalid JSON: {error}")))?;
     if spec.task_template.plugin_spec.as_ref().is_some_and(|spec| !spec.is_null())
@@ -286,6 +287,58 @@ pub(super) fn translate(mut given: Value, around: &dyn References) -> Result<Wan
         dialect_config: given.to_string(),
     };
     Ok(Wanted { name: spec.name, version, translated })
+}
+
+/// Members whose own members are named by the user.
+const FREE: [&str; 5] = ["Labels", "Sysctls", "Options", "DriverOpts", "Config"];
+/// Names that some clients write in other cases than Docker does, whose reader does not mind.
+const NAMES: [&str; 24] = [
+    "Mode",
+    "Replicated",
+    "Global",
+    "ReplicatedJob",
+    "GlobalJob",
+    "Replicas",
+    "MaxConcurrent",
+    "TotalCompletions",
+    "Parallelism",
+    "Delay",
+    "Order",
+    "FailureAction",
+    "Monitor",
+    "MaxFailureRatio",
+    "Name",
+    "Labels",
+    "TaskTemplate",
+    "ContainerSpec",
+    "Networks",
+    "Target",
+    "Aliases",
+    "EndpointSpec",
+    "UpdateConfig",
+    "RollbackConfig",
+];
+
+/// The same specification with Docker's names in Docker's case.
+///
+/// Errors: a member is there twice, in different cases.
+fn canonical(value: Value) -> Result<Value> {
+    match value {
+        Value::Object(map) => {
+            let mut out = Map::new();
+            for (key, member) in map {
+                let known = NAMES.into_iter().find(|name| name.eq_ignore_ascii_case(&key));
+                let key = known.map_or(key, str::to_owned);
+                let member = if FREE.contains(&key.as_str()) { member } else { canonical(member)? };
+                if out.insert(key.clone(), member).is_some() {
+                    return Err(Error::Invalid(format!("invalid JSON: {key} is there twice")));
+                }
+            }
+            Ok(Value::Object(out))
+        }
+        Value::Array(items) => Ok(Value::Array(items.into_iter().map(canonical).collect::<Result<_>>()?)),
+        other => Ok(other),
+    }
 }
 
 fn check(spec: &Spec, container: &Container) -> Result<()> {
@@ -788,6 +841,17 @@ mod tests {
         let kept: Value = serde_json::from_str(&version.dialect_config).unwrap();
         assert_eq!(kept["TaskTemplate"]["Networks"][0]["Target"], "id-front");
         assert_eq!(kept["EndpointSpec"]["Ports"][0]["Protocol"], "tcp");
+    }
+
+    #[test]
+    fn names_are_read_in_any_case_but_not_twice() {
+        let small = json!({ "Name": "a", "mode": { "replicated": { "Replicas": 5 } }, "RollbackConfig": { "order": "start-first" },
+            "TaskTemplate": { "ContainerSpec": { "Image": "busybox", "Labels": { "mode": "x" } } } });
+        let version = translate(small, &Nothing).unwrap().version;
+        assert_eq!((version.mode, version.replicas, version.rollback.start_first), (Mode::Replicated, 5, true));
+        assert_eq!(version.task.container.labels["mode"], "x");
+        let twice = json!({ "Name": "a", "name": "b", "TaskTemplate": { "ContainerSpec": { "Image": "busybox" } } });
+        assert!(refusal(twice).contains("twice"));
     }
 
     #[test]
