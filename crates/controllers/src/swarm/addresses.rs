@@ -91,19 +91,16 @@ fn gone<T>(deleted: std::result::Result<T, kube::Error>) -> Result<()> {
 }
 
 fn same_service(current: &Service, wanted: &Service) -> bool {
-    let ports = |service: &Service| -> Vec<(String, i32, Option<i32>, Option<IntOrString>, Option<String>)> {
-        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        ports
-            .map(|p| {
-                (p.name.clone().unwrap_or_default(), p.port, p.node_port, p.target_port.clone(), p.protocol.clone())
-            })
-            .collect()
-    };
+    fn ports(service: &Service) -> Vec<&ServicePort> {
+        service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).collect()
+    }
+    let (now, then) = (ports(current), ports(wanted));
     // A port that was left to choose keeps what was chosen.
-    let same = ports(current).len() == ports(wanted).len()
-        && ports(current).iter().zip(ports(wanted)).all(|(now, want)| {
-            (&now.0, now.1, &now.3, &now.4) == (&want.0, want.1, &want.3, &want.4)
-                && (want.2.is_none() || now.2 == want.2)
+    let same = now.len() == then.len()
+        && now.iter().zip(then).all(|(now, then)| {
+            (&now.name, now.port, &now.target_port, &now.protocol)
+                == (&then.name, then.port, &then.target_port, &then.protocol)
+                && (then.node_port.is_none() || now.node_port == then.node_port)
         });
     same && wanted.annotations().iter().all(|(key, value)| current.annotations().get(key) == Some(value))
 }
@@ -120,8 +117,13 @@ fn fronts(service: &SwarmService, networks: &[Network], containers: &[Container]
     for (wanted, network) in own.filter_map(|own| Some((own, networks.iter().find(|n| n.name_any() == own.network)?))) {
         let uid = network.uid().unwrap_or_default();
         let names: Vec<&str> = std::iter::once(&service.spec.name).chain(&wanted.aliases).map(String::as_str).collect();
-        let port =
-            ServicePort { name: Some("any".into()), port: 1, protocol: Some("TCP".into()), ..Default::default() };
+        let port = ServicePort {
+            name: Some("any".into()),
+            port: 1,
+            target_port: Some(IntOrString::Int(1)),
+            protocol: Some("TCP".into()),
+            ..ServicePort::default()
+        };
         let annotations = [
             (ALL_PORTS_ANNOTATION.to_owned(), "true".to_owned()),
             (NETWORK_ANNOTATION.to_owned(), uid.clone()),

@@ -288,6 +288,7 @@ mod tests {
                         node_port,
                         endpoints,
                         external_endpoints,
+                        from_network: every_port.then(|| "n".to_owned()),
                         affinity_seconds,
                     }
                 },
