@@ -5,7 +5,7 @@
 //! | [`cluster`] | `/swarm…`: init, join, leave, inspect, update, unlock | the `Secret` `nuee-swarm` |
 //! | [`nodes`] | `/nodes…` | `Node` |
 //! | [`services`] | `/services…` | `SwarmService` |
-//! | [`spec`] | Docker's specification of a service to ours, pure | |
+//! | [`spec`], [`wire`], [`shown`] | Docker's specification of a service: to ours, its shapes, what inspect shows; pure | |
 //! | [`tasks`] | `/tasks…` | `Container` with a task |
 //! | [`logs`] | `/services/{id}/logs`, `/tasks/{id}/logs` | |
 //! | [`networks`] | overlay networks, under `/networks` | `Network` |
@@ -19,9 +19,11 @@ pub(crate) mod networks;
 pub(crate) mod nodes;
 pub(crate) mod secrets;
 pub(crate) mod services;
+mod shown;
 mod spec;
 mod stored;
 pub(crate) mod tasks;
+mod wire;
 
 use std::collections::BTreeMap;
 

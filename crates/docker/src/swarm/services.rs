@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::spec::{self, NetworkFacts, References, Wanted};
 use super::{
-    UPDATED_ANNOTATION, check_version, extend, find, invalid, is_id_prefix, not_found, now_text, precondition, stamps,
-    stored, tasks, write_error,
+    UPDATED_ANNOTATION, check_version, extend, find, invalid, is_id_prefix, not_found, now_text, precondition, shown,
+    stamps, stored, tasks, write_error,
 };
 use crate::call::Call;
 use crate::containers::config::Surroundings;
@@ -253,7 +253,7 @@ fn describe(docker: &Docker, service: &SwarmService, fronts: &[Service], default
     let current = &service.spec.current;
     let mut spec = shown_spec(current);
     if defaults {
-        spec::insert_defaults(&mut spec);
+        shown::insert_defaults(&mut spec);
     }
     let mut shown = stamps(service);
     extend(

@@ -7,9 +7,10 @@ use api::swarm::{
     FailureAction, FileMount, IngressPort, Mode, Placement, PlacementRule, RestartCondition, RestartRules,
     RolloutPolicy, ServiceNetwork, ServiceVersion, TaskTemplate,
 };
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::shown::complete;
+use super::wire::{Container, RestartPolicy, Spec, Template, UpdateConfig, canonical};
 use super::{NAME_MAX, invalid};
 use crate::containers::config::{self, ImageDefaults, Surroundings, Translated};
 use crate::containers::echo::Echo;
@@ -21,11 +22,11 @@ const REPLICAS_MAX: u64 = 10_000;
 /// Most placement rules, ports, networks, secrets and configs together.
 const LIST_MAX: usize = 1_000;
 /// Time before a task that ended is followed. Units: nanoseconds. `Source:` swarmkit, `defaults.Service`.
-const RESTART_DELAY_NS: i64 = 5_000_000_000;
+pub(super) const RESTART_DELAY_NS: i64 = 5_000_000_000;
 /// How long new tasks are watched. Units: nanoseconds. `Source:` swarmkit, `defaults.Service`.
-const MONITOR_NS: i64 = 5_000_000_000;
+pub(super) const MONITOR_NS: i64 = 5_000_000_000;
 /// Time of a stop. Units: nanoseconds. `Source:` swarmkit, `defaults.Service`.
-const GRACE_NS: i64 = 10_000_000_000;
+pub(super) const GRACE_NS: i64 = 10_000_000_000;
 const SECOND_NS: i64 = 1_000_000_000;
 
 /// Labels by which a task's container is known; the placeholders are replaced when it is made.
@@ -53,176 +54,6 @@ pub(super) struct NetworkFacts {
     pub(super) object: String,
     pub(super) driver: String,
     pub(super) ingress: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Spec {
-    name: String,
-    task_template: Template,
-    mode: Value,
-    update_config: Option<UpdateConfig>,
-    rollback_config: Option<UpdateConfig>,
-    networks: Option<Vec<NetworkConfig>>,
-    endpoint_spec: Option<EndpointSpec>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Template {
-    container_spec: Option<Container>,
-    plugin_spec: Option<Value>,
-    resources: Option<Resources>,
-    restart_policy: Option<RestartPolicy>,
-    placement: Option<PlacementSpec>,
-    networks: Option<Vec<NetworkConfig>>,
-    log_driver: Option<Value>,
-    force_update: u64,
-    runtime: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Container {
-    image: String,
-    labels: Option<BTreeMap<String, String>>,
-    command: Option<Vec<String>>,
-    args: Option<Vec<String>>,
-    hostname: String,
-    env: Option<Vec<String>>,
-    dir: String,
-    user: String,
-    groups: Option<Vec<String>>,
-    privileges: Option<Value>,
-    #[serde(rename = "TTY")]
-    tty: bool,
-    open_stdin: bool,
-    read_only: bool,
-    mounts: Option<Vec<Value>>,
-    stop_signal: String,
-    stop_grace_period: Option<i64>,
-    healthcheck: Option<HealthConfig>,
-    hosts: Option<Vec<String>>,
-    #[serde(rename = "DNSConfig")]
-    dns_config: Option<DnsConfig>,
-    secrets: Option<Vec<FileReference>>,
-    configs: Option<Vec<FileReference>>,
-    init: Option<bool>,
-    sysctls: Option<BTreeMap<String, String>>,
-    capability_add: Option<Vec<String>>,
-    capability_drop: Option<Vec<String>>,
-    ulimits: Option<Vec<Value>>,
-    oom_score_adj: i64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct DnsConfig {
-    nameservers: Option<Vec<String>>,
-    search: Option<Vec<String>>,
-    options: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct FileReference {
-    #[serde(rename = "File")]
-    file: Option<FileTarget>,
-    #[serde(rename = "SecretID", alias = "ConfigID")]
-    id: String,
-    #[serde(rename = "SecretName", alias = "ConfigName")]
-    name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct FileTarget {
-    #[serde(rename = "Name")]
-    name: String,
-    #[serde(rename = "UID")]
-    uid: String,
-    #[serde(rename = "GID")]
-    gid: String,
-    #[serde(rename = "Mode")]
-    mode: u32,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Resources {
-    limits: Option<Amounts>,
-    reservations: Option<Amounts>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Amounts {
-    #[serde(rename = "NanoCPUs")]
-    nano_cpus: i64,
-    memory_bytes: i64,
-    pids: i64,
-    generic_resources: Option<Vec<Value>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct RestartPolicy {
-    condition: String,
-    delay: Option<i64>,
-    max_attempts: Option<u64>,
-    window: Option<i64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct PlacementSpec {
-    constraints: Option<Vec<String>>,
-    preferences: Option<Vec<Value>>,
-    max_replicas: u64,
-    platforms: Option<Vec<Platform>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Platform {
-    #[serde(rename = "Architecture")]
-    architecture: String,
-    #[serde(rename = "OS")]
-    os: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct NetworkConfig {
-    target: String,
-    aliases: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct UpdateConfig {
-    parallelism: u64,
-    delay: i64,
-    failure_action: String,
-    monitor: i64,
-    max_failure_ratio: f64,
-    order: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct EndpointSpec {
-    mode: String,
-    ports: Option<Vec<Port>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Port {
-    protocol: String,
-    target_port: u32,
-    published_port: u32,
-    publish_mode: String,
 }
 
 /// A translated specification.
@@ -287,58 +118,6 @@ pub(super) fn translate(given: Value, around: &dyn References) -> Result<Wanted>
         dialect_config: given.to_string(),
     };
     Ok(Wanted { name: spec.name, version, translated })
-}
-
-/// Members whose own members are named by the user.
-const FREE: [&str; 5] = ["Labels", "Sysctls", "Options", "DriverOpts", "Config"];
-/// Names that some clients write in other cases than Docker does, whose reader does not mind.
-const NAMES: [&str; 24] = [
-    "Mode",
-    "Replicated",
-    "Global",
-    "ReplicatedJob",
-    "GlobalJob",
-    "Replicas",
-    "MaxConcurrent",
-    "TotalCompletions",
-    "Parallelism",
-    "Delay",
-    "Order",
-    "FailureAction",
-    "Monitor",
-    "MaxFailureRatio",
-    "Name",
-    "Labels",
-    "TaskTemplate",
-    "ContainerSpec",
-    "Networks",
-    "Target",
-    "Aliases",
-    "EndpointSpec",
-    "UpdateConfig",
-    "RollbackConfig",
-];
-
-/// The same specification with Docker's names in Docker's case.
-///
-/// Errors: a member is there twice, in different cases.
-fn canonical(value: Value) -> Result<Value> {
-    match value {
-        Value::Object(map) => {
-            let mut out = Map::new();
-            for (key, member) in map {
-                let known = NAMES.into_iter().find(|name| name.eq_ignore_ascii_case(&key));
-                let key = known.map_or(key, str::to_owned);
-                let member = if FREE.contains(&key.as_str()) { member } else { canonical(member)? };
-                if out.insert(key.clone(), member).is_some() {
-                    return Err(Error::Invalid(format!("invalid JSON: {key} is there twice")));
-                }
-            }
-            Ok(Value::Object(out))
-        }
-        Value::Array(items) => Ok(Value::Array(items.into_iter().map(canonical).collect::<Result<_>>()?)),
-        other => Ok(other),
-    }
 }
 
 fn check(spec: &Spec, container: &Container) -> Result<()> {
@@ -716,60 +495,6 @@ fn policy(config: Option<&UpdateConfig>, what: &str) -> Result<RolloutPolicy> {
             other => return Err(Error::Invalid(format!("unrecognized {what} order {other}"))),
         },
     })
-}
-
-/// Completes a specification as Docker keeps it: networks by id, and what clients leave out.
-fn complete(given: &mut Value, spec: &Spec, networks: &[(NetworkFacts, Option<ServiceNetwork>)]) {
-    let default = |target: &mut Value, name: &str, value: Value| {
-        if target.get(name).is_none_or(Value::is_null) {
-            target[name] = value;
-        }
-    };
-    let by_template = spec.task_template.networks.as_ref().is_some_and(|list| !list.is_empty());
-    let list = if by_template { given.pointer_mut("/TaskTemplate/Networks") } else { given.get_mut("Networks") };
-    for (config, (facts, _)) in list.and_then(Value::as_array_mut).into_iter().flatten().zip(networks) {
-        config["Target"] = json!(facts.id);
-    }
-    default(given, "Labels", json!({}));
-    if given.get("Mode").and_then(Value::as_object).is_none_or(Map::is_empty) {
-        given["Mode"] = json!({ "Replicated": { "Replicas": 1 } });
-    }
-    let ports = given.pointer_mut("/EndpointSpec/Ports").and_then(Value::as_array_mut);
-    for port in ports.into_iter().flatten() {
-        default(port, "Protocol", json!("tcp"));
-        default(port, "PublishMode", json!("ingress"));
-    }
-    if let Some(template) = given.get_mut("TaskTemplate") {
-        default(template, "ForceUpdate", json!(0));
-        default(template, "Runtime", json!("container"));
-        if let Some(container) = template.get_mut("ContainerSpec") {
-            default(container, "Isolation", json!("default"));
-        }
-    }
-}
-
-/// What inspect fills in on demand. `Source:` swarmkit, `defaults.Service`.
-pub(super) fn insert_defaults(spec: &mut Value) {
-    let policy = json!({
-        "Parallelism": 1, "FailureAction": "pause", "Monitor": MONITOR_NS, "MaxFailureRatio": 0, "Order": "stop-first",
-    });
-    let default = |target: &mut Value, name: &str, value: Value| {
-        if target.get(name).is_none_or(Value::is_null) {
-            target[name] = value;
-        }
-    };
-    default(spec, "UpdateConfig", policy.clone());
-    default(spec, "RollbackConfig", policy);
-    default(spec, "EndpointSpec", json!({ "Mode": "vip" }));
-    if let Some(template) = spec.get_mut("TaskTemplate") {
-        default(template, "Resources", json!({ "Limits": {}, "Reservations": {} }));
-        default(template, "RestartPolicy", json!({ "Condition": "any", "Delay": RESTART_DELAY_NS, "MaxAttempts": 0 }));
-        default(template, "Placement", json!({}));
-        if let Some(container) = template.get_mut("ContainerSpec") {
-            default(container, "StopGracePeriod", json!(GRACE_NS));
-            default(container, "DNSConfig", json!({}));
-        }
-    }
 }
 
 #[cfg(test)]
