@@ -19,7 +19,8 @@ pub const MANAGED_LABEL: &str = "nuee.dev/swarm";
 pub const FINALIZER: &str = "nuee.dev/swarm";
 /// Annotation of a `Service` whose address leads to its endpoints on every port, not only on those that it names.
 pub const ALL_PORTS_ANNOTATION: &str = "nuee.dev/all-ports";
-/// Annotation of a `Service` with the uid of the network on which [`NAMES_ANNOTATION`] are names of its address.
+/// Annotation of a `Service` with the name of the `Network` object, in its own namespace, on which [`NAMES_ANNOTATION`] are
+/// names of its address.
 pub const NETWORK_ANNOTATION: &str = "nuee.dev/network";
 /// Annotation of a `Service` with names in DNS, separated by commas.
 pub const NAMES_ANNOTATION: &str = "nuee.dev/names";

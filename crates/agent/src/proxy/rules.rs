@@ -30,12 +30,16 @@ pub struct Plan {
 /// Slices by the service that they belong to.
 type Slices<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>;
 
+/// What the fabric calls a network, by its object's namespace and name.
+pub type Networks<'a> = dyn Fn(&str, &str) -> Option<String> + 'a;
+
 /// Computes rules and records.
 #[must_use]
 pub fn plan<'a>(
     services: impl Iterator<Item = &'a Service>,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     node_name: &str,
+    networks: &Networks<'_>,
 ) -> Plan {
     let mut by_service: Slices = BTreeMap::new();
     for slice in slices {
@@ -57,8 +61,12 @@ pub fn plan<'a>(
         if let Some(record) = record(spec, own) {
             plan.records.insert((namespace.to_owned(), name.to_owned()), record);
         }
-        add_names(service, spec, &mut plan.names);
-        plan.rules.extend(every_port(namespace, name, service, own));
+        // A service speaks for networks of its own namespace alone.
+        let network = annotation(service, NETWORK_ANNOTATION).and_then(|object| networks(namespace, object));
+        if let Some(network) = &network {
+            add_names(service, spec, network, &mut plan.names);
+        }
+        plan.rules.extend(every_port(namespace, name, service, network, own));
         if annotation(service, ALL_PORTS_ANNOTATION) == Some("true") {
             continue;
         }
@@ -140,8 +148,8 @@ fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
 }
 
 /// Names of a service's address on a network of users.
-fn add_names(service: &Service, spec: &ServiceSpec, names: &mut VirtualNames) {
-    let (Some(network), Some(address)) = (annotation(service, NETWORK_ANNOTATION), cluster_ip(spec)) else { return };
+fn add_names(service: &Service, spec: &ServiceSpec, network: &str, names: &mut VirtualNames) {
+    let Some(address) = cluster_ip(spec) else { return };
     let own = annotation(service, NAMES_ANNOTATION).unwrap_or_default().to_lowercase();
     let mut own = own.split(',').filter(|name| !name.is_empty()).peekable();
     let members = format!("tasks.{}", own.peek().copied().unwrap_or_default());
@@ -150,7 +158,13 @@ fn add_names(service: &Service, spec: &ServiceSpec, names: &mut VirtualNames) {
 }
 
 /// The rule of a service whose address leads to its endpoints on every port.
-fn every_port(namespace: &str, name: &str, service: &Service, slices: &[&EndpointSlice]) -> Option<ServiceRule> {
+fn every_port(
+    namespace: &str,
+    name: &str,
+    service: &Service,
+    network: Option<String>,
+    slices: &[&EndpointSlice],
+) -> Option<ServiceRule> {
     if annotation(service, ALL_PORTS_ANNOTATION) != Some("true") {
         return None;
     }
@@ -167,7 +181,7 @@ fn every_port(namespace: &str, name: &str, service: &Service, slices: &[&Endpoin
         node_port: None,
         endpoints: addresses.map(|address| Endpoint { address, port: 0 }).collect(),
         external_endpoints: None,
-        from_network: annotation(service, NETWORK_ANNOTATION).map(str::to_owned),
+        from_network: network,
         affinity_seconds: None,
     })
 }
@@ -272,7 +286,7 @@ mod tests {
             "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints
         }))
         .unwrap();
-        plan([&service].into_iter(), [&slice].into_iter(), "n1")
+        plan([&service].into_iter(), [&slice].into_iter(), "n1", &|_, _| None)
     }
 
     fn addresses(list: &[Endpoint]) -> Vec<String> {
@@ -326,13 +340,17 @@ mod tests {
             "endpoints": [{"addresses": ["10.89.0.3"]}, {"addresses": ["10.89.0.4"], "conditions": {"ready": false}}],
         }))
         .unwrap();
-        let plan = plan([&service].into_iter(), [&slice].into_iter(), "n1");
+        let networks = |namespace: &str, name: &str| (namespace == "shop").then(|| format!("id-of-{name}"));
+        let plan = plan([&service].into_iter(), [&slice].into_iter(), "n1", &networks);
         let [rule] = plan.rules.as_slice() else { panic!("{:?}", plan.rules) };
-        assert_eq!((rule.port, rule.from_network.as_deref()), (0, Some("net")));
+        assert_eq!((rule.port, rule.from_network.as_deref()), (0, Some("id-of-net")));
         assert_eq!(addresses(&rule.endpoints), ["10.89.0.3 . 0"]);
-        let names: Vec<&str> = plan.names["net"].keys().map(String::as_str).collect();
+        let names: Vec<&str> = plan.names["id-of-net"].keys().map(String::as_str).collect();
         assert_eq!(names, ["front", "web"]);
-        assert_eq!(plan.names["net"]["front"].1, "tasks.web");
+        assert_eq!(plan.names["id-of-net"]["front"].1, "tasks.web");
+        // A network of another namespace is not there for it.
+        let elsewhere = super::plan([&service].into_iter(), [&slice].into_iter(), "n1", &|_, _| None);
+        assert!(elsewhere.names.is_empty() && elsewhere.rules[0].from_network.is_none());
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn fronts(service: &SwarmService, networks: &[Network], containers: &[Container]
         };
         let annotations = [
             (ALL_PORTS_ANNOTATION.to_owned(), "true".to_owned()),
-            (NETWORK_ANNOTATION.to_owned(), uid.clone()),
+            (NETWORK_ANNOTATION.to_owned(), wanted.network.clone()),
             (NAMES_ANNOTATION.to_owned(), names.join(",")),
         ];
         let short: String = uid.chars().take(8).collect();

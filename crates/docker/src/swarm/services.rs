@@ -311,7 +311,7 @@ fn endpoint(docker: &Docker, service: &SwarmService, fronts: &[Service]) -> Valu
     let mut ports = wanted["Ports"].clone();
     for front in fronts.iter().filter(own) {
         let network = match front.annotations().get(NETWORK_ANNOTATION) {
-            Some(uid) => networks.iter().find(|network| network.uid().as_ref() == Some(uid)),
+            Some(object) => networks.iter().find(|network| network.name_any() == *object),
             None => {
                 fill_ports(&mut ports, service, front);
                 networks.iter().find(|network| network.spec.ingress)
