@@ -63,6 +63,11 @@ fn each_tenant_works_over_tls_and_sees_its_own_only() -> Result<()> {
     tenant(&nuee, "bob", &["create", "--name", "web", "busybox:test", "true"])?.success()?;
     assert_eq!(nuee.docker(&["ps", "-aq"])?.success()?.text(), "", "the machine's own endpoint is a namespace too");
 
+    // The swarm is the machines' own.
+    for words in [["swarm", "init"], ["service", "ls"], ["node", "ls"], ["secret", "ls"]] {
+        tenant(&nuee, "alice", &words)?.failure(1, "not allowed on this endpoint")?;
+    }
+
     let file = |name: &str| nuee.files().join("alice").join(name).display().to_string();
     let host = format!("host=tcp://{LISTEN},ca={},cert={},key={}", file("ca.pem"), file("cert.pem"), file("key.pem"));
     tenant(&nuee, "alice", &["context", "create", "cloud", "--docker", &host])?.success()?;

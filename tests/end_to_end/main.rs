@@ -26,6 +26,7 @@ mod scheduling;
 mod services;
 mod spanning;
 mod storm;
+mod swarm;
 mod virtual_machine;
 mod workloads;
 

@@ -1,7 +1,7 @@
 //! The names that DNS knows: services, pods, and containers on user networks. One snapshot goes to the name server at
 //! each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -14,7 +14,12 @@ struct State {
     services: BTreeMap<(String, String), ServiceRecord>,
     pods: BTreeMap<String, Vec<Ipv4Addr>>,
     networks: BTreeMap<String, Members>,
+    /// By network: names of virtual addresses.
+    virtual_names: VirtualNames,
 }
+
+/// By network id: names of virtual addresses, each with the name that all who stand behind it share.
+pub type VirtualNames = BTreeMap<String, BTreeMap<String, (Ipv4Addr, String)>>;
 
 #[derive(Default)]
 struct Members {
@@ -43,11 +48,12 @@ impl Directory {
         &self.server
     }
 
-    /// Replaces all services.
-    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceRecord>) {
+    /// Replaces all services, and the names that they have on networks of users.
+    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceRecord>, names: VirtualNames) {
         self.change(|state| {
-            let changed = state.services != services;
+            let changed = state.services != services || state.virtual_names != names;
             state.services = services;
+            state.virtual_names = names;
             changed
         });
     }
@@ -112,41 +118,45 @@ impl Directory {
 }
 
 fn records(state: &State) -> Records {
-    let places = state.networks.values().flat_map(|network| &network.members);
-    let mut of_owner: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
-    for (owner, (addresses, _)) in places {
+    let mut of_owner: BTreeMap<&str, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for (owner, (addresses, _)) in state.networks.values().flat_map(|network| &network.members) {
         let four = addresses.iter().filter_map(|a| if let IpAddr::V4(four) = a { Some(*four) } else { None });
         of_owner.entry(owner).or_default().extend(four);
     }
-    let networks = state.networks.values().map(|network| {
-        let mut names: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        let mut reverse = BTreeMap::new();
-        let members = network.members.values();
-        for (address, own) in members.flat_map(|(addresses, own)| addresses.iter().map(move |a| (a, own))) {
-            for name in own {
-                let list = names.entry(name.clone()).or_default();
-                if !list.contains(address) {
-                    list.push(*address);
-                }
-            }
-            reverse.extend(own.first().map(|name| (*address, name.clone())));
-        }
-        for (other, alias) in network.links.values().flatten() {
-            // A name that somebody has by itself is not taken from him.
-            if let Some(addresses) = names.get(other).cloned() {
-                names.entry(alias.clone()).or_insert(addresses);
-            }
-        }
-        let is_elsewhere = |address: &Ipv4Addr| network.subnet.is_none_or(|subnet| !subnet.contains(*address));
-        let owned = network.members.keys().filter_map(|owner| of_owner.get(owner.as_str())).flatten();
-        NetworkNames {
-            subnet: network.subnet,
-            elsewhere: owned.copied().filter(is_elsewhere).collect(),
-            name: network.name.clone(),
-            names,
-            reverse,
-            internal: network.internal,
-        }
-    });
+    let networks = state.networks.iter().map(|(id, network)| names_of(state, id, network, &of_owner));
     Records { services: state.services.clone(), pods: state.pods.clone(), networks: networks.collect() }
+}
+
+/// The names of one network.
+fn names_of(state: &State, id: &str, network: &Members, of_owner: &BTreeMap<&str, BTreeSet<Ipv4Addr>>) -> NetworkNames {
+    let mut names: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    let mut reverse = BTreeMap::new();
+    let members = network.members.values();
+    for (address, own) in members.flat_map(|(addresses, own)| addresses.iter().map(move |a| (a, own))) {
+        for name in own {
+            let list = names.entry(name.clone()).or_default();
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+        reverse.extend(own.first().map(|name| (*address, name.clone())));
+    }
+    for (other, alias) in network.links.values().flatten() {
+        // A name that somebody has by itself is not taken from him.
+        if let Some(addresses) = names.get(other).cloned() {
+            names.entry(alias.clone()).or_insert(addresses);
+        }
+    }
+    let mut virtual_names = BTreeMap::new();
+    for (name, (address, members)) in state.virtual_names.get(id).into_iter().flatten() {
+        virtual_names.insert(name.clone(), *address);
+        if let Some(addresses) = names.get(members).cloned() {
+            names.insert(name.clone(), addresses);
+        }
+    }
+    let is_elsewhere = |address: &Ipv4Addr| network.subnet.is_none_or(|subnet| !subnet.contains(*address));
+    let owned = network.members.keys().filter_map(|owner| of_owner.get(owner.as_str())).flatten();
+    let elsewhere = owned.copied().filter(is_elsewhere).collect();
+    let (subnet, name, internal) = (network.subnet, network.name.clone(), network.internal);
+    NetworkNames { subnet, name, names, reverse, internal, virtual_names, elsewhere }
 }

@@ -52,6 +52,12 @@ impl Networks {
         self.default.clone()
     }
 
+    /// What the fabric calls the network behind an object, once it was made.
+    pub fn id_of(&self, namespace: &str, name: &str) -> Option<String> {
+        let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+        self.known.lock().get(&key).map(|network| network.id.clone())
+    }
+
     /// The bridge behind an object; makes it if need be.
     pub async fn ensure(&self, client: &Client, directory: &Directory, key: &Key) -> Result<Arc<network::Network>> {
         if key.name == DEFAULT_NETWORK || key.name == "default" {

@@ -7,6 +7,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::swarm::{FileMount, TaskInfo};
+
 /// All capabilities, in the order of their numbers. Source: linux/capability.h of 6.18.
 pub const ALL_CAPABILITIES: [&str; 41] = [
     "CHOWN",
@@ -94,7 +96,8 @@ pub struct ContainerSpec {
     pub start_request: i64,
     /// Image reference as the user wrote it.
     pub image: String,
-    /// Image id (`sha256:…`) that the reference meant at creation.
+    /// Image id (`sha256:…`) that the reference meant at creation; empty: the agent finds or pulls it at the first start,
+    /// and completes the spec with what the image says.
     pub image_id: String,
     /// Program and arguments, entry point included.
     pub command: Vec<String>,
@@ -129,6 +132,9 @@ pub struct ContainerSpec {
     pub stop_timeout_seconds: Option<i64>,
     /// Mounts of host paths, volumes and tmpfs.
     pub mounts: Vec<Mount>,
+    /// Files out of secrets and config maps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileMount>,
     /// Ports to publish on the host.
     pub ports: Vec<PortMapping>,
     /// Ports that the image or the user declared (`80/tcp`), published or not.
@@ -173,6 +179,9 @@ pub struct ContainerSpec {
     /// Options of the log's driver as the user wrote them, where it is not `json-file`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub log_options: BTreeMap<String, String>,
+    /// The task of a service that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskInfo>,
     /// The dialect's own create request (JSON text), given back by inspect; the agent never reads it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub dialect_config: String,
@@ -443,6 +452,9 @@ pub struct ContainerStatus {
     pub volume_paths: BTreeMap<String, String>,
     /// Path of the log file on the machine.
     pub log_path: String,
+    /// Why no machine was found for it yet; said by the scheduler.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub waiting: String,
 }
 
 /// One health check's result.

@@ -16,3 +16,20 @@ pub const CONTROLLER_USER: &str = "system:nuee-controllers";
 pub const SCHEDULER_USER: &str = "system:kube-scheduler";
 /// Group whose members may do everything.
 pub const ADMIN_GROUP: &str = "system:masters";
+
+/// An object name for a name that a user chose: the name itself when it is a DNS subdomain, else a hash of it.
+#[must_use]
+pub fn object_name(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_dns = name.len() <= 63
+        && name.bytes().all(|b| plain(b) || b == b'-' || b == b'.')
+        && name
+            .split('.')
+            .all(|label| label.bytes().next().is_some_and(plain) && label.bytes().last().is_some_and(plain));
+    if is_dns {
+        return name.to_owned();
+    }
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(name.as_bytes());
+    let digits: String = digest.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+    format!("x-{digits}")
+}

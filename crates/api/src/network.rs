@@ -16,7 +16,7 @@ pub struct NetworkSpec {
     pub name: String,
     /// Docker's id: 64 hexadecimal digits.
     pub id: String,
-    /// `bridge`, `host` or `none`.
+    /// `bridge`, `host`, `none`, or `overlay` for those of a swarm.
     pub driver: String,
     /// IPv4 subnet (`10.89.0.0/24`); empty: the agent takes a free one and writes it to the status.
     pub subnet: String,
@@ -43,6 +43,9 @@ pub struct NetworkSpec {
     pub internal: bool,
     /// Containers may be attached by hand.
     pub attachable: bool,
+    /// Tasks with published ports and no network of their own are on it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ingress: bool,
     /// Labels as Docker has them.
     pub labels: BTreeMap<String, String>,
     /// Driver options as Docker has them.

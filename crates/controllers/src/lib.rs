@@ -30,6 +30,7 @@ pub mod revisions;
 pub mod scheduler;
 pub mod service_account;
 pub mod stateful_set;
+pub mod swarm;
 
 /// Time before a reconcile that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -98,6 +99,8 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
     tasks.spawn(job::run(client.clone()));
     tasks.spawn(cron_job::run(client.clone()));
     tasks.spawn(endpoints::run(client.clone()));
+    tasks.spawn(swarm::run(client.clone()));
+    tasks.spawn(swarm::networks::run(client.clone()));
     tasks.spawn(namespace::run(client.clone()));
     tasks.spawn(service_account::run(client.clone(), options.root_ca));
     if let Some(place) = options.api {

@@ -210,7 +210,9 @@ impl Scheduler {
         let workload = convert::container_workload(container);
         let id = workload.id.clone();
         let waits = container.metadata.deletion_timestamp.is_none();
-        self.see(&id, container.spec.node_name.clone(), false, waits, || Pending {
+        // A container that stopped keeps its place, to be started again; a task that ended is followed by another.
+        let ended = crate::swarm::tasks::task(container).is_some_and(|task| !task.state.is_alive());
+        self.see(&id, container.spec.node_name.clone(), ended, waits, || Pending {
             target: act::Target::container(container),
             workload,
             priority: 0,

@@ -32,6 +32,11 @@ impl Cidr {
         self.base
     }
 
+    /// Length of the prefix.
+    pub(crate) fn prefix(&self) -> u32 {
+        self.prefix
+    }
+
     /// Whether it is one of IPv6.
     pub(crate) fn is_ipv6(&self) -> bool {
         self.base.is_ipv6()

@@ -83,9 +83,26 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Publishes one event.
+    /// Publishes one event about something of this machine.
     pub(crate) fn publish(
         &self,
+        kind: &'static str,
+        action: impl Into<String>,
+        id: &str,
+        attributes: BTreeMap<String, String>,
+    ) {
+        self.publish_in("local", kind, action, id, attributes);
+    }
+
+    /// Publishes one event about something of the swarm.
+    pub(crate) fn swarm(&self, kind: &'static str, action: &str, id: &str, attributes: &[(&str, String)]) {
+        let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        self.publish_in("swarm", kind, action, id, attributes.collect());
+    }
+
+    fn publish_in(
+        &self,
+        scope: &'static str,
         kind: &'static str,
         action: impl Into<String>,
         id: &str,
@@ -100,7 +117,7 @@ impl Events {
             kind,
             action,
             actor: Actor { id: id.to_owned(), attributes },
-            scope: "local",
+            scope,
             time: at.div_euclid(1_000_000_000),
             time_ns: at,
         });

@@ -39,7 +39,9 @@ impl Docker {
         if let Some(found) = all.iter().find(|n| n.spec.id == reference || n.spec.name == reference) {
             return Ok(found.clone());
         }
-        let mut candidates = all.into_iter().filter(|n| is_id_prefix(reference) && n.spec.id.starts_with(reference));
+        // Ids of a swarm's networks have other letters than hexadecimal digits.
+        let could_be = !reference.is_empty() && reference.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let mut candidates = all.into_iter().filter(|n| could_be && n.spec.id.starts_with(reference));
         match (candidates.next(), candidates.next()) {
             (Some(found), None) => Ok(found),
             (Some(_), Some(_)) => {
@@ -52,6 +54,8 @@ impl Docker {
     /// All networks, with those that every machine has even when no object stands for them.
     pub(crate) fn all_networks(&self) -> Vec<Arc<Network>> {
         let mut all = self.networks.all();
+        // Those of a swarm wait for their last task to end, unseen.
+        all.retain(|network| network.metadata.deletion_timestamp.is_none() || network.spec.driver != "overlay");
         for name in [api::names::DEFAULT_NETWORK, "host", "none"] {
             if !all.iter().any(|network| network.spec.name == name) {
                 all.push(Arc::new(crate::networks::predefined(name)));

@@ -27,6 +27,7 @@ mod operation;
 pub mod policy;
 mod server;
 mod state;
+mod swarm;
 mod system;
 mod text;
 mod time;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::container::{Container, State};
 use api::network::{Network, NetworkSpec};
+use api::swarm::id_of;
 use http::{Method, StatusCode};
 use kube::ResourceExt;
 use serde::Deserialize;
@@ -21,13 +22,14 @@ use crate::error::{Error, Result};
 use crate::filters::{Filters, name_matches};
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
+use crate::swarm::networks as overlay;
 use crate::{body, policy, text, time};
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("NetworkList", Method::GET, "/networks", "list", "networks", run!(network_list)),
     Operation::new("NetworkCreate", Method::POST, "/networks/create", "create", "networks", run!(network_create))
-        .partial("one subnet of each family, IPv4 always; driver bridge"),
+        .partial("one subnet of each family, IPv4 always; drivers bridge and overlay"),
     Operation::new("NetworkPrune", Method::POST, "/networks/prune", "delete", "networks", run!(network_prune))
         .since(25),
     Operation::new("NetworkInspect", Method::GET, "/networks/{id}", "get", "networks", run!(network_inspect)),
@@ -131,6 +133,13 @@ struct Disconnect {
     force: bool,
 }
 
+impl Create {
+    /// Whether it is to be a swarm's.
+    fn is_overlay(&self) -> bool {
+        self.driver == "overlay" || self.ingress || self.scope == "swarm"
+    }
+}
+
 impl Docker {
     /// Containers that run on a network, or (`stopped`) that would.
     fn members(&self, object: &str, stopped: bool) -> Vec<Arc<Container>> {
@@ -163,13 +172,18 @@ async fn network_list(docker: Arc<Docker>, call: Call) -> Reply {
             && filters.any("id", |prefix| spec.id.starts_with(prefix))
             && filters.any("name", |pattern| name_matches(pattern, &spec.name))
             && filters.labels(&spec.labels)
-            && filters.any("scope", |scope| scope == "local")
+            && filters.any("scope", |wanted| wanted == scope(network))
             && filters.any("type", |kind| (kind == "builtin") == builtin)
             && dangling
                 .is_none_or(|wanted| (!builtin && docker.members(&network.name_any(), false).is_empty()) == wanted)
     });
     networks.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
     body::json(&networks.iter().map(|network| describe(network)).collect::<Vec<_>>())
+}
+
+/// How far a network reaches.
+fn scope(network: &Network) -> &'static str {
+    if overlay::is_overlay(network) { "swarm" } else { "local" }
 }
 
 fn describe(network: &Network) -> Value {
@@ -189,14 +203,14 @@ fn describe(network: &Network) -> Value {
         "Name": spec.name,
         "Id": spec.id,
         "Created": time::of_object(created),
-        "Scope": "local",
+        "Scope": scope(network),
         "Driver": if spec.driver == "none" { "null" } else { &spec.driver },
         "EnableIPv4": true,
         "EnableIPv6": spec.ipv6,
         "IPAM": { "Driver": "default", "Options": null, "Config": pools },
         "Internal": spec.internal,
         "Attachable": spec.attachable,
-        "Ingress": false,
+        "Ingress": spec.ingress,
         "ConfigFrom": { "Network": "" },
         "ConfigOnly": false,
         "Containers": {},
@@ -222,10 +236,10 @@ fn pool([subnet, range, gateway]: &[String; 3], auxiliary: &BTreeMap<String, Str
 }
 
 async fn network_inspect(docker: Arc<Docker>, call: Call) -> Reply {
-    if call.query.text("scope").is_some_and(|scope| scope != "local") {
+    let network = docker.network(call.parameter("id"))?;
+    if call.query.text("scope").is_some_and(|wanted| wanted != scope(&network)) {
         return Err(Error::NotFound(format!("network {} not found", call.parameter("id"))));
     }
-    let network = docker.network(call.parameter("id"))?;
     let object = network.name_any();
     let mut shown = describe(&network);
     let members: Map<String, Value> = docker
@@ -254,17 +268,24 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     if docker.all_networks().iter().any(|network| network.spec.name == request.name) {
         return Err(Error::Conflict(format!("network with name {} already exists", request.name)));
     }
+    let swarm = if request.is_overlay() { Some(docker.swarm().await?) } else { None };
+    if request.ingress && docker.all_networks().iter().any(|network| network.spec.ingress) {
+        return Err(Error::Conflict("rpc error: code = AlreadyExists desc = ingress network already exists".into()));
+    }
     let is_ipv6 = |config: &IpamConfig| config.pool().is_ok_and(|pool| pool.is_some_and(|pool| pool.is_ipv6()));
     let (six, four): (Vec<_>, Vec<_>) = request.ipam.config.into_iter().partition(is_ipv6);
     let first = |pools: Vec<IpamConfig>| pools.into_iter().next().unwrap_or_default();
-    let (addresses, six) = (first(four), first(six));
-    let mut auxiliary_addresses = addresses.auxiliary_addresses.unwrap_or_default();
+    let (mut addresses, six) = (first(four), first(six));
+    let mut auxiliary_addresses = addresses.auxiliary_addresses.take().unwrap_or_default();
     auxiliary_addresses.extend(six.auxiliary_addresses.unwrap_or_default());
-    let id = text::new_id();
+    let id = if swarm.is_some() { id_of(&text::new_id()) } else { text::new_id() };
+    if let (Some(swarm), true) = (&swarm, addresses.subnet.is_empty()) {
+        addresses.subnet = overlay::free_subnet(&docker, swarm)?;
+    }
     let spec = NetworkSpec {
         name: request.name.clone(),
         id: id.clone(),
-        driver: "bridge".into(),
+        driver: if swarm.is_some() { "overlay" } else { "bridge" }.into(),
         subnet: addresses.subnet,
         ip_range: addresses.ip_range,
         gateway: addresses.gateway,
@@ -275,13 +296,14 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         auxiliary_addresses,
         internal: request.internal,
         attachable: request.attachable,
+        ingress: request.ingress,
         labels: request.labels,
         options: request.options,
     };
     check_overlap(&docker, &spec)?;
     let is_label = !request.name.contains('.') && text::object_name(&request.name) == request.name;
     let object = if is_label { request.name.clone() } else { format!("n-{}", text::short_id(&id)) };
-    let network = Network::new(&object, spec);
+    let network = if swarm.is_some() { overlay::object(spec) } else { Network::new(&object, spec) };
     match docker.networks.create(&network).await {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -306,16 +328,15 @@ fn check(request: &Create) -> Result<()> {
         return invalid(format!("invalid network name {}", text::quote(name)));
     }
     match request.driver.as_str() {
-        "" | "bridge" | "default" => {}
+        "" | "bridge" | "default" if !request.is_overlay() => {}
+        "" | "overlay" => {}
+        "bridge" | "default" => return invalid(format!("driver {} cannot be a swarm's", request.driver)),
         driver @ ("host" | "null") => {
             return Err(Error::Forbidden(format!("only one instance of {} network is allowed", text::quote(driver))));
         }
         driver => {
             return Err(Error::NotFound(format!("plugin {} not found", text::quote(driver))));
         }
-    }
-    if request.ingress || request.scope == "swarm" {
-        return Err(Error::Unavailable("This node is not a swarm manager.".into()));
     }
     if request.enable_ipv4 == Some(false) {
         return Err(Error::NotImplemented("networks without IPv4 are not available".into()));
@@ -368,14 +389,25 @@ async fn network_delete(docker: Arc<Docker>, call: Call) -> Reply {
     if PREDEFINED.contains(&name.as_str()) {
         return Err(Error::Forbidden(format!("{name} is a pre-defined network and cannot be removed")));
     }
-    if let Some(member) = docker.members(&network.name_any(), false).first() {
+    let is_overlay = overlay::is_overlay(&network);
+    if is_overlay {
+        overlay::check_unused(&docker, &network).await?;
+    }
+    let mut members = docker.members(&network.name_any(), false);
+    // Tasks of services that are gone end by themselves; the network waits for them.
+    members.retain(|member| !is_overlay || member.spec.task.is_none());
+    if let Some(member) = members.first() {
         return Err(Error::Forbidden(format!(
             "error while removing network: network {name} has active endpoints (name:{} id:{})",
             text::quote(&member.spec.name),
             text::quote(text::short_id(&member.name_any()))
         )));
     }
-    docker.networks.delete(&network.name_any()).await?;
+    if is_overlay {
+        overlay::remove(&docker, &network).await?;
+    } else {
+        docker.networks.delete(&network.name_any()).await?;
+    }
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
@@ -386,6 +418,7 @@ async fn network_connect(docker: Arc<Docker>, mut call: Call) -> Reply {
     let (object, id) = (network.name_any(), container.name_any());
     policy_of_network(&docker, &network)?;
     check_endpoint(&docker, &network.spec.name, &request.endpoint_config)?;
+    overlay::check_attachable(&network)?;
     match container.spec.network_mode.as_str() {
         "host" => {
             return Err(Error::Forbidden(
@@ -505,7 +538,13 @@ async fn network_prune(docker: Arc<Docker>, call: Call) -> Reply {
             || !filters.labels(&network.spec.labels)
             || until.is_some_and(|until| created >= until)
             || !docker.members(&network.name_any(), true).is_empty();
-        if !keep {
+        if !keep && overlay::is_overlay(&network) {
+            if network.spec.ingress || overlay::check_unused(&docker, &network).await.is_err() {
+                continue;
+            }
+            overlay::remove(&docker, &network).await?;
+            deleted.push(network.spec.name.clone());
+        } else if !keep {
             docker.networks.delete(&network.name_any()).await?;
             deleted.push(network.spec.name.clone());
         }

@@ -10,7 +10,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::state::Docker;
 use crate::version::{ApiVersion, MAXIMUM_VERSION, MINIMUM_VERSION};
-use crate::{containers, distribution, exec, images, networks, system, unsupported, volumes};
+use crate::{containers, distribution, exec, images, networks, swarm, system, unsupported, volumes};
 
 /// Answer of an operation.
 pub(crate) type Reply = Result<Response, Error>;
@@ -113,7 +113,7 @@ macro_rules! run {
 pub(crate) use run;
 
 /// All rows, group by group.
-fn tables() -> [&'static [Operation]; 14] {
+fn tables() -> [&'static [Operation]; 21] {
     [
         containers::OPERATIONS,
         containers::lifecycle::OPERATIONS,
@@ -128,6 +128,13 @@ fn tables() -> [&'static [Operation]; 14] {
         networks::OPERATIONS,
         volumes::OPERATIONS,
         system::OPERATIONS,
+        swarm::cluster::OPERATIONS,
+        swarm::nodes::OPERATIONS,
+        swarm::services::OPERATIONS,
+        swarm::tasks::OPERATIONS,
+        swarm::logs::OPERATIONS,
+        swarm::secrets::OPERATIONS,
+        swarm::configs::OPERATIONS,
         unsupported::OPERATIONS,
     ]
 }

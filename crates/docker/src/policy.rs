@@ -70,7 +70,9 @@ pub(crate) fn judge(endpoint: Endpoint, asked: &[Privilege]) -> Result<()> {
 /// Whether an endpoint may use an operation at all. What it may do to which *object* is the apiserver's to say; this
 /// covers what is no object: the machine itself, and the images that all endpoints of a machine share.
 pub(crate) fn judge_operation(endpoint: Endpoint, access: Access) -> Result<()> {
-    let shared = matches!(access.kind, "swarm" | "plugins") && access.verb != "list" && access.verb != "get";
+    let shared = access.kind == "plugins" && access.verb != "list" && access.verb != "get";
+    // A swarm is the machines' own: its services run where they are told to, and publish ports on every machine.
+    let shared = shared || access.kind == "swarm";
     let harms_others = access.kind == "images" && access.verb == "delete";
     match endpoint {
         Endpoint::Tenant if shared || harms_others => {
@@ -193,6 +195,23 @@ mod tests {
         spec.sysctls.insert("net.core.somaxconn".into(), "1024".into());
         assert_eq!(privileges(&spec), []);
         assert!(judge(Endpoint::Tenant, &privileges(&spec)).is_ok());
+    }
+
+    #[test]
+    fn a_tenant_has_no_part_in_the_swarm() {
+        for verb in ["get", "list", "create", "update", "delete"] {
+            let access = Access { verb, kind: "swarm" };
+            assert_eq!(judge_operation(Endpoint::Tenant, access).map_err(|error| error.status().as_u16()), Err(403));
+            assert!(judge_operation(Endpoint::Machine, access).is_ok());
+        }
+    }
+
+    #[test]
+    fn every_row_of_swarm_mode_is_judged_as_swarm() {
+        let rows = crate::operation::operations();
+        let paths = ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"];
+        let own = rows.iter().filter(|row| paths.iter().any(|path| row.path.starts_with(path)));
+        assert!(own.clone().count() >= 30 && own.clone().all(|row| row.access.kind == "swarm"));
     }
 
     #[test]

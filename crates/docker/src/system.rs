@@ -37,11 +37,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 /// Our own version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-async fn system_ping(_docker: Arc<Docker>, _call: Call) -> Reply {
+async fn system_ping(docker: Arc<Docker>, _call: Call) -> Reply {
+    let swarm =
+        if docker.swarm_if_any().await.is_ok_and(|swarm| swarm.is_some()) { "active/manager" } else { "inactive" };
     let mut response = body::typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("OK"));
     let headers = response.headers_mut();
     headers.insert("Builder-Version", HeaderValue::from_static("1"));
-    headers.insert("Swarm", HeaderValue::from_static("inactive"));
+    headers.insert("Swarm", HeaderValue::from_static(swarm));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
     Ok(response)
@@ -118,7 +120,7 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         "Images": images,
         "Driver": "overlay2",
         "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
-        "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["journald", "json-file", "local", "none"] },
+        "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "null", "overlay"], "Authorization": null, "Log": ["journald", "json-file", "local", "none"] },
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
         "CPUSet": true, "PidsLimit": true, "IPv4Forwarding": true, "OomKillDisable": !unified,
         "Debug": false,
@@ -147,7 +149,7 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         "ServerVersion": VERSION,
         "Runtimes": { "runc": { "path": "runc" } },
         "DefaultRuntime": "runc",
-        "Swarm": { "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null },
+        "Swarm": crate::swarm::cluster::info(&docker).await?,
         "LiveRestoreEnabled": true,
         "Isolation": "",
         "InitBinary": "",

@@ -98,16 +98,7 @@ pub(crate) fn is_restricted_name(name: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// An object name for a name that the user chose: the name itself when it is a DNS subdomain, else a hash of it.
-pub(crate) fn object_name(name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let is_dns = name.len() <= 63
-        && name.bytes().all(|b| plain(b) || b == b'-' || b == b'.')
-        && name
-            .split('.')
-            .all(|label| label.bytes().next().is_some_and(plain) && label.bytes().last().is_some_and(plain));
-    if is_dns { name.to_owned() } else { format!("x-{}", &id_of_name(name)[..40]) }
-}
+pub(crate) use api::names::object_name;
 
 /// A size as Docker's command line prints it in errors and status lines (decimal units).
 pub(crate) fn human_bytes(bytes: u64) -> String {

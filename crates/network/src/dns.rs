@@ -94,6 +94,9 @@ pub struct NetworkNames {
     pub names: BTreeMap<String, Vec<IpAddr>>,
     /// Addresses with the name that a reverse look-up gives.
     pub reverse: BTreeMap<IpAddr, String>,
+    /// Names of virtual addresses, for who asks from inside the subnet. Others have no way to such an address: they get what
+    /// `names` says.
+    pub virtual_names: BTreeMap<String, Ipv4Addr>,
 }
 
 /// How to run a [`Server`].

@@ -369,7 +369,8 @@ pub struct ServiceRule {
     pub cluster_ip: Option<Ipv4Addr>,
     /// More addresses that lead to it: `externalIPs`, load balancer addresses.
     pub external_addresses: Vec<Ipv4Addr>,
-    /// Port on these addresses.
+    /// Port on these addresses; 0 means all of them, each leading to the same port of an endpoint: for those of
+    /// `from_network` and the machine itself.
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
@@ -380,6 +381,8 @@ pub struct ServiceRule {
     /// Endpoints for traffic from outside (node port, external addresses) where they differ:
     /// `externalTrafficPolicy: Local`.
     pub external_endpoints: Option<Vec<Endpoint>>,
+    /// Only who is on this network reaches the virtual address.
+    pub from_network: Option<String>,
     /// Session affinity `ClientIP`: for so many seconds a client stays with its endpoint.
     pub affinity_seconds: Option<u32>,
 }

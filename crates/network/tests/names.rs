@@ -72,6 +72,7 @@ fn names_are_answered_on_gateways_and_by_the_clusters_address() {
             node_port: None,
             endpoints: vec![Endpoint { address: red.gateway, port: 53 }],
             external_endpoints: None,
+            from_network: None,
             affinity_seconds: None,
         };
         lab.fabric.sync_services(vec![rule]).await.unwrap();

@@ -24,6 +24,7 @@ fn service(endpoints: &[&Attachment]) -> ServiceRule {
         node_port: Some(30_080),
         endpoints: endpoints.iter().map(|a| Endpoint { address: a.address, port: 8080 }).collect(),
         external_endpoints: None,
+        from_network: None,
         affinity_seconds: None,
     }
 }
@@ -61,6 +62,31 @@ fn a_service_spreads_over_its_endpoints_from_everywhere() {
         assert!(ask(Some(&lab.world), MACHINE, 30_080).ends_with(&format!(" {WORLD}")));
         // A user who tries localhost on the machine itself gets an answer too.
         assert!(ask(None, Ipv4Addr::LOCALHOST, 30_080).starts_with(['a', 'b']));
+    });
+}
+
+#[test]
+fn an_address_may_lead_on_from_every_port_for_its_own_network_alone() {
+    lab::run(|lab| async move {
+        // Internal: there is no way out, but one to the addresses of services.
+        lab.network("red", true).await;
+        lab.network("blue", false).await;
+        let a = lab.workload("a", "red").await;
+        let b = lab.workload("b", "red").await;
+        let client = lab.workload("client", "red").await;
+        let stranger = lab.workload("stranger", "blue").await;
+        for (attachment, name) in [(&a, "a"), (&b, "b")] {
+            serve_tcp(Some(&attachment.namespace), 8080, name);
+            serve_tcp(Some(&attachment.namespace), 9090, name);
+        }
+        let whole = ServiceRule { port: 0, node_port: None, from_network: Some("red".into()), ..service(&[&a, &b]) };
+        lab.fabric.sync_services(vec![whole]).await.unwrap();
+        for port in [8080, 9090] {
+            assert_eq!(tally(Some(&client.namespace), VIP, port, 30).len(), 2);
+        }
+        assert_refused(Some(&stranger.namespace), VIP, 8080);
+        lab.fabric.sync_services(Vec::new()).await.unwrap();
+        assert_refused(Some(&client.namespace), VIP, 8080);
     });
 }
 

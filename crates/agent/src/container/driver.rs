@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::handle::Handle;
 use super::start::{self, Running};
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
-use super::{health, spec};
+use super::{complete, health, spec};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
 use crate::patch;
@@ -257,9 +257,12 @@ impl Driver {
     async fn start(&mut self) -> Event {
         self.status.observed_start = self.machine.observed_start;
         self.status.restart_count = self.machine.restart_count;
-        let object = self.object.clone();
+        let (context, object) = (self.context.clone(), self.object.clone());
         self.bounds = object.spec.resources.clone();
-        let attempt = start::start(&self.context, &object, &self.id, &self.handle);
+        let attempt = async {
+            let object = complete::complete(&context, &object).await?;
+            start::start(&context, &object, &self.id, &self.handle).await
+        };
         let result = tokio::time::timeout(START_TIMEOUT, attempt).await.unwrap_or(Err(Error::Timeout("the start")));
         match result {
             Ok(Running { pid, networks, ports, volume_paths }) => {

@@ -6,11 +6,14 @@
 //! | [`driver`] | the task that carries out what the life cycle says |
 //! | [`start`] | one start, and the end of a run |
 //! | [`spec`] | from the object to a launch, pure |
+//! | `complete` | what the image says, for containers that were made without looking at it |
+//! | `secrets` | files out of secrets and config maps |
 //! | [`mounts`] | volumes, host paths, memory |
 //! | [`health`] | health checks |
 //! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
 
+mod complete;
 pub mod driver;
 pub mod handle;
 pub mod health;
@@ -18,6 +21,7 @@ pub mod init;
 mod journal;
 mod links;
 pub mod mounts;
+mod secrets;
 pub mod spec;
 pub mod start;
 pub mod step;

@@ -17,6 +17,7 @@ use super::init;
 use super::journal;
 use super::links::{self, Linked};
 use super::mounts::{self, Mounts};
+use super::secrets;
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
@@ -73,10 +74,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         .mode(0o700)
         .create(&directory)
         .map_err(Error::io("create", &directory))?;
-    let (prepared, connected, mounts) = tokio::try_join!(
+    let (prepared, connected, mounts, files) = tokio::try_join!(
         async { Ok(context.images.mount(id, &spec.image_id).await?) },
         connect(context, namespace, id, spec),
         mounts::resolve(context, namespace, spec),
+        secrets::files(context, namespace, &directory, spec),
     )?;
     let rootfs = prepared.rootfs;
     let shared = shared_files(context, spec);
@@ -92,6 +94,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
     let Mounts { points: wanted, copies, volume_paths } = mounts;
     points.retain(|p| !wanted.iter().any(|w| w.target == p.target));
     points.extend(wanted);
+    points.extend(files);
     let mut init_command = Vec::new();
     if spec.init {
         let program = init::program(&["init", "--"])?;
@@ -419,6 +422,7 @@ pub async fn end_run(context: &Context, id: &str) {
         if let Err(error) = context.images.unmount(id).await {
             tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
         }
+        secrets::forget(&context.container_dir(id));
     };
     tokio::join!(process, leave_network(context, id));
 }

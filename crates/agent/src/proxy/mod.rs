@@ -39,9 +39,14 @@ pub async fn run(context: Arc<Context>, services: Store<Service>, changed: Arc<N
         let mut last = None;
         loop {
             let (services, slices) = (services.state(), slices.state());
-            let plan =
-                rules::plan(services.iter().map(AsRef::as_ref), slices.iter().map(AsRef::as_ref), &context.node_name);
-            context.directory.set_services(plan.records);
+            let networks = |namespace: &str, name: &str| context.networks.id_of(namespace, name);
+            let plan = rules::plan(
+                services.iter().map(AsRef::as_ref),
+                slices.iter().map(AsRef::as_ref),
+                &context.node_name,
+                &networks,
+            );
+            context.directory.set_services(plan.records, plan.names);
             if last.as_ref() != Some(&plan.rules) {
                 match context.fabric.sync_services(plan.rules.clone()).await {
                     Ok(()) => last = Some(plan.rules),

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use api::swarm::{ALL_PORTS_ANNOTATION, NAMES_ANNOTATION, NETWORK_ANNOTATION};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint as EndpointOfSlice, EndpointSlice};
 use network::dns::{HeadlessEndpoint, ServicePort as DnsPort, ServiceRecord};
 use network::{Endpoint, Protocol, ServiceRule};
+
+use crate::directory::VirtualNames;
 
 /// Label by which a slice names its service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -20,10 +23,15 @@ pub struct Plan {
     pub rules: Vec<ServiceRule>,
     /// Names.
     pub records: BTreeMap<(String, String), ServiceRecord>,
+    /// Names on networks of users.
+    pub names: VirtualNames,
 }
 
 /// Slices by the service that they belong to.
 type Slices<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>;
+
+/// What the fabric calls a network, by its object's namespace and name.
+pub type Networks<'a> = dyn Fn(&str, &str) -> Option<String> + 'a;
 
 /// Computes rules and records.
 #[must_use]
@@ -31,6 +39,7 @@ pub fn plan<'a>(
     services: impl Iterator<Item = &'a Service>,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     node_name: &str,
+    networks: &Networks<'_>,
 ) -> Plan {
     let mut by_service: Slices = BTreeMap::new();
     for slice in slices {
@@ -51,6 +60,15 @@ pub fn plan<'a>(
         let own = by_service.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
         if let Some(record) = record(spec, own) {
             plan.records.insert((namespace.to_owned(), name.to_owned()), record);
+        }
+        // A service speaks for networks of its own namespace alone.
+        let network = annotation(service, NETWORK_ANNOTATION).and_then(|object| networks(namespace, object));
+        if let Some(network) = &network {
+            add_names(service, spec, network, &mut plan.names);
+        }
+        plan.rules.extend(every_port(namespace, name, service, network, own));
+        if annotation(service, ALL_PORTS_ANNOTATION) == Some("true") {
+            continue;
         }
         let external = load_balancer_addresses(service);
         for port in spec.ports.iter().flatten() {
@@ -120,7 +138,51 @@ fn rule(
         node_port: port.node_port.and_then(port_number),
         endpoints: inside,
         external_endpoints: outside,
+        from_network: None,
         affinity_seconds: affinity,
+    })
+}
+
+fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
+    service.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Names of a service's address on a network of users.
+fn add_names(service: &Service, spec: &ServiceSpec, network: &str, names: &mut VirtualNames) {
+    let Some(address) = cluster_ip(spec) else { return };
+    let own = annotation(service, NAMES_ANNOTATION).unwrap_or_default().to_lowercase();
+    let mut own = own.split(',').filter(|name| !name.is_empty()).peekable();
+    let members = format!("tasks.{}", own.peek().copied().unwrap_or_default());
+    let entry = names.entry(network.to_owned()).or_default();
+    entry.extend(own.map(|name| (name.to_owned(), (address, members.clone()))));
+}
+
+/// The rule of a service whose address leads to its endpoints on every port.
+fn every_port(
+    namespace: &str,
+    name: &str,
+    service: &Service,
+    network: Option<String>,
+    slices: &[&EndpointSlice],
+) -> Option<ServiceRule> {
+    if annotation(service, ALL_PORTS_ANNOTATION) != Some("true") {
+        return None;
+    }
+    let address = cluster_ip(service.spec.as_ref()?)?;
+    let ready = |e: &&EndpointOfSlice| e.conditions.as_ref().and_then(|c| c.ready) != Some(false);
+    let endpoints = slices.iter().filter(|s| s.address_type == "IPv4").flat_map(|s| s.endpoints.iter().flatten());
+    let addresses = endpoints.filter(ready).filter_map(|e| e.addresses.first()?.parse().ok());
+    Some(ServiceRule {
+        name: format!("{namespace}/{name}:*"),
+        cluster_ip: Some(address),
+        external_addresses: Vec::new(),
+        port: 0,
+        protocol: Protocol::default(),
+        node_port: None,
+        endpoints: addresses.map(|address| Endpoint { address, port: 0 }).collect(),
+        external_endpoints: None,
+        from_network: network,
+        affinity_seconds: None,
     })
 }
 
@@ -224,7 +286,7 @@ mod tests {
             "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints
         }))
         .unwrap();
-        plan([&service].into_iter(), [&slice].into_iter(), "n1")
+        plan([&service].into_iter(), [&slice].into_iter(), "n1", &|_, _| None)
     }
 
     fn addresses(list: &[Endpoint]) -> Vec<String> {
@@ -262,6 +324,33 @@ mod tests {
         );
         assert_eq!(plan.rules[0].endpoints.len(), 2);
         assert_eq!(addresses(plan.rules[0].external_endpoints.as_ref().unwrap()), ["10.88.0.3 . 8080"]);
+    }
+
+    #[test]
+    fn a_swarm_service_has_names_on_its_network_and_leads_on_from_every_port() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "annotations": {
+                ALL_PORTS_ANNOTATION: "true", NETWORK_ANNOTATION: "net", NAMES_ANNOTATION: "Web,front" }},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "any", "port": 1}]},
+        }))
+        .unwrap();
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.89.0.3"]}, {"addresses": ["10.89.0.4"], "conditions": {"ready": false}}],
+        }))
+        .unwrap();
+        let networks = |namespace: &str, name: &str| (namespace == "shop").then(|| format!("id-of-{name}"));
+        let plan = plan([&service].into_iter(), [&slice].into_iter(), "n1", &networks);
+        let [rule] = plan.rules.as_slice() else { panic!("{:?}", plan.rules) };
+        assert_eq!((rule.port, rule.from_network.as_deref()), (0, Some("id-of-net")));
+        assert_eq!(addresses(&rule.endpoints), ["10.89.0.3 . 0"]);
+        let names: Vec<&str> = plan.names["id-of-net"].keys().map(String::as_str).collect();
+        assert_eq!(names, ["front", "web"]);
+        assert_eq!(plan.names["id-of-net"]["front"].1, "tasks.web");
+        // A network of another namespace is not there for it.
+        let elsewhere = super::plan([&service].into_iter(), [&slice].into_iter(), "n1", &|_, _| None);
+        assert!(elsewhere.names.is_empty() && elsewhere.rules[0].from_network.is_none());
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
     let objection = match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "nodes") => node_objection(request, node, name, object),
         ("", "pods") => pod_objection(request, node, object),
+        ("nuee.dev", "containers") if has_other_files(request, object) => {
+            // Files name secrets, and a machine may read those that its containers name.
+            Some(format!("node {node:?} is not allowed to modify the files of containers"))
+        }
         ("nuee.dev", "containers" | "virtualmachines") => is_foreign(request, node, object)
             .then(|| format!("node {node:?} can only update {} with spec.nodeName set to itself", kind.plural)),
         ("nuee.dev", "migrations") => {
@@ -59,6 +63,10 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
         _ => None,
     };
     objection.map_or(Ok(()), |text| Err(Status::forbidden(&kind.group, &kind.plural, name, &text)))
+}
+
+fn has_other_files(request: &Request<'_>, object: &Value) -> bool {
+    !object.is_null() && request.old.is_some_and(|old| old["spec"]["files"] != object["spec"]["files"])
 }
 
 fn is_foreign(request: &Request<'_>, node: &str, object: &Value) -> bool {

@@ -33,8 +33,12 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
     match (a.group.as_str(), a.resource.as_str(), a.subresource.as_str()) {
         ("", "nodes", _) if verb == "create" => None,
         ("", "nodes", _) => own(&a.name),
-        ("", "secrets", _) => named(reads && is_used(caches, node, a, SECRETS)),
-        ("", "configmaps", _) => named(reads && is_used(caches, node, a, CONFIG_MAPS)),
+        ("", "secrets", _) => {
+            named(reads && (is_used(caches, node, a, SECRETS) || is_in_container(caches, node, a, true)))
+        }
+        ("", "configmaps", _) => {
+            named(reads && (is_used(caches, node, a, CONFIG_MAPS) || is_in_container(caches, node, a, false)))
+        }
         ("", "persistentvolumeclaims", _) => named(is_used(caches, node, a, CLAIMS)),
         ("", "persistentvolumes", _) => named(volume_is_used(caches, node, a)),
         ("", "serviceaccounts", _) => named(
@@ -115,6 +119,17 @@ const CLAIMS: References = &[("persistentVolumeClaim", &["claimName"])];
 fn is_used(caches: &Caches, node: &str, a: &Attributes, references: References) -> bool {
     !a.name.is_empty()
         && pods_of(caches, node, &a.namespace).iter().any(|pod| refers(&pod["spec"], references, &a.name))
+}
+
+/// Whether a container on this machine has a file out of the secret or the config map.
+fn is_in_container(caches: &Caches, node: &str, a: &Attributes, secret: bool) -> bool {
+    let names = |file: &Value| {
+        file["object"] == a.name.as_str() && file["secret"].as_bool().unwrap_or(false) == secret && !a.name.is_empty()
+    };
+    caches.get(&keys::resource("nuee.dev", "containers")).all(&format!("{}/", a.namespace)).iter().any(|container| {
+        let spec = &container.to_value()["spec"];
+        spec["nodeName"] == node && spec["files"].as_array().is_some_and(|files| files.iter().any(names))
+    })
 }
 
 fn refers(value: &Value, references: References, name: &str) -> bool {

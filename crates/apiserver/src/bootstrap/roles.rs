@@ -94,13 +94,19 @@ const EDITABLE: &[&str] = &[
     "endpointslices",
 ];
 const NUEE: &[&str] = &["containers", "containers/status", "networks", "networks/status", "volumes", "volumes/status"];
+/// Services of Swarm mode; their tasks may ask for anything of a machine, so they are not everybody's to make.
+const SWARM: &[&str] = &["swarmservices", "swarmservices/status"];
 const STREAMS: &[&str] = &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "secrets"];
 
 /// What the image registry asks about: pulling, pushing, deleting.
 const REPOSITORIES: &[&str] = &["repositories"];
 
-const VIEW: &[Row] =
-    &[(READ, WORKLOAD_GROUPS, WORKLOADS), (READ, &["nuee.dev"], NUEE), (READ, &["nuee.dev"], REPOSITORIES)];
+const VIEW: &[Row] = &[
+    (READ, WORKLOAD_GROUPS, WORKLOADS),
+    (READ, &["nuee.dev"], NUEE),
+    (READ, &["nuee.dev"], SWARM),
+    (READ, &["nuee.dev"], REPOSITORIES),
+];
 const EDIT: &[Row] = &[
     (READ, WORKLOAD_GROUPS, WORKLOADS),
     (READ, &[""], STREAMS),
@@ -157,6 +163,7 @@ const NODE: &[Row] = &[
         &["nuee.dev"],
         &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status", "migrations/status"],
     ),
+    (&["create"], &["nuee.dev"], &["volumes"]),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),
     (READ, &["storage.k8s.io"], &["csidrivers", "volumeattachments"]),
 ];

@@ -113,6 +113,13 @@ impl Target {
     /// Tells the user why there is no place.
     pub async fn report_failure(&self, client: &Client, reason: &str) {
         events::publish(client, &self.reference, "Warning", "FailedScheduling", reason).await;
+        if self.reference.kind.as_deref() == Some("Container") {
+            let patch = json!({ "metadata": { "uid": self.reference.uid }, "status": { "waiting": reason } });
+            let api = Api::<Container>::namespaced(client.clone(), self.namespace());
+            if let Err(error) = api.patch_status(self.name(), &PatchParams::default(), &Patch::Merge(patch)).await {
+                tracing::debug!(container = self.name(), error = chain(&error), "cannot write why it waits");
+            }
+        }
         if !self.is_pod() {
             return;
         }

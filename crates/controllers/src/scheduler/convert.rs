@@ -2,20 +2,27 @@
 
 use std::collections::BTreeMap;
 
+use api::swarm::{SERVICE_LABEL, TaskInfo};
 use api::{Container, VirtualMachine};
 use k8s_openapi::api::core::v1::{self as core, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use placement::pool::LabelRequirement;
-use placement::{Machine, Resources, Taint, TaintEffect, Toleration, Workload};
+use placement::{Machine, Relation, Resources, Spread, Taint, TaintEffect, Toleration, Workload};
 
 use crate::quantity;
+use crate::swarm::machines;
 
 /// Pods on a machine that does not say how many it takes. `Source:` Kubernetes' kubelet default.
 const DEFAULT_PODS: usize = 110;
 
 /// Stands for the field `metadata.name` among a machine's labels; no label can have this key.
 const NAME_FIELD: &str = "field:metadata.name";
+
+/// Stands before what the rules of tasks ask about among a machine's labels; no label's key can begin so.
+const ATTRIBUTE: &str = "attribute:";
+/// Weight of the wish not to be where other tasks of the same service are.
+const APART_WEIGHT: i32 = -100;
 
 /// A machine from its `Node`.
 pub fn machine(node: &Node) -> Machine {
@@ -32,6 +39,8 @@ pub fn machine(node: &Node) -> Machine {
     }
     let mut labels = node.labels().clone();
     labels.insert(NAME_FIELD.into(), node.name_any());
+    let attributes = machines::attributes(node).into_iter();
+    labels.extend(attributes.map(|(key, value)| (format!("{ATTRIBUTE}{key}"), value)));
     let images = status.images.into_iter().flatten().flat_map(|image| {
         let size = image.size_bytes.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
         image.names.into_iter().flatten().map(move |name| (image_name(&name), size))
@@ -211,12 +220,53 @@ fn term(term: &core::NodeSelectorTerm) -> Vec<LabelRequirement> {
 /// A workload from a `Container`: it counts with what it reserves, as Docker's limits are no requests.
 pub fn container_workload(container: &Container) -> Workload {
     let reserved = container.spec.resources.memory_reservation_bytes;
-    Workload {
+    let mut workload = Workload {
         id: format!("container/{}/{}", container.namespace().unwrap_or_default(), container.name_any()),
+        namespace: container.namespace().unwrap_or_default(),
         requests: Resources { memory_bytes: u64::try_from(reserved).unwrap_or(0), ..Resources::default() },
         ..Workload::default()
+    };
+    if let Some(task) = &container.spec.task {
+        place_task(&mut workload, task);
+        workload.images = vec![image_name(&container.spec.image)];
     }
+    workload
 }
+
+/// What a task says about its place.
+fn place_task(workload: &mut Workload, task: &TaskInfo) {
+    let placement = &task.placement;
+    let amount = |number: i64| u64::try_from(number).unwrap_or(0);
+    workload.requests.cpu_millis = amount(placement.nano_cpus).div_ceil(1_000_000);
+    workload.requests.memory_bytes = amount(placement.memory_bytes);
+    let further = placement.resources.iter().map(|(name, amount)| (name.clone(), u64::from(*amount)));
+    workload.requests.extended = further.collect();
+    let rules = machines::rules(placement).into_iter().map(|(attribute, values, negated)| {
+        let key = format!("{ATTRIBUTE}{attribute}");
+        if negated { LabelRequirement::NotIn(key, values) } else { LabelRequirement::In(key, values) }
+    });
+    workload.affinity = [rules.collect::<Vec<_>>()].into_iter().filter(|rules| !rules.is_empty()).collect();
+    workload.machine = Some(task.machine.clone()).filter(|machine| !machine.is_empty());
+    let same = LabelRequirement::In(SERVICE_LABEL.to_owned(), vec![task.service.clone()]);
+    workload.labels.insert(SERVICE_LABEL.to_owned(), task.service.clone());
+    let others = |selector| Relation { selector, topology_key: NAME_FIELD.to_owned(), ..Relation::default() };
+    workload.near_preferences.push((APART_WEIGHT, others(vec![same.clone()])));
+    if placement.max_per_node > 0 {
+        // Slots are dealt out to as many lanes as a machine may have tasks; of each lane it has one at most.
+        let lane = (task.slot.saturating_sub(1) % placement.max_per_node).to_string();
+        workload.labels.insert(LANE.to_owned(), lane.clone());
+        workload.apart.push(others(vec![same.clone(), LabelRequirement::In(LANE.to_owned(), vec![lane])]));
+    }
+    workload.spread.extend(placement.spread.iter().map(|attribute| Spread {
+        selector: vec![same.clone()],
+        topology_key: format!("{ATTRIBUTE}{attribute}"),
+        max_skew: 1,
+        required: false,
+    }));
+}
+
+/// Label of tasks, for the bound on tasks of a service on one machine.
+const LANE: &str = "nuee.dev/lane";
 
 /// Memory of a machine that does not say, as the agent gives it. Units: bytes.
 const GUEST_MEMORY_DEFAULT: u64 = 512 << 20;

@@ -33,6 +33,8 @@ pub(crate) struct ImageDefaults {
     pub(crate) volumes: Vec<String>,
     pub(crate) stop_signal: String,
     pub(crate) healthcheck: Option<HealthConfig>,
+    /// The image is looked at only where the container starts, which completes what it leaves open.
+    pub(crate) later: bool,
 }
 
 /// What the translation must look up.
@@ -252,7 +254,7 @@ fn command(request: &CreateRequest, image: &ImageDefaults) -> Result<(Vec<String
     }
     let length = entrypoint.len();
     entrypoint.extend(cmd);
-    if entrypoint.is_empty() {
+    if entrypoint.is_empty() && !image.later {
         return Err(Error::Invalid("no command specified".into()));
     }
     Ok((entrypoint, length))

@@ -27,7 +27,9 @@ struct Lookup<'a>(&'a Docker);
 
 impl Surroundings for Lookup<'_> {
     fn network_object(&self, reference: &str) -> Result<String> {
-        Ok(self.0.network(reference)?.name_any())
+        let network = self.0.network(reference)?;
+        crate::swarm::networks::check_attachable(&network)?;
+        Ok(network.name_any())
     }
 
     fn network_subnets(&self, object: &str) -> Vec<String> {

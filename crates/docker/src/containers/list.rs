@@ -51,7 +51,10 @@ pub(crate) async fn container_list(docker: Arc<Docker>, call: Call) -> Reply {
     let mut found: Vec<(i64, Arc<Container>)> =
         docker.containers.all().into_iter().map(|c| (created_ns(&c), c)).collect();
     found.retain(|(created, container)| {
-        (all || is_up(container))
+        // A task whose image was not looked at yet is a plan, not a container.
+        let is_plan = container.spec.task.is_some() && container.spec.image_id.is_empty();
+        !is_plan
+            && (all || is_up(container))
             && before.is_none_or(|bound| *created < bound)
             && since.is_none_or(|bound| *created > bound)
             && ancestors
@@ -156,7 +159,7 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
         })
         && filters.any("expose", |range| port_in(range, &exposed))
         && filters.any("publish", |range| port_in(range, &published))
-        && filters.boolean("is-task").ok().flatten() != Some(true)
+        && filters.boolean("is-task").ok().flatten().is_none_or(|wanted| wanted == container.spec.task.is_some())
 }
 
 /// A row of the list, with the bytes that the container takes.

@@ -3,7 +3,7 @@
 pub(crate) mod archive;
 pub(crate) mod config;
 pub(crate) mod create;
-mod echo;
+pub(crate) mod echo;
 mod inspect;
 pub(crate) mod lifecycle;
 mod list;

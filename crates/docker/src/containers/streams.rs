@@ -62,32 +62,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 ];
 
 async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
-    let (stdout, stderr) = (call.query.flag("stdout"), call.query.flag("stderr"));
-    if !stdout && !stderr {
-        return Err(Error::Invalid("Bad parameters: you must choose at least one stream".into()));
-    }
+    let options = log_options(&call.query)?;
     let container = docker.container(call.parameter("id"))?;
     if container.spec.log_driver == "none" {
         return Err(Error::NotImplemented("configured logging driver does not support reading".into()));
     }
-    let now = time::now_ns();
-    let point = |name: &str| -> Result<Option<i64>> {
-        call.query.text(name).filter(|text| *text != "0").map(|text| time::parse_point(text, now)).transpose()
-    };
-    let tail = match call.query.text("tail") {
-        None | Some("all") => None,
-        // Docker takes what is no number, or a negative one, for "all".
-        Some(text) => text.parse::<usize>().ok(),
-    };
-    let options = LogOptions {
-        follow: call.query.flag("follow"),
-        tail,
-        since_ns: point("since")?,
-        until_ns: point("until")?,
-        previous: false,
-        without_stdout: !stdout,
-        without_stderr: !stderr,
-    };
     let timestamps = call.query.flag("timestamps");
     let details = call.query.flag("details").then(|| log_details(&container));
     let terminal = container.spec.terminal;
@@ -99,6 +78,32 @@ async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
     let content_type =
         if terminal || call.version.minor < 42 { hijack::RAW_STREAM } else { hijack::MULTIPLEXED_STREAM };
     Ok(body::stream(content_type, pieces))
+}
+
+/// Which lines a client of logs asks for.
+pub(crate) fn log_options(query: &Query) -> Result<LogOptions> {
+    let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
+    if !stdout && !stderr {
+        return Err(Error::Invalid("Bad parameters: you must choose at least one stream".into()));
+    }
+    let now = time::now_ns();
+    let point = |name: &str| -> Result<Option<i64>> {
+        query.text(name).filter(|text| *text != "0").map(|text| time::parse_point(text, now)).transpose()
+    };
+    let tail = match query.text("tail") {
+        None | Some("all") => None,
+        // Docker takes what is no number, or a negative one, for "all".
+        Some(text) => text.parse::<usize>().ok(),
+    };
+    Ok(LogOptions {
+        follow: query.flag("follow"),
+        tail,
+        since_ns: point("since")?,
+        until_ns: point("until")?,
+        previous: false,
+        without_stdout: !stdout,
+        without_stderr: !stderr,
+    })
 }
 
 /// The labels and variables that the log's options name, as `docker logs --details` shows them.
@@ -126,7 +131,7 @@ fn log_details(container: &Container) -> String {
 }
 
 /// One line as it goes over the wire.
-fn encode_line(line: &LogLine, timestamps: bool, details: Option<&str>, terminal: bool) -> Bytes {
+pub(crate) fn encode_line(line: &LogLine, timestamps: bool, details: Option<&str>, terminal: bool) -> Bytes {
     let data = if timestamps || details.is_some() {
         let mut data = BytesMut::new();
         if timestamps {

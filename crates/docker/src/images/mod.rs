@@ -92,6 +92,7 @@ impl Docker {
                 start_interval: check.start_interval,
                 retries: check.retries,
             }),
+            later: false,
         })
     }
 

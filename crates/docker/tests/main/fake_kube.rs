@@ -141,8 +141,9 @@ impl FakeKube {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let segments: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
-        // apis / nuee.dev / v1 / namespaces / default / plural [/ name]
-        let (plural, name) = (segments[5], segments.get(6).copied());
+        // apis / nuee.dev / v1 / namespaces / default / plural [/ name]; api / v1 / … for the kinds of Kubernetes' core
+        let at = if segments[0] == "api" { 4 } else { 5 };
+        let (plural, name) = (segments[at], segments.get(at + 1).copied());
         let query = parts.uri.query().unwrap_or("");
         match (parts.method, name) {
             (Method::GET, None) if query.contains("watch=") => self.watch(plural, query),

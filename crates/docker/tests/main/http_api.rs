@@ -24,7 +24,7 @@ async fn unknown_paths_versions_and_bodies_get_dockers_answers() {
     check("GET", "/containers/nope/json", "", 404, "No such container: nope").await;
     check("GET", "/containers/json?filters=%7B%22x%22:%5B%22y%22%5D%7D", "", 400, "invalid filter 'x'").await;
     check("GET", "/services", "", 503, "not a swarm manager").await;
-    check("POST", "/swarm/init", "{}", 501, "not available yet").await;
+    check("POST", "/swarm/join", "{}", 501, "nuee join").await;
     check("GET", "/volumes/nope", "", 404, "get nope: no such volume").await;
     check("GET", "/networks/nope", "", 404, "network nope not found").await;
 }

@@ -261,6 +261,17 @@ pub(super) fn kinds() -> Vec<Registration> {
                 age(),
             ];
         }),
+        own::<api::SwarmService>(|kind| {
+            kind.columns = vec![
+                path("Service", "string", ".spec.name"),
+                path("Mode", "string", ".spec.current.mode"),
+                path("Replicas", "integer", ".spec.current.replicas"),
+                path("Image", "string", ".spec.current.task.container.image"),
+                path("Rollout", "string", ".status.rollout.phase"),
+                age(),
+            ];
+            kind.validate = validate_name;
+        }),
         own::<api::Volume>(|kind| {
             kind.columns = vec![
                 path("Volume", "string", ".spec.name"),

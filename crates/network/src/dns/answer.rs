@@ -68,8 +68,13 @@ impl View {
         let labels: Option<Vec<String>> =
             name.iter().map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase)).collect();
         let Some(labels) = labels else { return Reply::NotOurs };
-        let networks = || self.records.networks.iter().filter(|n| is_on(n, client));
-        if let Some(reply) = networks().find_map(|n| on_network(n, &labels, name, kind)) {
+        // The network that the client asks on comes first.
+        let networks = || {
+            let all = || self.records.networks.iter();
+            all().filter(|n| is_on(n, client)).chain(all().filter(|n| !is_on(n, client) && is_elsewhere(n, client)))
+        };
+        let inside = |network: &NetworkNames| is_on(network, client);
+        if let Some(reply) = networks().find_map(|n| on_network(n, inside(n), &labels, name, kind)) {
             return reply;
         }
         if let Some(reply) = self.reverse(&labels, name, kind, networks()) {
@@ -184,17 +189,24 @@ impl View {
 }
 
 fn is_on(network: &NetworkNames, client: Option<Ipv4Addr>) -> bool {
-    client.is_some_and(|c| network.subnet.is_some_and(|s| s.contains(c)) || network.elsewhere.contains(&c))
+    client.is_some_and(|c| network.subnet.is_some_and(|s| s.contains(c)))
+}
+
+/// Whether the client is on the network, though it asks with its address on another.
+fn is_elsewhere(network: &NetworkNames, client: Option<Ipv4Addr>) -> bool {
+    client.is_some_and(|client| network.elsewhere.contains(&client))
 }
 
 /// `<name>` and `<name>.<network>`; names may hold dots themselves.
-fn on_network(network: &NetworkNames, labels: &[String], name: &Name, kind: RecordType) -> Option<Reply> {
+fn on_network(network: &NetworkNames, inside: bool, labels: &[String], name: &Name, kind: RecordType) -> Option<Reply> {
     let joined = labels.join(".");
-    let known = network.names.get(&joined).or_else(|| {
-        let without = joined.strip_suffix(&network.name.to_ascii_lowercase())?.strip_suffix('.')?;
-        network.names.get(without)
-    })?;
-    Some(found(name, kind, known.iter().map(data_of).collect::<Vec<_>>()))
+    let look_up = |name: &str| match network.virtual_names.get(name).filter(|_| inside) {
+        Some(address) => Some(vec![RData::A(A(*address))]),
+        None => Some(network.names.get(name)?.iter().map(data_of).collect()),
+    };
+    let known = look_up(&joined)
+        .or_else(|| look_up(joined.strip_suffix(&network.name.to_ascii_lowercase())?.strip_suffix('.')?))?;
+    Some(found(name, kind, known))
 }
 
 fn data_of(address: &IpAddr) -> RData {

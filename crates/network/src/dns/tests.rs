@@ -1,6 +1,6 @@
 //! The server, question by question, and against hostile packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn records() -> Records {
         ServiceRecord::Cluster { address: Ipv4Addr::new(10, 96, 0, 7), ports: vec![port("http", Protocol::Tcp, 80)] };
     let network = |name: &str, internal, third, host: &str| NetworkNames {
         subnet: Some(Subnet::new_const(Ipv4Addr::new(10, 89, third, 0), 24)),
-        elsewhere: BTreeSet::from([Ipv4Addr::new(10, 89, 9, third)]),
+        elsewhere: BTreeSet::from([Ipv4Addr::new(10, 89, 9, third), Ipv4Addr::new(10, 89, 3 - third, 7)]),
         internal,
         name: name.into(),
         names: BTreeMap::from([(
@@ -38,6 +38,7 @@ fn records() -> Records {
             (Ipv4Addr::new(10, 89, third, 5).into(), host.to_owned()),
             (Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, third.into(), 5).into(), host.to_owned()),
         ]),
+        virtual_names: BTreeMap::from([(format!("{host}-service"), Ipv4Addr::new(10, 96, 1, third))]),
     };
     Records {
         services: BTreeMap::from([

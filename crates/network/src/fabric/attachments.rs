@@ -119,7 +119,11 @@ impl Inner {
                     .map_err(failed("give an IPv6 address"))?;
             }
             link::set_up(&mut inside, inner.index).map_err(failed("bring up an interface"))?;
-            if !network.internal && !request.without_default_route {
+            if network.internal {
+                // There is no way out, but one to the virtual addresses of services on this very network.
+                let services = self.options.service_cidr;
+                link::add_route(&mut inside, services, network.gateway).map_err(failed("set the route to services"))?;
+            } else if !request.without_default_route {
                 link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
             }
             // The first network with IPv6 gives this one, whichever gives the other.

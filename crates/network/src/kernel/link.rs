@@ -291,6 +291,16 @@ pub(crate) fn accept_loopback6(channel: &mut Channel, index: u32) -> io::Result<
     channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// Says that a subnet is reached by a gateway; what is there already stays.
+pub(crate) fn add_route(channel: &mut Channel, subnet: Subnet, gateway: Ipv4Addr) -> io::Result<()> {
+    let attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
+    let message = route(Some(subnet), attributes, RouteScope::Universe);
+    match channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
+}
+
 /// Says that a subnet lies behind an interface, and which of our addresses to show there.
 pub(crate) fn add_link_route(channel: &mut Channel, subnet: Subnet, index: u32, source: Ipv4Addr) -> io::Result<()> {
     let attributes = vec![RouteAttribute::Oif(index), RouteAttribute::PrefSource(RouteAddress::Inet(source))];

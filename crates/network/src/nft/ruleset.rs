@@ -58,11 +58,13 @@ const INET_CHAINS: &str = r#"
 		type nat hook prerouting priority dstnat; policy accept;
 		iifname @bridges ip daddr 169.254.169.254 tcp dport 80 redirect to :METADATA_PORT
 		ip daddr . meta l4proto . th dport vmap @services
+		iifname . ip daddr vmap @network_services
 		fib daddr type local goto local
 	}
 	chain output {
 		type nat hook output priority -100; policy accept;
 		ip daddr . meta l4proto . th dport vmap @services
+		ip daddr vmap @service_addresses
 		fib daddr type local goto local
 	}
 	chain local {
@@ -204,6 +206,8 @@ fn sets(fixed: &Fixed) -> String {
         "\tmap published6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }\n",
         "\tmap published6_any { type inet_proto . inet_service : ipv6_addr . inet_service; }\n",
         "\tmap services { type ipv4_addr . inet_proto . inet_service : verdict; }\n",
+        "\tmap service_addresses { type ipv4_addr : verdict; }\n",
+        "\tmap network_services { type ifname . ipv4_addr : verdict; }\n",
         "\tmap node_ports { type inet_proto . inet_service : verdict; }\n",
     ));
     text

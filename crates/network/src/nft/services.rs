@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use super::TABLE;
 use crate::kernel::conntrack::Frontends;
-use crate::names::hash;
+use crate::names::{bridge_name, hash};
 use crate::types::{Endpoint, Protocol, ServiceRule};
 
 /// Clients that one endpoint remembers.
@@ -64,7 +64,7 @@ impl Tables {
         endpoints: &[Endpoint],
     ) {
         let endpoints: Vec<Endpoint> = endpoints.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-        if rule.protocol == Protocol::Udp {
+        if rule.protocol == Protocol::Udp && rule.port != 0 {
             for address in &addresses {
                 let port = if address.is_some() { rule.port } else { rule.node_port.unwrap_or_default() };
                 self.datagrams.entry((*address, port)).or_insert_with(|| endpoints.clone());
@@ -77,18 +77,35 @@ impl Tables {
         let chain = format!("svc-{:016x}", hash(&format!("{}{part}", rule.name)));
         for address in addresses {
             let key = match address {
+                Some(address) if rule.port == 0 => {
+                    self.add_whole_address(rule, address, &chain);
+                    continue;
+                }
                 Some(address) => ("services", format!("{address} . {} . {}", rule.protocol, rule.port)),
                 None => ("node_ports", format!("{} . {}", rule.protocol, rule.node_port.unwrap_or_default())),
             };
             self.elements.entry(key).or_insert_with(|| chain.clone());
         }
         match rule.affinity_seconds {
+            _ if rule.port == 0 => {
+                self.chains.insert(chain, vec![random_address_rule(&endpoints)]);
+            }
             None => {
                 self.chains.insert(chain, vec![random_rule(rule.protocol, &endpoints)]);
             }
             Some(seconds) => {
                 self.add_affinity(&chain, rule.protocol, &endpoints, seconds.clamp(1, AFFINITY_SECONDS_MAX))
             }
+        }
+    }
+
+    /// An address that leads on from every port: from the machine itself, and from the bridge of its network.
+    fn add_whole_address(&mut self, rule: &ServiceRule, address: Ipv4Addr, chain: &str) {
+        let key = ("service_addresses", address.to_string());
+        self.elements.entry(key).or_insert_with(|| chain.to_owned());
+        if let Some(network) = &rule.from_network {
+            let key = ("network_services", format!("\"{}\" . {address}", bridge_name(network)));
+            self.elements.entry(key).or_insert_with(|| chain.to_owned());
         }
     }
 
@@ -181,6 +198,16 @@ fn random_rule(protocol: Protocol, endpoints: &[Endpoint]) -> String {
     format!("meta l4proto {protocol} dnat ip to numgen random mod {count} map {{ {} }}", choices.join(", "))
 }
 
+/// The same for every protocol and port: only the address is translated.
+fn random_address_rule(endpoints: &[Endpoint]) -> String {
+    if let [only] = endpoints {
+        return format!("dnat ip to {}", only.address);
+    }
+    let choices: Vec<String> =
+        endpoints.iter().enumerate().map(|(index, e)| format!("{index} : {}", e.address)).collect();
+    format!("dnat ip to numgen random mod {} map {{ {} }}", endpoints.len(), choices.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -245,24 +272,27 @@ mod tests {
     fn rule() -> impl Strategy<Value = ServiceRule> {
         let endpoint = (1u8..6).prop_map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, i), port: 8080 });
         (
-            (0u8..4, 0u8..4, any::<bool>(), proptest::option::of(30_000u16..30_003)),
+            (0u8..4, 0u8..4, any::<bool>(), proptest::option::of(30_000u16..30_003), any::<bool>()),
             proptest::collection::vec(endpoint.clone(), 0..4),
             proptest::option::of(proptest::collection::vec(endpoint, 0..3)),
             proptest::option::of(1u32..3),
         )
-            .prop_map(|((name, ip, udp, node_port), endpoints, external_endpoints, affinity_seconds)| {
-                ServiceRule {
-                    name: format!("s{name}"),
-                    cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
-                    external_addresses: Vec::new(),
-                    port: 80,
-                    protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
-                    node_port,
-                    endpoints,
-                    external_endpoints,
-                    affinity_seconds,
-                }
-            })
+            .prop_map(
+                |((name, ip, udp, node_port, every_port), endpoints, external_endpoints, affinity_seconds)| {
+                    ServiceRule {
+                        name: format!("s{name}"),
+                        cluster_ip: (ip > 0).then(|| Ipv4Addr::new(10, 96, 0, ip)),
+                        external_addresses: Vec::new(),
+                        port: if every_port { 0 } else { 80 },
+                        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                        node_port,
+                        endpoints,
+                        external_endpoints,
+                        from_network: every_port.then(|| "n".to_owned()),
+                        affinity_seconds,
+                    }
+                },
+            )
     }
 
     fn rules() -> impl Strategy<Value = Vec<ServiceRule>> {
@@ -300,6 +330,7 @@ mod tests {
             node_port: None,
             endpoints: endpoints.iter().map(|i| Endpoint { address: Ipv4Addr::new(10, 88, 0, *i), port: 80 }).collect(),
             external_endpoints: None,
+            from_network: None,
             affinity_seconds: None,
         };
         let old = Tables::compile(&[service("a", 1, &[1, 2]), service("b", 2, &[3])]);

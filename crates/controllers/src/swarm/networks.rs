@@ -1,0 +1,60 @@
+//! Networks that a swarm's client deleted: held until no task is on them any more, so that tasks end in peace.
+
+use std::sync::Arc;
+
+use api::container::{Container, State};
+use api::network::Network;
+use api::swarm::FINALIZER;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::Controller;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+use crate::{Error, Result, drive, is_missing, watching};
+
+/// Runs the controller.
+pub async fn run(client: Client) {
+    let controller = Controller::new(Api::<Network>::all(client.clone()), watching());
+    let networks = controller.store();
+    let controller = controller.watches(Api::<Container>::all(client.clone()), watching(), move |container| {
+        let going = |network: &Arc<Network>| {
+            network.metadata.deletion_timestamp.is_some() && network.namespace() == container.namespace()
+        };
+        networks
+            .state()
+            .iter()
+            .filter(|network| going(network) && container.spec.networks.contains_key(&network.name_any()))
+            .map(|network| ObjectRef::from_obj(&**network))
+            .collect::<Vec<_>>()
+    });
+    drive(controller, "swarm network", reconcile, Arc::new(client)).await;
+}
+
+async fn reconcile(network: Arc<Network>, client: Arc<Client>) -> Result<Action> {
+    let held = network.finalizers().iter().any(|own| own == FINALIZER);
+    if !held || network.metadata.deletion_timestamp.is_none() {
+        return Ok(Action::await_change());
+    }
+    let namespace = network.namespace().ok_or(Error::Incomplete("namespace"))?;
+    let containers = Api::<Container>::namespaced((*client).clone(), &namespace);
+    let members = containers.list(&ListParams::default()).await?.items;
+    let lives = |container: &Container| {
+        let state = container.status.as_ref().map(|status| status.state).unwrap_or_default();
+        matches!(state, State::Running | State::Paused | State::Restarting)
+            && container.spec.networks.contains_key(&network.name_any())
+    };
+    if members.iter().any(lives) {
+        return Ok(Action::await_change());
+    }
+    let rest: Vec<&String> = network.finalizers().iter().filter(|own| *own != FINALIZER).collect();
+    let change = json!({ "metadata": {
+        "uid": network.metadata.uid, "resourceVersion": network.metadata.resource_version, "finalizers": rest,
+    } });
+    let networks = Api::<Network>::namespaced((*client).clone(), &namespace);
+    match networks.patch(&network.name_any(), &PatchParams::default(), &Patch::Merge(change)).await {
+        Err(error) if !is_missing(&error) => Err(error.into()),
+        _ => Ok(Action::await_change()),
+    }
+}

@@ -1,0 +1,425 @@
+//! The swarm itself: init, inspect, update, leave. There is one where the `Secret` of its settings is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::network::NetworkSpec;
+use api::swarm::{HISTORY_MEMBER, MANAGED_LABEL, SETTINGS_NAME, SwarmService, id_of};
+use http::{Method, StatusCode};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::{Api, ResourceExt};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{UPDATED_ANNOTATION, check_version, networks, nodes, now_text, stamps, write_error};
+use crate::call::Call;
+use crate::error::{Error, Result};
+use crate::operation::{Operation, Reply, run};
+use crate::policy::Endpoint;
+use crate::state::Docker;
+use crate::{body, text};
+
+/// The rows of this file.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    Operation::new("SwarmInspect", Method::GET, "/swarm", "get", "swarm", run!(swarm_inspect)),
+    Operation::new("SwarmInit", Method::POST, "/swarm/init", "create", "swarm", run!(swarm_init))
+        .partial("autolock; settings of raft and of the dispatcher are kept, there is nothing that they could set"),
+    Operation::new("SwarmJoin", Method::POST, "/swarm/join", "create", "swarm", run!(swarm_join))
+        .missing("a machine joins by `nuee join`"),
+    Operation::new("SwarmLeave", Method::POST, "/swarm/leave", "delete", "swarm", run!(swarm_leave)),
+    Operation::new("SwarmUpdate", Method::POST, "/swarm/update", "update", "swarm", run!(swarm_update))
+        .partial("autolock, rotation of the authority"),
+    Operation::new("SwarmUnlockkey", Method::GET, "/swarm/unlockkey", "get", "swarm", run!(swarm_unlock_key)),
+    Operation::new("SwarmUnlock", Method::POST, "/swarm/unlock", "update", "swarm", run!(swarm_unlock)),
+];
+
+/// Members of the `Secret`.
+const SETTINGS_MEMBER: &str = "settings";
+const WORKER_MEMBER: &str = "workerToken";
+const MANAGER_MEMBER: &str = "managerToken";
+/// Port at which a swarm's machines find each other, as Docker's tools print it.
+const CLUSTER_PORT: u16 = 2377;
+/// Size of the subnets of overlay networks. Units: bits.
+const SUBNET_SIZE: u32 = 24;
+/// Port of the data path when none is given. `Source:` RFC 7348.
+const DATA_PATH_PORT: u32 = 4789;
+/// Name of the network of published ports.
+const INGRESS: &str = "ingress";
+/// Config map with the certificates of the authority, in every namespace.
+const AUTHORITY: &str = "kube-root-ca.crt";
+
+/// What a swarm was made with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Settings {
+    spec: Value,
+    address_pools: Option<Vec<String>>,
+    subnet_size: u32,
+    data_path_port: u32,
+}
+
+/// A swarm.
+pub(crate) struct Swarm {
+    object: Secret,
+    settings: Settings,
+}
+
+/// Body of init.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Init {
+    default_addr_pool: Option<Vec<String>>,
+    subnet_size: u32,
+    data_path_port: u32,
+    availability: String,
+    spec: Option<Value>,
+}
+
+impl Docker {
+    /// The swarm, if there is one. A tenant's endpoint is in none.
+    pub(crate) async fn swarm_if_any(&self) -> Result<Option<Swarm>> {
+        if self.state.endpoint != Endpoint::Machine {
+            return Ok(None);
+        }
+        let Some(object) = self.swarm_secrets().get_opt(SETTINGS_NAME).await? else { return Ok(None) };
+        let data = object.data.as_ref().and_then(|data| data.get(SETTINGS_MEMBER));
+        let settings = data.and_then(|bytes| serde_json::from_slice(&bytes.0).ok()).unwrap_or_default();
+        Ok(Some(Swarm { object, settings }))
+    }
+
+    /// The swarm.
+    ///
+    /// Errors: [`Error::Unavailable`] in Docker's words when there is none.
+    pub(crate) async fn swarm(&self) -> Result<Swarm> {
+        self.swarm_if_any().await?.ok_or_else(not_a_manager)
+    }
+
+    pub(super) fn swarm_secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.state.client.clone(), &self.state.namespace)
+    }
+
+    /// Certificates of the authority that all machines trust.
+    pub(super) async fn trust_root(&self) -> Result<String> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.state.client.clone(), &self.state.namespace);
+        let map = maps.get_opt(AUTHORITY).await?;
+        Ok(map.and_then(|map| map.data?.remove("ca.crt")).unwrap_or_default())
+    }
+}
+
+/// Docker's words on a machine that is in no swarm.
+pub(crate) fn not_a_manager() -> Error {
+    Error::Unavailable(
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
+         swarm and try again."
+            .into(),
+    )
+}
+
+fn already() -> Error {
+    Error::Unavailable(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+            .into(),
+    )
+}
+
+impl Swarm {
+    fn member(&self, name: &str) -> String {
+        let bytes = self.object.data.as_ref().and_then(|data| data.get(name));
+        bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
+    }
+
+    /// Subnets that overlay networks are taken from, when the user chose; and the size of each. Units: bits.
+    pub(crate) fn address_pools(&self) -> (&[String], u32) {
+        (self.settings.address_pools.as_deref().unwrap_or_default(), self.settings.subnet_size)
+    }
+
+    /// As `docker info` shows it, without the tokens.
+    fn describe(&self, trust_root: &str) -> Value {
+        let mut shown = stamps(&self.object);
+        super::extend(
+            &mut shown,
+            json!({
+                "ID": id_of(&self.object.uid().unwrap_or_default()),
+                "Spec": self.settings.spec,
+                "TLSInfo": { "TrustRoot": trust_root, "CertIssuerSubject": "", "CertIssuerPublicKey": "" },
+                "RootRotationInProgress": false,
+                "DefaultAddrPool": self.settings.address_pools,
+                "SubnetSize": self.settings.subnet_size,
+                "DataPathPort": self.settings.data_path_port,
+            }),
+        );
+        shown
+    }
+}
+
+/// The member `Swarm` of `docker info`.
+pub(crate) async fn info(docker: &Docker) -> Result<Value> {
+    let Some(swarm) = docker.swarm_if_any().await? else {
+        return Ok(json!({
+            "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
+            "RemoteManagers": null,
+        }));
+    };
+    let all = docker.nodes().await?;
+    let managers: Vec<&Node> = all.iter().filter(|node| nodes::is_manager(node)).collect();
+    let own = docker.own_node(&all);
+    Ok(json!({
+        "NodeID": own.map(nodes::id).unwrap_or_default(),
+        "NodeAddr": own.map(nodes::address).unwrap_or_default(),
+        "LocalNodeState": "active",
+        "ControlAvailable": true,
+        "Error": "",
+        "RemoteManagers": managers.iter().map(|node| json!({
+            "NodeID": nodes::id(node), "Addr": format!("{}:{CLUSTER_PORT}", nodes::address(node)),
+        })).collect::<Vec<_>>(),
+        "Nodes": all.len(),
+        "Managers": managers.len(),
+        "Cluster": swarm.describe(&docker.trust_root().await?),
+    }))
+}
+
+async fn swarm_inspect(docker: Arc<Docker>, _call: Call) -> Reply {
+    let swarm = docker.swarm().await?;
+    let mut shown = swarm.describe(&docker.trust_root().await?);
+    shown["JoinTokens"] = json!({ "Worker": swarm.member(WORKER_MEMBER), "Manager": swarm.member(MANAGER_MEMBER) });
+    body::json(&shown)
+}
+
+/// Swarm's defaults under what the user says.
+fn full_spec(given: Option<Value>) -> Value {
+    let mut spec = json!({
+        "Name": "default",
+        "Labels": {},
+        "Orchestration": { "TaskHistoryRetentionLimit": 5 },
+        "Raft": { "SnapshotInterval": 10000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500, "ElectionTick": 10, "HeartbeatTick": 1 },
+        "Dispatcher": { "HeartbeatPeriod": 5_000_000_000_i64 },
+        "CAConfig": { "NodeCertExpiry": 7_776_000_000_000_000_i64 },
+        "TaskDefaults": {},
+        "EncryptionConfig": { "AutoLockManagers": false },
+    });
+    let Some(Value::Object(given)) = given else { return spec };
+    for (name, value) in given.into_iter().filter(|(_, value)| !value.is_null()) {
+        match (spec.get_mut(&name), value) {
+            (Some(Value::Object(target)), Value::Object(members)) if name != "Labels" => {
+                // Clients write 0 and "" for what they do not set.
+                let is_set = |value: &Value| !value.is_null() && *value != json!(0) && *value != json!("");
+                let history = name == "Orchestration";
+                target.extend(members.into_iter().filter(|(_, value)| is_set(value) || (history && value.is_number())));
+            }
+            (_, Value::String(text)) if name == "Name" && text.is_empty() => {}
+            (_, value) => spec[&name] = value,
+        }
+    }
+    spec
+}
+
+/// Refuses settings that would have to mean something here and do not.
+fn check_spec(spec: &Value) -> Result<()> {
+    if spec.pointer("/EncryptionConfig/AutoLockManagers") == Some(&json!(true)) {
+        return Err(Error::NotImplemented("autolock is not available: what is stored is not locked by a key".into()));
+    }
+    let authority = &spec["CAConfig"];
+    let own = |name: &str| !matches!(authority.get(name), None | Some(Value::Null)) && authority[name] != json!("");
+    if ["ExternalCAs", "SigningCACert", "SigningCAKey"]
+        .into_iter()
+        .any(|name| own(name) && authority[name] != json!([]))
+    {
+        return Err(Error::NotImplemented("another authority than Nuée's own is not available".into()));
+    }
+    let limit = spec.pointer("/Orchestration/TaskHistoryRetentionLimit").and_then(Value::as_i64).unwrap_or(0);
+    if limit < 0 {
+        return Err(super::invalid("task history retention limit must not be negative"));
+    }
+    Ok(())
+}
+
+async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Init = call.json().await?;
+    if docker.swarm_if_any().await?.is_some() {
+        return Err(already());
+    }
+    let spec = full_spec(request.spec);
+    check_spec(&spec)?;
+    for pool in request.default_addr_pool.iter().flatten() {
+        networks::check_pool(pool)?;
+    }
+    if request.data_path_port != 0 && !(1024..=49151).contains(&request.data_path_port) {
+        return Err(super::invalid("data path port must be between 1024 and 49151 or 0 for the default"));
+    }
+    let or = |value: u32, default: u32| if value == 0 { default } else { value };
+    let settings = Settings {
+        spec,
+        address_pools: request.default_addr_pool.filter(|pools| !pools.is_empty()),
+        subnet_size: or(request.subnet_size, SUBNET_SIZE),
+        data_path_port: or(request.data_path_port, DATA_PATH_PORT),
+    };
+    let root = docker.trust_root().await?;
+    let mut object = Secret {
+        metadata: ObjectMeta {
+            name: Some(SETTINGS_NAME.to_owned()),
+            labels: Some(BTreeMap::from([(MANAGED_LABEL.to_owned(), "settings".to_owned())])),
+            ..ObjectMeta::default()
+        },
+        type_: Some("nuee.dev/swarm".to_owned()),
+        ..Secret::default()
+    };
+    put(&mut object, WORKER_MEMBER, &token(&root));
+    put(&mut object, MANAGER_MEMBER, &token(&root));
+    keep(&mut object, &settings);
+    match docker.swarm_secrets().create(&PostParams::default(), &object).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => return Err(already()),
+        Err(error) => return Err(error.into()),
+    }
+    make_ingress(&docker).await?;
+    let all = docker.nodes().await?;
+    let own = docker.own_node(&all).ok_or_else(|| Error::Unavailable("this machine is not registered yet".into()))?;
+    if !matches!(request.availability.as_str(), "" | "active") {
+        nodes::set_availability(&docker, own, &request.availability).await?;
+    }
+    body::json(&json!(nodes::id(own)))
+}
+
+/// The network of tasks that have published ports and no network of their own.
+async fn make_ingress(docker: &Docker) -> Result<()> {
+    if docker.all_networks().iter().any(|network| network.spec.ingress) {
+        return Ok(());
+    }
+    let id = id_of(&text::new_id());
+    let spec = NetworkSpec {
+        name: INGRESS.to_owned(),
+        id: id.clone(),
+        driver: "overlay".into(),
+        subnet: networks::free_subnet(docker, &docker.swarm().await?)?,
+        ingress: true,
+        ..NetworkSpec::default()
+    };
+    docker.networks.create(&networks::object(spec)).await?;
+    Ok(())
+}
+
+fn put(object: &mut Secret, name: &str, value: &str) {
+    object.data.get_or_insert_default().insert(name.to_owned(), ByteString(value.as_bytes().to_vec()));
+}
+
+fn keep(object: &mut Secret, settings: &Settings) {
+    let history = settings.spec.pointer("/Orchestration/TaskHistoryRetentionLimit").and_then(Value::as_i64);
+    put(object, HISTORY_MEMBER, &history.unwrap_or(5).to_string());
+    put(object, SETTINGS_MEMBER, &serde_json::to_string(settings).unwrap_or_default());
+    object.annotations_mut().insert(UPDATED_ANNOTATION.into(), now_text());
+}
+
+/// A token: the authority that it stands for, and a secret. `Source:` swarmkit, `GenerateJoinToken`.
+fn token(trust_root: &str) -> String {
+    let root = text::id_of_name(trust_root);
+    let (first, second) = root.split_at(32);
+    format!("SWMTKN-1-{}{}-{}", id_of(first), id_of(second), id_of(&text::new_id()))
+}
+
+async fn swarm_join(_docker: Arc<Docker>, _call: Call) -> Reply {
+    Err(Error::NotImplemented("a machine joins by `nuee join`, run on it as root".into()))
+}
+
+async fn swarm_update(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let given: Value = call.json().await?;
+    let mut swarm = docker.swarm().await?;
+    check_version(&call, &swarm.object)?;
+    let spec = full_spec(Some(given));
+    check_spec(&spec)?;
+    let rotation = |spec: &Value| spec.pointer("/CAConfig/ForceRotate").and_then(Value::as_u64).unwrap_or(0);
+    if rotation(&spec) > rotation(&swarm.settings.spec) {
+        return Err(Error::NotImplemented("rotation of the authority is not available".into()));
+    }
+    if call.query.flag("rotateManagerUnlockKey") {
+        return Err(Error::NotImplemented("autolock is not available".into()));
+    }
+    swarm.settings.spec = spec;
+    let root = docker.trust_root().await?;
+    for (flag, member) in [("rotateWorkerToken", WORKER_MEMBER), ("rotateManagerToken", MANAGER_MEMBER)] {
+        if call.query.flag(flag) {
+            put(&mut swarm.object, member, &token(&root));
+        }
+    }
+    keep(&mut swarm.object, &swarm.settings);
+    let replaced = docker.swarm_secrets().replace(SETTINGS_NAME, &PostParams::default(), &swarm.object).await;
+    replaced.map_err(write_error)?;
+    Ok(body::empty(StatusCode::OK))
+}
+
+/// Ends everything of the swarm: services with their tasks, secrets, configs and overlay networks.
+async fn swarm_leave(docker: Arc<Docker>, call: Call) -> Reply {
+    let Some(_) = docker.swarm_if_any().await? else {
+        return Err(Error::Unavailable("This node is not part of a swarm".into()));
+    };
+    if !call.query.flag("force") {
+        return Err(Error::Unavailable(
+            "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last \
+             manager erases all current state of the swarm. Use `--force` to ignore this message."
+                .into(),
+        ));
+    }
+    let client = &docker.state.client;
+    let services: Api<SwarmService> = Api::namespaced(client.clone(), &docker.state.namespace);
+    for service in services.list(&ListParams::default()).await?.items {
+        super::services::remove(&docker, &service).await?;
+    }
+    for network in docker.networks.all().into_iter().filter(|network| networks::is_overlay(network)) {
+        networks::remove(&docker, &network).await?;
+    }
+    let own = ListParams::default().labels(&format!("{MANAGED_LABEL} in (secret,config)"));
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &docker.state.namespace);
+    maps.delete_collection(&DeleteParams::default(), &own).await?;
+    docker.swarm_secrets().delete_collection(&DeleteParams::default(), &own).await?;
+    for node in docker.nodes().await? {
+        nodes::forget(&docker, &node).await?;
+    }
+    match docker.swarm_secrets().delete(SETTINGS_NAME, &DeleteParams::default()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(body::empty(StatusCode::OK))
+}
+
+async fn swarm_unlock_key(docker: Arc<Docker>, _call: Call) -> Reply {
+    docker.swarm().await?;
+    body::json(&json!({ "UnlockKey": "" }))
+}
+
+async fn swarm_unlock(docker: Arc<Docker>, _call: Call) -> Reply {
+    docker.swarm().await?;
+    Err(Error::Conflict("swarm is not locked".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_user_does_not_set_is_as_swarm_has_it() {
+        let spec =
+            full_spec(Some(json!({ "Raft": { "SnapshotInterval": 7, "ElectionTick": 0 }, "Labels": { "a": "b" },
+            "Orchestration": { "TaskHistoryRetentionLimit": 0 } })));
+        assert_eq!(spec["Raft"]["SnapshotInterval"], 7);
+        assert_eq!(spec["Raft"]["ElectionTick"], 10);
+        assert_eq!(spec["Orchestration"]["TaskHistoryRetentionLimit"], 0);
+        assert_eq!((spec["Name"].as_str(), spec["Labels"]["a"].as_str()), (Some("default"), Some("b")));
+    }
+
+    #[test]
+    fn what_is_not_acted_upon_is_refused() {
+        let locked = full_spec(Some(json!({ "EncryptionConfig": { "AutoLockManagers": true } })));
+        assert_eq!(check_spec(&locked).map_err(|error| error.status().as_u16()), Err(501));
+        assert!(check_spec(&full_spec(None)).is_ok());
+    }
+
+    #[test]
+    fn tokens_name_the_authority_and_differ() {
+        let (one, other) = (token("root"), token("root"));
+        assert_eq!(one.split('-').count(), 4);
+        assert_eq!(one.split('-').nth(2), other.split('-').nth(2));
+        assert_ne!(one, other);
+    }
+}
