@@ -180,10 +180,18 @@ impl Drive {
             {
                 tracing::warn!(vm = key.name, error = %chain(&error), "a transfer is left over");
             }
-            if matches!(look(&self.context, &key, &self.uid).await, Ok(Some((_, record))) if record.bound_here) {
-                self.end(MigrationPhase::Failed, "the agent that drove it was started anew").await;
+            // It has failed only when the handover is taken back; as long as it stands, the store may decide for the target.
+            loop {
+                match look(&self.context, &key, &self.uid).await {
+                    Ok(Some((_, record))) if record.bound_here && !record.handed_over => {
+                        return self.end(MigrationPhase::Failed, "the agent that drove it was started anew").await;
+                    }
+                    Ok(Some((_, record))) if record.bound_here => {}
+                    Ok(_) => return,
+                    Err(error) => tracing::debug!(vm = key.name, error = %chain(&error), "cannot look at the machine"),
+                }
+                tokio::time::sleep(RETRY).await;
             }
-            return;
         }
         let Some(guest) = self.context.guests.guest(&key) else {
             return self.end(MigrationPhase::Failed, "the machine does not run").await;
