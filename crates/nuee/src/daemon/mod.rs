@@ -1,7 +1,7 @@
 //! The daemon: opens the store, wires the machinery, the brains, the hands and the dialects together, and serves.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,8 @@ const CONTROL_PLANE_USER: &str = "system:nuee-control-plane";
 
 /// Threads that run tasks. Blocking file work has threads of its own, so two keep the machine's processors for the workloads.
 const WORKER_THREADS: usize = 2;
+/// How long a daemon that ends may hold its store after it let go of its process file.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// Stack of a thread. Units: bytes.
 const THREAD_STACK: usize = 2 << 20;
 
@@ -368,8 +370,8 @@ async fn open_store(instance: &Instance, config: &Config) -> Result<store::Share
         return Ok(store.with_context(|| format!("etcd at {} cannot be used", etcd.endpoints.join(", ")))?);
     }
     let directory = instance.path("store");
-    let opened =
-        tokio::task::spawn_blocking(move || store::EmbeddedStore::open(&directory, store::EmbeddedOptions::default()));
+    let options = store::EmbeddedOptions { lock_patience: STORE_PATIENCE, ..store::EmbeddedOptions::default() };
+    let opened = tokio::task::spawn_blocking(move || store::EmbeddedStore::open(&directory, options));
     Ok(opened.await?.context("the store cannot be opened")?)
 }
 

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,11 +58,20 @@ pub struct EmbeddedOptions {
     pub segment_bytes: u64,
     /// The clock that leases run by.
     pub clock: Arc<dyn Clock>,
+    /// How long to wait for a process that is about to let go of the store: one that ends closes its files one after another.
+    pub lock_patience: Duration,
 }
+
+/// How often a store that another process has is asked for.
+const LOCK_LOOK: Duration = Duration::from_millis(5);
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { segment_bytes: DEFAULT_SEGMENT_BYTES, clock: Arc::new(MonotonicClock::new()) }
+        Self {
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
+            clock: Arc::new(MonotonicClock::new()),
+            lock_patience: Duration::ZERO,
+        }
     }
 }
 
@@ -110,10 +120,7 @@ impl EmbeddedStore {
     ///
     /// Errors: as [`Self::open`].
     pub fn open_on(disk: Arc<dyn Disk>, options: EmbeddedOptions) -> Result<Arc<Self>> {
-        let lock = disk.lock().map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => Error::Unavailable("another process has the store open".into()),
-            _ => Error::Unavailable(format!("cannot lock the store: {error}")),
-        })?;
+        let lock = lock(&*disk, options.lock_patience)?;
         let segment_bytes = options.segment_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         let (log, index) = recover::open(&disk, segment_bytes, options.clock.now())?;
         let shared = Arc::new(Shared {
@@ -207,6 +214,23 @@ impl Drop for EmbeddedStore {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store had panicked");
             }
+        }
+    }
+}
+
+/// Takes the store for this process.
+fn lock(disk: &dyn Disk, patience: Duration) -> Result<Box<dyn Send + Sync>> {
+    let asked = Instant::now();
+    loop {
+        match disk.lock() {
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                return Err(Error::Unavailable(format!("cannot lock the store: {error}")));
+            }
+            Err(_) if asked.elapsed() >= patience => {
+                return Err(Error::Unavailable("another process has the store open".into()));
+            }
+            Err(_) => std::thread::sleep(LOCK_LOOK),
+            Ok(lock) => return Ok(lock),
         }
     }
 }

@@ -28,6 +28,19 @@ async fn two_daemons_do_not_share_a_directory() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_about_to_be_free_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path(), small()).unwrap();
+    let path = dir.path().to_owned();
+    let options = EmbeddedOptions { lock_patience: Duration::from_secs(60), ..small() };
+    let second = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options));
+    // Whether it asks before or after this, it gets the store.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(store);
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn files_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
