@@ -32,10 +32,11 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
     })?;
     unmount_below(instance.directory())?;
     remove_control_groups(&format!("nuee-{}", instance.id()));
-    for socket in [instance.path("docker.sock"), crate::instance::DEFAULT_SOCKET.into()] {
-        let ours = socket.starts_with(instance.directory()) || instance.is_default();
-        if ours && socket.exists() {
-            fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
+    let group_copy = super::share::DEFAULT_PLACE.into();
+    for path in [instance.path("docker.sock"), crate::instance::DEFAULT_SOCKET.into(), group_copy] {
+        let ours = path.starts_with(instance.directory()) || instance.is_default();
+        if ours && path.exists() {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
     drop(held);

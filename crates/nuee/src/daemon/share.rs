@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::instance::{GROUP, Instance};
 
 /// Where the group finds its copy when the data directory is the default one.
-const DEFAULT_PLACE: &str = "/run/nuee/kubeconfig";
+pub const DEFAULT_PLACE: &str = "/run/nuee/kubeconfig";
 
 /// The kubeconfig to tell users of: the group's copy when there is such a group, root's own otherwise.
 pub fn kubeconfig_path(instance: &Instance) -> PathBuf {
