@@ -102,7 +102,7 @@ impl Docker {
     }
 
     async fn translate(&self, given: Value) -> Result<Wanted> {
-        let looked = Looked { docker: self, secrets: self.secrets().await?, configs: self.configs().await? };
+        let looked = Looked { docker: self, secrets: self.stored().await?, configs: self.stored().await? };
         let wanted = spec::translate(given, &looked)?;
         let mut asked = policy::privileges(&wanted.version.task.container);
         asked.extend(wanted.translated.privileges.iter().cloned());

@@ -1,19 +1,26 @@
-//! What secrets and configs share: names, labels, content and who uses them.
+//! Secrets and configs: one set of operations over two kinds of object, told apart by what [`Stored`] says.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
 
-use api::swarm::{CONTENT_MEMBER, MANAGED_LABEL, SwarmService, id_of};
+use api::swarm::{MANAGED_LABEL, SwarmService, id_of};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube::api::ListParams;
+use http::StatusCode;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{UPDATED_ANNOTATION, invalid, labels_text, now_text, stamps};
-use crate::call::Query;
+use super::{UPDATED_ANNOTATION, check_version, find, invalid, labels_text, now_text, stamps, write_error};
+use crate::body;
+use crate::call::{Call, Query};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
+use crate::operation::Reply;
 use crate::state::Docker;
 
 /// Annotation with the name that the user chose.
@@ -23,20 +30,107 @@ const LABELS_ANNOTATION: &str = "nuee.dev/swarm-labels";
 /// Longest name. `Source:` swarmkit, `validateConfigOrSecretAnnotations`.
 const NAME_MAX: usize = 64;
 
+/// A kind of object that secrets or configs are kept as.
+pub(super) trait Stored:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// What Docker calls it.
+    const WORD: &'static str;
+    /// Size that the content stays below. Units: bytes.
+    const BYTES_MAX: usize;
+    /// Whether it keeps its content to itself.
+    const IS_SECRET: bool;
+
+    /// An object that holds a content and has no name yet.
+    fn holding(content: Vec<u8>) -> Self;
+    /// What it holds.
+    fn content(&self) -> Vec<u8>;
+}
+
+fn objects<K: Stored>(docker: &Docker) -> Api<K> {
+    Api::namespaced(docker.state.client.clone(), &docker.state.namespace)
+}
+
+impl Docker {
+    /// All secrets, or all configs, of the swarm.
+    pub(super) async fn stored<K: Stored>(&self) -> Result<Vec<K>> {
+        let selected = ListParams::default().labels(&format!("{MANAGED_LABEL}={}", K::WORD));
+        Ok(objects::<K>(self).list(&selected).await?.items)
+    }
+
+    async fn one_stored<K: Stored>(&self, reference: &str) -> Result<K> {
+        find(self.stored().await?, K::WORD, reference, id, name)
+    }
+}
+
+pub(super) async fn list<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
+    docker.swarm().await?;
+    let mut all = docker.stored::<K>().await?;
+    select(&call.query, &mut all)?;
+    body::json(&all.iter().map(describe).collect::<Vec<_>>())
+}
+
+pub(super) async fn create<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Request = call.json().await?;
+    docker.swarm().await?;
+    let mut object = K::holding(request.content(K::WORD, K::BYTES_MAX)?);
+    mark(&mut object, &request.name, &request.labels.unwrap_or_default());
+    let made = objects::<K>(&docker).create(&PostParams::default(), &object).await;
+    let made = made.map_err(|error| create_error(error, K::WORD, &request.name))?;
+    docker.events.swarm(K::WORD, "create", &id(&made), &[("name", request.name)]);
+    body::json_with(StatusCode::CREATED, &json!({ "ID": id(&made) }))
+}
+
+pub(super) async fn inspect<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
+    docker.swarm().await?;
+    body::json(&describe::<K>(&docker.one_stored(call.parameter("id")).await?))
+}
+
+pub(super) async fn delete<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
+    docker.swarm().await?;
+    let object: K = docker.one_stored(call.parameter("id")).await?;
+    let name = name(&object);
+    check_unused::<K>(&docker, &object.name_any(), &name).await?;
+    objects::<K>(&docker).delete(&object.name_any(), &DeleteParams::default()).await?;
+    docker.events.swarm(K::WORD, "remove", &id(&object), &[("name", name)]);
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+pub(super) async fn update<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Request = call.json().await?;
+    docker.swarm().await?;
+    let mut object: K = docker.one_stored(call.parameter("id")).await?;
+    check_version(&call, &object)?;
+    let name = name(&object);
+    request.check_update(&name, &object.content())?;
+    relabel(&mut object, &request.labels.unwrap_or_default());
+    let written = objects::<K>(&docker).replace(&object.name_any(), &PostParams::default(), &object).await;
+    written.map_err(write_error)?;
+    docker.events.swarm(K::WORD, "update", &id(&object), &[("name", name)]);
+    Ok(body::empty(StatusCode::OK))
+}
+
 /// Body of create and update.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub(super) struct Request {
-    pub(super) name: String,
-    pub(super) labels: Option<BTreeMap<String, String>>,
-    pub(super) data: Option<String>,
+struct Request {
+    name: String,
+    labels: Option<BTreeMap<String, String>>,
+    data: Option<String>,
     driver: Option<Value>,
     templating: Option<Value>,
 }
 
 impl Request {
     /// Checks the name and decodes the content.
-    pub(super) fn content(&self, kind: &str, bytes_max: usize) -> Result<Vec<u8>> {
+    fn content(&self, kind: &str, bytes_max: usize) -> Result<Vec<u8>> {
         check_name(&self.name)?;
         if self.driver.as_ref().is_some_and(|driver| !driver.is_null()) {
             return Err(Error::NotImplemented("drivers of secrets are not available".into()));
@@ -53,7 +147,7 @@ impl Request {
     }
 
     /// Refuses an update of anything but the labels.
-    pub(super) fn check_update(&self, name: &str, content: &[u8]) -> Result<()> {
+    fn check_update(&self, name: &str, content: &[u8]) -> Result<()> {
         let text = self.data.as_deref().unwrap_or_default();
         if self.name != name || !(text.is_empty() || STANDARD.decode(text).is_ok_and(|bytes| bytes == content)) {
             return Err(invalid("only updates to Labels are allowed"));
@@ -75,32 +169,27 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 /// The object's own name for a name, and what marks it as Swarm's.
-pub(super) fn mark<K: Resource>(object: &mut K, kind: &str, name: &str, labels: &BTreeMap<String, String>) {
+fn mark<K: Stored>(object: &mut K, name: &str, labels: &BTreeMap<String, String>) {
     let meta = object.meta_mut();
     meta.name = Some(api::names::object_name(name));
-    meta.labels.get_or_insert_default().insert(MANAGED_LABEL.into(), kind.to_owned());
+    meta.labels.get_or_insert_default().insert(MANAGED_LABEL.into(), K::WORD.to_owned());
     let annotations = meta.annotations.get_or_insert_default();
     annotations.insert(NAME_ANNOTATION.into(), name.to_owned());
     relabel(object, labels);
 }
 
 /// Writes the user's labels.
-pub(super) fn relabel<K: Resource>(object: &mut K, labels: &BTreeMap<String, String>) {
+fn relabel<K: Resource>(object: &mut K, labels: &BTreeMap<String, String>) {
     let annotations = object.meta_mut().annotations.get_or_insert_default();
     annotations.insert(LABELS_ANNOTATION.into(), labels_text(labels));
     annotations.insert(UPDATED_ANNOTATION.into(), now_text());
-}
-
-/// What selects the objects of a kind.
-pub(super) fn selection(kind: &str) -> ListParams {
-    ListParams::default().labels(&format!("{MANAGED_LABEL}={kind}"))
 }
 
 pub(super) fn id<K: ResourceExt>(object: &K) -> String {
     id_of(&object.uid().unwrap_or_default())
 }
 
-pub(super) fn name<K: ResourceExt>(object: &K) -> String {
+fn name<K: ResourceExt>(object: &K) -> String {
     object.annotations().get(NAME_ANNOTATION).cloned().unwrap_or_else(|| object.name_any())
 }
 
@@ -110,10 +199,10 @@ fn labels<K: ResourceExt>(object: &K) -> BTreeMap<String, String> {
 }
 
 /// The object as Docker shows it; secrets keep their content to themselves.
-pub(super) fn describe<K: ResourceExt>(object: &K, content: Option<&[u8]>) -> Value {
+fn describe<K: Stored>(object: &K) -> Value {
     let mut spec = json!({ "Name": name(object), "Labels": labels(object) });
-    if let Some(content) = content {
-        spec["Data"] = json!(STANDARD.encode(content));
+    if !K::IS_SECRET {
+        spec["Data"] = json!(STANDARD.encode(object.content()));
     }
     let mut shown = stamps(object);
     super::extend(&mut shown, json!({ "ID": id(object), "Spec": spec }));
@@ -121,7 +210,7 @@ pub(super) fn describe<K: ResourceExt>(object: &K, content: Option<&[u8]>) -> Va
 }
 
 /// Leaves those that the filters of a list let through.
-pub(super) fn select<K: ResourceExt>(query: &Query, all: &mut Vec<K>) -> Result<()> {
+fn select<K: ResourceExt>(query: &Query, all: &mut Vec<K>) -> Result<()> {
     let filters = Filters::of(query, &["id", "label", "name", "names"])?;
     all.retain(|object| {
         filters.any("id", |prefix| id(object).starts_with(prefix))
@@ -134,7 +223,7 @@ pub(super) fn select<K: ResourceExt>(query: &Query, all: &mut Vec<K>) -> Result<
 }
 
 /// Docker's words for a name that is taken.
-pub(super) fn create_error(error: kube::Error, kind: &str, name: &str) -> Error {
+fn create_error(error: kube::Error, kind: &str, name: &str) -> Error {
     match error {
         kube::Error::Api(status) if status.code == 409 => {
             Error::Conflict(format!("rpc error: code = AlreadyExists desc = {kind} {name} already exists"))
@@ -144,12 +233,13 @@ pub(super) fn create_error(error: kube::Error, kind: &str, name: &str) -> Error 
 }
 
 /// Refuses to remove what services refer to.
-pub(super) async fn check_unused(docker: &Docker, kind: &str, object: &str, name: &str) -> Result<()> {
+async fn check_unused<K: Stored>(docker: &Docker, object: &str, name: &str) -> Result<()> {
+    let kind = K::WORD;
     let services: Api<SwarmService> = Api::namespaced(docker.state.client.clone(), &docker.state.namespace);
     let all = services.list(&ListParams::default()).await?.items;
     let uses = |service: &&SwarmService| {
         let files = &service.spec.current.task.container.files;
-        let refers = files.iter().any(|file| file.object == object && file.secret == (kind == "secret"));
+        let refers = files.iter().any(|file| file.object == object && file.secret == K::IS_SECRET);
         refers && service.metadata.deletion_timestamp.is_none()
     };
     let users: Vec<String> = all.iter().filter(uses).map(|service| service.spec.name.clone()).collect();
@@ -158,16 +248,6 @@ pub(super) async fn check_unused(docker: &Docker, kind: &str, object: &str, name
         [one] => Err(invalid(format!("{kind} '{name}' is in use by the following service: {one}"))),
         many => Err(invalid(format!("{kind} '{name}' is in use by the following services: {}", many.join(", ")))),
     }
-}
-
-/// The content of an object's members.
-pub(super) fn content_of(
-    data: Option<&BTreeMap<String, String>>,
-    binary: Option<&BTreeMap<String, k8s_openapi::ByteString>>,
-) -> Vec<u8> {
-    let text = data.and_then(|data| data.get(CONTENT_MEMBER)).map(|text| text.clone().into_bytes());
-    let bytes = binary.and_then(|data| data.get(CONTENT_MEMBER)).map(|bytes| bytes.0.clone());
-    text.or(bytes).unwrap_or_default()
 }
 
 #[cfg(test)]
