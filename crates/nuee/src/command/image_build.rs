@@ -16,9 +16,6 @@ use super::image::{CACHE, Place, upload};
 use crate::compose::engine::{Engine, escape};
 use crate::instance::Instance;
 
-/// Largest list of users that is read. Units: bytes.
-const USERS_BYTES_MAX: u64 = 1 << 20;
-
 /// Flags of `nuee image build`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -118,12 +115,13 @@ fn make(archive: &Path, wanted: &Wanted, root_bytes: Option<u64>, work: &Path) -
     unpack(std::fs::File::open(archive)?, directory.as_fd(), &UnpackOptions::default())
         .context("cannot unpack the image's files")?;
     std::fs::remove_file(archive)?;
+    let user = runtime::spec::users::find(&root, &wanted.user)?;
     let guest = workload::Workload {
         root: &root,
         command: &wanted.command,
         environment: &wanted.environment,
         directory: &wanted.directory,
-        user: user(&root, &wanted.user)?,
+        user: (user.uid, user.gid),
         stop_signal: &wanted.stop_signal,
         root_bytes,
     };
@@ -153,43 +151,6 @@ fn wanted(config: &Value) -> Result<Wanted> {
     })
 }
 
-/// Numbers of a user and group, which an image may give by name. Without a group, the user's own.
-fn user(root: &Path, text: &str) -> Result<(u32, u32)> {
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    let known = line(&root.join("etc/passwd"), if user.is_empty() { "root" } else { user }, 2)?;
-    let field =
-        |line: &Option<Vec<String>>, place: usize| line.as_ref().and_then(|fields| fields.get(place)?.parse().ok());
-    let number = user.parse().ok().or(field(&known, 2)).or_else(|| user.is_empty().then_some(0));
-    let number: u32 = number.with_context(|| format!("the image has no user {user}"))?;
-    let group = match group {
-        None => field(&known, 3).unwrap_or(0),
-        Some(name) => {
-            let known = line(&root.join("etc/group"), name, 2)?;
-            name.parse().ok().or(field(&known, 2)).with_context(|| format!("the image has no group {name}"))?
-        }
-    };
-    Ok((number, group))
-}
-
-/// The fields of the line of a name or number in a list of the image. The image's links are not followed: they would lead to files
-/// of this machine.
-fn line(path: &Path, name: &str, number: usize) -> Result<Option<Vec<String>>> {
-    let plain = |path: &Path| path.symlink_metadata().is_ok_and(|found| !found.is_symlink());
-    if !path.parent().is_some_and(plain) || !plain(path) {
-        return Ok(None);
-    }
-    ensure!(path.metadata()?.len() <= USERS_BYTES_MAX, "{} is too long", path.display());
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
-    Ok(text
-        .lines()
-        .map(fields)
-        .find(|f| f.first().is_some_and(|n| n == name) || f.get(number).is_some_and(|n| n == name)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +178,7 @@ mod tests {
         std::fs::create_dir(&etc).expect("a directory");
         std::fs::write(etc.join("passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:44::/:/bin/sh\n").expect("a file");
         std::fs::write(etc.join("group"), "staff:x:50:\n").expect("a file");
-        let of = |text: &str| user(root.path(), text).ok();
+        let of = |text: &str| runtime::spec::users::find(root.path(), text).ok().map(|user| (user.uid, user.gid));
         assert_eq!(of(""), Some((0, 0)));
         assert_eq!(of("web"), Some((33, 44)));
         assert_eq!(of("33"), Some((33, 44)));
