@@ -136,10 +136,10 @@ pub(crate) struct Streams {
     pub(crate) detached: Box<dyn FnOnce() + Send>,
 }
 
-/// Content type of a session's output.
-fn content_type(call: &Call, wanted: Wanted) -> &'static str {
+/// Content type of a workload's output.
+pub(crate) fn content_type(call: &Call, terminal: bool) -> &'static str {
     let multiplexed_known = call.version.minor >= 42;
-    if wanted.terminal || !multiplexed_known { RAW_STREAM } else { MULTIPLEXED_STREAM }
+    if terminal || !multiplexed_known { RAW_STREAM } else { MULTIPLEXED_STREAM }
 }
 
 /// The head that hands the connection over.
@@ -159,7 +159,7 @@ pub(crate) async fn respond_later(
     match call.upgrade.take() {
         Some(upgrade) => {
             tokio::spawn(over_connection(upgrade, open));
-            switching(content_type(call, wanted))
+            switching(content_type(call, wanted.terminal))
         }
         None => respond(call, open.await),
     }
@@ -167,7 +167,7 @@ pub(crate) async fn respond_later(
 
 /// Answers with the streams: over the upgraded connection when the client asked for that, else as the answer's body.
 pub(crate) fn respond(call: &mut Call, streams: Streams) -> Response {
-    let content_type = content_type(call, streams.wanted);
+    let content_type = content_type(call, streams.wanted.terminal);
     match call.upgrade.take() {
         Some(upgrade) => {
             tokio::spawn(over_connection(upgrade, std::future::ready(streams)));

@@ -75,9 +75,7 @@ async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
         line.map(|line| encode_line(&line, timestamps, details.as_deref(), terminal))
             .map_err(|e| std::io::Error::other(e.to_string()))
     });
-    let content_type =
-        if terminal || call.version.minor < 42 { hijack::RAW_STREAM } else { hijack::MULTIPLEXED_STREAM };
-    Ok(body::stream(content_type, pieces))
+    Ok(body::stream(hijack::content_type(&call, terminal), pieces))
 }
 
 /// Which lines a client of logs asks for.

@@ -76,9 +76,7 @@ fn answer(docker: Arc<Docker>, call: &Call, whose: Whose, terminal: bool) -> Rep
     let (sender, mut receiver) = mpsc::channel(PIECES_MAX);
     tokio::spawn(collect(docker, whose, options, style, sender));
     let pieces = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
-    let content_type =
-        if terminal || call.version.minor < 42 { hijack::RAW_STREAM } else { hijack::MULTIPLEXED_STREAM };
-    Ok(body::stream(content_type, pieces.map(Ok::<Bytes, std::io::Error>)))
+    Ok(body::stream(hijack::content_type(call, terminal), pieces.map(Ok::<Bytes, std::io::Error>)))
 }
 
 /// Sends the lines of all tasks, and those of tasks that come while the client follows.

@@ -271,7 +271,7 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
             let own = wanted == "self" && task.container.spec.node_name == docker.state.node_name;
             own || text("NodeID") == wanted || task.container.spec.node_name.as_deref() == Some(wanted)
         };
-        let fresh = service.is_some_and(|service| service.spec.current.task.version() == task.info.version);
+        let fresh = || service.is_some_and(|service| service.spec.current.task.version() == task.info.version);
         let kept = filters.any("id", |prefix| is_id_prefix(prefix) && task.info.id.starts_with(prefix))
             && filters.any("name", |part| task.container.spec.name.starts_with(part))
             && filters.any("service", |wanted| {
@@ -282,7 +282,7 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
                 wanted == text("DesiredState") || (wanted == "accepted" && text("DesiredState") == "running")
             })
             && filters.any("runtime", |wanted| wanted == "container")
-            && filters.any("_up-to-date", |wanted| (wanted == "true") == fresh)
+            && filters.any("_up-to-date", |wanted| (wanted == "true") == fresh())
             && filters.labels(&task.container.spec.labels);
         if kept {
             rows.push(shown);
