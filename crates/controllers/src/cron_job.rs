@@ -14,7 +14,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 
-use crate::{Error, Result, drive, events, is_missing, job, pods, watching};
+use crate::{Error, Result, drive, events, gone, job, pods, watching};
 
 /// Times that may have been missed before it counts as an error. `Source:` Kubernetes, "CronJob limitations".
 const MISSED_MAX: usize = 100;
@@ -200,10 +200,7 @@ async fn forget(jobs: &Api<Job>, spec: &CronJobSpec, owned: &[Job]) -> Result<()
 }
 
 async fn delete(jobs: &Api<Job>, job: &Job) -> Result<()> {
-    match jobs.delete(&job.name_any(), &DeleteParams::background()).await {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(()),
-    }
+    gone(jobs.delete(&job.name_any(), &DeleteParams::background()).await)
 }
 
 #[cfg(test)]

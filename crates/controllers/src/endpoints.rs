@@ -20,9 +20,9 @@ use crate::{Error, Result, drive, is_missing, pods, watching};
 /// Most endpoints in one slice. `Source:` Kubernetes API reference, EndpointSlice.
 const SLICE_ENDPOINTS: usize = 1000;
 /// Label that names the slice's service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label that names who manages the slice.
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Our value of it.
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 

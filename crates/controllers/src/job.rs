@@ -12,7 +12,7 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::{Error, Result, drive, events, is_missing, members, watching};
+use crate::{Error, Result, drive, events, gone, is_missing, members, watching};
 
 pub mod indexes;
 pub mod plan;
@@ -115,10 +115,8 @@ async fn clean_up(jobs: &Api<Job>, job: &Job, now: Timestamp) -> Result<Action> 
         return Ok(Action::requeue(Duration::from_secs(u64::try_from(left).unwrap_or(1))));
     }
     let same = Preconditions { uid: job.metadata.uid.clone(), resource_version: job.metadata.resource_version.clone() };
-    match jobs.delete(&job.name_any(), &DeleteParams::background().preconditions(same)).await {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(Action::await_change()),
-    }
+    gone(jobs.delete(&job.name_any(), &DeleteParams::background().preconditions(same)).await)?;
+    Ok(Action::await_change())
 }
 
 /// A pod of the Job, with its index in an indexed one.

@@ -15,7 +15,7 @@ use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::{Result, chain, follow, is_missing, node_life, watching};
+use crate::{Result, chain, follow, gone, node_life, watching};
 
 enum Change {
     Migration(Box<Event<Migration>>),
@@ -193,10 +193,7 @@ async fn settle(
 async fn report(client: &Client, migration: &Migration, status: Value) -> Result<()> {
     let migrations: Api<Migration> = Api::namespaced(client.clone(), &migration.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"metadata": {"uid": migration.metadata.uid}, "status": status}));
-    match migrations.patch_status(&migration.name_any(), &PatchParams::default(), &patch).await {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(()),
-    }
+    gone(migrations.patch_status(&migration.name_any(), &PatchParams::default(), &patch).await)
 }
 
 /// The machine that is wished, or one that is ready and takes new workloads.

@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 
-use crate::{Result, follow, is_missing, watching};
+use crate::{Result, follow, gone, watching};
 
 /// The network of pods.
 const NETWORK: &str = "default";
@@ -148,11 +148,8 @@ async fn settle(client: &Client, wanted: &BTreeMap<String, NetworkRouteSpec>) ->
             None => drop(routes.create(&PostParams::default(), &NetworkRoute::new(name, spec.clone())).await?),
         }
     }
-    for gone in present {
-        match routes.delete(&gone.name_any(), &DeleteParams::default()).await {
-            Err(error) if !is_missing(&error) => return Err(error.into()),
-            _ => {}
-        }
+    for route in present {
+        gone(routes.delete(&route.name_any(), &DeleteParams::default()).await)?;
     }
     Ok(())
 }

@@ -211,7 +211,7 @@ impl Scheduler {
         let id = workload.id.clone();
         let waits = container.metadata.deletion_timestamp.is_none();
         // A container that stopped keeps its place, to be started again; a task that ended is followed by another.
-        let ended = crate::swarm::tasks::task(container).is_some_and(|task| !task.state.is_alive());
+        let ended = container.spec.task.is_some() && !crate::swarm::tasks::state(container).is_alive();
         self.see(&id, container.spec.node_name.clone(), ended, waits, || Pending {
             target: act::Target::container(container),
             workload,

@@ -16,7 +16,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::{Error, Result, drive, is_missing, watching};
+use crate::{Error, Result, drive, gone, watching};
 
 mod addresses;
 pub mod machines;
@@ -191,12 +191,4 @@ async fn act(
 /// What makes a change fail when the object is not the one that was read.
 fn exact(service: &SwarmService) -> serde_json::Value {
     json!({ "uid": service.metadata.uid, "resourceVersion": service.metadata.resource_version })
-}
-
-/// What is gone already is no error.
-fn gone<T>(done: std::result::Result<T, kube::Error>) -> Result<()> {
-    match done {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(()),
-    }
 }

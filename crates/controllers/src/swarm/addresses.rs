@@ -18,13 +18,10 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use super::plan::State;
 use super::tasks;
-use crate::{Error, Result, is_missing};
+use crate::endpoints::{MANAGED_BY, SERVICE_NAME};
+use crate::{Error, Result, gone};
 
-/// Label that names the slice's service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Label that names who manages the slice.
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-/// Our value of it.
+/// Who manages these slices, as [`MANAGED_BY`] says it.
 const MANAGER: &str = "swarm.nuee.dev";
 
 /// A service and who stands behind it.
@@ -81,13 +78,6 @@ pub async fn sync(
         gone(services.delete(name, &DeleteParams::default()).await)?;
     }
     Ok(())
-}
-
-fn gone<T>(deleted: std::result::Result<T, kube::Error>) -> Result<()> {
-    match deleted {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(()),
-    }
 }
 
 fn same_service(current: &Service, wanted: &Service) -> bool {

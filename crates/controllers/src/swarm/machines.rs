@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
 use super::plan::Machine;
+use crate::node_life;
 
 /// Label by which a machine is known as one that decides.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
@@ -66,8 +67,7 @@ pub fn machine(node: &Node, placement: &Placement) -> Machine {
     let spec = node.spec.clone().unwrap_or_default();
     let drives_out = |key: &str| spec.taints.iter().flatten().any(|t| t.key == key && t.effect == "NoExecute");
     let lost = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"].into_iter().any(drives_out);
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let ready = node_life::rules::ready(node) == Some("True");
     let own = attributes(node);
     let fits = rules(placement)
         .iter()

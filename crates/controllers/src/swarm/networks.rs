@@ -12,7 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::{Error, Result, drive, is_missing, watching};
+use crate::{Error, Result, drive, gone, watching};
 
 /// Runs the controller.
 pub async fn run(client: Client) {
@@ -53,8 +53,6 @@ async fn reconcile(network: Arc<Network>, client: Arc<Client>) -> Result<Action>
         "uid": network.metadata.uid, "resourceVersion": network.metadata.resource_version, "finalizers": rest,
     } });
     let networks = Api::<Network>::namespaced((*client).clone(), &namespace);
-    match networks.patch(&network.name_any(), &PatchParams::default(), &Patch::Merge(change)).await {
-        Err(error) if !is_missing(&error) => Err(error.into()),
-        _ => Ok(Action::await_change()),
-    }
+    gone(networks.patch(&network.name_any(), &PatchParams::default(), &Patch::Merge(change)).await)?;
+    Ok(Action::await_change())
 }

@@ -42,7 +42,7 @@ pub fn task(container: &Container) -> Option<Task> {
 }
 
 /// How far it is.
-fn state(container: &Container) -> State {
+pub fn state(container: &Container) -> State {
     let (spec, status) = (&container.spec, container.status.clone().unwrap_or_default());
     let due = spec.start_request > status.observed_start && spec.desired == Desired::Running;
     let well = status.exit_code == 0 && status.error.is_empty();
