@@ -177,10 +177,10 @@ impl Plan {
         }
     }
 
-    pub(super) fn create(&mut self, slot: &Slot, follows: Option<&Task>, start_after: Option<Timestamp>) {
+    pub(super) fn create(&mut self, slot: &Slot, follows: Option<&Task>) {
         let (restarts, restarted_at) =
             follows.map_or((0, Vec::new()), |last| (last.restarts, last.restarted_at.clone()));
-        self.actions.push(Action::Create { slot: slot.clone(), restarts, restarted_at, start_after });
+        self.actions.push(Action::Create { slot: slot.clone(), restarts, restarted_at, start_after: None });
     }
 }
 
@@ -349,7 +349,7 @@ fn job(plan: &mut Plan, view: &View<'_>, slots: &BTreeMap<Slot, Tasks<'_>>) {
     }
     for (slot, last) in needed.into_iter().take(bound.saturating_sub(active)) {
         match last.filter(|last| !last.stopped && last.is_over()) {
-            None => plan.create(slot, None, None),
+            None => plan.create(slot, None),
             Some(last) => match next(&current.task.restart, true, last, view.now) {
                 Next::Another(follower) => follow(plan, slot, follower),
                 Next::Nothing => {}

@@ -189,7 +189,7 @@ fn advance(plan: &mut Plan, view: &View<'_>, places: &[Place<'_>], rollout: &Rol
                 if room > 0 {
                     room -= 1;
                     is_busy = true;
-                    plan.create(place.slot, None, None);
+                    plan.create(place.slot, None);
                 }
             }
             Holds::Nothing(_) => refill(plan, view, place),
@@ -216,7 +216,7 @@ fn replace(plan: &mut Plan, view: &View<'_>, place: &Place<'_>, old: &Task, star
     let failed = place.tasks.iter().rev().find(|task| task.version == view.version).filter(|task| task.is_over());
     match failed.map(|failed| next(&view.spec.current.task.restart, false, failed, view.now)) {
         Some(Next::Another(follower)) if start_first => follow(plan, place.slot, follower),
-        None if start_first => plan.create(place.slot, None, None),
+        None if start_first => plan.create(place.slot, None),
         _ => plan.stop(old, TaskDesired::Shutdown),
     }
 }
@@ -302,17 +302,17 @@ fn fail(plan: &mut Plan, view: &View<'_>, policy: &RolloutPolicy, rollout: &Roll
 /// Gives an empty slot a task when it is due.
 fn refill(plan: &mut Plan, view: &View<'_>, place: &Place<'_>) {
     let Holds::Nothing(last) = place.holds else { return };
-    let Some(last) = last else { return plan.create(place.slot, None, None) };
+    let Some(last) = last else { return plan.create(place.slot, None) };
     let waits = last.state.is_alive() && !is_lost(view, last);
     if last.version != view.version {
         if !waits {
-            plan.create(place.slot, None, None);
+            plan.create(place.slot, None);
         }
         return;
     }
     if last.stopped || is_displaced(view, last) {
         if !waits {
-            plan.create(place.slot, Some(last), None);
+            plan.create(place.slot, Some(last));
         }
         return;
     }
