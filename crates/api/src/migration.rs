@@ -12,6 +12,14 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// First part of a handover that the source declared; the migration's uid follows.
+pub const READY: &str = "ready:";
+
+/// Whether a machine's `status.handover` says that its guest is handed over by this migration.
+pub fn is_handed_over(handover: &str, migration: &str) -> bool {
+    handover.strip_prefix(READY) == Some(migration)
+}
+
 /// What the user wants. `spec: {virtualMachine}` alone is enough.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use api::migration::{Record, may_commit};
+use api::migration::{Record, is_handed_over, may_commit};
 use api::{Migration, MigrationPhase, VirtualMachine};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
@@ -132,7 +132,7 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
         return Step::End(MigrationPhase::Succeeded, "");
     }
     let handover = guest.status.as_ref().map(|status| status.handover.clone()).unwrap_or_default();
-    let record = Record { bound_here: node == status.source_node, handed_over: handover == format!("ready:{uid}") };
+    let record = Record { bound_here: node == status.source_node, handed_over: is_handed_over(&handover, &uid) };
     if may_commit(record, migration.spec.cancel) { Step::Commit } else { Step::Wait }
 }
 

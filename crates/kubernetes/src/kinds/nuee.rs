@@ -100,7 +100,7 @@ fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
             check_immutable(&format!("spec.{field}"), now, before, &mut causes);
         }
         // A machine that is bound stays, unless its guest was handed over.
-        let handed_over = text(old, "/status/handover").starts_with("ready:");
+        let handed_over = text(old, "/status/handover").starts_with(api::migration::READY);
         if old["spec"]["nodeName"].is_string() && !handed_over {
             check_immutable("spec.nodeName", new["spec"].get("nodeName"), old["spec"].get("nodeName"), &mut causes);
         }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{Act, Migration, MigrationPhase, MigrationStatus, Record, Seen, Transfer, at_source};
+use api::migration::{Act, Migration, MigrationPhase, MigrationStatus, READY, Record, Seen, Transfer, at_source};
 use api::quantity::whole;
 use api::{DiskImage, VirtualMachine};
 use futures::StreamExt;
@@ -37,8 +37,6 @@ const RECEIVED_TIMEOUT: Duration = Duration::from_secs(60);
 const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time before a failed question to the API is put again.
 const RETRY: Duration = Duration::from_millis(500);
-/// First word of `status.handover` when the guest stands still and is all over.
-const READY: &str = "ready:";
 
 /// Follows the migrations that start here until the agent is dropped.
 pub async fn run(context: Arc<Context>) {

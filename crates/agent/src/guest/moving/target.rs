@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream as BlockingStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{Migration, MigrationPhase};
+use api::migration::{Migration, MigrationPhase, is_handed_over};
 use hypervisor::{Guest, Incoming, Start};
 use kube::Api;
 use parking_lot::Mutex;
@@ -118,7 +118,7 @@ async fn settle(context: &Arc<Context>, key: &Key, uid: &str, hello: &Hello) -> 
             Ok(Some(machine)) if machine.spec.node_name.as_deref() == Some(context.node_name.as_str()) => return Ok(()),
             // The pool's first machine sees that a handover is under way; the decision follows.
             Ok(Some(machine))
-                if machine.status.as_ref().is_some_and(|status| status.handover == format!("ready:{migration}")) => {}
+                if machine.status.as_ref().is_some_and(|status| is_handed_over(&status.handover, migration)) => {}
             Ok(Some(machine)) => return clear(context, uid, &machine).await,
             Ok(None) => return clear_by_name(context, uid).await,
             // Not shown to this machine, so not bound to it (yet).
