@@ -42,6 +42,12 @@ struct User {
     client_key_data: String,
 }
 
+/// The name that the certificate of a server at `host:port` must have.
+pub fn server_name(address: &str) -> Result<ServerName<'static>> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+    ServerName::try_from(host).context("the server's name is unusable")
+}
+
 /// A client with the credentials of this file.
 pub fn open(kubeconfig: &Path) -> Result<kube::Client> {
     let say = || format!("cannot use {}; is Nuée up, and are you root?", kubeconfig.display());
@@ -50,8 +56,7 @@ pub fn open(kubeconfig: &Path) -> Result<kube::Client> {
     let cluster = &config.clusters.first().context("no cluster").with_context(say)?.cluster;
     let user = &config.users.first().context("no user").with_context(say)?.user;
     let address = cluster.server.strip_prefix("https://").context("the server is not reached by https")?.to_owned();
-    let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let server = ServerName::try_from(host).context("the server's name is unusable")?;
+    let server = server_name(&address)?;
     let connector = TlsConnector::from(Arc::new(tls(cluster, user).with_context(say)?));
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
         let (address, server, connector) = (address.clone(), server.clone(), connector.clone());

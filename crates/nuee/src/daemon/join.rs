@@ -295,8 +295,7 @@ async fn image(gate: &Gate, parts: &http::request::Parts) -> Answer {
     let mut response = if parts.method == Method::HEAD {
         Response::new(Body::empty())
     } else {
-        let named = if name == id { id.clone() } else { name.clone() };
-        let archive = gate.images.save(&[named]).await.map_err(apiserver::Status::internal)?;
+        let archive = gate.images.save(std::slice::from_ref(&name)).await.map_err(apiserver::Status::internal)?;
         Response::new(Body::from_stream(archive))
     };
     let id = http::HeaderValue::from_str(&id).map_err(apiserver::Status::internal)?;

@@ -122,8 +122,7 @@ impl agent::Peers for Peers {
 /// A client of the API of a pool, for one of its machines: one connection for all requests, made anew when it breaks.
 pub fn api_client(identity: &Machine, server: &str) -> Result<kube::Client> {
     use hyper_util::client::legacy::Client;
-    let host = server.rsplit_once(':').map_or(server, |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let name = ServerName::try_from(host).context("the server's name is unusable")?;
+    let name = crate::api_client::server_name(server)?;
     let connector = Connector { tls: identity.client_config(true)?, server: server.to_owned(), name };
     let client: Client<_, kube::client::Body> = Client::builder(hyper_util::rt::TokioExecutor::new())
         .http2_only(true)

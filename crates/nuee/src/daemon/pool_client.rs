@@ -91,8 +91,7 @@ async fn send(
     server: &str,
     request: Request<Full<bytes::Bytes>>,
 ) -> Result<http::Response<Incoming>> {
-    let host = server.rsplit_once(':').map_or(server, |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let name = ServerName::try_from(host).context("the server's name is unusable")?;
+    let name = crate::api_client::server_name(server)?;
     let work = async {
         let stream = TcpStream::connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
         keep_alive(&stream)?;
