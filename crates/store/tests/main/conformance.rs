@@ -10,7 +10,9 @@ use store::{
     MAX_VALUE_BYTES, MemoryStore, Operation, OperationResult, RangeRequest, Store, Transaction, WatchItem,
 };
 
-use crate::support::{always, delete, eventually, newest, next_change, prefix, put, value, watch_error, write};
+use crate::support::{
+    PATIENCE, always, delete, eventually, newest, next_change, prefix, put, value, watch_error, write,
+};
 
 /// An engine under test and how to let its time pass.
 pub struct Engine {
@@ -290,6 +292,7 @@ async fn the_embedded_engine_keeps_the_contract_and_after_reopening() {
     let options = EmbeddedOptions {
         segment_bytes: 64 * 1024,
         clock: Arc::<ManualClock>::clone(&clock),
+        lock_patience: PATIENCE,
         ..EmbeddedOptions::default()
     };
     let store = EmbeddedStore::open(dir.path(), options.clone()).unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use store::{EmbeddedOptions, EmbeddedStore, Operation, Store};
 
 use crate::simdisk::Random;
-use crate::support::{always, newest, prefix};
+use crate::support::{PATIENCE, always, newest, prefix};
 
 const ROUNDS: u64 = 210;
 const WRITERS: u64 = 8;
@@ -18,7 +18,7 @@ const DIRECTORY: &str = "STORE_CRASH_DIRECTORY";
 
 fn options() -> EmbeddedOptions {
     // Small segments, so that kills also hit new segments and cleaning.
-    EmbeddedOptions { segment_bytes: 256 * 1024, ..EmbeddedOptions::default() }
+    EmbeddedOptions { segment_bytes: 256 * 1024, lock_patience: PATIENCE, ..EmbeddedOptions::default() }
 }
 
 /// A value that shows its own number and whether it is whole.

@@ -11,17 +11,21 @@ use store::embedded::RESTORE_REVISION_BUMP;
 use store::{EmbeddedOptions, EmbeddedStore, Error, Operation, RangeRequest, Store};
 
 use crate::simdisk::Random;
-use crate::support::{always, delete, eventually, newest, next_change, prefix, put, value, watch_error, write};
+use crate::support::{
+    PATIENCE, always, delete, eventually, newest, next_change, prefix, put, value, watch_error, write,
+};
 
 fn small() -> EmbeddedOptions {
-    EmbeddedOptions { segment_bytes: 64 * 1024, ..EmbeddedOptions::default() }
+    // A child of another test holds our files, the lock among them, from its fork to its exec.
+    EmbeddedOptions { segment_bytes: 64 * 1024, lock_patience: PATIENCE, ..EmbeddedOptions::default() }
 }
 
 #[tokio::test]
 async fn two_daemons_do_not_share_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(dir.path(), small()).unwrap();
-    let second = EmbeddedStore::open(dir.path(), small()).err().unwrap();
+    let at_once = EmbeddedOptions { lock_patience: Duration::ZERO, ..small() };
+    let second = EmbeddedStore::open(dir.path(), at_once).err().unwrap();
     assert!(matches!(second, Error::Unavailable(text) if text.contains("another process")));
     drop(store);
     EmbeddedStore::open(dir.path(), small()).unwrap();
@@ -32,7 +36,7 @@ async fn a_store_that_is_about_to_be_free_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(dir.path(), small()).unwrap();
     let path = dir.path().to_owned();
-    let options = EmbeddedOptions { lock_patience: Duration::from_secs(60), ..small() };
+    let options = EmbeddedOptions { lock_patience: PATIENCE, ..small() };
     let second = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options));
     // Whether it asks before or after this, it gets the store.
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -266,7 +270,7 @@ async fn a_full_file_system_refuses_writes_and_recovers() {
     let ballast = tmpfs.0.path().join("ballast");
     std::fs::write(&ballast, vec![1; 1024 * 1024]).unwrap();
     let dir = tmpfs.0.path().join("store");
-    let options = EmbeddedOptions { segment_bytes: 256 * 1024, ..EmbeddedOptions::default() };
+    let options = EmbeddedOptions { segment_bytes: 256 * 1024, ..small() };
     let store = EmbeddedStore::open(&dir, options.clone()).unwrap();
     let value = "x".repeat(8000);
     let mut count = 0;
