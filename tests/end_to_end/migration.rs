@@ -225,6 +225,10 @@ fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() 
         })?;
         assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, target);
         assert_eq!(field(first, &["vm", "web"], ".status.addresses[0].ip")?, lab.address);
+        // Nothing is left that a later report could write over the next handover.
+        first.eventually("the handover is forgotten", || {
+            Ok(field(first, &["vm", "web"], ".status.handover")?.is_empty())
+        })?;
         first.eventually("the machine is ready", || {
             Ok(field(first, &["vm", "web"], ".status.conditions[0].status")? == "True")
         })?;

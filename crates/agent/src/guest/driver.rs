@@ -159,7 +159,8 @@ impl Driver {
                 };
                 self.life = Life::adopted(observed, state == RunState::Paused, self.context.now());
                 self.status.pid = guest.pid();
-                self.status.handover.clear();
+                // Before anybody can send it on. It is never part of a report, which would be written over the next handover.
+                moving::source::forget_handover(&self.context, &self.key).await;
                 self.take(guest);
                 self.place = Some(start::join(&self.context, &self.object, &self.uid).await?);
                 self.status.ports = start::publish(&self.context, &self.object, &self.uid, self.place()?).await?;

@@ -107,6 +107,28 @@ async fn write_handover(context: &Context, machine: &VirtualMachine, handover: &
     }
 }
 
+/// Takes out of the store what an earlier migration left of its handover to this machine. A word that stays there says nothing of any
+/// other migration, so a store that does not answer is no reason to wait.
+pub async fn forget_handover(context: &Context, key: &Key) {
+    loop {
+        let forgotten = match look(context, key, "").await {
+            Ok(Some((machine, Record { bound_here: true, handed_over: true }))) => {
+                write_handover(context, &machine, "").await
+            }
+            Ok(_) => return,
+            Err(error) => Err(error),
+        };
+        match forgotten {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(vm = key.name, error = %chain(&error), "cannot forget a handover that is over");
+                return;
+            }
+        }
+    }
+}
+
 /// Has a guest that was sent run on here, if the store still says that it is this machine's; whether it does. Asks until there is an
 /// answer: until then nobody knows.
 pub async fn reclaim(context: &Context, key: &Key, guest: &Arc<dyn Guest>) -> Result<bool> {
