@@ -1,15 +1,16 @@
 //! All machines of the pool as one: whatever a dialect asks about a workload goes to the machine that the workload is bound to,
 //! in this process or over mTLS.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use kubernetes::pki::machine::Machine;
 use node::remote::RemoteNode;
@@ -17,27 +18,34 @@ use node::{
     AttachOptions, ByteStream, Duplex, Error, ExecRequest, FileChange, LogOptions, LogStream, Node, PathStatistics,
     ProcessTable, Result, Session, SharedNode, Statistics, TerminalSize, Workload,
 };
+use parking_lot::Mutex;
 
 use super::peer::Peer;
+
+/// How long a question may wait for the first list of the machines.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The machines.
 pub struct Machines {
     name: String,
     agent: OnceLock<SharedNode>,
     client: OnceLock<Client>,
-    /// Where the others are.
-    others: arc_swap::ArcSwap<HashMap<String, SocketAddr>>,
+    nodes: Nodes,
+    /// Keeps `nodes` current; taken by whoever follows.
+    writer: Mutex<Option<Writer<NodeObject>>>,
     identity: Machine,
 }
 
 impl Machines {
     /// No machine answers yet. `identity` is shown to the others.
     pub fn new(name: &str, identity: Machine) -> Arc<Self> {
+        let (store, writer) = reflector::store();
         Arc::new(Self {
             name: name.to_owned(),
             agent: OnceLock::new(),
             client: OnceLock::new(),
-            others: arc_swap::ArcSwap::default(),
+            nodes: Nodes(store),
+            writer: Mutex::new(Some(writer)),
             identity,
         })
     }
@@ -49,36 +57,21 @@ impl Machines {
         }
     }
 
-    /// Follows the machines of the pool until the future is dropped.
+    /// Follows the machines of the pool until the future is dropped; only the first call does.
     pub async fn follow(self: Arc<Self>, client: Client) {
         let _first = self.client.set(client.clone());
-        let config = watcher::Config::default();
-        let mut events = std::pin::pin!(watcher::watcher(Api::<NodeObject>::all(client), config).default_backoff());
-        let mut found: HashMap<String, SocketAddr> = HashMap::new();
+        let Some(writer) = self.writer.lock().take() else { return };
+        let events = watcher(Api::<NodeObject>::all(client), watcher::Config::default()).default_backoff();
+        let mut events = std::pin::pin!(reflector::reflector(writer, events));
         while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => found.clear(),
-                Ok(Event::Apply(object) | Event::InitApply(object)) => {
-                    let name = object.metadata.name.clone().unwrap_or_default();
-                    match place(&object).filter(|_| name != self.name) {
-                        Some(place) => found.insert(name, place),
-                        None => found.remove(&name),
-                    };
-                }
-                Ok(Event::Delete(object)) => {
-                    found.remove(object.metadata.name.as_deref().unwrap_or_default());
-                }
-                Ok(Event::InitDone) => {}
-                Err(error) => tracing::warn!(%error, "cannot follow the machines; trying again"),
-            }
-            if **self.others.load() != found {
-                self.others.store(Arc::new(found.clone()));
+            if let Err(error) = event {
+                tracing::warn!(%error, "cannot follow the machines; trying again");
             }
         }
     }
 
     fn own(&self) -> Result<SharedNode> {
-        self.agent.get().cloned().ok_or_else(|| Error::Unavailable("the machine is starting; try again".into()))
+        self.agent.get().cloned().ok_or_else(starting)
     }
 
     /// A machine of the pool by its name.
@@ -86,7 +79,7 @@ impl Machines {
         if name == self.name {
             return self.own();
         }
-        let place = self.others.load().get(name).copied();
+        let place = self.nodes.place(name);
         let place = place.ok_or_else(|| Error::Unavailable(format!("machine {name} is not in the pool")))?;
         Ok(Arc::new(RemoteNode::new(Arc::new(Peer::new(self.identity.clone(), name, place)))))
     }
@@ -94,11 +87,10 @@ impl Machines {
     /// The machine that a workload is bound to.
     async fn of(&self, workload: &Workload) -> Result<SharedNode> {
         // One machine alone need not be looked up.
-        if self.others.load().is_empty() {
+        if self.nodes.count().await? <= 1 {
             return self.own();
         }
-        let client =
-            self.client.get().ok_or_else(|| Error::Unavailable("the machine is starting; try again".into()))?;
+        let client = self.client.get().ok_or_else(starting)?;
         let unreadable = |error: kube::Error| Error::Unavailable(format!("cannot read the object: {error}"));
         let bound = match workload {
             Workload::PodContainer { namespace, pod, .. } => {
@@ -111,6 +103,28 @@ impl Machines {
             }
         };
         self.named(bound.as_deref().unwrap_or(&self.name))
+    }
+}
+
+fn starting() -> Error {
+    Error::Unavailable("the machine is starting; try again".into())
+}
+
+/// The `Node` objects. While they are listed anew, what the last list said holds: half a list would have workloads of other machines
+/// looked for on this one.
+struct Nodes(Store<NodeObject>);
+
+impl Nodes {
+    /// How many there are; waits for the first list.
+    async fn count(&self) -> Result<usize> {
+        match tokio::time::timeout(LIST_TIMEOUT, self.0.wait_until_ready()).await {
+            Ok(Ok(())) => Ok(self.0.len()),
+            _ => Err(starting()),
+        }
+    }
+
+    fn place(&self, name: &str) -> Option<SocketAddr> {
+        place(self.0.get(&ObjectRef::new(name))?.as_ref())
     }
 }
 
@@ -165,5 +179,41 @@ impl Node for Machines {
     }
     async fn changes_layer(&self, workload: &Workload) -> Result<ByteStream> {
         self.of(workload).await?.changes_layer(workload).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::*;
+
+    fn machine(name: &str) -> NodeObject {
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": {
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.2"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 6443}}}}))
+        .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn machines_are_known_while_they_are_listed_anew() {
+        let (store, mut writer) = reflector::store();
+        let nodes = Nodes(store);
+        assert!(nodes.count().await.is_err(), "nobody knows yet who is there");
+        for event in [
+            Event::Init,
+            Event::InitApply(machine("n1")),
+            Event::InitApply(machine("n2")),
+            Event::InitDone,
+            Event::Init,
+            Event::InitApply(machine("n1")),
+        ] {
+            writer.apply_watcher_event(&event);
+        }
+        assert_eq!(nodes.count().await.unwrap(), 2);
+        assert_eq!(nodes.place("n2"), Some("192.0.2.2:6443".parse().unwrap()));
+        writer.apply_watcher_event(&Event::InitDone);
+        assert_eq!((nodes.count().await.unwrap(), nodes.place("n2")), (1, None));
     }
 }
