@@ -97,8 +97,28 @@ impl Lab {
         self.first().apply(&text)?.success().map(drop)
     }
 
+    /// Keeps the store from deciding for a target, as a controller that is away would.
+    fn hold_decisions(&self) -> Result<()> {
+        let deny = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\nmetadata: {name: hold}\n\
+            spec:\n  matchConstraints: {resourceRules: [{apiGroups: [nuee.dev], apiVersions: [v1], operations: [UPDATE], \
+            resources: [virtualmachines]}]}\n  validations: [{expression: object.spec.nodeName == oldObject.spec.nodeName}]\n---\n\
+            apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicyBinding\nmetadata: {name: hold}\n\
+            spec: {policyName: hold, validationActions: [Deny]}\n";
+        self.first().apply(deny)?.success().map(drop)
+    }
+
+    fn let_decide(&self) -> Result<()> {
+        let kinds = "validatingadmissionpolicybinding,validatingadmissionpolicy";
+        self.first().kubectl(&["delete", kinds, "hold"])?.success().map(drop)
+    }
+
     fn phase(&self, name: &str) -> Result<String> {
         field(self.first(), &["migration", name], ".status.phase")
+    }
+
+    /// As [`Self::reaches`], where a silent machine must first be given up.
+    fn reaches_late(&self, name: &str, phase: &str) -> Result<()> {
+        (0..3).find_map(|_| self.reaches(name, phase).ok()).map_or_else(|| self.reaches(name, phase), Ok)
     }
 
     fn reaches(&self, name: &str, phase: &str) -> Result<()> {
@@ -212,10 +232,48 @@ fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() 
         lab.reaches("source-dies", "Failed")?;
         first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
     })?;
+    // The cable breaks. The guest does not wait for the other machine for ever.
+    session.talk_during(|| {
+        lab.start_migration("cable-breaks", "n2", "4Mi")?;
+        lab.reaches("cable-breaks", "Copying")?;
+        lab.pool.plug(2, false)?;
+        lab.reaches_late("cable-breaks", "Failed")?;
+        lab.pool.plug(2, true)?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
     assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, "n1");
 
+    // The target's agent dies when all is there, and the store decides for it: the guest goes on where it stood.
+    lab.hold_decisions()?;
+    session.talk_during(|| {
+        lab.start_migration("target-dies-late", "n2", "")?;
+        lab.reaches("target-dies-late", "Handover")?;
+        second.kill_daemon()?;
+        second.up()?;
+        first.eventually("the new agent has found the guest", || {
+            Ok(second.log_end().contains("a guest was on its way here when the last agent ended"))
+        })?;
+        lab.let_decide()?;
+        lab.reaches("target-dies-late", "Succeeded")?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+    check_log(&lab, &session)?;
+
+    // The source's agent dies when all is sent, and takes it back.
+    lab.hold_decisions()?;
+    session.talk_during(|| {
+        lab.start_migration("source-dies-late", "n1", "")?;
+        lab.reaches("source-dies-late", "Handover")?;
+        second.kill_daemon()?;
+        second.up()?;
+        lab.reaches("source-dies-late", "Failed")?;
+        lab.let_decide()?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+    assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, "n2");
+
     // It goes through, there and back.
-    for target in ["n2", "n1"] {
+    for target in ["n1", "n2"] {
         session.talk_during(|| {
             let said = first.nuee(&["vm", "migrate", "web", "--to", target])?;
             let told = first.kubectl(&["get", "migrations", "-o", "wide"])?.stdout;

@@ -216,7 +216,16 @@ fn spawn_tasks(
         tokio::spawn(guest::run(context.clone(), guests_listed)),
         tokio::spawn(guest::images::run(context.clone(), images_listed)),
         tokio::spawn(async move {
-            if let (Ok(containers), Ok(pods), Ok(guests)) = (containers.await, pods.await, guests.await) {
+            let unsettled = guest::moving::unsettled(&collector);
+            if let (Ok(containers), Ok(pods), Ok(mut guests)) = (containers.await, pods.await, guests.await) {
+                // Whether these live is not in the lists.
+                guests.extend(unsettled.iter().map(|(uid, _)| uid.clone()));
+                for (uid, incoming) in unsettled {
+                    let (context, stop) = (collector.clone(), collector.stop.clone());
+                    tokio::spawn(stop.run_until_cancelled_owned(async move {
+                        guest::moving::target::settle_unsettled(&context, &uid, &incoming).await;
+                    }));
+                }
                 garbage::collect(&collector, all, containers, pods, &guests).await;
                 if let Ok(images) = images.await {
                     garbage::collect_guests(&collector, &guests, images).await;

@@ -107,8 +107,7 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         let client = client.clone();
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
-    let migrations = client.clone();
-    tasks.spawn(forever("migrations", move || migration::run(migrations.clone())));
+    tasks.spawn(migration::run(client.clone()));
     let routes = client.clone();
     tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));
     let nodes = client.clone();

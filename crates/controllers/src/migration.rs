@@ -1,93 +1,48 @@
 //! Migrations: chooses where to, and makes the one write that decides: `spec.nodeName` of the machine, against the version in which
 //! its source has handed it over. See [`api::migration`].
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::migration::{Record, is_handed_over, may_commit};
 use api::{Migration, MigrationPhase, VirtualMachine};
-use futures::StreamExt;
-use futures::stream::{BoxStream, select_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::watcher::Event;
+use kube::runtime::Controller;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::{Result, chain, follow, gone, node_life, watching};
+use crate::{Error, Result, drive, gone, node_life, watching};
 
-enum Change {
-    Migration(Box<Event<Migration>>),
-    Guest(Box<Event<VirtualMachine>>),
+/// Runs the controller.
+pub async fn run(client: Client) {
+    let all = || Api::<Migration>::all(client.clone());
+    let controller = Controller::new(all(), watching());
+    let (of_guest, of_migration) = (controller.store(), controller.store());
+    let controller = controller
+        .watches(Api::<VirtualMachine>::all(client.clone()), watching(), move |guest| {
+            of(&of_guest, &guest.namespace().unwrap_or_default(), &guest.name_any())
+        })
+        // One that waits for another is told when that is over.
+        .watches(all(), watching(), move |migration| {
+            of(&of_migration, &migration.namespace().unwrap_or_default(), &migration.spec.virtual_machine)
+        });
+    drive(controller, "migration", reconcile, Arc::new(client)).await;
 }
 
-type Key = (String, String);
-
-fn key<K: kube::Resource>(object: &K) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
+/// The migrations of a machine that are not over.
+fn of(migrations: &Store<Migration>, namespace: &str, machine: &str) -> Vec<ObjectRef<Migration>> {
+    let of_it = |one: &Arc<Migration>| {
+        one.spec.virtual_machine == machine && one.namespace().as_deref() == Some(namespace) && !phase(one).is_final()
+    };
+    migrations.state().into_iter().filter(of_it).map(|one| ObjectRef::from_obj(&*one)).collect()
 }
 
-/// Runs until the watches end.
-pub async fn run(client: Client) -> Result<()> {
-    let migrations = follow(Api::<Migration>::all(client.clone()), watching());
-    let guests = follow(Api::<VirtualMachine>::all(client.clone()), watching());
-    let sources: Vec<BoxStream<'static, Change>> = vec![
-        migrations.map(|event| Change::Migration(Box::new(event))).boxed(),
-        guests.map(|event| Change::Guest(Box::new(event))).boxed(),
-    ];
-    let mut changes = select_all(sources);
-    let mut migrations: BTreeMap<Key, Migration> = BTreeMap::new();
-    let mut guests: BTreeMap<Key, VirtualMachine> = BTreeMap::new();
-    let mut guests_listed = false;
-    while let Some(change) = changes.next().await {
-        let touched: Vec<Key> = match change {
-            Change::Migration(event) => match *event {
-                Event::Apply(object) | Event::InitApply(object) => {
-                    let at = key(&object);
-                    migrations.insert(at.clone(), object);
-                    vec![at]
-                }
-                Event::Delete(object) => {
-                    migrations.remove(&key(&object));
-                    continue;
-                }
-                Event::Init | Event::InitDone => continue,
-            },
-            Change::Guest(event) => match *event {
-                Event::Apply(object) | Event::InitApply(object) => {
-                    let at = key(&object);
-                    guests.insert(at.clone(), object);
-                    of_guest(&migrations, &at)
-                }
-                Event::Delete(object) => {
-                    guests.remove(&key(&object));
-                    of_guest(&migrations, &key(&object))
-                }
-                Event::Init => continue,
-                Event::InitDone => {
-                    guests_listed = true;
-                    migrations.keys().cloned().collect()
-                }
-            },
-        };
-        if !guests_listed {
-            continue;
-        }
-        for at in touched {
-            let Some(migration) = migrations.get(&at) else { continue };
-            let guest = guests.get(&(at.0.clone(), migration.spec.virtual_machine.clone()));
-            if let Err(error) = settle(&client, migration, guest, &migrations).await {
-                tracing::warn!(migration = at.1, error = chain(&error), "cannot settle a migration");
-            }
-        }
-    }
-    Ok(())
-}
-
-fn of_guest(migrations: &BTreeMap<Key, Migration>, (namespace, name): &Key) -> Vec<Key> {
-    let ours = migrations.iter().filter(|((own, _), one)| own == namespace && one.spec.virtual_machine == *name);
-    ours.map(|(at, _)| at.clone()).collect()
+fn phase(migration: &Migration) -> MigrationPhase {
+    migration.status.as_ref().map(|status| status.phase).unwrap_or_default()
 }
 
 /// What a migration needs next. Pure.
@@ -136,21 +91,30 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
     if may_commit(record, migration.spec.cancel) { Step::Commit } else { Step::Wait }
 }
 
-async fn settle(
-    client: &Client,
-    migration: &Migration,
-    guest: Option<&VirtualMachine>,
-    all: &BTreeMap<Key, Migration>,
-) -> Result<()> {
-    let active = |other: &&Migration| {
-        let phase = other.status.as_ref().map(|status| status.phase).unwrap_or_default();
-        other.metadata.uid != migration.metadata.uid
-            && other.namespace() == migration.namespace()
-            && other.spec.virtual_machine == migration.spec.virtual_machine
-            && !phase.is_final()
-            && phase != MigrationPhase::Pending
+async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> {
+    if phase(&seen).is_final() {
+        return Ok(Action::await_change());
+    }
+    let namespace = seen.namespace().ok_or(Error::Incomplete("namespace"))?;
+    let migrations: Api<Migration> = Api::namespaced((*client).clone(), &namespace);
+    let all = migrations.list(&ListParams::default()).await?.items;
+    let Some(migration) = all.iter().find(|one| one.metadata.uid == seen.metadata.uid) else {
+        return Ok(Action::await_change());
     };
-    let busy = all.values().any(|other| active(&other));
+    let machines: Api<VirtualMachine> = Api::namespaced((*client).clone(), &namespace);
+    let guest = machines.get_opt(&migration.spec.virtual_machine).await?;
+    let is_active = |other: &&Migration| {
+        other.metadata.uid != migration.metadata.uid
+            && other.spec.virtual_machine == migration.spec.virtual_machine
+            && !phase(other).is_final()
+            && phase(other) != MigrationPhase::Pending
+    };
+    let busy = all.iter().any(|other| is_active(&other));
+    settle(&client, migration, guest.as_ref(), busy).await?;
+    Ok(Action::await_change())
+}
+
+async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -> Result<()> {
     match step(migration, guest, busy) {
         Step::Wait => Ok(()),
         Step::End(phase, message) => {
@@ -180,12 +144,9 @@ async fn settle(
             let machines: Api<VirtualMachine> = Api::namespaced(client.clone(), &guest.namespace().unwrap_or_default());
             let metadata = json!({"uid": guest.metadata.uid, "resourceVersion": guest.metadata.resource_version});
             let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"nodeName": target}}));
-            match machines.patch(&guest.name_any(), &PatchParams::default(), &patch).await {
-                Ok(_) => Ok(()),
-                // Somebody else wrote meanwhile; what is true now comes by the watch.
-                Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-                Err(error) => Err(error.into()),
-            }
+            // Had somebody else written meanwhile, what is true now is looked at anew.
+            machines.patch(&guest.name_any(), &PatchParams::default(), &patch).await?;
+            Ok(())
         }
     }
 }

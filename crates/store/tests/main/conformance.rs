@@ -293,7 +293,6 @@ async fn the_embedded_engine_keeps_the_contract_and_after_reopening() {
         segment_bytes: 64 * 1024,
         clock: Arc::<ManualClock>::clone(&clock),
         lock_patience: PATIENCE,
-        ..EmbeddedOptions::default()
     };
     let store = EmbeddedStore::open(dir.path(), options.clone()).unwrap();
     run(&Engine { store, clock: Some(Arc::clone(&clock)) }).await;

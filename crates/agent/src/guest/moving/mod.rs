@@ -55,7 +55,30 @@ fn launched(context: &Context, uid: &str) -> Result<Launched> {
     serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
 }
 
-/// What marks a guest that was sent here and has never run here.
+/// A guest that was sent here and has never run here: which migration brings it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incoming {
+    /// Namespace of the machine and of its migration.
+    pub namespace: String,
+    /// The machine's name.
+    pub machine: String,
+    /// The migration's name.
+    pub migration: String,
+    /// The migration's uid.
+    pub migration_uid: String,
+}
+
+/// Where it is noted, for as long as it has never run here.
 pub fn marker(context: &Context, uid: &str) -> PathBuf {
     context.guests.directory(uid).join("incoming")
+}
+
+/// Guests that were on their way here when the last agent ended, with their uids.
+pub fn unsettled(context: &Context) -> Vec<(String, Incoming)> {
+    let found = std::fs::read_dir(context.data_dir.join("guests")).into_iter().flatten().flatten();
+    let read = |uid: String| {
+        let text = std::fs::read(marker(context, &uid)).ok()?;
+        Some((uid, serde_json::from_slice(&text).ok()?))
+    };
+    found.filter_map(|entry| read(entry.file_name().into_string().ok()?)).collect()
 }

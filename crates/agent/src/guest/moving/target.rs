@@ -7,8 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream as BlockingStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{Migration, MigrationPhase, is_handed_over};
-use hypervisor::{Guest, Incoming, Start};
+use api::migration::{Migration, MigrationPhase};
+use hypervisor::{Guest, Start};
 use kube::Api;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::wire::{self, Answer, Channel, Hello, Prepare};
-use super::{marker, source};
+use super::{Incoming, marker, source};
 use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
 use crate::guest::start::{self, ROOT_DISK};
@@ -27,6 +27,8 @@ const CHANNELS_TIMEOUT: Duration = Duration::from_secs(60);
 const FILE_BYTES_MAX: u64 = 1 << 30;
 /// Largest disk. Units: bytes.
 const DISK_BYTES_MAX: u64 = 1 << 46;
+/// Time between two questions whether a guest stays.
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
 /// Most addresses of the source's neighbours that are announced.
 const NEIGHBOURS_MAX: usize = 4096;
 
@@ -89,7 +91,7 @@ async fn receive(context: &Arc<Context>, hello: &Hello, mut control: Box<dyn nod
             // Until the source lets go: then the store has decided.
             let mut byte = [0];
             while matches!(control.read(&mut byte).await, Ok(1..)) {}
-            settle(context, &key, &uid, hello).await
+            settle(context, &uid, &incoming(hello, &prepare)).await
         }
         Err(error) => {
             let error = match error {
@@ -106,38 +108,64 @@ async fn receive(context: &Arc<Context>, hello: &Hello, mut control: Box<dyn nod
     }
 }
 
-/// The source is gone. Whether the guest stays is what the store says; a machine that is bound here is its driver's business.
-async fn settle(context: &Arc<Context>, key: &Key, uid: &str, hello: &Hello) -> Result<()> {
-    let migration = &hello.uid;
-    let machines: Api<api::VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
-    loop {
-        if context.guests.uid(key).as_deref() == Some(uid) {
-            return Ok(());
-        }
-        match machines.get_opt(&key.name).await {
-            Ok(Some(machine)) if machine.spec.node_name.as_deref() == Some(context.node_name.as_str()) => return Ok(()),
-            // The pool's first machine sees that a handover is under way; the decision follows.
-            Ok(Some(machine))
-                if machine.status.as_ref().is_some_and(|status| is_handed_over(&status.handover, migration)) => {}
-            Ok(Some(machine)) => return clear(context, uid, &machine).await,
-            Ok(None) => return clear_by_name(context, uid).await,
-            // Not shown to this machine, so not bound to it (yet).
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                if !hands_over(context, key, hello).await {
-                    return clear_by_name(context, uid).await;
-                }
-            }
-            Err(error) => tracing::warn!(vm = key.name, error = %chain(&error), "cannot learn whose the guest is"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+fn incoming(hello: &Hello, prepare: &Prepare) -> Incoming {
+    Incoming {
+        namespace: hello.namespace.clone(),
+        machine: prepare.object.metadata.name.clone().unwrap_or_default(),
+        migration: hello.name.clone(),
+        migration_uid: hello.uid.clone(),
     }
 }
 
-/// Whether the handover is under way, as the migration says.
-async fn hands_over(context: &Context, key: &Key, hello: &Hello) -> bool {
-    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &key.namespace);
-    let found = migrations.get_opt(&hello.name).await;
-    matches!(found, Ok(Some(found)) if found.status.as_ref().is_some_and(|status| status.phase == MigrationPhase::Handover))
+/// Looks after a guest that was on its way here when the last agent ended.
+pub async fn settle_unsettled(context: &Arc<Context>, uid: &str, incoming: &Incoming) {
+    tracing::info!(vm = incoming.machine, uid, "a guest was on its way here when the last agent ended");
+    if let Err(error) = settle(context, uid, incoming).await {
+        tracing::warn!(vm = incoming.machine, error = %chain(&error), "a guest that does not stay is not cleared");
+    }
+}
+
+/// The source is gone. Whether the guest stays is what the store says; a machine that is bound here is its driver's business. Until its
+/// migration is over the store may decide for this machine, so the guest is kept.
+async fn settle(context: &Arc<Context>, uid: &str, incoming: &Incoming) -> Result<()> {
+    let key = Key { namespace: incoming.namespace.clone(), name: incoming.machine.clone() };
+    while context.guests.uid(&key).as_deref() != Some(uid) {
+        // In this order: what is not bound here after its migration was over never will be by it.
+        let read =
+            async { Ok::<_, Error>((is_under_way(context, incoming).await?, is_bound(context, &key, uid).await?)) };
+        match read.await {
+            Ok((_, true)) => return Ok(()),
+            Ok((false, false)) => return clear_by_name(context, uid).await,
+            Ok((true, false)) => {}
+            Err(error) => tracing::warn!(vm = key.name, error = %chain(&error), "cannot learn whose the guest is"),
+        }
+        tokio::time::sleep(SETTLE_LOOK).await;
+    }
+    Ok(())
+}
+
+/// What is not shown to this machine is neither bound to it nor on its way to it.
+fn shown<T>(found: kube::Result<Option<T>>, action: &'static str) -> Result<Option<T>> {
+    match found {
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+        other => other.map_err(Error::api(action)),
+    }
+}
+
+async fn is_under_way(context: &Context, incoming: &Incoming) -> Result<bool> {
+    let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &incoming.namespace);
+    let found = shown(migrations.get_opt(&incoming.migration).await, "read the migration")?;
+    let found = found.filter(|found| found.metadata.uid.as_deref() == Some(incoming.migration_uid.as_str()));
+    Ok(found.is_some_and(|found| !found.status.unwrap_or_default().phase.is_final()))
+}
+
+async fn is_bound(context: &Context, key: &Key, uid: &str) -> Result<bool> {
+    let machines: Api<api::VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
+    let found = shown(machines.get_opt(&key.name).await, "read the machine")?;
+    Ok(found.is_some_and(|machine| {
+        machine.metadata.uid.as_deref() == Some(uid)
+            && machine.spec.node_name.as_deref() == Some(context.node_name.as_str())
+    }))
 }
 
 async fn clear_by_name(context: &Arc<Context>, uid: &str) -> Result<()> {
@@ -189,7 +217,8 @@ async fn take(
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     let mark = marker(context, uid);
-    std::fs::write(&mark, &hello.uid).map_err(Error::io("write", mark))?;
+    let text = serde_json::to_vec(&incoming(hello, prepare)).unwrap_or_default();
+    std::fs::write(&mark, text).map_err(Error::io("write", mark))?;
     let place = start::join(context, &prepare.object, uid).await?;
     let size =
         start::Size { cpus: prepare.launched.cpus, memory_bytes: prepare.launched.memory_bytes, disk_bytes: None };
@@ -206,7 +235,8 @@ async fn take(
         .map_err(|_| Error::Invalid("another attempt took its place".into()))?;
     let run_dir = context.guests.run_dir(uid);
     let (listener, own) = disks_socket(&run_dir)?;
-    let incoming = Incoming { memory: source::pumped(memory)?, disks: listener, names: vec![ROOT_DISK.into()] };
+    let incoming =
+        hypervisor::Incoming { memory: source::pumped(memory)?, disks: listener, names: vec![ROOT_DISK.into()] };
     guest.receive(incoming).await?;
     pump(own, disk);
     arrive(context, &guest, control).await?;
