@@ -1,6 +1,7 @@
 //! End to end: a whole Nuée, driven by the real docker, kubectl and curl.
 
 mod backup;
+mod balloon;
 mod buildkit;
 mod command_line;
 mod compose;

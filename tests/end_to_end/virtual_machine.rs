@@ -8,13 +8,14 @@ use crate::with_images;
 /// How long a guest may take to boot on a machine under load that translates every instruction.
 const BOOT: &str = "--timeout=300s";
 
-struct Lab {
-    nuee: Nuee,
+/// One machine with the test guest's image and a key that opens it.
+pub(crate) struct Lab {
+    pub(crate) nuee: Nuee,
     key: String,
 }
 
 impl Lab {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         // Fetched out here: the test's own namespace has no way to the packages. The command then finds it built.
         hypervisor::test_guest::build(std::path::Path::new("/var/cache/nuee"))?;
         let nuee = with_images()?;
@@ -30,17 +31,17 @@ impl Lab {
         Ok(Self { nuee, key })
     }
 
-    fn machine(&self, name: &str, spec: &str) -> Result<()> {
+    pub(crate) fn machine(&self, name: &str, spec: &str) -> Result<()> {
         let text =
             format!("apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n");
         self.nuee.apply(&text)?.success().map(drop)
     }
 
-    fn get(&self, name: &str, path: &str) -> Result<String> {
+    pub(crate) fn get(&self, name: &str, path: &str) -> Result<String> {
         Ok(self.nuee.kubectl(&["get", "vm", name, "-o", &format!("jsonpath={{{path}}}")])?.success()?.text().to_owned())
     }
 
-    fn ready(&self, name: &str) -> Result<()> {
+    pub(crate) fn ready(&self, name: &str) -> Result<()> {
         let waited = self.nuee.kubectl(&["wait", "--for=condition=Ready", &format!("vm/{name}"), BOOT])?;
         waited.success().with_context(|| self.nuee.log_end()).map(drop)
     }
@@ -65,7 +66,7 @@ impl Lab {
     }
 
     /// Runs a line in the guest, once its ssh server is up.
-    fn ssh(&self, address: &str, line: &str) -> Result<String> {
+    pub(crate) fn ssh(&self, address: &str, line: &str) -> Result<String> {
         let mut last = None;
         self.nuee.eventually(&format!("ssh runs {line:?}"), || {
             let output = self.try_ssh(address, "22", line)?;
@@ -165,6 +166,7 @@ fn what_a_virtual_machine_cannot_be_is_refused() -> Result<()> {
         ("VirtualMachine", "cpus: 1", "spec.image"),
         ("VirtualMachine", "image: a, cpus: -1", "spec.cpus"),
         ("VirtualMachine", "image: a, memory: lots", "spec.memory"),
+        ("VirtualMachine", "image: a, memory: 64Mi, memoryMinimum: 128Mi", "must not be more than spec.memory"),
         ("VirtualMachine", "image: a, hostname: \"a b\"", "spec.hostname"),
         ("KeyPair", "publicKey: \"command=x ssh-rsa AAAA\"", "spec.publicKey"),
         ("DiskImage", "source: {}", "spec.source"),

@@ -68,6 +68,10 @@ pub struct VirtualMachineSpec {
     /// Host processors that it may use (`0-1`); empty means all.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cpu_set: String,
+    /// Least memory that the pool may leave it, when others need some and it is idle. Absent means that nothing is taken from it; with
+    /// it, `memoryTarget` is the pool's to set. What the guest uses, with a margin, is never taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_minimum: Option<Quantity>,
     /// Memory that the balloon leaves it; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_target: Option<Quantity>,
@@ -149,6 +153,8 @@ pub struct VirtualMachineStatus {
     pub started_at: Option<Time>,
     /// Processors that it has.
     pub cpus: u32,
+    /// Memory that the guest uses and could not do without, where `memoryMinimum` is set. Units: bytes.
+    pub memory_used: i64,
     /// Memory that the balloon leaves it. Units: bytes.
     pub memory_bytes: i64,
 }

@@ -1,8 +1,9 @@
 //! The scheduler: gives every pod and container a machine. The choice is `placement`'s; this file keeps its snapshot in step with
-//! the API and acts on its answers. Driven by events alone: it never polls.
+//! the API and acts on its answers. Driven by events alone, but while guests lack memory that may come back to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::{Container, VirtualMachine};
 use futures::stream::{BoxStream, select_all};
@@ -12,10 +13,12 @@ use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use placement::Pool;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::{Result, chain, follow, watching};
 
 mod act;
+mod balloon;
 mod convert;
 mod preempt;
 mod relations;
@@ -26,6 +29,10 @@ pub use convert::{machine, pod_workload};
 const PARALLEL_BINDS: usize = 64;
 /// Changes taken in before the next round of placement.
 const BATCH: usize = 512;
+/// Time between two looks at guests that lack memory.
+const BALLOON_LOOK: Duration = Duration::from_secs(5);
+/// How long guests that made room wait for their memory after the last one was asked, so that it does not go to and fro.
+const BALLOON_REST: Duration = Duration::from_secs(60);
 /// Verdicts of bind requests that may wait to be read; a verdict that finds no room waits for its turn.
 const VERDICT_QUEUE: usize = 1024;
 
@@ -73,6 +80,10 @@ struct Scheduler {
     listing: HashMap<&'static str, HashSet<String>>,
     known: HashMap<&'static str, HashSet<String>>,
     unsynced: HashSet<&'static str>,
+    /// Guests whose memory may be taken and given.
+    balloons: BTreeMap<String, balloon::Balloon>,
+    /// When memory was last asked for.
+    squeezed: Option<Instant>,
     binds: Arc<Semaphore>,
     verdicts: mpsc::Sender<Change>,
 }
@@ -104,19 +115,24 @@ pub async fn run(client: Client) -> Result<()> {
         listing: HashMap::new(),
         known: HashMap::new(),
         unsynced: ["node", "pod", "container", "guest"].into_iter().collect(),
+        balloons: BTreeMap::new(),
+        squeezed: None,
         binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
         verdicts: sender,
     };
     let mut changes = select_all(sources).ready_chunks(BATCH);
-    while let Some(batch) = changes.next().await {
-        for change in batch {
-            scheduler.take_in(change);
+    loop {
+        let patience = scheduler.lacks_memory().then_some(BALLOON_LOOK).unwrap_or(Duration::MAX);
+        match tokio::time::timeout(patience, changes.next()).await {
+            Ok(Some(batch)) => batch.into_iter().for_each(|change| scheduler.take_in(change)),
+            Ok(None) => return Ok(()),
+            Err(_) => {}
         }
         if scheduler.unsynced.is_empty() {
             scheduler.place_all();
+            scheduler.give_back();
         }
     }
-    Ok(())
 }
 
 impl Scheduler {
@@ -177,6 +193,7 @@ impl Scheduler {
             return;
         }
         self.pool.remove(id);
+        self.balloons.remove(id);
         self.pending.remove(id);
         self.assumed.remove(id);
         self.release(id);
@@ -225,9 +242,18 @@ impl Scheduler {
     }
 
     fn see_guest(&mut self, guest: &VirtualMachine) -> String {
-        let workload = convert::guest_workload(guest);
+        let (workload, balloon) = balloon::workload(guest, convert::guest_workload(guest));
         let id = workload.id.clone();
         let waits = guest.metadata.deletion_timestamp.is_none();
+        let held = |balloon: &balloon::Balloon| balloon.workload.requests.memory_bytes;
+        let now = balloon.as_ref().map(held);
+        let before = match balloon {
+            Some(balloon) => self.balloons.insert(id.clone(), balloon),
+            None => self.balloons.remove(&id),
+        };
+        if now < before.as_ref().map(held) {
+            self.retry_all();
+        }
         self.see(&id, guest.spec.node_name.clone(), false, waits, || Pending {
             target: act::Target::guest(guest),
             workload,
@@ -316,7 +342,9 @@ impl Scheduler {
                         self.report(&pending, reason.clone());
                         pending.refused = Some(reason);
                     }
-                    self.preempt(&mut pending);
+                    if !self.squeeze(&pending) {
+                        self.preempt(&mut pending);
+                    }
                     self.pending.insert(id, pending);
                 }
             }
@@ -344,6 +372,39 @@ impl Scheduler {
                 }
             }
         });
+    }
+
+    fn lacks_memory(&self) -> bool {
+        self.balloons.values().any(|balloon| balloon.target < balloon.size)
+    }
+
+    /// Asks idle guests for memory; whether that will make a place.
+    fn squeeze(&mut self, pending: &Pending) -> bool {
+        let Some(targets) = balloon::squeeze(&mut self.pool, &pending.workload, &self.balloons) else { return false };
+        self.squeezed = Some(Instant::now());
+        self.inflate(targets);
+        true
+    }
+
+    /// Gives guests memory: those in need at once, the others what nobody has waited for of late.
+    fn give_back(&self) {
+        if !self.lacks_memory() {
+            return;
+        }
+        let rested = self.squeezed.is_none_or(|at| at.elapsed() >= BALLOON_REST);
+        self.inflate(balloon::give_back(&self.pool, &self.balloons, rested && self.pending.is_empty()));
+    }
+
+    fn inflate(&self, targets: Vec<balloon::Target>) {
+        for (id, bytes) in targets {
+            if self.balloons.get(&id).is_some_and(|balloon| balloon.target == bytes) {
+                continue;
+            }
+            let Some((namespace, name)) = balloon::place_of(&id) else { continue };
+            let api = Api::<VirtualMachine>::namespaced(self.client.clone(), namespace);
+            let name = name.to_owned();
+            tokio::spawn(async move { act::leave_memory(&api, &name, bytes).await });
+        }
     }
 
     /// Asks those of lower priority to leave whose places would do.

@@ -34,6 +34,10 @@ const SPACE_RETRY: Duration = Duration::from_secs(5);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(180);
 /// Size at which a console's log is cut to its second half. Units: bytes.
 const CONSOLE_BYTES_MAX: u64 = 4 << 20;
+/// How often a guest is asked how much memory it uses.
+const MEMORY_LOOK: Duration = Duration::from_secs(2);
+/// Less than this is no change worth a write. Units: bytes.
+const MEMORY_TRIFLE: u64 = 4 << 20;
 /// How often the log's size is looked at.
 const CONSOLE_LOOK: Duration = Duration::from_secs(10);
 
@@ -95,6 +99,8 @@ impl Driver {
     async fn run(mut self, mut objects: watch::Receiver<Option<Arc<VirtualMachine>>>) {
         let mut acknowledged = self.context.guests.dhcp.acknowledged();
         let mut look = tokio::time::interval(CONSOLE_LOOK);
+        let mut memory = tokio::time::interval(MEMORY_LOOK);
+        memory.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while let Err(error) = self.adopt().await {
             tracing::warn!(vm = self.key.name, error = %chain(&error), "cannot look after the machine yet");
             tokio::time::sleep(RETRY).await;
@@ -127,6 +133,7 @@ impl Driver {
                 () = sleep_until(self.retry) => { self.retry = None; self.report().await; self.try_to_clear().await }
                 () = sleep_until(self.space) => { self.space = None; self.go_on().await; continue; }
                 _ = look.tick() => { self.bound_console().await; continue; }
+                _ = memory.tick(), if self.object.spec.memory_minimum.is_some() => { self.look_at_memory().await; continue; }
             };
             self.feed(event).await;
         }
@@ -503,6 +510,20 @@ impl Driver {
                 tracing::warn!(vm = self.key.name, error = %chain(&error), "cannot write the machine's status");
                 self.retry = Some(Instant::now() + RETRY);
             }
+        }
+    }
+
+    /// Tells how much memory the guest uses, when that has changed by more than a trifle.
+    async fn look_at_memory(&mut self) {
+        let Some(guest) = self.guest.clone() else { return };
+        let Ok(told) = guest.memory().await else { return };
+        let Ok(launched) = moving::launched(&self.context, &self.uid) else { return };
+        let Some(used) = status::memory_used(&told, u64::try_from(launched.memory_bytes).unwrap_or(0)) else { return };
+        let used = i64::try_from(used).unwrap_or(i64::MAX);
+        let left = i64::try_from(told.actual_bytes).unwrap_or(i64::MAX);
+        if used.abs_diff(self.status.memory_used) >= MEMORY_TRIFLE || left != self.status.memory_bytes {
+            (self.status.memory_used, self.status.memory_bytes) = (used, left);
+            self.report().await;
         }
     }
 

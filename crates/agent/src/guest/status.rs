@@ -2,6 +2,7 @@
 
 use api::virtual_machine::{MachineDesired, MachinePhase, MachineRestartPolicy};
 use api::{VirtualMachine, VirtualMachineStatus};
+use hypervisor::guest::MemoryStatistics;
 use hypervisor::life::{Desired, Life, Phase, Policy, Wish};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -61,6 +62,17 @@ pub fn ready(old: &[Condition], ready: bool, reason: &str, message: &str, genera
     }
 }
 
+/// What a guest uses and could not do without; `None` when it does not say. `size` is all that it was started with. Units: bytes.
+///
+/// Linux leaves what the balloon took in its total when the balloon may deflate on want of memory, as ours may, and else takes it out; of
+/// an older or other kernel the larger figure is believed. `Source:` Virtio 1.2, section 5.5.6.3.
+pub fn memory_used(told: &MemoryStatistics, size: u64) -> Option<u64> {
+    let (total, available) = (told.total_bytes?, told.available_bytes?);
+    let taken = size.saturating_sub(told.actual_bytes);
+    let counted = if total.saturating_add(taken) > size { taken } else { 0 };
+    Some(total.saturating_sub(available).saturating_sub(counted))
+}
+
 /// Fills in what follows from the life.
 pub fn complete(status: &mut VirtualMachineStatus, life: &Life, answered: bool, failed: bool, generation: Option<i64>) {
     status.phase = phase(life, failed);
@@ -76,4 +88,25 @@ pub fn complete(status: &mut VirtualMachineStatus, life: &Life, answered: bool, 
         (false, _) => (false, "NotRunning"),
     };
     status.conditions = vec![ready(&status.conditions, is_ready, reason, &status.message, generation)];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_balloon_took_is_not_used() {
+        let told = |actual_bytes, total, available| MemoryStatistics {
+            actual_bytes,
+            total_bytes: Some(total),
+            free_bytes: None,
+            available_bytes: Some(available),
+        };
+        // 320 started with, 20 of which its kernel keeps; 30 in use.
+        assert_eq!(memory_used(&told(320, 300, 270), 320), Some(30));
+        assert_eq!(memory_used(&told(200, 300, 150), 320), Some(30));
+        // A kernel that takes it out of its total.
+        assert_eq!(memory_used(&told(200, 180, 150), 320), Some(30));
+        assert_eq!(memory_used(&MemoryStatistics::default(), 320), None);
+    }
 }

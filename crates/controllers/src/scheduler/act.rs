@@ -135,3 +135,14 @@ impl Target {
         }
     }
 }
+
+/// Says how much memory a guest is to be left with.
+pub async fn leave_memory(api: &Api<VirtualMachine>, name: &str, bytes: u64) {
+    let patch = json!({ "spec": { "memoryTarget": bytes.to_string() } });
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(error) if !crate::is_missing(&error) => {
+            tracing::warn!(machine = name, error = chain(&error), "cannot say how much memory a guest is left with");
+        }
+        _ => {}
+    }
+}

@@ -82,10 +82,18 @@ fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if !cpus.is_null() && !cpus.as_i64().is_some_and(|count| (0..=CPUS_MAX).contains(&count)) {
         causes.push(Cause::invalid("spec.cpus", cpus, "must be between 0 and 255"));
     }
-    for (pointer, path) in
-        [("/spec/memory", "spec.memory"), ("/spec/disk", "spec.disk"), ("/spec/memoryTarget", "spec.memoryTarget")]
-    {
+    for (pointer, path) in [
+        ("/spec/memory", "spec.memory"),
+        ("/spec/disk", "spec.disk"),
+        ("/spec/memoryMinimum", "spec.memoryMinimum"),
+        ("/spec/memoryTarget", "spec.memoryTarget"),
+    ] {
         check_size(new, pointer, path, &mut causes);
+    }
+    let bytes = |pointer: &str| api::quantity::whole(text(new, pointer));
+    if bytes("/spec/memory").is_some_and(|all| bytes("/spec/memoryMinimum").is_some_and(|least| least > all)) {
+        let least = &new["spec"]["memoryMinimum"];
+        causes.push(Cause::invalid("spec.memoryMinimum", least, "must not be more than spec.memory"));
     }
     if text(new, "/spec/userData").len() > USER_DATA_BYTES_MAX {
         causes.push(Cause::invalid("spec.userData", &"".into(), "must be at most 64 KiB"));

@@ -49,7 +49,7 @@ pub fn note_launch(context: &Context, uid: &str, launched: &Launched) -> Result<
 }
 
 /// How it was launched.
-fn launched(context: &Context, uid: &str) -> Result<Launched> {
+pub fn launched(context: &Context, uid: &str) -> Result<Launched> {
     let path = launched_file(context, uid);
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
