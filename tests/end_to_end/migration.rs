@@ -198,6 +198,13 @@ fn check_log(lab: &Lab, session: &Session) -> Result<()> {
 fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() -> Result<()> {
     let lab = Lab::new()?;
     let (first, second) = (lab.first(), &lab.pool.machines[1]);
+    // Whose guests are made from an image may have it, and nobody else.
+    for (node, answer) in [("n1", "yes"), ("n2", "no")] {
+        let who = format!("system:node:{node}");
+        let line = ["auth", "can-i", "get", "diskimages.nuee.dev/tiny", "--subresource=content", "--as", &who];
+        let said = first.kubectl(&[&line[..], &["--as-group", "system:nodes"]].concat())?;
+        assert_eq!(said.text().split(" - ").next(), Some(answer), "{node}");
+    }
     lab.guest_says("rm -f /root/log")?;
     let mut session = Session::open(&lab)?;
     session.say_one()?;
@@ -307,7 +314,17 @@ fn a_guest_moves_while_a_session_goes_on_and_every_failure_leaves_exactly_one() 
         }
     }
     drop(session);
-    first.kubectl(&["delete", "vm", "web", "--timeout=60s"])?.success()?;
+
+    // A new guest on the second machine has its image from the first.
+    let fresh = "apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {name: fresh}\nspec: {image: tiny, memory: 96Mi, nodeName: n2}\n";
+    first.apply(fresh)?.success()?;
+    let waited = first.kubectl(&["wait", "--for=condition=Ready", "vm/fresh", BOOT])?;
+    waited.success().with_context(|| second.log_end())?;
+    first.kubectl(&["delete", "vm", "fresh", "web", "--timeout=60s"])?.success()?;
+    first.kubectl(&["delete", "diskimage", "tiny", "--timeout=60s"])?.success()?;
+    first.eventually("no copy of the image is left", || {
+        Ok(std::fs::read_dir(second.data().join("disks/layers"))?.next().is_none())
+    })?;
     first.eventually("no hypervisor is left", || Ok(lab.hypervisors() == 0))?;
     lab.pool.finish()
 }

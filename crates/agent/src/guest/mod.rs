@@ -7,10 +7,12 @@
 //! | [`start`] | from the object to a running guest: disk, network, control group |
 //! | [`status`] | what is told of a guest, pure |
 //! | [`images`] | disk images |
+//! | [`image_copies`] | disk images that another machine has |
 //! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
 
 pub mod driver;
+pub mod image_copies;
 pub mod images;
 pub mod metadata;
 pub mod moving;

@@ -40,6 +40,8 @@ pub struct Guests {
     entries: Entries,
     servers: tokio::sync::Mutex<HashMap<Ipv4Addr, JoinHandle<()>>>,
     known: Mutex<HashMap<Key, Known>>,
+    /// Held while an image is fetched from another machine.
+    pub fetching: tokio::sync::Mutex<()>,
 }
 
 impl Guests {
@@ -55,6 +57,7 @@ impl Guests {
             entries: Entries::default(),
             servers: tokio::sync::Mutex::default(),
             known: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use kube::Api;
 use network::{AttachRequest, Attachment, Mac, PortMapping};
 use runtime::cgroup::{DeviceRule, Limits};
 
+use super::image_copies;
 use super::metadata::Entry;
 use super::moving::{self, Launched};
 use super::shared::Guests;
@@ -234,12 +235,12 @@ async fn image(context: &Context, object: &VirtualMachine) -> Result<DiskImage> 
 /// The top layer of the machine's disk; cloned from its image the first time.
 async fn disk(context: &Context, uid: &str, image: &DiskImage, size: &Size) -> Result<String> {
     let layers = context.guests.layers().await?;
-    let base = image.status.as_ref().map(|status| status.layer.clone()).unwrap_or_default();
+    if let Some(top) = layers.owned_by(uid).pop() {
+        return Ok(top);
+    }
+    let base = image_copies::layer(context, image).await?;
     let (owner, bytes) = (uid.to_owned(), size.disk_bytes);
-    let made = tokio::task::spawn_blocking(move || match layers.owned_by(&owner).pop() {
-        Some(top) => Ok(top),
-        None => layers.create(Some(&base), bytes, &owner),
-    });
+    let made = tokio::task::spawn_blocking(move || layers.create(Some(&base), bytes, &owner));
     Ok(made.await.map_err(|_| Error::Timeout("cloning the disk"))??)
 }
 

@@ -54,6 +54,7 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
             named(is_bound(caches, "nuee.dev", "virtualmachines", node, a))
         }
         ("nuee.dev", "virtualmachines", _) if reads => selects(a, node),
+        ("nuee.dev", "diskimages", "content") => named(reads && image_is_used(caches, node, a)),
         ("nuee.dev", "migrations", _) if verb == "get" => named(moves_by(caches, node, a)),
         ("nuee.dev", "migrations", _) if reads => {
             let wanted = format!("status.sourceNode={node}");
@@ -78,6 +79,15 @@ fn selects(a: &Attributes, node: &str) -> Option<String> {
 
 fn pod_is_here(caches: &Caches, node: &str, a: &Attributes) -> bool {
     is_bound(caches, "", "pods", node, a)
+}
+
+/// Whether a guest on the machine is made from the image.
+fn image_is_used(caches: &Caches, node: &str, a: &Attributes) -> bool {
+    let guests = caches.get(&keys::resource("nuee.dev", "virtualmachines")).all(&format!("{}/", a.namespace));
+    guests.iter().any(|guest| {
+        let spec = &guest.to_value()["spec"];
+        spec["nodeName"] == node && spec["image"] == a.name.as_str()
+    })
 }
 
 /// Whether a migration starts or ends at the machine.

@@ -158,6 +158,8 @@ const NODE: &[Row] = &[
     (&["create", "delete", "get", "list", "watch", "patch", "update"], &["coordination.k8s.io"], &["leases"]),
     (&["get", "list", "watch", "update", "patch"], &["nuee.dev"], NUEE),
     (READ, &["nuee.dev"], &["flavors", "keypairs", "networkroutes", "migrations"]),
+    // The bytes of an image, which machines give each other.
+    (&["get"], &["nuee.dev"], &["diskimages/content"]),
     (
         &["get", "list", "watch", "update", "patch"],
         &["nuee.dev"],

@@ -5,11 +5,11 @@
 //! |---|---|
 //! | [`source`] | drives a migration from the machine that has the guest |
 //! | [`target`] | takes a guest in |
-//! | `wire` | what the two say to each other |
+//! | [`wire`] | what the two say to each other |
 
 pub mod source;
 pub mod target;
-mod wire;
+pub mod wire;
 
 use std::path::PathBuf;
 

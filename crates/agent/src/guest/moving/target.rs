@@ -19,12 +19,11 @@ use super::wire::{self, Answer, Channel, Hello, Prepare};
 use super::{Incoming, marker, source};
 use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
+use crate::guest::image_copies;
 use crate::guest::start::{self, ROOT_DISK};
 
 /// How long the source may take to open the connections for memory and disk.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest kernel or RAM disk. Units: bytes.
-const FILE_BYTES_MAX: u64 = 1 << 30;
 /// Largest disk. Units: bytes.
 const DISK_BYTES_MAX: u64 = 1 << 46;
 /// Time between two questions whether a guest stays.
@@ -47,6 +46,9 @@ pub struct Receptions {
 /// Serves one connection from another machine; `from` is that machine's name by its certificate, or `None` for the pool's first one.
 pub async fn take_in(context: &Arc<Context>, from: Option<&str>, mut connection: Box<dyn node::Duplex>) -> Result<()> {
     let hello: Hello = wire::read(&mut connection).await?;
+    if hello.channel == Channel::Image {
+        return image_copies::give(context, from, &hello, connection).await;
+    }
     check(context, from, &hello).await?;
     let place = match hello.channel {
         Channel::Control => return receive(context, &hello, connection).await,
@@ -54,6 +56,7 @@ pub async fn take_in(context: &Arc<Context>, from: Option<&str>, mut connection:
             context.receptions.waiting.lock().get_mut(&hello.uid).and_then(|waiting| waiting.memory.take())
         }
         Channel::Disk => context.receptions.waiting.lock().get_mut(&hello.uid).and_then(|waiting| waiting.disk.take()),
+        Channel::Image => None,
     };
     let place = place.ok_or_else(|| Error::Invalid("nobody waits for this connection".into()))?;
     place.send(connection).map_err(|_| Error::Invalid("nobody waits for this connection any more".into()))
@@ -284,23 +287,11 @@ fn pump(own: BlockingStream, mut connection: Box<dyn node::Duplex>) {
 
 /// Kernel and RAM disk of the machine's image, so that it can be started anew here.
 async fn take_files(context: &Context, prepare: &Prepare, control: &mut Box<dyn node::Duplex>) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
     let directory = context.guests.image_directory(&prepare.image_uid);
     for (name, length) in [("kernel", prepare.kernel), ("initrd", prepare.initrd)] {
-        let Some(length) = length else { continue };
-        if length > FILE_BYTES_MAX {
-            return Err(Error::Invalid(format!("a {name} of {length} bytes")));
+        if let Some(length) = length {
+            image_copies::receive_file(control, &directory, name, length).await?;
         }
-        tokio::fs::create_dir_all(&directory).await.map_err(Error::io("create", &directory))?;
-        let (part, path) = (directory.join(format!("{name}.part")), directory.join(name));
-        let mut file = tokio::fs::File::create(&part).await.map_err(Error::io("create", &part))?;
-        let copied = tokio::io::copy(&mut AsyncReadExt::take(&mut *control, length), &mut file).await;
-        if copied.map_err(Error::io("receive", &part))? < length {
-            return Err(Error::Invalid(format!("the {name} did not come whole")));
-        }
-        file.sync_all().await.map_err(Error::io("sync", &part))?;
-        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644)).map_err(Error::io("protect", &part))?;
-        std::fs::rename(&part, &path).map_err(Error::io("name", &path))?;
     }
     Ok(())
 }

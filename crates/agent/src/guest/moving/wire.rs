@@ -21,12 +21,14 @@ pub enum Channel {
     Memory,
     /// The guest's disk.
     Disk,
+    /// A disk image: `Hello` names the `DiskImage`. See [`crate::guest::image_copies`].
+    Image,
 }
 
 /// The first message of every connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The `Migration`'s namespace.
+    /// Namespace of the `Migration`, or of the image.
     pub namespace: String,
     /// Its name.
     pub name: String,
