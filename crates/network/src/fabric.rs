@@ -3,6 +3,7 @@
 //! on interfaces goes on outside of it.
 
 mod attachments;
+mod guards;
 mod inner;
 mod monitor;
 pub mod overlay;

@@ -8,5 +8,6 @@ mod cost;
 mod ipv6;
 mod names;
 mod published;
+mod security_groups;
 mod services;
 mod spoofing;

@@ -12,13 +12,14 @@ use crate::kernel::netlink::Channel;
 use crate::kernel::{link, namespace, sysctl};
 use crate::names::{bridge_name, check_id, check_interface, is_bridge_name};
 use crate::nft::elements::{self, Batch, Family};
+use crate::nft::groups::Guards;
 use crate::nft::ruleset::{self, Fixed};
 use crate::nft::{TABLE, process, services::Tables};
 use crate::state::{addresses::AddressBook, files, ports::PortBook};
 use crate::subnet::{Subnet, first_free};
 use crate::subnet6::{Subnet6, unique_local};
 use crate::types::{
-    DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig,
+    DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig, SecurityGroup,
 };
 
 /// The smallest MTU that IPv4 allows.
@@ -50,6 +51,10 @@ pub(super) struct Core {
     pub(super) services: Option<Tables>,
     /// The overlay in the kernel; `None`: what an earlier process left there.
     pub(super) overlay: Option<super::overlay::Installed>,
+    /// Security groups as they were told last.
+    pub(super) groups: BTreeMap<String, SecurityGroup>,
+    /// Their objects in the kernel; `None`: those that an earlier process left there.
+    pub(super) guards: Option<Guards>,
     destroyed: bool,
     /// Workloads' ports are off until the tables are back.
     pub(super) silenced: bool,
@@ -79,6 +84,8 @@ impl Inner {
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
             overlay: None,
+            groups: super::guards::read(&options.state_dir)?,
+            guards: None,
             destroyed: false,
             silenced: false,
             channel: None,
@@ -100,6 +107,11 @@ impl Inner {
             Inner { options, fixed, mtu, settings, host_namespace: namespace::current()?, core: Mutex::new(core) };
         inner.restore_links(&inner.core())?;
         Ok(inner)
+    }
+
+    /// Bridged packets do not pass the IP hooks.
+    pub(super) fn masquerades_within(&self) -> bool {
+        self.fixed.masquerade_within
     }
 
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
@@ -293,8 +305,10 @@ impl Inner {
         core.ports.all().for_each(|p| all.extend(ruleset::of_publication(p)));
         all.extend(super::overlay::elements(core));
         let services = core.services.take().unwrap_or_default();
-        let script = ruleset::full(&ruleset::Input { elements: all, services: &services, fixed: &self.fixed });
-        let result = process::apply(&script);
+        let guards = super::guards::compile(core);
+        let input = ruleset::Input { elements: all, services: &services, guards: &guards, fixed: &self.fixed };
+        let result = process::apply(&ruleset::full(&input));
+        core.guards = result.is_ok().then_some(guards);
         // On failure the kernel keeps what it had: unknown to us, so the next attempt installs everything again.
         core.services = result.is_ok().then_some(services);
         if result.is_ok() {
@@ -330,7 +344,8 @@ impl Inner {
             core.networks.values().flat_map(ruleset::of_network).for_each(|e| batch.add(e));
             core.addresses.all().flat_map(ruleset::of_attachment).for_each(|e| batch.add(e));
             core.ports.all().flat_map(ruleset::of_publication).for_each(|e| batch.add(e));
-            return self.apply(&mut core, &batch);
+            self.apply(&mut core, &batch)?;
+            return self.apply_guards(&mut core);
         }
         self.install(&mut core)
     }

@@ -240,7 +240,8 @@ pub(crate) fn add_address6(channel: &mut Channel, index: u32, address: Ipv6Addr,
     channel.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
+/// A route of the main table, everywhere when there is no destination.
+pub(crate) fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use super::TABLE;
 use super::elements::{Element, Family, Field};
+use super::groups::Guards;
 use super::services::Tables;
 use crate::subnet6::link_local;
 use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication, Target};
@@ -21,6 +22,7 @@ pub(crate) const PORT_PREFIX: &str = "nuv";
 pub(crate) struct Input<'a> {
     pub(crate) elements: Vec<Element>,
     pub(crate) services: &'a Tables,
+    pub(crate) guards: &'a Guards,
     pub(crate) fixed: &'a Fixed,
 }
 
@@ -53,6 +55,7 @@ const INET_CHAINS: &str = r#"
 		ip daddr 127.0.0.0/8 iifname @bridges drop
 		udp dport { 4789, OVERLAY_PORT } iifname @bridges drop
 		udp dport OVERLAY_PORT ip saddr != @machines drop
+		ip saddr @members iifname != @bridges iifname != "OVERLAY_DEVICE" drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -100,6 +103,24 @@ const INET_CHAINS: &str = r#"
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx port-unreachable
 	}
+	chain secure {
+		ct state { invalid, untracked } jump unknown
+		meta l4proto icmp ct state related return
+		ct original ip saddr vmap @guarded_out
+		ct reply ip saddr vmap @guarded_in
+	}
+	chain unknown {
+		ip daddr @guarded drop
+		ip saddr @guarded drop
+	}
+	chain secure_input {
+		type filter hook input priority filter; policy accept;
+		jump secure
+	}
+	chain secure_postrouting {
+		type filter hook postrouting priority srcnat - 10; policy accept;
+		jump secure
+	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "lo" return
@@ -133,6 +154,12 @@ const BRIDGE_TABLE: &str = r#"
 	set guests {
 		type ifname . ether_addr
 	}
+	set guarded {
+		type ifname
+	}
+	set places {
+		type ifname . ipv4_addr
+	}
 	chain prerouting {
 		type filter hook prerouting priority -300; policy accept;
 		ether type ip iifname . ether saddr . ip saddr @ports accept
@@ -151,6 +178,7 @@ const BRIDGE_TABLE: &str = r#"
 	}
 	chain forward {
 		type filter hook forward priority -200; policy accept;
+		ether type ip oifname @guarded oifname . ip daddr != @places drop
 		ether type ip udp dport 67 drop
 		ether type ip udp sport 67 udp dport 68 drop
 	}
@@ -181,6 +209,7 @@ pub(crate) fn full(input: &Input<'_>) -> String {
         text.push_str(&element.text());
     }
     text.push_str(&input.services.script_from(&Tables::default()));
+    text.push_str(&input.guards.script(None));
     text
 }
 
@@ -193,6 +222,9 @@ fn sets(fixed: &Fixed) -> String {
         ("within", "type ifname . ifname;", &[]),
         ("hairpin", "type ipv4_addr . ipv4_addr;", &[]),
         ("machines", "type ipv4_addr;", &[]),
+        ("gateways", "type ipv4_addr;", &[]),
+        ("guarded", "type ipv4_addr;", &[]),
+        ("members", "type ipv4_addr;", &[]),
         ("direct", "type ipv4_addr; flags interval; auto-merge;", &fixed.unmasqueraded),
         ("virtual", "type ipv4_addr; flags interval;", std::slice::from_ref(&fixed.service_cidr)),
     ] {
@@ -209,6 +241,8 @@ fn sets(fixed: &Fixed) -> String {
         "\tmap service_addresses { type ipv4_addr : verdict; }\n",
         "\tmap network_services { type ifname . ipv4_addr : verdict; }\n",
         "\tmap node_ports { type inet_proto . inet_service : verdict; }\n",
+        "\tmap guarded_in { type ipv4_addr : verdict; }\n",
+        "\tmap guarded_out { type ipv4_addr : verdict; }\n",
     ));
     text
 }
@@ -217,7 +251,8 @@ fn sets(fixed: &Fixed) -> String {
 pub(crate) fn of_network(network: &Network) -> Vec<Element> {
     let bridge = Field::Interface(network.bridge.clone());
     let element = |set, key| Element { family: Family::Inet, set, key, value: Vec::new() };
-    let mut elements = vec![element("bridges", vec![bridge.clone()])];
+    let gateway = vec![Field::Address(network.gateway)];
+    let mut elements = vec![element("bridges", vec![bridge.clone()]), element("gateways", gateway)];
     if network.internal {
         elements.push(element("internal", vec![bridge.clone()]));
     }
@@ -246,7 +281,20 @@ pub(crate) fn of_attachment(attachment: &Attachment) -> Vec<Element> {
     ];
     elements.extend(guest);
     elements.extend(of_place6(attachment));
+    elements.extend(of_guard(attachment));
     elements
+}
+
+/// The elements of a port under guard: nothing is flooded to it, only what bears its own address gets there, as that is what
+/// the rules are found by.
+pub(crate) fn of_guard(attachment: &Attachment) -> Vec<Element> {
+    if attachment.groups.is_empty() {
+        return Vec::new();
+    }
+    let port = Field::Interface(attachment.host_interface.clone());
+    let element = |set, key| Element { family: Family::Bridge, set, key, value: Vec::new() };
+    let place = vec![port.clone(), Field::Address(attachment.address)];
+    vec![element("guarded", vec![port]), element("places", place)]
 }
 
 /// The elements of an attachment's IPv6 part: its address, and the link-local one that the kernel makes from its MAC.

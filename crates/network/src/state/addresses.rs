@@ -254,6 +254,7 @@ mod tests {
             ipv6: None,
             mac: Mac::from_address(address),
             tap: false,
+            groups: Vec::new(),
         }
     }
 
