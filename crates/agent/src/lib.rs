@@ -43,6 +43,7 @@ mod patch;
 mod pod;
 mod processes;
 mod proxy;
+mod security;
 mod quantity;
 mod volumes;
 

@@ -1,6 +1,5 @@
 //! Follows `NetworkRoute` objects, and has the network lead to the other machines what they say.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use api::{NetworkRoute, NetworkRouteSpec};
 use futures::StreamExt;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use network::{Overlay, Part};
 
 use crate::context::Context;
@@ -20,35 +19,15 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until the agent is dropped.
 pub async fn run(context: Arc<Context>) {
-    let (_, stream) = informer::reflect(Api::<NetworkRoute>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    let mut known: BTreeMap<String, NetworkRouteSpec> = BTreeMap::new();
-    let (mut listed, mut listing) = (false, BTreeMap::new());
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => listing.clear(),
-            Event::InitApply(object) => drop(listing.insert(name(&object), object.spec)),
-            Event::InitDone => {
-                known = std::mem::take(&mut listing);
-                listed = true;
-            }
-            Event::Apply(object) => drop(known.insert(name(&object), object.spec)),
-            Event::Delete(object) => drop(known.remove(&name(&object))),
-        }
-        // Half a list would cut off machines that are still there.
-        if !listed {
-            continue;
-        }
-        let wanted = plan(known.values(), &context.node_name);
+    let mut states =
+        std::pin::pin!(informer::states(Api::<NetworkRoute>::all(context.client.clone()), watcher::Config::default()));
+    while let Some(known) = states.next().await {
+        let wanted = plan(known.values().map(|route| &route.spec), &context.node_name);
         while let Err(error) = context.fabric.sync_overlay(wanted.clone()).await {
             tracing::warn!(error = %chain(&error), "cannot lead to the other machines");
             tokio::time::sleep(RETRY).await;
         }
     }
-}
-
-fn name(object: &NetworkRoute) -> String {
-    object.metadata.name.clone().unwrap_or_default()
 }
 
 /// What the routes mean for one machine. Pure.

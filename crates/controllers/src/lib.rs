@@ -28,6 +28,7 @@ pub mod quantity;
 pub mod replica_set;
 pub mod revisions;
 pub mod scheduler;
+pub mod security_groups;
 pub mod service_account;
 pub mod stateful_set;
 pub mod swarm;
@@ -111,6 +112,8 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
     tasks.spawn(forever("migrations", move || migration::run(migrations.clone())));
     let routes = client.clone();
     tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));
+    let groups = client.clone();
+    tasks.spawn(forever("security groups", move || security_groups::run(groups.clone())));
     let nodes = client.clone();
     tasks.spawn(forever("node life cycle", move || node_life::run(nodes.clone())));
     tasks.spawn(forever("garbage collector", move || garbage::run(client.clone())));

@@ -274,6 +274,7 @@ impl Driver {
         }
         let Some(guest) = self.guest.clone() else { return };
         let adjusted = async {
+            start::guard(&self.context, &self.object, &self.uid).await?;
             let size = start::size_of(&self.context, &self.object).await?;
             let target = self.object.spec.memory_target.as_ref().and_then(|quantity| whole(&quantity.0));
             let target = target.filter(|bytes| *bytes > 0).unwrap_or(size.memory_bytes).min(size.memory_bytes);

@@ -17,6 +17,7 @@ use super::moving::{self, Launched};
 use super::shared::Guests;
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
+use crate::security;
 
 /// Memory of a machine that does not say. Units: bytes.
 const MEMORY_DEFAULT: i64 = 512 << 20;
@@ -121,6 +122,7 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
         tap: true,
         address: kept.as_ref().and_then(|kept| kept.ip.parse().ok()),
         mac: kept.as_ref().and_then(|kept| kept.mac.parse().ok()),
+        groups: security::ids(&key.namespace, &object.spec.security_groups),
         ..AttachRequest::default()
     };
     let attachment = context.fabric.attach(request).await?;
@@ -172,6 +174,12 @@ async fn keys(context: &Context, object: &VirtualMachine) -> Result<Vec<(String,
         keys.push((name.clone(), pair.spec.public_key.trim().to_owned()));
     }
     Ok(keys)
+}
+
+/// Puts the machine under the security groups that its object names now.
+pub async fn guard(context: &Context, object: &VirtualMachine, uid: &str) -> Result<()> {
+    let groups = security::ids(&Key::of(object).namespace, &object.spec.security_groups);
+    Ok(context.fabric.guard(uid, groups).await?)
 }
 
 /// Publishes the machine's ports.
