@@ -22,7 +22,7 @@ use crate::hands::{ImageOrigin, Images};
 use crate::launch::Machine;
 use crate::networks::{self, Networks};
 use crate::node_object::{self, NodeFacts};
-use crate::{container, disk, garbage, guest, informer, machine, overlay, pod, proxy, security, volumes};
+use crate::{container, disk, floating, garbage, guest, informer, machine, overlay, pod, proxy, security, volumes};
 
 /// What an agent is given.
 pub struct AgentOptions {
@@ -150,6 +150,7 @@ impl Agent {
         tasks.push(tokio::spawn(disk::run(context.clone())));
         tasks.push(tokio::spawn(overlay::run(context.clone())));
         tasks.push(tokio::spawn(security::run(context.clone())));
+        tasks.push(tokio::spawn(floating::run(context.clone())));
         tasks.push(tokio::spawn(guest::moving::source::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }

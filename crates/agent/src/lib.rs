@@ -27,6 +27,7 @@ mod disk;
 mod error;
 mod events;
 mod files;
+mod floating;
 mod garbage;
 mod guest;
 mod hands;

@@ -24,7 +24,7 @@ pub struct FloatingIPSpec {
     /// Name of the `VirtualMachine` of the same namespace that it leads to.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub virtual_machine: String,
-    /// Name of the `Container` object of the same namespace that it leads to.
+    /// Name, as Docker shows it (`spec.name`), of the `Container` of the same namespace that it leads to.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub container: String,
 }

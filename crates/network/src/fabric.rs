@@ -3,6 +3,7 @@
 //! on interfaces goes on outside of it.
 
 mod attachments;
+mod floating;
 mod guards;
 mod inner;
 mod monitor;

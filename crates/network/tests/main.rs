@@ -5,6 +5,7 @@ mod lab;
 
 mod attachments;
 mod cost;
+mod floating;
 mod ipv6;
 mod names;
 mod published;

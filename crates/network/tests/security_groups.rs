@@ -39,7 +39,7 @@ fn pings(namespace: Option<&Path>, address: Ipv4Addr) -> bool {
 }
 
 /// That nothing more comes over a connection.
-fn assert_cut(stream: &mut TcpStream) {
+pub fn assert_cut(stream: &mut TcpStream) {
     use std::io::Read;
     stream.set_read_timeout(Some(IMPATIENCE)).unwrap();
     stream.write_all(b"lost\n").unwrap();
@@ -246,6 +246,11 @@ fn nothing_is_flooded_to_a_guarded_port() {
         lab.fabric.sync_security_groups(vec![group("web", vec![tcp(80, Remote::Anywhere)])]).await.unwrap();
         let evil = lab.workload("evil", DEFAULT_NETWORK).await;
         let (web, open) = (lab.guarded("web", &["web"]).await, lab.workload("open", DEFAULT_NETWORK).await);
+        for one in [&web, &open] {
+            serve_tcp(Some(&one.namespace), 80, &one.owner);
+            // Both ports forward by now.
+            ask(Some(&evil.namespace), one.address, 80);
+        }
         let (guarded, control) = (packet_socket(&web.namespace), packet_socket(&open.namespace));
         let all = [0xff; 6];
         let packets = [

@@ -82,11 +82,8 @@ fn validate_floating(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if !address.is_empty() && address.parse::<Ipv4Addr>().is_err() {
         causes.push(Cause::invalid("spec.address", &spec["address"], "must be an IPv4 address"));
     }
-    for field in ["virtualMachine", "container"] {
-        let name = spec[field].as_str().unwrap_or_default();
-        if !name.is_empty() {
-            check_name(&format!("spec.{field}"), name, &mut causes);
-        }
+    if !text(new, "/spec/virtualMachine").is_empty() {
+        check_name("spec.virtualMachine", text(new, "/spec/virtualMachine"), &mut causes);
     }
     if !text(new, "/spec/virtualMachine").is_empty() && !text(new, "/spec/container").is_empty() {
         let flaw = "cannot go with virtualMachine";

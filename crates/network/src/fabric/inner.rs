@@ -55,6 +55,10 @@ pub(super) struct Core {
     pub(super) groups: BTreeMap<String, SecurityGroup>,
     /// Their objects in the kernel; `None`: those that an earlier process left there.
     pub(super) guards: Option<Guards>,
+    /// Floating addresses and where they lead.
+    pub(super) floating: super::floating::Floating,
+    /// This process has installed them.
+    pub(super) floating_installed: bool,
     destroyed: bool,
     /// Workloads' ports are off until the tables are back.
     pub(super) silenced: bool,
@@ -86,6 +90,8 @@ impl Inner {
             overlay: None,
             groups: super::guards::read(&options.state_dir)?,
             guards: None,
+            floating: super::floating::read(&options.state_dir)?,
+            floating_installed: false,
             destroyed: false,
             silenced: false,
             channel: None,
@@ -306,7 +312,8 @@ impl Inner {
         all.extend(super::overlay::elements(core));
         let services = core.services.take().unwrap_or_default();
         let guards = super::guards::compile(core);
-        let input = ruleset::Input { elements: all, services: &services, guards: &guards, fixed: &self.fixed };
+        let floating = &core.floating;
+        let input = ruleset::Input { elements: all, services: &services, guards: &guards, floating, fixed: &self.fixed };
         let result = process::apply(&ruleset::full(&input));
         core.guards = result.is_ok().then_some(guards);
         // On failure the kernel keeps what it had: unknown to us, so the next attempt installs everything again.
@@ -424,6 +431,7 @@ impl Inner {
                 link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
             }
         }
+        self.drop_floating(&mut core)?;
         for id in self.namespaces() {
             namespace::remove(&self.namespace_path(&id))?;
         }

@@ -5,8 +5,9 @@
 //!
 //! The sets are named here once; [`super::elements`] fills them as workloads come and go.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::TABLE;
 use super::elements::{Element, Family, Field};
@@ -23,6 +24,8 @@ pub(crate) struct Input<'a> {
     pub(crate) elements: Vec<Element>,
     pub(crate) services: &'a Tables,
     pub(crate) guards: &'a Guards,
+    /// Floating addresses and where they lead.
+    pub(crate) floating: &'a BTreeMap<Ipv4Addr, Ipv4Addr>,
     pub(crate) fixed: &'a Fixed,
 }
 
@@ -60,12 +63,14 @@ const INET_CHAINS: &str = r#"
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
 		iifname @bridges ip daddr 169.254.169.254 tcp dport 80 redirect to :METADATA_PORT
+		dnat ip to ip daddr map @floating_in
 		ip daddr . meta l4proto . th dport vmap @services
 		iifname . ip daddr vmap @network_services
 		fib daddr type local goto local
 	}
 	chain output {
 		type nat hook output priority -100; policy accept;
+		dnat ip to ip daddr map @floating_in
 		ip daddr . meta l4proto . th dport vmap @services
 		ip daddr vmap @service_addresses
 		fib daddr type local goto local
@@ -131,6 +136,7 @@ const INET_CHAINS: &str = r#"
 		WITHIN
 		oifname @bridges return
 		iifname @bridges ip daddr @direct return
+		iifname @bridges snat ip to ip saddr map @floating_out
 		iifname @bridges masquerade
 		ct status dnat ct original ip daddr @virtual masquerade
 		meta l4proto tcp ct status dnat ct original proto-dst NODE_PORTS masquerade
@@ -210,6 +216,21 @@ pub(crate) fn full(input: &Input<'_>) -> String {
     }
     text.push_str(&input.services.script_from(&Tables::default()));
     text.push_str(&input.guards.script(None));
+    text.push_str(&floating(input.floating));
+    text
+}
+
+/// The script that makes floating addresses lead where they should, and nowhere else. A workload with several shows the first.
+pub(crate) fn floating(addresses: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> String {
+    let mut text = format!("flush map inet {TABLE} floating_in\nflush map inet {TABLE} floating_out\n");
+    let mut shown = BTreeMap::new();
+    for (address, target) in addresses {
+        let _ = writeln!(text, "add element inet {TABLE} floating_in {{ {address} : {target} }}");
+        shown.entry(target).or_insert(address);
+    }
+    for (target, address) in shown {
+        let _ = writeln!(text, "add element inet {TABLE} floating_out {{ {target} : {address} }}");
+    }
     text
 }
 
@@ -241,6 +262,8 @@ fn sets(fixed: &Fixed) -> String {
         "\tmap service_addresses { type ipv4_addr : verdict; }\n",
         "\tmap network_services { type ifname . ipv4_addr : verdict; }\n",
         "\tmap node_ports { type inet_proto . inet_service : verdict; }\n",
+        "\tmap floating_in { type ipv4_addr : ipv4_addr; }\n",
+        "\tmap floating_out { type ipv4_addr : ipv4_addr; }\n",
         "\tmap guarded_in { type ipv4_addr : verdict; }\n",
         "\tmap guarded_out { type ipv4_addr : verdict; }\n",
     ));

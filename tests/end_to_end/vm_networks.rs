@@ -1,0 +1,231 @@
+//! What guards, connects and names guests on the network: security groups and floating addresses, with a real guest, containers and a
+//! world outside. One guest serves all checks, since each costs a boot.
+
+use anyhow::{Context, Result};
+use testkit::{Nuee, Output, Space};
+
+/// How long a guest may take to boot on a machine under load that translates every instruction.
+const BOOT: &str = "--timeout=300s";
+/// The machine's address towards the world.
+const MACHINE: &str = "198.51.100.1";
+
+struct Lab {
+    nuee: Nuee,
+    world: Space,
+    key: String,
+}
+
+impl Lab {
+    fn new(settings: &str) -> Result<Self> {
+        hypervisor::test_guest::build(std::path::Path::new("/var/cache/nuee"))?;
+        let nuee = Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
+        std::fs::create_dir_all(nuee.data())?;
+        std::fs::write(nuee.data().join("config.yaml"), settings)?;
+        let world = Space::new()?;
+        let join = format!(
+            "ip link add out0 type veth peer name eth0 netns {} && ip addr add {MACHINE}/24 dev out0 && ip link set out0 up",
+            world.pid()
+        );
+        nuee.run("sh", &["-c", &join])?.success()?;
+        let lab = Self { key: nuee.files().join("key").display().to_string(), nuee, world };
+        lab.outside("ip addr add 198.51.100.2/24 dev eth0 && ip link set eth0 up")?.success()?;
+        lab.nuee.up()?;
+        lab.nuee.build_images()?;
+        Ok(lab)
+    }
+
+    /// A shell's line in the world.
+    fn outside(&self, line: &str) -> Result<Output> {
+        let mut command = self.world.command("sh");
+        command.args(["-c", line]);
+        Output::of(command)
+    }
+
+    fn guest(&self, name: &str, spec: &str) -> Result<String> {
+        let nuee = &self.nuee;
+        nuee.nuee(&["image", "build-test-guest", "-o", "tiny"])?.success()?;
+        nuee.run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &self.key])?.success()?;
+        let public = std::fs::read_to_string(format!("{}.pub", self.key))?;
+        let text = format!(
+            "apiVersion: nuee.dev/v1\nkind: KeyPair\nmetadata: {{name: me}}\nspec: {{publicKey: \"{}\"}}\n---\n\
+             apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\n\
+             spec: {{image: tiny, cpus: 1, memory: 128Mi, keyPairs: [me], {spec}}}\n",
+            public.trim()
+        );
+        nuee.apply(&text)?.success()?;
+        let waited = nuee.kubectl(&["wait", "--for=condition=Ready", &format!("vm/{name}"), BOOT])?;
+        waited.success().with_context(|| nuee.log_end())?;
+        self.get(&["vm", name], ".status.addresses[0].ip")
+    }
+
+    fn object(&self, kind: &str, name: &str, spec: &str) -> Result<Output> {
+        self.nuee.apply(&format!("apiVersion: nuee.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"))
+    }
+
+    fn get(&self, what: &[&str], path: &str) -> Result<String> {
+        let path = format!("jsonpath={{{path}}}");
+        let words: Vec<&str> = ["get"].iter().chain(what).copied().chain(["-o", path.as_str()]).collect();
+        Ok(self.nuee.kubectl(&words)?.success()?.text().to_owned())
+    }
+
+    fn ssh_line(&self, address: &str, port: &str, line: &str) -> String {
+        format!(
+            "ssh -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes -o ConnectTimeout=5 \
+             -o LogLevel=ERROR -i {} -p {port} root@{address} '{line}'",
+            self.key
+        )
+    }
+
+    /// Runs a line in the guest, once its ssh server is up.
+    fn ssh(&self, address: &str, line: &str) -> Result<String> {
+        let mut last = None;
+        self.nuee.eventually(&format!("ssh runs {line:?}"), || {
+            let output = self.nuee.run("sh", &["-c", &self.ssh_line(address, "22", line)])?;
+            let fine = output.status != 255;
+            last = Some(output);
+            Ok(fine)
+        })?;
+        Ok(last.context("ssh never ran")?.success()?.text().to_owned())
+    }
+
+    /// Whether a container gets the guest's page.
+    fn gets(&self, container: &str, address: &str) -> Result<bool> {
+        let url = format!("http://{address}/page");
+        let got = self.nuee.docker(&["exec", container, "timeout", "3", "wget", "-q", "-O", "-", &url])?;
+        Ok(got.text() == "from the guest")
+    }
+}
+
+#[test]
+fn security_groups_and_floating_addresses_of_a_guest() -> Result<()> {
+    let lab = Lab::new("floatingAddresses: [198.51.100.64/30]\n")?;
+    let nuee = &lab.nuee;
+    lab.object("SecurityGroup", "ssh", "rules: [{protocol: tcp, portRangeMin: 22}]")?.success()?;
+    lab.object("SecurityGroup", "peers", "description: each other")?.success()?;
+    for (name, label) in [("member", "nuee.dev/security-groups=peers"), ("stranger", "none=")] {
+        nuee.docker(&["run", "-d", "--name", name, "--label", label, "web:test"])?.success()?;
+    }
+    let ports = "ports: [{containerPort: 22, hostPort: 2222, protocol: tcp}, {containerPort: 80, hostPort: 8080, protocol: tcp}]";
+    let address = lab.guest("one", &format!("securityGroups: [ssh, peers], {ports}"))?;
+    lab.ssh(&address, "mkdir -p /www && echo from the guest > /www/page && httpd -p 80 -h /www")?;
+    let from_world = |line: &str| lab.outside(line);
+    let page = |host: &str, port: &str| format!("curl -s -m 3 http://{host}:{port}/page");
+
+    // What a rule names, and members of the same group; nobody else, on no way.
+    assert!(lab.gets("member", &address)?);
+    assert!(!lab.gets("stranger", &address)?);
+    assert_eq!(from_world(&lab.ssh_line(MACHINE, "2222", "echo in"))?.text(), "in");
+    assert_eq!(from_world(&page(MACHINE, "8080"))?.text(), "");
+    // The guest itself is answered, by strangers too; and its metadata and names are always there.
+    let stranger = nuee.docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "stranger"])?.success()?;
+    assert_eq!(lab.ssh(&address, &format!("wget -q -O - http://{}/", stranger.text()))?, "hello from a cloud");
+    assert_eq!(lab.ssh(&address, "wget -q -O - http://169.254.169.254/latest/meta-data/hostname")?, "one");
+    nuee.eventually("the group tells who is in it", || {
+        Ok(lab.get(&["sg", "peers"], ".status.addresses[0]")? == address
+            && lab.get(&["sg", "peers"], ".status.virtualMachines[0]")? == "one")
+    })?;
+
+    // The rules hold while no daemon runs, and after the next one has begun.
+    nuee.kill_daemon()?;
+    assert_eq!(from_world(&page(MACHINE, "8080"))?.text(), "");
+    assert_eq!(from_world(&lab.ssh_line(MACHINE, "2222", "echo in"))?.text(), "in");
+    nuee.up()?;
+    assert_eq!(from_world(&page(MACHINE, "8080"))?.text(), "");
+    assert!(lab.gets("member", &address)?);
+
+    // An edit is in force at once, either way.
+    let rules = "rules: [{protocol: tcp, portRangeMin: 22}, {protocol: tcp, portRangeMin: 80, remoteCIDR: 198.51.100.0/24}]";
+    lab.object("SecurityGroup", "ssh", rules)?.success()?;
+    nuee.eventually("the world gets the page", || Ok(from_world(&page(MACHINE, "8080"))?.text() == "from the guest"))?;
+    assert!(!lab.gets("stranger", &address)?);
+
+    // A floating address leads to the guest, guarded as it is; outside it shows itself by it.
+    lab.object("FloatingIP", "public", "virtualMachine: one")?.success()?;
+    nuee.kubectl(&["wait", "--for=jsonpath={.status.phase}=Active", "fip/public", "--timeout=60s"])?.success()?;
+    let public = lab.get(&["fip", "public"], ".status.address")?;
+    assert!(public.starts_with("198.51.100.6"), "{public}");
+    nuee.eventually("the address leads to the guest", || {
+        Ok(from_world(&lab.ssh_line(&public, "22", "hostname"))?.text() == "one")
+    })?;
+    let heard = nuee.files().join("heard");
+    let mut server = lab.world.command("busybox");
+    server.args(["httpd", "-f", "-vv", "-p", "9000", "-h", "/"]).stderr(std::fs::File::create(&heard)?);
+    let mut server = server.spawn()?;
+    nuee.eventually("the world hears the guest by its floating address", || {
+        lab.ssh(&address, "wget -q -O /dev/null http://198.51.100.2:9000/; true")?;
+        Ok(std::fs::read_to_string(&heard)?.contains(&public))
+    })?;
+    server.kill()?;
+    server.wait()?;
+
+    // It moves while both run: to a container that has no group.
+    nuee.docker(&["run", "-d", "--name", "web", "web:test"])?.success()?;
+    let patch = ["patch", "fip", "public", "--type=merge", "-p"];
+    let to = |spec: &str| nuee.kubectl(&[&patch[..], &[spec]].concat());
+    to("{\"spec\": {\"virtualMachine\": null, \"container\": \"web\"}}")?.success()?;
+    let front = format!("curl -s -m 3 http://{public}/");
+    nuee.eventually("it leads to the container", || Ok(from_world(&front)?.text() == "hello from a cloud"))?;
+    assert_eq!(lab.get(&["fip", "public"], ".status.address")?, public);
+    // Nobody takes what another has, or what is not of the pool.
+    lab.object("FloatingIP", "thief", &format!("address: {public}, container: web"))?.success()?;
+    lab.object("FloatingIP", "stray", "address: 198.51.100.1, virtualMachine: one")?.success()?;
+    nuee.eventually("they are told why not", || {
+        Ok(lab.get(&["fip", "thief"], ".status.message")?.ends_with("is taken")
+            && lab.get(&["fip", "stray"], ".status.message")?.ends_with("not of the pool"))
+    })?;
+    nuee.kubectl(&["delete", "fip", "public", "thief", "stray"])?.success()?;
+    nuee.eventually("the address is given up", || Ok(!nuee.run("ip", &["-4", "addr"])?.stdout.contains(&public)))?;
+
+    // A group stays while the machine is in it, and so do its rules.
+    nuee.kubectl(&["delete", "sg", "peers", "ssh", "--wait=false"])?.success()?;
+    assert!(!lab.get(&["sg", "ssh"], ".metadata.deletionTimestamp")?.is_empty());
+    assert_eq!(from_world(&page(MACHINE, "8080"))?.text(), "from the guest");
+    assert!(!lab.gets("stranger", &address)?);
+    // Out of all groups it is open, and they go.
+    let open = "{\"spec\": {\"securityGroups\": null}}";
+    nuee.kubectl(&["patch", "vm", "one", "--type=merge", "-p", open])?.success()?;
+    nuee.eventually("strangers get the page", || lab.gets("stranger", &address))?;
+    nuee.kubectl(&["wait", "--for=delete", "sg/peers", "sg/ssh", "--timeout=60s"])?.success()?;
+    nuee.kubectl(&["delete", "vm", "one", "--timeout=60s"])?.success()?;
+    lab.nuee.finish()
+}
+
+#[test]
+fn what_a_network_cannot_be_is_refused() -> Result<()> {
+    let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
+    for (kind, spec, word) in [
+        ("SecurityGroup", "rules: [{protocol: tcpp}]", "spec.rules[0].protocol"),
+        ("SecurityGroup", "rules: [{protocol: tcp, portRangeMin: 9, portRangeMax: 1}]", "spec.rules[0].portRangeMax"),
+        ("SecurityGroup", "rules: [{portRangeMin: 9}]", "spec.rules[0].portRangeMin"),
+        ("SecurityGroup", "rules: [{protocol: tcp, portRangeMin: 70000}]", "70000"),
+        ("SecurityGroup", "rules: [{remoteCIDR: 10.0.0.1/8}]", "spec.rules[0].remoteCIDR"),
+        ("SecurityGroup", "rules: [{remoteGroup: other/web}]", "spec.rules[0].remoteGroup"),
+        ("SecurityGroup", "rules: [{ethertype: IPv6}]", "spec.rules[0].ethertype"),
+        ("VirtualMachine", "image: a, securityGroups: [a, a]", "spec.securityGroups[1]"),
+        ("FloatingIP", "address: here", "spec.address"),
+        ("FloatingIP", "virtualMachine: a, container: b", "spec.container"),
+        ("Router", "networks: [a/b]", "spec.networks[0]"),
+        ("Network", "name: x, mode: bridged", "spec.uplink"),
+        ("Network", "name: x, mode: routed", "spec.subnet"),
+        ("Network", "name: x, uplink: eth0", "spec.uplink"),
+    ] {
+        let text = format!("apiVersion: nuee.dev/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{{spec}}}\n");
+        nuee.apply(&text)?.failure(1, word)?;
+    }
+    let explained = nuee.kubectl(&["explain", "securitygroup.spec.rules"])?.success()?.stdout;
+    assert!(explained.contains("remoteCIDR"), "{explained}");
+    // Who may edit says what should be; who is in a group, and where an address leads, is not for them to say.
+    nuee.kubectl(&["create", "rolebinding", "eve", "--clusterrole=edit", "--user=eve"])?.success()?;
+    for (verb, resource, answer) in [
+        ("create", "floatingips.nuee.dev", "yes"),
+        ("update", "securitygroups.nuee.dev", "yes"),
+        ("patch", "floatingips.nuee.dev/status", "no"),
+        ("patch", "securitygroups.nuee.dev/status", "no"),
+    ] {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let subresource = format!("--subresource={subresource}");
+        let said = nuee.kubectl(&["auth", "can-i", verb, resource, &subresource, "--as=eve"])?;
+        assert_eq!(said.text(), answer, "{verb} {resource}");
+    }
+    nuee.finish()
+}
