@@ -59,7 +59,8 @@ impl Lab {
     }
 
     fn object(&self, kind: &str, name: &str, spec: &str) -> Result<Output> {
-        self.nuee.apply(&format!("apiVersion: nuee.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"))
+        self.nuee
+            .apply(&format!("apiVersion: nuee.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"))
     }
 
     fn get(&self, what: &[&str], path: &str) -> Result<String> {
@@ -134,7 +135,8 @@ fn security_groups_and_floating_addresses_of_a_guest() -> Result<()> {
     assert!(lab.gets("member", &address)?);
 
     // An edit is in force at once, either way.
-    let rules = "rules: [{protocol: tcp, portRangeMin: 22}, {protocol: tcp, portRangeMin: 80, remoteCIDR: 198.51.100.0/24}]";
+    let rules =
+        "rules: [{protocol: tcp, portRangeMin: 22}, {protocol: tcp, portRangeMin: 80, remoteCIDR: 198.51.100.0/24}]";
     lab.object("SecurityGroup", "ssh", rules)?.success()?;
     nuee.eventually("the world gets the page", || Ok(from_world(&page(MACHINE, "8080"))?.text() == "from the guest"))?;
     assert!(!lab.gets("stranger", &address)?);

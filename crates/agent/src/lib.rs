@@ -44,11 +44,13 @@ mod patch;
 mod pod;
 mod processes;
 mod proxy;
-mod security;
 mod quantity;
+mod routers;
+mod security;
 mod volumes;
 
 pub use agent::{Agent, AgentOptions};
 pub use error::{Error, Result};
 pub use guest::moving::Peers;
 pub use hands::{ImageArchive, ImageOrigin};
+pub use networks::Outside;

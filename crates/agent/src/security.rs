@@ -76,7 +76,8 @@ fn rule(namespace: &str, rule: &SecurityGroupRule) -> Option<SecurityRule> {
         Traffic::Protocol(number) => network::Traffic::Protocol(number),
         Traffic::Icmp(kind, code) => network::Traffic::Icmp { kind, code },
         Traffic::Ports(number, first, last) => {
-            let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|one| one.number() == number)?;
+            let protocol =
+                [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|one| one.number() == number)?;
             network::Traffic::Ports { protocol, first, last }
         }
     };

@@ -180,7 +180,9 @@ fn wanted(world: &World, pool: &[Range]) -> BTreeMap<Key, FloatingIPStatus> {
     for (at, object) in &order {
         let status = match given.get(at) {
             Some(address) => lead(world, object, *address),
-            None => FloatingIPStatus { message: problems.remove(at).unwrap_or_default(), ..FloatingIPStatus::default() },
+            None => {
+                FloatingIPStatus { message: problems.remove(at).unwrap_or_default(), ..FloatingIPStatus::default() }
+            }
         };
         statuses.insert((*at).clone(), status);
     }
@@ -302,7 +304,10 @@ mod tests {
         for (at, status) in &statuses {
             world.floating.get_mut(at).unwrap().status = Some(status.clone());
         }
-        assert_eq!(wanted(&world, &[(Ipv4Addr::new(198, 51, 100, 0), 24)])[&("shop".into(), "a".into())].address, "192.0.2.10");
+        assert_eq!(
+            wanted(&world, &[(Ipv4Addr::new(198, 51, 100, 0), 24)])[&("shop".into(), "a".into())].address,
+            "192.0.2.10"
+        );
         world.floating.remove(&("shop".to_owned(), "c".to_owned()));
         assert_eq!(addresses(&wanted(&world, &pool())), ["192.0.2.10", "192.0.2.9", "", ""]);
         assert_eq!(wanted(&World::default(), &[]).len(), 0);

@@ -28,6 +28,7 @@ pub mod pods;
 pub mod quantity;
 pub mod replica_set;
 pub mod revisions;
+pub mod routers;
 pub mod scheduler;
 pub mod security_groups;
 pub mod service_account;
@@ -111,6 +112,7 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         let client = client.clone();
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
+    tasks.spawn(routers::run(client.clone()));
     let migrations = client.clone();
     tasks.spawn(forever("migrations", move || migration::run(migrations.clone())));
     let routes = client.clone();

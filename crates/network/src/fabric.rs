@@ -9,6 +9,7 @@ mod inner;
 mod monitor;
 pub mod overlay;
 mod publications;
+mod routers;
 mod silence;
 
 use std::collections::HashSet;

@@ -87,6 +87,13 @@ pub struct NetworkConfig {
     /// Reachable from outside by its own addresses (pods in a cluster), not only through published ports.
     #[serde(default)]
     pub routed: bool,
+    /// Workloads are seen outside by their own addresses, and reached by them.
+    #[serde(default)]
+    pub plain: bool,
+    /// Interface of the machine that the bridge has as a port: workloads are neighbours of what is there. The gateway is then another's,
+    /// and the machine has no address on the network.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// Attached workloads may not talk to each other (Docker's `com.docker.network.bridge.enable_icc=false`).
     #[serde(default)]
     pub isolated_ports: bool,
@@ -148,6 +155,12 @@ pub struct Network {
     pub internal: bool,
     /// Reachable from outside by its own addresses.
     pub routed: bool,
+    /// Seen outside by its own addresses.
+    #[serde(default)]
+    pub plain: bool,
+    /// Interface of the machine that is a port of the bridge.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// Attached workloads may not talk to each other.
     pub isolated_ports: bool,
     /// MTU in force.

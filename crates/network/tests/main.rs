@@ -8,6 +8,7 @@ mod cost;
 mod floating;
 mod ipv6;
 mod names;
+mod outside;
 mod published;
 mod security_groups;
 mod services;

@@ -49,6 +49,12 @@ const COMMENTED: &str = "\
 # this machine or lie on its network, such as [192.0.2.64/27, 192.0.2.100].
 # floatingAddresses: []
 
+# Addresses that networks of mode `routed` may have: others send what is for them to this machine, and it is not translated.
+# routedAddresses: []
+
+# Interfaces of this machine that networks of mode `bridged` may be on. They must have no address of the machine.
+# bridgedInterfaces: []
+
 # Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
 # do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
 # diskReserve: 5
@@ -100,6 +106,10 @@ pub struct Config {
     pub name_servers: Vec<std::net::IpAddr>,
     /// Addresses that `FloatingIP` objects give.
     pub floating_addresses: Vec<String>,
+    /// Addresses that networks of mode `routed` may have.
+    pub routed_addresses: Vec<String>,
+    /// Interfaces that networks of mode `bridged` may be on.
+    pub bridged_interfaces: Vec<String>,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve: u8,
     /// Registries that may be reached without TLS.
@@ -170,6 +180,8 @@ impl Default for Config {
             cluster_domain: "cluster.local".into(),
             name_servers: Vec::new(),
             floating_addresses: Vec::new(),
+            routed_addresses: Vec::new(),
+            bridged_interfaces: Vec::new(),
             disk_reserve: 5,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),

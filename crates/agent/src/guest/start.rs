@@ -139,10 +139,14 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
     };
     context.guests.dhcp.offer(&network.bridge, attachment.mac, lease)?;
     // On the default network, as with containers, names are told to nobody.
-    if network.id != network::DEFAULT_NETWORK {
+    if network.id != network::DEFAULT_NETWORK && network.uplink.is_none() {
         let mut names = vec![key.name.clone(), hostname.clone()];
         names.dedup();
         context.directory.join(&network, wanted, uid, vec![attachment.address.into()], names, Vec::new());
+    }
+    // Nobody of ours is on a bridged network to be asked.
+    if network.uplink.is_some() {
+        return Ok(Place { attachment, network, name: wanted.to_owned() });
     }
     let entry = Entry {
         uid: uid.to_owned(),

@@ -50,7 +50,9 @@ fn validate_group(new: &Value, _: Option<&Value>) -> Vec<Cause> {
         // What is of another shape is the schema's to refuse.
         let Ok(rule) = serde_json::from_value::<api::SecurityGroupRule>(value.clone()) else { continue };
         match rule.read() {
-            Err((field, flaw)) => causes.push(Cause::invalid(&format!("spec.rules[{at}].{field}"), &value[field], flaw)),
+            Err((field, flaw)) => {
+                causes.push(Cause::invalid(&format!("spec.rules[{at}].{field}"), &value[field], flaw))
+            }
             Ok((_, api::security_group::Remote::Group(name))) => {
                 check_name(&format!("spec.rules[{at}].remoteGroup"), &name, &mut causes);
             }

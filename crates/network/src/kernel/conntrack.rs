@@ -12,6 +12,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use crate::kernel::netlink::{Builder, Channel, HEADER_BYTES, attributes};
+use crate::subnet::Subnet;
 
 const MESSAGE_GET: u16 = (1 << 8) | 1;
 const MESSAGE_DELETE: u16 = (1 << 8) | 2;
@@ -65,6 +66,7 @@ impl Frontends {
 #[derive(Debug, PartialEq, Eq)]
 struct Flow {
     protocol: u8,
+    source: IpAddr,
     destination: IpAddr,
     destination_port: u16,
     reply_source: IpAddr,
@@ -88,6 +90,19 @@ pub(crate) fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usi
     }
     let is_one = |address: IpAddr| matches!(address, IpAddr::V4(address) if addresses.contains(&address));
     forget(|flow| is_one(flow.destination) || is_one(flow.reply_destination))
+}
+
+/// Deletes the flows between these pairs of subnets, but for those that were translated on their way. How many there were.
+pub(crate) fn forget_between(pairs: &[(Subnet, Subnet)]) -> io::Result<usize> {
+    if pairs.is_empty() {
+        return Ok(0);
+    }
+    let is_in = |subnet: &Subnet, address| matches!(address, IpAddr::V4(address) if subnet.contains(address));
+    forget(|flow| {
+        let leads = |(one, other): (&Subnet, &Subnet)| is_in(one, flow.source) && is_in(other, flow.destination);
+        let is_plain = flow.destination == flow.reply_source;
+        is_plain && pairs.iter().any(|(one, other)| leads((one, other)) || leads((other, one)))
+    })
 }
 
 fn forget(is_doomed: impl Fn(&Flow) -> bool) -> io::Result<usize> {
@@ -182,6 +197,7 @@ fn parse(body: &[u8]) -> Option<Flow> {
     let (original, reply) = (original?, reply?);
     Some(Flow {
         protocol: original.protocol,
+        source: original.source?,
         destination: original.destination?,
         destination_port: original.destination_port,
         reply_source: reply.source?,
@@ -197,6 +213,7 @@ mod tests {
     fn flow(target: [u8; 4]) -> Flow {
         Flow {
             protocol: UDP,
+            source: Ipv4Addr::new(10, 88, 0, 9).into(),
             reply_destination: Ipv4Addr::new(10, 88, 0, 9).into(),
             destination: Ipv4Addr::new(10, 96, 0, 10).into(),
             destination_port: 53,

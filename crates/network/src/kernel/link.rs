@@ -217,6 +217,11 @@ pub(crate) fn plug(channel: &mut Channel, index: u32, bridge: u32, isolated: boo
     change(channel, index, LinkFlags::Up, vec![LinkAttribute::LinkInfo(info)])
 }
 
+/// Plugs the interface of a network outside into a bridge, and brings it up.
+pub(crate) fn plug_uplink(channel: &mut Channel, index: u32, bridge: u32) -> io::Result<()> {
+    change(channel, index, LinkFlags::Up, vec![LinkAttribute::Controller(bridge)])
+}
+
 /// Brings an interface up or down, by its name.
 pub(crate) fn switch(channel: &mut Channel, name: &str, on: bool) -> io::Result<()> {
     let mut message = LinkMessage::default();

@@ -10,9 +10,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::kernel::link;
@@ -116,8 +114,7 @@ pub(crate) enum Hop {
 }
 
 fn route(index: u32, destination: Subnet, hop: Hop, source: Ipv4Addr) -> RouteMessage {
-    let mut attributes =
-        vec![RouteAttribute::Oif(index), RouteAttribute::PrefSource(RouteAddress::Inet(source))];
+    let mut attributes = vec![RouteAttribute::Oif(index), RouteAttribute::PrefSource(RouteAddress::Inet(source))];
     let Hop::Machine(gateway) = hop else { return link::route(Some(destination), attributes, RouteScope::Link) };
     attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
     let mut message = link::route(Some(destination), attributes, RouteScope::Universe);

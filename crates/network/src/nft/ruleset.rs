@@ -5,7 +5,7 @@
 //!
 //! The sets are named here once; [`super::elements`] fills them as workloads come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -26,6 +26,8 @@ pub(crate) struct Input<'a> {
     pub(crate) guards: &'a Guards,
     /// Floating addresses and where they lead.
     pub(crate) floating: &'a BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Pairs of bridges that routers connect.
+    pub(crate) joined: BTreeSet<(&'a str, &'a str)>,
     pub(crate) fixed: &'a Fixed,
 }
 
@@ -89,6 +91,7 @@ const INET_CHAINS: &str = r#"
 		oifname "OVERLAY_DEVICE" tcp flags syn tcp option maxseg size set rt mtu
 		ip daddr @virtual goto refuse
 		iifname . oifname @within accept
+		iifname . oifname @joined accept
 		iifname @internal drop
 		oifname @internal drop
 		ct status dnat accept
@@ -137,6 +140,7 @@ const INET_CHAINS: &str = r#"
 		oifname @bridges return
 		iifname @bridges ip daddr @direct return
 		iifname @bridges snat ip to ip saddr map @floating_out
+		iifname @plain return
 		iifname @bridges masquerade
 		ct status dnat ct original ip daddr @virtual masquerade
 		meta l4proto tcp ct status dnat ct original proto-dst NODE_PORTS masquerade
@@ -217,6 +221,16 @@ pub(crate) fn full(input: &Input<'_>) -> String {
     text.push_str(&input.services.script_from(&Tables::default()));
     text.push_str(&input.guards.script(None));
     text.push_str(&floating(input.floating));
+    text.push_str(&joined(&input.joined));
+    text
+}
+
+/// The script that lets these pairs of bridges, and no others, speak with each other.
+pub(crate) fn joined(pairs: &BTreeSet<(&str, &str)>) -> String {
+    let mut text = format!("flush set inet {TABLE} joined\n");
+    for (from, to) in pairs {
+        let _ = writeln!(text, "add element inet {TABLE} joined {{ \"{from}\" . \"{to}\" }}");
+    }
     text
 }
 
@@ -241,6 +255,8 @@ fn sets(fixed: &Fixed) -> String {
         ("internal", "type ifname;", &[]),
         ("routed", "type ifname;", &[]),
         ("within", "type ifname . ifname;", &[]),
+        ("joined", "type ifname . ifname;", &[]),
+        ("plain", "type ifname;", &[]),
         ("hairpin", "type ipv4_addr . ipv4_addr;", &[]),
         ("machines", "type ipv4_addr;", &[]),
         ("gateways", "type ipv4_addr;", &[]),
@@ -274,10 +290,15 @@ fn sets(fixed: &Fixed) -> String {
 pub(crate) fn of_network(network: &Network) -> Vec<Element> {
     let bridge = Field::Interface(network.bridge.clone());
     let element = |set, key| Element { family: Family::Inet, set, key, value: Vec::new() };
-    let gateway = vec![Field::Address(network.gateway)];
-    let mut elements = vec![element("bridges", vec![bridge.clone()]), element("gateways", gateway)];
+    let mut elements = vec![element("bridges", vec![bridge.clone()])];
+    if network.uplink.is_none() {
+        elements.push(element("gateways", vec![Field::Address(network.gateway)]));
+    }
     if network.internal {
         elements.push(element("internal", vec![bridge.clone()]));
+    }
+    if network.plain {
+        elements.push(element("plain", vec![bridge.clone()]));
     }
     if network.routed {
         elements.push(element("routed", vec![bridge.clone()]));
