@@ -34,6 +34,12 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Takes the cables away, and looks for what is left behind.
+    fn finish(self) -> Result<()> {
+        self.nuee.run("sh", &["-c", "ip link del out0; ip link del lan0 2>/dev/null; true"])?.success()?;
+        self.nuee.finish()
+    }
+
     /// A shell's line in the world.
     fn outside(&self, line: &str) -> Result<Output> {
         let mut command = self.world.command("sh");
@@ -189,7 +195,7 @@ fn security_groups_and_floating_addresses_of_a_guest() -> Result<()> {
     nuee.eventually("strangers get the page", || lab.gets("stranger", &address))?;
     nuee.kubectl(&["wait", "--for=delete", "sg/peers", "sg/ssh", "--timeout=60s"])?.success()?;
     nuee.kubectl(&["delete", "vm", "one", "--timeout=60s"])?.success()?;
-    lab.nuee.finish()
+    lab.finish()
 }
 
 #[test]
@@ -230,4 +236,82 @@ fn what_a_network_cannot_be_is_refused() -> Result<()> {
         assert_eq!(said.text(), answer, "{verb} {resource}");
     }
     nuee.finish()
+}
+
+#[test]
+fn networks_are_connected_routed_and_bridged() -> Result<()> {
+    let lab = Lab::new("routedAddresses: [203.0.113.0/24]\nbridgedInterfaces: [lan0]\n")?;
+    let nuee = &lab.nuee;
+    let cable = format!("ip link add lan0 type veth peer name eth1 netns {} && ip link set lan0 up", lab.world.pid());
+    nuee.run("sh", &["-c", &cable])?.success()?;
+    lab.outside(
+        "ip addr add 192.0.2.1/24 dev eth1 && ip link set eth1 up && ip route add 203.0.113.0/24 via 198.51.100.1",
+    )?
+    .success()?;
+    let front = |address: &str| format!("curl -s -m 3 http://{address}/");
+    let address = |name: &str| {
+        let shown =
+            nuee.docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name])?;
+        Ok::<_, anyhow::Error>(shown.success()?.text().to_owned())
+    };
+    let serve = |name: &str, network: &str| {
+        nuee.docker(&["run", "-d", "--name", name, "--network", network, "web:test"])?.success()?;
+        address(name)
+    };
+
+    // Two networks are apart, but for a router of their namespace; the default one is nobody's to connect.
+    for name in ["a", "b"] {
+        nuee.docker(&["network", "create", name])?.success()?;
+    }
+    serve("one", "a")?;
+    let two = serve("two", "b")?;
+    let gets = |name: &str| {
+        let got = nuee.docker(&["exec", name, "timeout", "3", "wget", "-q", "-O", "-", &format!("http://{two}/")])?;
+        Ok::<_, anyhow::Error>(got.text() == "hello from a cloud")
+    };
+    assert!(!gets("one")?);
+    nuee.kubectl(&["create", "namespace", "other"])?.success()?;
+    let foreign =
+        "apiVersion: nuee.dev/v1\nkind: Router\nmetadata: {name: r, namespace: other}\nspec: {networks: [a, b]}\n";
+    nuee.apply(foreign)?.success()?;
+    nuee.eventually("a router of another namespace finds nothing", || {
+        Ok(lab.get(&["router", "r", "-n", "other"], ".status.message")?.contains("network a not found"))
+    })?;
+    assert!(!gets("one")?);
+    lab.object("Router", "r", "networks: [a, b, bridge]")?.success()?;
+    nuee.eventually("the router connects them", || gets("one"))?;
+    nuee.eventually("it says what it does not connect", || {
+        Ok(lab.get(&["router", "r"], ".status")?.contains("\"connected\":[\"a\",\"b\"]")
+            && lab.get(&["router", "r"], ".status.message")? == "network bridge is everybody's")
+    })?;
+    nuee.kill_daemon()?;
+    nuee.up()?;
+    assert!(gets("one")?);
+    nuee.kubectl(&["delete", "router", "r"])?.success()?;
+    nuee.eventually("they are apart again", || Ok(!gets("one")?))?;
+
+    // A routed network is reached by its own addresses, if they are the operator's to give.
+    lab.object("Network", "shown", "name: shown, mode: routed, subnet: 203.0.113.0/25")?.success()?;
+    let own = serve("public", "shown")?;
+    assert_eq!(lab.outside(&front(&own))?.text(), "hello from a cloud");
+    lab.object("Network", "greedy", "name: greedy, mode: routed, subnet: 198.51.100.0/25")?.success()?;
+    lab.object("Network", "thief", "name: thief, mode: bridged, uplink: out0, subnet: 198.51.100.0/24")?.success()?;
+    for (name, setting) in [("greedy", "routedAddresses"), ("thief", "bridgedInterfaces")] {
+        nuee.eventually("a network is refused", || {
+            Ok(lab.get(&["network.nuee.dev", name], ".status.message")?.contains(setting))
+        })?;
+    }
+
+    // A container and a guest on a bridged network are their neighbours' neighbours.
+    let lan =
+        "name: lan, mode: bridged, uplink: lan0, subnet: 192.0.2.0/24, gateway: 192.0.2.1, ipRange: 192.0.2.128/25";
+    lab.object("Network", "lan", lan)?.success()?;
+    let beside = serve("beside", "lan")?;
+    assert_eq!(lab.outside(&front(&beside))?.text(), "hello from a cloud");
+    let guest = lab.guest("beside", "network: lan")?;
+    nuee.eventually("the guest answers its neighbours", || {
+        Ok(lab.outside(&format!("busybox ping -c 1 -W 2 {guest}"))?.status == 0)
+    })?;
+    nuee.kubectl(&["delete", "vm", "beside", "--timeout=60s"])?.success()?;
+    lab.finish()
 }
