@@ -2,7 +2,7 @@
 //! world outside. One guest serves all checks, since each costs a boot.
 
 use anyhow::{Context, Result};
-use testkit::{Nuee, Output, Space};
+use testkit::{Nuee, Output, Pool, Space};
 
 /// How long a guest may take to boot on a machine under load that translates every instruction.
 const BOOT: &str = "--timeout=300s";
@@ -128,8 +128,9 @@ fn security_groups_and_floating_addresses_of_a_guest() -> Result<()> {
     assert_eq!(lab.ssh(&address, &format!("wget -q -O - http://{}/", stranger.text()))?, "hello from a cloud");
     assert_eq!(lab.ssh(&address, "wget -q -O - http://169.254.169.254/latest/meta-data/hostname")?, "one");
     nuee.eventually("the group tells who is in it", || {
-        Ok(lab.get(&["sg", "peers"], ".status.addresses[0]")? == address
-            && lab.get(&["sg", "peers"], ".status.virtualMachines[0]")? == "one")
+        Ok(lab.get(&["sg", "peers"], ".status.addresses")?.contains(&address)
+            && lab.get(&["sg", "peers"], ".status.members[0]")?.starts_with("Container/")
+            && lab.get(&["sg", "peers"], ".status.members[1]")? == "VirtualMachine/one")
     })?;
 
     // The rules hold while no daemon runs, and after the next one has begun.
@@ -193,7 +194,9 @@ fn security_groups_and_floating_addresses_of_a_guest() -> Result<()> {
     let open = "{\"spec\": {\"securityGroups\": null}}";
     nuee.kubectl(&["patch", "vm", "one", "--type=merge", "-p", open])?.success()?;
     nuee.eventually("strangers get the page", || lab.gets("stranger", &address))?;
-    nuee.kubectl(&["wait", "--for=delete", "sg/peers", "sg/ssh", "--timeout=60s"])?.success()?;
+    nuee.kubectl(&["wait", "--for=delete", "sg/ssh", "--timeout=60s"])?.success()?;
+    nuee.docker(&["rm", "-f", "member"])?.success()?;
+    nuee.kubectl(&["wait", "--for=delete", "sg/peers", "--timeout=60s"])?.success()?;
     nuee.kubectl(&["delete", "vm", "one", "--timeout=60s"])?.success()?;
     lab.finish()
 }
@@ -314,4 +317,69 @@ fn networks_are_connected_routed_and_bridged() -> Result<()> {
     })?;
     nuee.kubectl(&["delete", "vm", "beside", "--timeout=60s"])?.success()?;
     lab.finish()
+}
+
+/// A guest under a group moves to another machine, and stays under it; its floating address follows.
+#[test]
+fn groups_and_floating_addresses_go_along_when_a_guest_moves() -> Result<()> {
+    hypervisor::test_guest::build(std::path::Path::new("/var/cache/nuee"))?;
+    let mut pool = Pool::new(env!("CARGO_BIN_EXE_nuee"))?;
+    let first = pool.prepare()?;
+    // The pool of addresses is on the network between the machines.
+    std::fs::write(first.data().join("config.yaml"), "nodeName: n1\nfloatingAddresses: [198.18.0.77]\n")?;
+    first.up()?;
+    pool.machines.push(first);
+    let first = pool.first();
+    first.build_images()?;
+    first.nuee(&["image", "build-test-guest", "-o", "tiny"])?.success()?;
+    let objects = "apiVersion: nuee.dev/v1\nkind: SecurityGroup\nmetadata: {name: own}\nspec: {}\n---\n\
+        apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {name: web}\n\
+        spec: {image: tiny, memory: 128Mi, securityGroups: [own]}\n---\n\
+        apiVersion: nuee.dev/v1\nkind: FloatingIP\nmetadata: {name: public}\nspec: {virtualMachine: web}\n";
+    first.apply(objects)?.success()?;
+    first.kubectl(&["wait", "--for=condition=Ready", "vm/web", BOOT])?.success().with_context(|| first.log_end())?;
+    pool.join()?;
+    let first = pool.first();
+    let field = |what: &[&str], path: &str| crate::join::field(pool.first(), what, path);
+    let address = field(&["vm", "web"], ".status.addresses[0].ip")?;
+    // Of two containers on the first machine, one is in the group of the guest.
+    for (name, label) in [("member", "nuee.dev/security-groups=own"), ("stranger", "none=")] {
+        first.docker(&["run", "-d", "--name", name, "--label", label, "web:test"])?.success()?;
+    }
+    let reaches = |name: &str, to: &str| {
+        Ok::<_, anyhow::Error>(first.docker(&["exec", name, "ping", "-c", "1", "-W", "2", to])?.status == 0)
+    };
+    let from_own = |to: &str| first.run("busybox", &["ping", "-c", "1", "-W", "2", to]);
+    first.eventually("the member reaches the guest", || reaches("member", &address))?;
+    assert!(!reaches("stranger", &address)?);
+    assert_ne!(from_own(&address)?.status, 0);
+
+    let nodes = first.kubectl(&["get", "nodes", "-o", "name"])?.success()?.stdout;
+    let here = field(&["vm", "web"], ".spec.nodeName")?;
+    let there = nodes.lines().filter_map(|line| line.strip_prefix("node/")).find(|name| *name != here);
+    let there = there.context("there is no second machine")?.to_owned();
+    let text = format!(
+        "apiVersion: nuee.dev/v1\nkind: Migration\nmetadata: {{name: go}}\nspec: {{virtualMachine: web, targetNode: {there}}}\n"
+    );
+    first.apply(&text)?.success()?;
+    first.eventually("it has moved", || Ok(field(&["migration", "go"], ".status.phase")? == "Succeeded"))?;
+    first.eventually("the member reaches the guest where it is now", || reaches("member", &address))?;
+    assert!(!reaches("stranger", &address)?);
+    first.eventually("the second machine answers for the floating address", || {
+        let addresses = pool.machines[1].run("ip", &["-4", "addr"])?.stdout;
+        let mine = first.run("ip", &["-4", "addr"])?.stdout;
+        Ok(field(&["fip", "public"], ".status.nodeName")? == there
+            && addresses.contains("198.18.0.77")
+            && !mine.contains("198.18.0.77"))
+    })?;
+    // It leads to the guest, guarded as ever: once nothing is, it is seen to.
+    assert_ne!(pool.outside("busybox", &["ping", "-c", "1", "-W", "2", "198.18.0.77"])?.status, 0);
+    let open = "{\"spec\": {\"securityGroups\": null}}";
+    first.kubectl(&["patch", "vm", "web", "--type=merge", "-p", open])?.success()?;
+    first.eventually("anybody reaches the floating address", || {
+        Ok(pool.outside("busybox", &["ping", "-c", "1", "-W", "2", "198.18.0.77"])?.status == 0)
+    })?;
+    first.kubectl(&["delete", "fip", "public"])?.success()?;
+    first.kubectl(&["delete", "vm", "web", "--timeout=60s"])?.success()?;
+    pool.finish()
 }

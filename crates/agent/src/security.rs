@@ -12,7 +12,7 @@ use kube::runtime::watcher;
 use network::{Protocol, SecurityRule, Subnet};
 
 use crate::context::{Context, Key};
-use crate::error::chain;
+use crate::error::{Error, Result, chain};
 use crate::informer;
 
 pub use api::security_group::LABEL;
@@ -28,6 +28,16 @@ pub fn ids(namespace: &str, names: &[String]) -> Vec<String> {
 /// The same of a label's text.
 pub fn of_label(namespace: &str, label: Option<&String>) -> Vec<String> {
     ids(namespace, &label.map(|text| api::security_group::names(text)).unwrap_or_default())
+}
+
+/// Whether there are groups of these names. One that is not there lets nothing through, which is seldom what was meant.
+pub async fn check(context: &Context, namespace: &str, names: &[String]) -> Result<()> {
+    let groups: Api<SecurityGroup> = Api::namespaced(context.client.clone(), namespace);
+    for name in names {
+        let found = groups.get_opt(name).await.map_err(Error::api("read the security group"))?;
+        found.ok_or_else(|| Error::Invalid(format!("security group {name} not found")))?;
+    }
+    Ok(())
 }
 
 /// Runs until the agent is dropped.

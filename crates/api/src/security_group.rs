@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Finalizer by which a group stays while a machine is in it.
+/// Finalizer by which a group stays while anybody is in it.
 pub const FINALIZER: &str = "nuee.dev/security-group";
 /// Label of containers, and annotation of pods, with the names of their groups, separated by commas.
 pub const LABEL: &str = "nuee.dev/security-groups";
@@ -87,8 +87,8 @@ pub enum Ethertype {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecurityGroupStatus {
-    /// Names of its virtual machines. While there are any, the group stays.
-    pub virtual_machines: Vec<String>,
+    /// Who is in it, such as `VirtualMachine/web`. While anybody is, the group stays.
+    pub members: Vec<String>,
     /// Their addresses.
     pub addresses: Vec<String>,
 }

@@ -274,7 +274,6 @@ impl Driver {
         }
         let Some(guest) = self.guest.clone() else { return };
         let adjusted = async {
-            start::guard(&self.context, &self.object, &self.uid).await?;
             let size = start::size_of(&self.context, &self.object).await?;
             let target = self.object.spec.memory_target.as_ref().and_then(|quantity| whole(&quantity.0));
             let target = target.filter(|bytes| *bytes > 0).unwrap_or(size.memory_bytes).min(size.memory_bytes);
@@ -287,7 +286,7 @@ impl Driver {
             if self.place.is_some() {
                 self.status.ports = start::publish(&self.context, &self.object, &self.uid, self.place()?).await?;
             }
-            Ok::<_, Error>(())
+            start::guard(&self.context, &self.object, &self.uid).await
         };
         if let Err(error) = adjusted.await {
             self.say("CannotAdjust", &chain(&error));

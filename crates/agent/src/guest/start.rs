@@ -182,8 +182,9 @@ async fn keys(context: &Context, object: &VirtualMachine) -> Result<Vec<(String,
 
 /// Puts the machine under the security groups that its object names now.
 pub async fn guard(context: &Context, object: &VirtualMachine, uid: &str) -> Result<()> {
-    let groups = security::ids(&Key::of(object).namespace, &object.spec.security_groups);
-    Ok(context.fabric.guard(uid, groups).await?)
+    let (namespace, names) = (Key::of(object).namespace, &object.spec.security_groups);
+    context.fabric.guard(uid, security::ids(&namespace, names)).await?;
+    security::check(context, &namespace, names).await
 }
 
 /// Publishes the machine's ports.
@@ -325,6 +326,7 @@ pub async fn start(
     how: Start,
     cpus_max: Option<u32>,
 ) -> Result<Arc<dyn Guest>> {
+    security::check(context, &Key::of(object).namespace, &object.spec.security_groups).await?;
     let image = image(context, object).await?;
     let top = disk(context, uid, &image, size).await?;
     let layers = context.guests.layers().await?.chain(&top)?;

@@ -162,7 +162,7 @@ pub(super) fn kinds() -> Vec<Registration> {
             plain(kind);
             kind.columns = vec![
                 column("Rules", "integer", |object, _| items(&object["spec"], "rules").len().into()),
-                column("Machines", "integer", |object, _| items(&object["status"], "virtualMachines").len().into()),
+                column("Members", "integer", |object, _| items(&object["status"], "members").len().into()),
                 age(),
                 wide(path("Description", "string", ".spec.description")),
             ];
