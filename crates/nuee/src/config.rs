@@ -49,10 +49,12 @@ const COMMENTED: &str = "\
 # this machine or lie on its network, such as [192.0.2.64/27, 192.0.2.100].
 # floatingAddresses: []
 
-# Addresses that networks of mode `routed` may have: others send what is for them to this machine, and it is not translated.
+# Addresses that networks of mode `routed` may have, of any namespace: others send what is for them to this machine, and it is not
+# translated.
 # routedAddresses: []
 
-# Interfaces of this machine that networks of mode `bridged` may be on. They must have no address of the machine.
+# Interfaces of this machine that networks of mode `bridged` may be on. They must have no address of the machine. Whoever may make
+# networks, in any namespace, may then take addresses there.
 # bridgedInterfaces: []
 
 # Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
