@@ -29,6 +29,7 @@ mod spanning;
 mod storm;
 mod swarm;
 mod virtual_machine;
+mod vm_networks;
 mod workloads;
 
 use anyhow::Result;

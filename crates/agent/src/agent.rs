@@ -20,9 +20,11 @@ use crate::events::Recorder;
 use crate::guest::moving::Peers;
 use crate::hands::{ImageOrigin, Images};
 use crate::launch::Machine;
-use crate::networks::{self, Networks};
+use crate::networks::{self, Networks, Outside};
 use crate::node_object::{self, NodeFacts};
-use crate::{container, disk, garbage, guest, informer, machine, overlay, pod, proxy, volumes};
+use crate::{
+    container, disk, floating, garbage, guest, informer, machine, overlay, pod, proxy, routers, security, volumes,
+};
 
 /// What an agent is given.
 pub struct AgentOptions {
@@ -62,6 +64,8 @@ pub struct AgentOptions {
     pub disk_reserve_percent: u8,
     /// Part of the default network that this machine gives addresses from; `None` means all of it.
     pub pod_range: Option<network::Subnet>,
+    /// What the operator lets networks be towards the outside.
+    pub outside: Outside,
     /// The API is on another machine of the pool.
     pub is_member: bool,
     /// Where images are looked for that are not here, before their registry is asked.
@@ -94,7 +98,7 @@ impl Agent {
         };
         let directory = Directory::new(network::dns::Server::new(dns));
         let (networks, found) = tokio::try_join!(
-            Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range),
+            Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range, options.outside),
             async { Ok(options.runtime.list().await?) },
         )?;
         let changed = Arc::new(Notify::new());
@@ -149,6 +153,9 @@ impl Agent {
         let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
         tasks.push(tokio::spawn(disk::run(context.clone())));
         tasks.push(tokio::spawn(overlay::run(context.clone())));
+        tasks.push(tokio::spawn(security::run(context.clone())));
+        tasks.push(tokio::spawn(floating::run(context.clone())));
+        tasks.push(tokio::spawn(routers::run(context.clone())));
         tasks.push(tokio::spawn(guest::moving::source::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }

@@ -1,7 +1,9 @@
 //! Watching kinds: a reflector whose stream never ends and waits between failures.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use kube::runtime::reflector::{self, Store};
@@ -59,6 +61,29 @@ pub async fn follow<K>(
             }
         }
     }
+}
+
+/// All objects of a kind by their places, again after each change, for ever. Half a list is never told.
+pub fn states<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = BTreeMap<Key, Arc<K>>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
+    let step = move |event| {
+        match event {
+            watcher::Event::Init => listing.clear(),
+            watcher::Event::InitApply(object) => drop(listing.insert(Key::of(&object), Arc::new(object))),
+            watcher::Event::InitDone => {
+                known = std::mem::take(&mut listing);
+                listed = true;
+            }
+            watcher::Event::Apply(object) => drop(known.insert(Key::of(&object), Arc::new(object))),
+            watcher::Event::Delete(object) => drop(known.remove(&Key::of(&object))),
+        }
+        let whole = listed && listing.is_empty();
+        std::future::ready(whole.then(|| known.clone()))
+    };
+    StreamExt::filter_map(events(api, config).filter_ok(), step)
 }
 
 /// The events of a kind, for ever.

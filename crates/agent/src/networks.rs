@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use api::names::{DEFAULT_NETWORK, DOCKER_NAMESPACE};
-use api::network::{Network, NetworkSpec, NetworkStatus};
+use api::network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
 use futures::StreamExt;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event};
@@ -32,6 +32,34 @@ pub struct Networks {
     fabric: Arc<Fabric>,
     known: Mutex<HashMap<Key, Arc<network::Network>>>,
     default: Arc<network::Network>,
+    outside: Outside,
+}
+
+/// What the machine's operator lets networks be towards the outside.
+#[derive(Clone, Debug, Default)]
+pub struct Outside {
+    /// Addresses that networks may show, and be reached by.
+    pub routed: Vec<network::Subnet>,
+    /// Interfaces that networks may be on.
+    pub interfaces: Vec<String>,
+}
+
+impl Outside {
+    /// Refuses what the operator does not let.
+    fn check(&self, spec: &NetworkSpec, subnet: Option<network::Subnet>) -> Result<()> {
+        let of = |range: &network::Subnet| {
+            subnet.is_some_and(|own| range.contains(own.address()) && range.contains(own.last()))
+        };
+        match spec.mode {
+            NetworkMode::Routed if !self.routed.iter().any(of) => {
+                Err(Error::Invalid("the subnet is not of routedAddresses in the machine's settings".into()))
+            }
+            NetworkMode::Bridged if !self.interfaces.contains(&spec.uplink) => {
+                Err(Error::Invalid(format!("{} is not of bridgedInterfaces in the machine's settings", spec.uplink)))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Networks {
@@ -40,11 +68,12 @@ impl Networks {
         fabric: Arc<Fabric>,
         subnet: Option<network::Subnet>,
         ip_range: Option<network::Subnet>,
+        outside: Outside,
     ) -> Result<Self> {
         let id = network::DEFAULT_NETWORK.to_owned();
         let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
-        Ok(Self { fabric, known: Mutex::default(), default })
+        Ok(Self { fabric, known: Mutex::default(), default, outside })
     }
 
     /// The network that pods are on.
@@ -79,11 +108,13 @@ impl Networks {
             return Ok(self.default.clone());
         }
         match config(object) {
-            Some(config) => match self.fabric.ensure_network(config?).await {
+            Some(config) => match self.realize(object, config?).await {
                 Ok(network) => {
                     let network = Arc::new(network);
                     self.known.lock().insert(key, network.clone());
-                    listen(directory, network.gateway).await;
+                    if network.uplink.is_none() {
+                        listen(directory, network.gateway).await;
+                    }
                     self.report(client, object, &status(&network)).await;
                     Ok(network)
                 }
@@ -91,7 +122,7 @@ impl Networks {
                     let old = object.status.clone().unwrap_or_default();
                     let message = chain(&error);
                     self.report(client, object, &NetworkStatus { phase: "Failed".into(), message, ..old }).await;
-                    Err(error.into())
+                    Err(error)
                 }
             },
             // `host` and `none` have nothing behind them.
@@ -100,6 +131,11 @@ impl Networks {
                 Err(Error::Invalid(format!("network {} has no addresses", key.name)))
             }
         }
+    }
+
+    async fn realize(&self, object: &Network, config: NetworkConfig) -> Result<network::Network> {
+        self.outside.check(&object.spec, config.subnet)?;
+        Ok(self.fabric.ensure_network(config).await?)
     }
 
     async fn report(&self, client: &Client, object: &Network, status: &NetworkStatus) {
@@ -152,6 +188,8 @@ fn config(object: &Network) -> Option<Result<NetworkConfig>> {
             ipv6: spec.ipv6.then(|| config6(object)).transpose()?,
             internal: spec.internal,
             routed: false,
+            plain: spec.mode == NetworkMode::Routed,
+            uplink: (spec.mode == NetworkMode::Bridged).then(|| spec.uplink.clone()),
             isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
             mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
         })
@@ -231,5 +269,25 @@ pub async fn run(context: Arc<Context>) {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_shows_outside_what_the_operator_lets_it() {
+        let outside = Outside { routed: vec!["192.0.2.0/24".parse().unwrap()], interfaces: vec!["lan0".into()] };
+        let check = |mode, subnet: &str, uplink: &str| {
+            let spec = NetworkSpec { mode, uplink: uplink.into(), ..NetworkSpec::default() };
+            outside.check(&spec, subnet.parse().ok()).is_ok()
+        };
+        assert!(check(NetworkMode::Nat, "10.0.0.0/24", ""));
+        assert!(check(NetworkMode::Routed, "192.0.2.128/25", ""));
+        assert!(!check(NetworkMode::Routed, "192.0.2.0/23", ""), "larger than what is let");
+        assert!(!check(NetworkMode::Routed, "10.0.0.0/24", ""));
+        assert!(check(NetworkMode::Bridged, "10.0.0.0/24", "lan0"));
+        assert!(!check(NetworkMode::Bridged, "10.0.0.0/24", "eth0"));
     }
 }

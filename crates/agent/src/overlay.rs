@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::{NetworkRoute, NetworkRouteSpec};
 use futures::StreamExt;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use network::{Overlay, Part};
 
 use crate::context::Context;
@@ -19,16 +19,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until the agent is dropped.
 pub async fn run(context: Arc<Context>) {
-    let (routes, stream) =
-        informer::reflect(Api::<NetworkRoute>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        // Half a list would cut off machines that are still there.
-        if matches!(event, Event::Init | Event::InitApply(_)) {
-            continue;
-        }
-        let known = routes.state();
-        let wanted = plan(known.iter().map(|route| &route.spec), &context.node_name);
+    let mut states =
+        std::pin::pin!(informer::states(Api::<NetworkRoute>::all(context.client.clone()), watcher::Config::default()));
+    while let Some(known) = states.next().await {
+        let wanted = plan(known.values().map(|route| &route.spec), &context.node_name);
         while let Err(error) = context.fabric.sync_overlay(wanted.clone()).await {
             tracing::warn!(error = %chain(&error), "cannot lead to the other machines");
             tokio::time::sleep(RETRY).await;

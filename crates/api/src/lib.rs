@@ -3,19 +3,25 @@
 
 pub mod container;
 pub mod cron;
+pub mod floating_ip;
 pub mod migration;
 pub mod names;
 pub mod network;
 pub mod network_route;
 pub mod quantity;
+pub mod router;
+pub mod security_group;
 pub mod swarm;
 pub mod virtual_machine;
 pub mod volume;
 
 pub use container::{Container, ContainerSpec, ContainerStatus};
+pub use floating_ip::{FloatingIP, FloatingIPPhase, FloatingIPSpec, FloatingIPStatus};
 pub use migration::{Migration, MigrationPhase, MigrationSpec, MigrationStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use network_route::{NetworkRoute, NetworkRouteSpec};
+pub use router::{Router, RouterSpec, RouterStatus};
+pub use security_group::{SecurityGroup, SecurityGroupRule, SecurityGroupSpec, SecurityGroupStatus};
 pub use swarm::{SwarmService, SwarmServiceSpec, SwarmServiceStatus};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,

@@ -41,6 +41,12 @@ pub struct NetworkSpec {
     pub auxiliary_addresses: BTreeMap<String, String>,
     /// No way out.
     pub internal: bool,
+    /// How its workloads are seen outside.
+    #[serde(skip_serializing_if = "NetworkMode::is_default")]
+    pub mode: NetworkMode,
+    /// With mode `bridged`: the machine's interface that the network is on, one of `bridgedInterfaces` in its settings.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uplink: String,
     /// Containers may be attached by hand.
     pub attachable: bool,
     /// Tasks with published ports and no network of their own are on it.
@@ -50,6 +56,26 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
     /// Driver options as Docker has them.
     pub options: BTreeMap<String, String>,
+}
+
+/// How workloads of a network are seen outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// By the machine's address, and reached by published ports and floating addresses.
+    #[default]
+    Nat,
+    /// By their own addresses, which must be of `routedAddresses` in the machine's settings, and reached by them.
+    Routed,
+    /// As neighbours on the network of an interface of the machine.
+    Bridged,
+}
+
+impl NetworkMode {
+    /// Whether it is the usual one.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What the agent made of it.

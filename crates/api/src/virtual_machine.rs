@@ -51,6 +51,9 @@ pub struct VirtualMachineSpec {
     /// Name of the `Network` that it is on; empty means the default one, on which containers are too.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub network: String,
+    /// Names of `SecurityGroup` objects that guard it; without any, everything may reach it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<String>,
     /// Host name; empty means the object's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hostname: String,

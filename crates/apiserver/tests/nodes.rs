@@ -140,3 +140,28 @@ async fn a_machine_gets_tokens_of_its_own_pods_accounts_only() {
     assert_eq!(token(&node("n1"), "account-n2").await.unwrap_err().reason, Reason::Forbidden);
     token(&node("n2"), "account-n2").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_machine_sees_the_floating_addresses_that_lead_to_it() {
+    let world = two_machines().await;
+    for name in ["n1", "n2"] {
+        let object = json!({"metadata": {"name": format!("to-{name}")}, "status": {"nodeName": name}});
+        world.create("floatingips", object).await.unwrap();
+    }
+    let n1 = node("n1");
+    get(&world, &n1, "floatingips", "to-n1").await.unwrap();
+    assert_eq!(get(&world, &n1, "floatingips", "to-n2").await.unwrap_err().reason, Reason::Forbidden);
+    get(&world, &node("n2"), "floatingips", "to-n2").await.unwrap();
+    let list = async |fields: &str| {
+        let options = ListOptions { field_selector: Some(fields.to_owned()), ..ListOptions::default() };
+        world.api.list(&n1, &path("floatingips"), &options).await.map(|list| list.items.len())
+    };
+    assert_eq!(list("status.nodeName=n1").await.unwrap(), 1);
+    for fields in ["", "status.nodeName=n2", "status.nodeName!=n1"] {
+        assert_eq!(list(fields).await.unwrap_err().reason, Reason::Forbidden, "{fields}");
+    }
+    // Where an address leads, and who is in a group, is not for machines to say.
+    let at = path("floatingips").object("to-n1");
+    let stolen = patch(&world, &n1, at, json!({"status": {"fixedAddress": "10.88.0.9"}})).await;
+    assert_eq!(stolen.unwrap_err().reason, Reason::Forbidden);
+}

@@ -15,6 +15,7 @@ pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod events;
+pub mod floating_ips;
 pub mod garbage;
 pub mod job;
 pub mod leader;
@@ -27,7 +28,9 @@ pub mod pods;
 pub mod quantity;
 pub mod replica_set;
 pub mod revisions;
+pub mod routers;
 pub mod scheduler;
+pub mod security_groups;
 pub mod service_account;
 pub mod stateful_set;
 pub mod swarm;
@@ -59,6 +62,8 @@ pub struct Options {
     pub root_ca: String,
     /// Name of this daemon among those that may lead: the same after a restart, and no other's.
     pub identity: String,
+    /// The pool of floating addresses.
+    pub floating_addresses: Vec<floating_ips::Range>,
     /// Where the API is, for the Service `kubernetes`; `None`: there is no such Service.
     pub api: Option<api_service::ApiPlace>,
 }
@@ -108,8 +113,15 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
     tasks.spawn(migration::run(client.clone()));
+    tasks.spawn(routers::run(client.clone()));
     let routes = client.clone();
     tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));
+    let floating = client.clone();
+    tasks.spawn(forever("floating addresses", move || {
+        floating_ips::run(floating.clone(), options.floating_addresses.clone())
+    }));
+    let groups = client.clone();
+    tasks.spawn(forever("security groups", move || security_groups::run(groups.clone())));
     let nodes = client.clone();
     tasks.spawn(forever("node life cycle", move || node_life::run(nodes.clone())));
     tasks.spawn(forever("garbage collector", move || garbage::run(client.clone())));

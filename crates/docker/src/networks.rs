@@ -295,6 +295,8 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         ipv6_gateway: six.gateway,
         auxiliary_addresses,
         internal: request.internal,
+        mode: api::network::NetworkMode::default(),
+        uplink: String::new(),
         attachable: request.attachable,
         ingress: request.ingress,
         labels: request.labels,

@@ -3,10 +3,13 @@
 //! on interfaces goes on outside of it.
 
 mod attachments;
+mod floating;
+mod guards;
 mod inner;
 mod monitor;
 pub mod overlay;
 mod publications;
+mod routers;
 mod silence;
 
 use std::collections::HashSet;

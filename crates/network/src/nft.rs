@@ -4,6 +4,7 @@
 //! docs/decisions/0003-nftables.md.
 
 pub(crate) mod elements;
+pub(crate) mod groups;
 pub(crate) mod process;
 pub(crate) mod ruleset;
 pub(crate) mod services;

@@ -87,6 +87,13 @@ pub struct NetworkConfig {
     /// Reachable from outside by its own addresses (pods in a cluster), not only through published ports.
     #[serde(default)]
     pub routed: bool,
+    /// Workloads are seen outside by their own addresses, and reached by them.
+    #[serde(default)]
+    pub plain: bool,
+    /// Interface of the machine that the bridge has as a port: workloads are neighbours of what is there. The gateway is then another's,
+    /// and the machine has no address on the network.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// Attached workloads may not talk to each other (Docker's `com.docker.network.bridge.enable_icc=false`).
     #[serde(default)]
     pub isolated_ports: bool,
@@ -148,6 +155,12 @@ pub struct Network {
     pub internal: bool,
     /// Reachable from outside by its own addresses.
     pub routed: bool,
+    /// Seen outside by its own addresses.
+    #[serde(default)]
+    pub plain: bool,
+    /// Interface of the machine that is a port of the bridge.
+    #[serde(default)]
+    pub uplink: Option<String>,
     /// Attached workloads may not talk to each other.
     pub isolated_ports: bool,
     /// MTU in force.
@@ -175,6 +188,8 @@ pub struct AttachRequest {
     pub without_default_route: bool,
     /// A guest's tap device instead of an interface in a namespace; `namespace` and `interface` are not looked at then.
     pub tap: bool,
+    /// Security groups that guard it; without any, everything may reach it.
+    pub groups: Vec<String>,
 }
 
 /// A place on a network.
@@ -204,6 +219,67 @@ pub struct Attachment {
     /// `host_interface` is a tap device, and its other end a guest that asks for its address.
     #[serde(default)]
     pub tap: bool,
+    /// Security groups that guard it.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+/// Who may speak with the members of a group, and with whom they may. Everything else is dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityGroup {
+    /// Id; whatever the caller calls it.
+    pub id: String,
+    /// Flows to members.
+    pub ingress: Vec<SecurityRule>,
+    /// Flows from members.
+    pub egress: Vec<SecurityRule>,
+    /// Addresses of members on other machines; those here are known from their attachments.
+    pub members: Vec<Ipv4Addr>,
+}
+
+/// Flows that a group lets through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityRule {
+    /// What they carry.
+    pub traffic: Traffic,
+    /// The other side.
+    pub remote: Remote,
+}
+
+/// What flows carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Traffic {
+    /// Anything.
+    Any,
+    /// A protocol by its number.
+    Protocol(u8),
+    /// A protocol with ports, to these ports of who is spoken to.
+    Ports {
+        /// The protocol.
+        protocol: Protocol,
+        /// First port.
+        first: u16,
+        /// Last port.
+        last: u16,
+    },
+    /// ICMP that begins a flow, such as echo requests (8).
+    Icmp {
+        /// Type.
+        kind: u8,
+        /// Code; `None`: any.
+        code: Option<u8>,
+    },
+}
+
+/// The other side of flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Remote {
+    /// Anybody.
+    Anywhere,
+    /// Addresses.
+    Subnet(Subnet),
+    /// Members of a group.
+    Group(String),
 }
 
 /// Hardware address of an interface.

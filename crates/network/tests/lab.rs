@@ -89,6 +89,15 @@ impl Lab {
         self.fabric.attach(request).await.unwrap()
     }
 
+    /// A namespace under security groups.
+    pub async fn guarded(&self, owner: &str, groups: &[&str]) -> Attachment {
+        let namespace = self.fabric.create_namespace(owner).await.unwrap();
+        let groups = groups.iter().map(|one| (*one).to_owned()).collect();
+        let network = DEFAULT_NETWORK.to_owned();
+        let request = AttachRequest { owner: owner.into(), namespace, network, groups, ..Default::default() };
+        self.fabric.attach(request).await.unwrap()
+    }
+
     /// Publishes one port on all addresses.
     pub async fn publish(&self, to: &Attachment, host_port: u16, target_port: u16, protocol: Protocol) -> u16 {
         let mapping = PortMapping { host_address: None, host_port, host_port_end: 0, target_port, protocol };

@@ -5,8 +5,11 @@ mod lab;
 
 mod attachments;
 mod cost;
+mod floating;
 mod ipv6;
 mod names;
+mod outside;
 mod published;
+mod security_groups;
 mod services;
 mod spoofing;

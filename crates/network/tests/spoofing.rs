@@ -15,7 +15,7 @@ const EVERYTHING: u16 = 0x0003;
 const MARK: &[u8] = b"nuee-spoof-test-";
 
 /// A raw packet socket in a namespace.
-fn packet_socket(namespace: &Path) -> OwnedFd {
+pub fn packet_socket(namespace: &Path) -> OwnedFd {
     inside(Some(namespace), || {
         // SAFETY: socket(2) takes no pointers; the descriptor is fresh and owned by nobody else.
         unsafe {
@@ -28,7 +28,7 @@ fn packet_socket(namespace: &Path) -> OwnedFd {
 }
 
 /// Sends a frame out of `eth0` of a namespace.
-fn send(namespace: &Path, frame: &[u8]) {
+pub fn send(namespace: &Path, frame: &[u8]) {
     let socket = packet_socket(namespace);
     let index: i32 = inside(Some(namespace), || shell("ip -o link show eth0 | cut -d: -f1")).trim().parse().unwrap();
     // SAFETY: the address is plain data for which zeros are valid, and the pointers and lengths are those of live objects.
@@ -43,7 +43,7 @@ fn send(namespace: &Path, frame: &[u8]) {
 }
 
 /// The markers of the frames that arrive until the one that ends the test.
-fn receive(socket: &OwnedFd, last: &str) -> Vec<String> {
+pub fn receive(socket: &OwnedFd, last: &str) -> Vec<String> {
     let mut seen = Vec::new();
     let mut buffer = [0u8; 2048];
     let deadline = Instant::now() + PATIENCE;
@@ -65,7 +65,7 @@ fn receive(socket: &OwnedFd, last: &str) -> Vec<String> {
     seen
 }
 
-fn frame(to: [u8; 6], from: Mac, ether_type: u16, body: &[u8], name: &str) -> Vec<u8> {
+pub fn frame(to: [u8; 6], from: Mac, ether_type: u16, body: &[u8], name: &str) -> Vec<u8> {
     [&to[..], &from.0, &ether_type.to_be_bytes(), body, MARK, name.as_bytes(), b"."].concat()
 }
 
@@ -74,10 +74,15 @@ fn arp_reply(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
 }
 
 /// IPv4 and UDP headers; the kernel drops datagrams whose length or checksum is wrong by itself, so these are right.
-fn datagram(source: Ipv4Addr, from: u16, to: u16, name: &str) -> Vec<u8> {
+pub fn datagram(source: Ipv4Addr, from: u16, to: u16, name: &str) -> Vec<u8> {
+    datagram_to(source, Ipv4Addr::new(10, 88, 0, 2), from, to, name)
+}
+
+/// The same to any address.
+pub fn datagram_to(source: Ipv4Addr, target: Ipv4Addr, from: u16, to: u16, name: &str) -> Vec<u8> {
     let payload = u16::try_from(MARK.len() + name.len() + 1).unwrap();
     let mut header = [&[0x45, 0][..], &(28 + payload).to_be_bytes(), &[0, 0, 0, 0, 64, 17, 0, 0]].concat();
-    header.extend([source.octets(), [10, 88, 0, 2]].concat());
+    header.extend([source.octets(), target.octets()].concat());
     let sum: u32 = header.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
     let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
     header[10..12].copy_from_slice(&checksum.to_be_bytes());

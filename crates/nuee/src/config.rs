@@ -45,6 +45,18 @@ const COMMENTED: &str = "\
 # Name servers for names outside the cluster. Default: those of /etc/resolv.conf.
 # nameServers: []
 
+# Addresses that FloatingIP objects give to workloads: subnets, or lone addresses, that nothing else uses and that are led to
+# this machine or lie on its network, such as [192.0.2.64/27, 192.0.2.100].
+# floatingAddresses: []
+
+# Addresses that networks of mode `routed` may have, of any namespace: others send what is for them to this machine, and it is not
+# translated.
+# routedAddresses: []
+
+# Interfaces of this machine that networks of mode `bridged` may be on. They must have no address of the machine. Whoever may make
+# networks, in any namespace, may then take addresses there.
+# bridgedInterfaces: []
+
 # Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
 # do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
 # diskReserve: 5
@@ -94,6 +106,12 @@ pub struct Config {
     pub cluster_domain: String,
     /// Name servers for names outside the cluster; empty means the host's.
     pub name_servers: Vec<std::net::IpAddr>,
+    /// Addresses that `FloatingIP` objects give.
+    pub floating_addresses: Vec<String>,
+    /// Addresses that networks of mode `routed` may have.
+    pub routed_addresses: Vec<String>,
+    /// Interfaces that networks of mode `bridged` may be on.
+    pub bridged_interfaces: Vec<String>,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve: u8,
     /// Registries that may be reached without TLS.
@@ -163,6 +181,9 @@ impl Default for Config {
             node_ports: (30000, 32767),
             cluster_domain: "cluster.local".into(),
             name_servers: Vec::new(),
+            floating_addresses: Vec::new(),
+            routed_addresses: Vec::new(),
+            bridged_interfaces: Vec::new(),
             disk_reserve: 5,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
@@ -199,8 +220,27 @@ impl Config {
         if config.disk_reserve > 50 {
             bail!("diskReserve: at most 50 percent can be kept free");
         }
+        config.floating_ranges()?;
         config.node_name = config.node_name.to_ascii_lowercase();
         Ok(config)
+    }
+
+    /// The pool of floating addresses: first addresses and prefix lengths.
+    ///
+    /// `Errors:` something is no subnet, or of a network of ours.
+    pub fn floating_ranges(&self) -> Result<Vec<(std::net::Ipv4Addr, u8)>> {
+        let ours: Vec<network::Subnet> =
+            [&self.pod_cidr, &self.service_cidr].iter().filter_map(|text| text.parse().ok()).collect();
+        let range = |text: &String| {
+            let (address, prefix) = api::security_group::parse_cidr(text)
+                .with_context(|| format!("floatingAddresses: {text} is no subnet, and no address"))?;
+            let subnet = network::Subnet::containing(address, prefix)?;
+            if ours.iter().any(|own| own.overlaps(&subnet)) {
+                bail!("floatingAddresses: {text} is of podCidr or serviceCidr");
+            }
+            Ok((address, prefix))
+        };
+        self.floating_addresses.iter().map(range).collect()
     }
 
     /// The machine's name in the pool: the one set, or the host name as a DNS name.
@@ -264,5 +304,8 @@ mod tests {
         assert!(Config::parse("podcidr: 10.0.0.0/8").is_err());
         assert!(Config::parse("nodePorts: [5, 4]").is_err());
         assert!(Config::parse("etcd: {endpoint: x}").is_err());
+        assert!(Config::parse("floatingAddresses: [10.88.3.0/24]").is_err());
+        assert!(Config::parse("floatingAddresses: [192.0.2.1/24]").is_err());
+        assert!(Config::parse("floatingAddresses: [192.0.2.0/24, 198.51.100.7]").is_ok());
     }
 }

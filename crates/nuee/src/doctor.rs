@@ -53,6 +53,7 @@ const CHECKS: &[Row] = &[
     ("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER", |_, _| exists("/proc/sys/kernel/seccomp/actions_avail")),
     ("OCI runtime", "apt-get install --no-install-recommends crun", |_, _| program(&["crun", "runc"])),
     ("nft", "apt-get install --no-install-recommends nftables", |_, _| program(&["nft"])),
+    ("bridged packets", "modprobe br_netfilter, for security groups", |_, _| bridged_packets()),
     ("open files", "raise the limit: LimitNOFILE=65536 in the unit, or ulimit -n 65536", |_, _| open_files()),
     ("kubernetes port", "stop what listens there, or set kubernetesListen in config.yaml", |config, running| {
         port(config.kubernetes_listen, running)
@@ -108,6 +109,13 @@ fn print(findings: &[Finding]) {
         if let Some(mend) = finding.mend {
             println!("         {:<19} -> {mend}", "");
         }
+    }
+}
+
+fn bridged_packets() -> (Verdict, String) {
+    match Path::new("/proc/sys/net/bridge").is_dir() {
+        true => (Verdict::Ok, "pass the rules of security groups".into()),
+        false => (Verdict::Warning, "pass by the rules: workloads that name a security group are refused".into()),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Resolver};
 use crate::hands;
 use crate::launch::{MountPoint, Namespace};
+use crate::security;
 
 /// Name of the log file in a container's directory.
 pub const LOG_FILE: &str = "container.log";
@@ -283,6 +284,7 @@ pub async fn join_network(
         mac: (!endpoint.mac_address.is_empty()).then(|| endpoint.mac_address.parse()).transpose()?,
         without_default_route: further,
         tap: false,
+        groups: security::of_label(namespace, spec.labels.get(security::LABEL)),
     };
     let attached = context.fabric.attach(request).await?;
     let named = network.id != network::DEFAULT_NETWORK;

@@ -294,7 +294,7 @@ impl Driver {
             if self.place.is_some() {
                 self.status.ports = start::publish(&self.context, &self.object, &self.uid, self.place()?).await?;
             }
-            Ok::<_, Error>(())
+            start::guard(&self.context, &self.object, &self.uid).await
         };
         if let Err(error) = adjusted.await {
             self.say("CannotAdjust", &chain(&error));

@@ -18,6 +18,7 @@ use super::moving::{self, Launched};
 use super::shared::Guests;
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
+use crate::security;
 
 /// Memory of a machine that does not say. Units: bytes.
 const MEMORY_DEFAULT: i64 = 512 << 20;
@@ -122,6 +123,7 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
         tap: true,
         address: kept.as_ref().and_then(|kept| kept.ip.parse().ok()),
         mac: kept.as_ref().and_then(|kept| kept.mac.parse().ok()),
+        groups: security::ids(&key.namespace, &object.spec.security_groups),
         ..AttachRequest::default()
     };
     let attachment = context.fabric.attach(request).await?;
@@ -138,10 +140,14 @@ pub async fn join(context: &Context, object: &VirtualMachine, uid: &str) -> Resu
     };
     context.guests.dhcp.offer(&network.bridge, attachment.mac, lease)?;
     // On the default network, as with containers, names are told to nobody.
-    if network.id != network::DEFAULT_NETWORK {
+    if network.id != network::DEFAULT_NETWORK && network.uplink.is_none() {
         let mut names = vec![key.name.clone(), hostname.clone()];
         names.dedup();
         context.directory.join(&network, wanted, uid, vec![attachment.address.into()], names, Vec::new());
+    }
+    // Nobody of ours is on a bridged network to be asked.
+    if network.uplink.is_some() {
+        return Ok(Place { attachment, network, name: wanted.to_owned() });
     }
     let entry = Entry {
         uid: uid.to_owned(),
@@ -173,6 +179,13 @@ async fn keys(context: &Context, object: &VirtualMachine) -> Result<Vec<(String,
         keys.push((name.clone(), pair.spec.public_key.trim().to_owned()));
     }
     Ok(keys)
+}
+
+/// Puts the machine under the security groups that its object names now.
+pub async fn guard(context: &Context, object: &VirtualMachine, uid: &str) -> Result<()> {
+    let (namespace, names) = (Key::of(object).namespace, &object.spec.security_groups);
+    context.fabric.guard(uid, security::ids(&namespace, names)).await?;
+    security::check(context, &namespace, names).await
 }
 
 /// Publishes the machine's ports.
@@ -314,6 +327,7 @@ pub async fn start(
     how: Start,
     cpus_max: Option<u32>,
 ) -> Result<Arc<dyn Guest>> {
+    security::check(context, &Key::of(object).namespace, &object.spec.security_groups).await?;
     let image = image(context, object).await?;
     let top = disk(context, uid, &image, size).await?;
     let layers = context.guests.layers().await?.chain(&top)?;

@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files::{self, Resolver};
 use crate::launch::Namespace;
+use crate::security;
 
 /// Size of a pod's /dev/shm. Source: containerd `defaultShmSize`.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -83,6 +84,10 @@ pub async fn ensure(context: &Context, pod: &Pod, uid: &str) -> Result<Sandbox> 
             namespace: namespace.clone(),
             network: network::DEFAULT_NETWORK.to_owned(),
             interface: "eth0".to_owned(),
+            groups: security::of_label(
+                pod.metadata.namespace.as_deref().unwrap_or_default(),
+                pod.metadata.annotations.as_ref().and_then(|all| all.get(security::LABEL)),
+            ),
             ..AttachRequest::default()
         };
         let place = context.fabric.attach(request).await?;

@@ -56,11 +56,9 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
         ("nuee.dev", "virtualmachines", _) if reads => selects(a, node),
         ("nuee.dev", "diskimages", "content") => named(reads && image_is_used(caches, node, a)),
         ("nuee.dev", "migrations", _) if verb == "get" => named(moves_by(caches, node, a)),
-        ("nuee.dev", "migrations", _) if reads => {
-            let wanted = format!("status.sourceNode={node}");
-            let asked = a.field_selector.split(',').any(|term| term.replace("==", "=") == wanted);
-            (!asked).then(|| "can only list/watch migrations with status.sourceNode field selector".to_owned())
-        }
+        ("nuee.dev", "migrations", _) if reads => selects_by(a, "status.sourceNode", node),
+        ("nuee.dev", "floatingips", _) if verb == "get" => named(leads_here(caches, node, a)),
+        ("nuee.dev", "floatingips", _) if reads => selects_by(a, "status.nodeName", node),
         ("coordination.k8s.io", "leases", _) if a.namespace != LEASE_NAMESPACE => {
             Some(format!("can only access leases in the \"{LEASE_NAMESPACE}\" system namespace"))
         }
@@ -72,9 +70,20 @@ pub fn objection(caches: &Caches, node: &str, a: &Attributes) -> Option<String> 
 
 /// Lists and watches of what is bound to machines must ask for this machine's part.
 fn selects(a: &Attributes, node: &str) -> Option<String> {
-    let wanted = format!("spec.nodeName={node}");
+    selects_by(a, "spec.nodeName", node)
+}
+
+/// The same by another field.
+fn selects_by(a: &Attributes, field: &str, node: &str) -> Option<String> {
+    let wanted = format!("{field}={node}");
     let asked = a.field_selector.split(',').any(|term| term.replace("==", "=") == wanted);
-    (!asked).then(|| format!("can only list/watch {} with spec.nodeName field selector", a.resource))
+    (!asked).then(|| format!("can only list/watch {} with {field} field selector", a.resource))
+}
+
+/// Whether a floating address leads to a workload of the machine.
+fn leads_here(caches: &Caches, node: &str, a: &Attributes) -> bool {
+    let found = caches.get(&keys::resource("nuee.dev", "floatingips")).get(&keys::relative(&a.namespace, &a.name));
+    found.is_some_and(|found| found.to_value()["status"]["nodeName"] == node)
 }
 
 fn pod_is_here(caches: &Caches, node: &str, a: &Attributes) -> bool {

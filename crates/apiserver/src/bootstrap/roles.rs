@@ -94,6 +94,9 @@ const EDITABLE: &[&str] = &[
     "endpointslices",
 ];
 const NUEE: &[&str] = &["containers", "containers/status", "networks", "networks/status", "volumes", "volumes/status"];
+/// What guards and connects workloads. Who is in a group and where an address leads is for the controllers to say.
+const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers"];
+const NETWORKING_STATUS: &[&str] = &["securitygroups/status", "floatingips/status", "routers/status"];
 /// Services of Swarm mode; their tasks may ask for anything of a machine, so they are not everybody's to make.
 const SWARM: &[&str] = &["swarmservices", "swarmservices/status"];
 const STREAMS: &[&str] = &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "secrets"];
@@ -106,6 +109,8 @@ const VIEW: &[Row] = &[
     (READ, &["nuee.dev"], NUEE),
     (READ, &["nuee.dev"], SWARM),
     (READ, &["nuee.dev"], REPOSITORIES),
+    (READ, &["nuee.dev"], NETWORKING),
+    (READ, &["nuee.dev"], NETWORKING_STATUS),
 ];
 const EDIT: &[Row] = &[
     (READ, WORKLOAD_GROUPS, WORKLOADS),
@@ -116,6 +121,9 @@ const EDIT: &[Row] = &[
     (READ, &["nuee.dev"], NUEE),
     (READ, &["nuee.dev"], REPOSITORIES),
     (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "repositories"]),
+    (READ, &["nuee.dev"], NETWORKING),
+    (READ, &["nuee.dev"], NETWORKING_STATUS),
+    (WRITE, &["nuee.dev"], NETWORKING),
     (
         &["create", "delete", "get", "list", "patch", "update", "watch", "deletecollection"],
         &["coordination.k8s.io"],
@@ -160,6 +168,7 @@ const NODE: &[Row] = &[
     (READ, &["nuee.dev"], &["flavors", "keypairs", "networkroutes", "migrations"]),
     // The bytes of an image, which machines give each other.
     (&["get"], &["nuee.dev"], &["diskimages/content"]),
+    (READ, &["nuee.dev"], NETWORKING),
     (
         &["get", "list", "watch", "update", "patch"],
         &["nuee.dev"],

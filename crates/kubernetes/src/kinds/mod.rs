@@ -16,6 +16,7 @@ mod discovery;
 mod events;
 mod fields;
 mod nuee;
+mod nuee_network;
 mod pod_defaults;
 mod pod_validation;
 mod policy;
@@ -82,6 +83,7 @@ pub(crate) fn registrations() -> Vec<Registration> {
         authentication::kinds,
         authorization::kinds,
         nuee::kinds,
+        nuee_network::kinds,
     ];
     groups.iter().flat_map(|group| group()).collect()
 }

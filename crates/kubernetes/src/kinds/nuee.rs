@@ -11,7 +11,7 @@ use super::fields::{check_immutable, check_label, text};
 use super::{Registration, texts};
 
 /// A registration of one of our types, named by the type itself.
-fn own<T: CustomResourceExt + Resource<DynamicType = ()>>(refine: impl FnOnce(&mut Kind)) -> Registration {
+pub(super) fn own<T: CustomResourceExt + Resource<DynamicType = ()>>(refine: impl FnOnce(&mut Kind)) -> Registration {
     let mut kind = Kind::new(&T::group(&()), &T::version(&()), &T::kind(&()), &T::plural(&()));
     kind.short_names = T::shortnames().iter().map(|name| (*name).to_owned()).collect();
     kind.categories = texts(&["nuee"]);
@@ -51,12 +51,12 @@ fn forget_defaults(schema: &mut Value) {
 }
 
 /// The name that Docker shows is given once.
-fn validate_name(new: &Value, _: Option<&Value>) -> Vec<Cause> {
+pub(super) fn validate_name(new: &Value, _: Option<&Value>) -> Vec<Cause> {
     if text(new, "/spec/name").is_empty() { vec![Cause::required("spec.name", "")] } else { Vec::new() }
 }
 
 /// Kinds that have no name beside their object's.
-fn plain(kind: &mut Kind) {
+pub(super) fn plain(kind: &mut Kind) {
     kind.unique_field = None;
     kind.selectable_fields = Vec::new();
 }
@@ -102,6 +102,7 @@ fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if !hostname.is_empty() {
         check_label("spec.hostname", hostname, &mut causes);
     }
+    super::nuee_network::check_group_names(new, &mut causes);
     if let Some(old) = old {
         for field in ["image", "network"] {
             let (now, before) = (new["spec"].get(field), old["spec"].get(field));
@@ -245,29 +246,6 @@ pub(super) fn kinds() -> Vec<Registration> {
                 }
                 causes
             };
-        }),
-        own::<api::Network>(|kind| {
-            kind.columns = vec![
-                path("Network", "string", ".spec.name"),
-                path("Driver", "string", ".spec.driver"),
-                path("Subnet", "string", ".status.subnet"),
-                path("Phase", "string", ".status.phase"),
-                age(),
-                wide(path("Bridge", "string", ".status.bridge")),
-            ];
-            kind.validate = validate_name;
-        }),
-        own::<api::NetworkRoute>(|kind| {
-            plain(kind);
-            kind.namespaced = false;
-            kind.status_subresource = false;
-            kind.columns = vec![
-                path("Network", "string", ".spec.network"),
-                path("Destination", "string", ".spec.destination"),
-                path("Node", "string", ".spec.nodeName"),
-                path("Machine", "string", ".spec.machineAddress"),
-                age(),
-            ];
         }),
         own::<api::SwarmService>(|kind| {
             kind.columns = vec![

@@ -59,10 +59,13 @@ impl Inner {
         let network = core.networks.get(&request.network).cloned();
         let network = network.ok_or_else(|| Error::NetworkNotFound(request.network.clone()))?;
         if let Some(found) = core.addresses.find(&request.owner, &request.network).cloned() {
-            let attachment = Attachment { namespace: request.namespace.clone(), ..found.clone() };
+            let (namespace, groups) = (request.namespace.clone(), request.groups.clone());
+            let attachment = Attachment { namespace, groups, ..found.clone() };
+            self.check_guard(&core, &attachment.groups, &attachment)?;
             if attachment != found {
-                core.addresses.update(&attachment)?;
+                self.regroup(&mut core, attachment.clone(), &found)?;
             }
+            self.apply_guards(&mut core)?;
             return Ok((network, attachment, false));
         }
         let interface = free_interface(&core, request)?;
@@ -78,10 +81,13 @@ impl Inner {
             ipv6: None,
             mac: request.mac.unwrap_or_else(|| Mac::from_address(address)),
             tap: request.tap,
+            groups: request.groups.clone(),
         })?;
         let mut batch = Batch::default();
         ruleset::of_attachment(&attachment).into_iter().for_each(|e| batch.add(e));
-        if let Err(error) = self.apply(&mut core, &batch) {
+        let checked = self.check_guard(&core, &attachment.groups, &attachment);
+        let guarded = checked.and_then(|()| self.apply_guards(&mut core));
+        if let Err(error) = guarded.and_then(|()| self.apply(&mut core, &batch)) {
             core.addresses.release(&network.id, attachment.address)?;
             return Err(error);
         }
@@ -162,6 +168,7 @@ impl Inner {
         for attachment in attachments {
             core.addresses.release(&attachment.network, attachment.address)?;
         }
+        self.apply_guards(&mut core)?;
         drop(core);
         publication.map_or(Ok(()), |gone| forget_datagrams(&gone))
     }

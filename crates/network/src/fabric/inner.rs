@@ -10,15 +10,16 @@ use crate::error::{Error, IoContext, Result};
 use crate::kernel::link::ETHERNET_MTU;
 use crate::kernel::netlink::Channel;
 use crate::kernel::{link, namespace, sysctl};
-use crate::names::{bridge_name, check_id, check_interface, is_bridge_name};
+use crate::names::{bridge_name, check_id, check_interface, hash, is_bridge_name};
 use crate::nft::elements::{self, Batch, Family};
+use crate::nft::groups::Guards;
 use crate::nft::ruleset::{self, Fixed};
 use crate::nft::{TABLE, process, services::Tables};
 use crate::state::{addresses::AddressBook, files, ports::PortBook};
 use crate::subnet::{Subnet, first_free};
 use crate::subnet6::{Subnet6, unique_local};
 use crate::types::{
-    DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig,
+    DEFAULT_NETWORK, FabricOptions, Inventory, Ipv6Network, KernelSetting, Mac, Network, NetworkConfig, SecurityGroup,
 };
 
 /// The smallest MTU that IPv4 allows.
@@ -50,6 +51,18 @@ pub(super) struct Core {
     pub(super) services: Option<Tables>,
     /// The overlay in the kernel; `None`: what an earlier process left there.
     pub(super) overlay: Option<super::overlay::Installed>,
+    /// Security groups as they were told last.
+    pub(super) groups: BTreeMap<String, SecurityGroup>,
+    /// Their objects in the kernel; `None`: those that an earlier process left there.
+    pub(super) guards: Option<Guards>,
+    /// Floating addresses and where they lead.
+    pub(super) floating: super::floating::Floating,
+    /// This process has installed them.
+    pub(super) floating_installed: bool,
+    /// Pairs of networks that speak with each other.
+    pub(super) links: super::routers::Links,
+    /// This process has installed them.
+    pub(super) links_installed: bool,
     destroyed: bool,
     /// Workloads' ports are off until the tables are back.
     pub(super) silenced: bool,
@@ -79,6 +92,12 @@ impl Inner {
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
             overlay: None,
+            groups: super::guards::read(&options.state_dir)?,
+            guards: None,
+            floating: super::floating::read(&options.state_dir)?,
+            floating_installed: false,
+            links: super::routers::read(&options.state_dir)?,
+            links_installed: false,
             destroyed: false,
             silenced: false,
             channel: None,
@@ -102,6 +121,11 @@ impl Inner {
         Ok(inner)
     }
 
+    /// Bridged packets do not pass the IP hooks.
+    pub(super) fn masquerades_within(&self) -> bool {
+        self.fixed.masquerade_within
+    }
+
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock()
     }
@@ -116,7 +140,7 @@ impl Inner {
         let old = core.networks.get(&config.id).cloned();
         let network = self.resolve(&core, config, old.as_ref())?;
         if let Some(old) = old.as_ref().filter(|o| **o != network) {
-            let at = |n: &Network| (n.subnet, n.gateway, n.ipv6, n.bridge.clone());
+            let at = |n: &Network| (n.subnet, n.gateway, n.ipv6, n.bridge.clone(), n.uplink.clone());
             let moved = at(old) != at(&network);
             if moved && core.addresses.count(&config.id) > 0 {
                 return Err(Error::NetworkInUse(config.id.clone()));
@@ -133,6 +157,9 @@ impl Inner {
             files::replace(&self.network_path(&network.id), &network)?;
             core.networks.insert(network.id.clone(), network.clone());
             self.apply(&mut core, &batch)?;
+            if core.links.iter().any(|(one, other)| *one == network.id || *other == network.id) {
+                self.apply_links(&mut core)?;
+            }
         }
         Ok(network)
     }
@@ -173,7 +200,9 @@ impl Inner {
             gateway,
             ipv6: self.resolve6(core, config, old)?,
             internal: config.internal,
-            routed: config.routed,
+            routed: config.routed || config.plain,
+            plain: config.plain,
+            uplink: self.check_uplink(core, config)?,
             isolated_ports: config.isolated_ports,
             mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
         })
@@ -204,6 +233,29 @@ impl Inner {
         Ok(Some(Ipv6Network { subnet, range: wanted.range, gateway }))
     }
 
+    /// Refuses interfaces that cannot be a port of a bridge, or that others need.
+    fn check_uplink(&self, core: &Core, config: &NetworkConfig) -> Result<Option<String>> {
+        let Some(uplink) = &config.uplink else { return Ok(None) };
+        check_interface(uplink)?;
+        let mut others = core.networks.values().filter(|network| network.id != config.id);
+        if let Some(other) = others.find(|network| network.uplink.as_ref() == Some(uplink)) {
+            return Err(Error::Invalid(format!("interface {uplink} is in use by network {}", other.id)));
+        }
+        if config.ipv6.is_some() {
+            return Err(Error::Invalid("a bridged network has IPv4 alone".into()));
+        }
+        let mut channel = host_channel()?;
+        let failed = |what: &str| netlink_error(format!("{what} interface {uplink}"));
+        let found = link::find(&mut channel, uplink).map_err(failed("look for"))?;
+        let found = found.ok_or_else(|| Error::Invalid(format!("there is no interface {uplink}")))?;
+        let addresses = link::addresses(&mut channel).map_err(failed("look for addresses of"))?;
+        match found.is_bridge || addresses.iter().any(|one| one.interface == found.index) {
+            // In a bridge it would not be heard by them any more.
+            true => Err(Error::Invalid(format!("interface {uplink} has addresses of the machine, or is a bridge"))),
+            false => Ok(Some(uplink.clone())),
+        }
+    }
+
     /// Makes the bridge as it should be, whatever is there of it.
     fn ensure_bridge(&self, network: &Network) -> Result<()> {
         let failed = |what: &str| netlink_error(format!("{what} bridge {}", network.bridge));
@@ -213,7 +265,11 @@ impl Inner {
             return Err(Error::Invalid(format!("interface {} is there and is no bridge", network.bridge)));
         }
         if found.is_none() {
-            let mac = Mac::from_address(network.gateway);
+            // Where the gateway is another's, so is its hardware address.
+            let mac = match &network.uplink {
+                None => Mac::from_address(network.gateway),
+                Some(_) => own_mac(&self.options.instance, &network.id),
+            };
             link::create_bridge(&mut channel, &network.bridge, mac, network.mtu).map_err(failed("make"))?;
         }
         let bridge = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
@@ -235,6 +291,10 @@ impl Inner {
             if let Some(problem) = sysctl::ensure(&path, wanted).problem {
                 tracing::debug!(path, problem, "kernel setting left alone");
             }
+        }
+        if let Some(uplink) = &network.uplink {
+            link::set_up(&mut channel, bridge.index).map_err(failed("bring up"))?;
+            return plug_uplink(&mut channel, uplink, bridge.index);
         }
         link::add_address(&mut channel, bridge.index, network.gateway, &network.subnet).map_err(failed("address"))?;
         if let Some(six) = network.ipv6 {
@@ -293,8 +353,19 @@ impl Inner {
         core.ports.all().for_each(|p| all.extend(ruleset::of_publication(p)));
         all.extend(super::overlay::elements(core));
         let services = core.services.take().unwrap_or_default();
-        let script = ruleset::full(&ruleset::Input { elements: all, services: &services, fixed: &self.fixed });
-        let result = process::apply(&script);
+        let guards = super::guards::compile(core);
+        let floating = &core.floating;
+        let joined = super::routers::bridges(core);
+        let input = ruleset::Input {
+            elements: all,
+            services: &services,
+            guards: &guards,
+            floating,
+            joined,
+            fixed: &self.fixed,
+        };
+        let result = process::apply(&ruleset::full(&input));
+        core.guards = result.is_ok().then_some(guards);
         // On failure the kernel keeps what it had: unknown to us, so the next attempt installs everything again.
         core.services = result.is_ok().then_some(services);
         if result.is_ok() {
@@ -330,7 +401,8 @@ impl Inner {
             core.networks.values().flat_map(ruleset::of_network).for_each(|e| batch.add(e));
             core.addresses.all().flat_map(ruleset::of_attachment).for_each(|e| batch.add(e));
             core.ports.all().flat_map(ruleset::of_publication).for_each(|e| batch.add(e));
-            return self.apply(&mut core, &batch);
+            self.apply(&mut core, &batch)?;
+            return self.apply_guards(&mut core);
         }
         self.install(&mut core)
     }
@@ -409,6 +481,7 @@ impl Inner {
                 link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
             }
         }
+        self.drop_floating(&mut core)?;
         for id in self.namespaces() {
             namespace::remove(&self.namespace_path(&id))?;
         }
@@ -425,6 +498,23 @@ impl Inner {
             _ => Ok(()),
         }
     }
+}
+
+/// A hardware address of a network that is ours alone: locally administered, the same in every run.
+fn own_mac(instance: &str, network: &str) -> Mac {
+    let [.., a, b, c, d, e] = hash(&format!("{instance}/{network}")).to_be_bytes();
+    Mac([0x02, a, b, c, d, e])
+}
+
+/// Makes the operator's interface a port.
+fn plug_uplink(channel: &mut Channel, uplink: &str, bridge: u32) -> Result<()> {
+    let failed = |what: &str| netlink_error(format!("{what} interface {uplink}"));
+    let Some(found) = link::find(channel, uplink).map_err(failed("look for"))? else {
+        // The other networks are not to suffer for it.
+        tracing::warn!(uplink, "the interface of a bridged network is missing");
+        return Ok(());
+    };
+    link::plug_uplink(channel, found.index, bridge).map_err(failed("plug"))
 }
 
 /// MTU of the interface that leads out.

@@ -80,7 +80,7 @@ impl Fabric {
         self.run("an announcement", move |inner| {
             let found = inner.core().networks.get(&network).cloned();
             let found = found.ok_or(Error::NetworkNotFound(network))?;
-            addresses.iter().for_each(|address| inner.announce_on(&found, *address));
+            inner.announce_on(&found, &addresses);
             Ok(())
         })
         .await
@@ -140,31 +140,34 @@ impl Inner {
             // A destination that has moved has its new route already, by replacing this one.
             let replaced = wanted.routes.iter().any(|(other, _)| other == destination);
             if !replaced || *hop == Hop::Here {
-                overlay::delete_route(&mut channel, index(hop), *destination, *hop, source(hop))
-                    .map_err(failed("stop routing over"))?;
+                overlay::forget_route(&mut channel, index(hop), *destination).map_err(failed("stop routing over"))?;
             }
         }
         for gone in installed.neighbours.iter().filter(|one| !wanted.neighbours.contains(one)) {
             overlay::delete_neighbour(&mut channel, device, *gone).map_err(failed("remove a machine from"))?;
         }
         // Workloads here that spoke with what has moved find this machine in its place.
-        for address in
-            away.iter().filter(|address| !installed.routes.iter().any(|(part, _)| part.address() == **address))
-        {
-            self.announce_on(&network, *address);
-        }
+        let is_new = |address: &Ipv4Addr| !installed.routes.iter().any(|(part, _)| part.address() == *address);
+        let gone: Vec<Ipv4Addr> = away.into_iter().filter(is_new).collect();
+        self.announce_on(&network, &gone);
         core.overlay = Some(wanted);
         Ok(())
     }
 
-    fn announce_on(&self, network: &Network, address: Ipv4Addr) {
+    /// A courtesy: who does not hear it asks again later.
+    fn announce_on(&self, network: &Network, addresses: &[Ipv4Addr]) {
+        if addresses.is_empty() {
+            return;
+        }
         let sent = host_channel().and_then(|mut channel| {
             let bridge = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
             let bridge = bridge.ok_or_else(|| Error::NetworkNotFound(network.id.clone()))?;
-            announce::send(bridge.index, address, Mac::from_address(network.gateway)).map_err(failed("announce on"))
+            let mac = Mac::from_address(network.gateway);
+            let mut all = addresses.iter();
+            all.try_for_each(|address| announce::send(bridge.index, *address, mac).map_err(failed("announce on")))
         });
         if let Err(error) = sent {
-            tracing::debug!(%address, %error, "an address is not announced");
+            tracing::debug!(network = network.id, %error, "addresses are not announced");
         }
     }
 

@@ -1,9 +1,10 @@
-//! Forgets tracked UDP flows that lead to where a service or a published port no longer leads. TCP connections end by
-//! themselves; a UDP client that keeps sending would keep its dead entry alive for ever.
+//! Forgets tracked flows: UDP ones that lead to where a service or a published port no longer leads (TCP connections end by
+//! themselves; a UDP client that keeps sending would keep its dead entry alive for ever), and all of a floating address that
+//! moves.
 //!
 //! `Source:` include/uapi/linux/netfilter/nfnetlink_conntrack.h
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,6 +12,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use crate::kernel::netlink::{Builder, Channel, HEADER_BYTES, attributes};
+use crate::subnet::Subnet;
 
 const MESSAGE_GET: u16 = (1 << 8) | 1;
 const MESSAGE_DELETE: u16 = (1 << 8) | 2;
@@ -49,6 +51,9 @@ impl Frontends {
     }
 
     fn is_stale(&self, flow: &Flow) -> bool {
+        if flow.protocol != UDP {
+            return false;
+        }
         let target = SocketAddr::new(flow.reply_source, flow.reply_source_port);
         let exact = self.0.get(&(Some(flow.destination), flow.destination_port));
         exact
@@ -57,13 +62,17 @@ impl Frontends {
     }
 }
 
-/// A tracked UDP flow.
+/// A tracked flow.
 #[derive(Debug, PartialEq, Eq)]
 struct Flow {
+    protocol: u8,
+    source: IpAddr,
     destination: IpAddr,
     destination_port: u16,
     reply_source: IpAddr,
     reply_source_port: u16,
+    /// Whom answers are sent to.
+    reply_destination: IpAddr,
 }
 
 /// Deletes the flows that lead elsewhere now. How many there were.
@@ -71,6 +80,32 @@ pub(crate) fn forget_stale(frontends: &Frontends) -> io::Result<usize> {
     if frontends.is_empty() {
         return Ok(0);
     }
+    forget(|flow| frontends.is_stale(flow))
+}
+
+/// Deletes the flows to these addresses, and those that show them. How many there were.
+pub(crate) fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
+    if addresses.is_empty() {
+        return Ok(0);
+    }
+    let is_one = |address: IpAddr| matches!(address, IpAddr::V4(address) if addresses.contains(&address));
+    forget(|flow| is_one(flow.destination) || is_one(flow.reply_destination))
+}
+
+/// Deletes the flows between these pairs of subnets, but for those that were translated on their way. How many there were.
+pub(crate) fn forget_between(pairs: &[(Subnet, Subnet)]) -> io::Result<usize> {
+    if pairs.is_empty() {
+        return Ok(0);
+    }
+    let is_in = |subnet: &Subnet, address| matches!(address, IpAddr::V4(address) if subnet.contains(address));
+    forget(|flow| {
+        let leads = |(one, other): (&Subnet, &Subnet)| is_in(one, flow.source) && is_in(other, flow.destination);
+        let is_plain = flow.destination == flow.reply_source;
+        is_plain && pairs.iter().any(|(one, other)| leads((one, other)) || leads((other, one)))
+    })
+}
+
+fn forget(is_doomed: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     let mut channel = Channel::open(NETLINK_NETFILTER)?;
     let mut doomed = Vec::new();
     for family in FAMILIES {
@@ -78,7 +113,7 @@ pub(crate) fn forget_stale(frontends: &Frontends) -> io::Result<usize> {
         request.message(MESSAGE_GET, NLM_F_DUMP, family, 0, |_| ());
         channel.dump_raw(request.bytes(), |message| {
             let body = message.get(HEADER_BYTES + 4..).unwrap_or_default();
-            if parse(body).is_some_and(|flow| frontends.is_stale(&flow)) {
+            if parse(body).is_some_and(|flow| is_doomed(&flow)) {
                 doomed.push(delete_request(body, family));
             }
         })?;
@@ -160,12 +195,14 @@ fn parse(body: &[u8]) -> Option<Flow> {
         }
     }
     let (original, reply) = (original?, reply?);
-    (original.protocol == UDP).then_some(())?;
     Some(Flow {
+        protocol: original.protocol,
+        source: original.source?,
         destination: original.destination?,
         destination_port: original.destination_port,
         reply_source: reply.source?,
         reply_source_port: reply.source_port,
+        reply_destination: reply.destination?,
     })
 }
 
@@ -175,6 +212,9 @@ mod tests {
 
     fn flow(target: [u8; 4]) -> Flow {
         Flow {
+            protocol: UDP,
+            source: Ipv4Addr::new(10, 88, 0, 9).into(),
+            reply_destination: Ipv4Addr::new(10, 88, 0, 9).into(),
             destination: Ipv4Addr::new(10, 96, 0, 10).into(),
             destination_port: 53,
             reply_source: IpAddr::V4(target.into()),

@@ -112,18 +112,46 @@ pub(crate) fn set_alias(channel: &mut Channel, index: u32, alias: &str) -> io::R
     change(channel, index, LinkFlags::empty(), vec![LinkAttribute::IfAlias(alias.to_owned())])
 }
 
-/// MTU of the interface that has this address of ours; the usual one when there is none.
-pub(crate) fn mtu_towards(channel: &mut Channel, own: Ipv4Addr) -> io::Result<u32> {
+/// An address of the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) interface: u32,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) prefix: u8,
+}
+
+/// The machine's IPv4 addresses.
+pub(crate) fn addresses(channel: &mut Channel) -> io::Result<Vec<Address>> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     let found = channel.dump(RouteNetlinkMessage::GetAddress(message))?;
-    let index = found.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewAddress(address) => {
-            let is_own = address.attributes.contains(&AddressAttribute::Local(IpAddr::V4(own)));
-            is_own.then_some(address.header.index)
-        }
-        _ => None,
-    });
+    let address = |answer: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        })?;
+        Some(Address { interface: message.header.index, address: local, prefix: message.header.prefix_len })
+    };
+    Ok(found.iter().filter_map(address).collect())
+}
+
+/// Takes an address from an interface; it may be gone already.
+pub(crate) fn delete_address(channel: &mut Channel, gone: &Address) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = gone.prefix;
+    message.header.index = gone.interface;
+    message.attributes = vec![AddressAttribute::Local(IpAddr::V4(gone.address))];
+    match channel.execute(RouteNetlinkMessage::DelAddress(message), 0) {
+        Err(e) if e.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32) => Ok(()),
+        other => other,
+    }
+}
+
+/// MTU of the interface that has this address of ours; the usual one when there is none.
+pub(crate) fn mtu_towards(channel: &mut Channel, own: Ipv4Addr) -> io::Result<u32> {
+    let index = addresses(channel)?.iter().find(|one| one.address == own).map(|one| one.interface);
     let links = list(channel)?;
     Ok(links.iter().find(|link| Some(link.index) == index).map_or(ETHERNET_MTU, |link| link.mtu))
 }
@@ -189,6 +217,11 @@ pub(crate) fn plug(channel: &mut Channel, index: u32, bridge: u32, isolated: boo
     change(channel, index, LinkFlags::Up, vec![LinkAttribute::LinkInfo(info)])
 }
 
+/// Plugs the interface of a network outside into a bridge, and brings it up.
+pub(crate) fn plug_uplink(channel: &mut Channel, index: u32, bridge: u32) -> io::Result<()> {
+    change(channel, index, LinkFlags::Up, vec![LinkAttribute::Controller(bridge)])
+}
+
 /// Brings an interface up or down, by its name.
 pub(crate) fn switch(channel: &mut Channel, name: &str, on: bool) -> io::Result<()> {
     let mut message = LinkMessage::default();
@@ -240,7 +273,8 @@ pub(crate) fn add_address6(channel: &mut Channel, index: u32, address: Ipv6Addr,
     channel.execute(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
+/// A route of the main table, everywhere when there is no destination.
+pub(crate) fn route(destination: Option<Subnet>, attributes: Vec<RouteAttribute>, scope: RouteScope) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = RouteHeader::RT_TABLE_MAIN;

@@ -10,11 +10,10 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::kernel::link;
 use crate::kernel::netlink::Channel;
 use crate::subnet::Subnet;
 use crate::types::Mac;
@@ -115,25 +114,11 @@ pub(crate) enum Hop {
 }
 
 fn route(index: u32, destination: Subnet, hop: Hop, source: Ipv4Addr) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.destination_prefix_length = destination.prefix();
-    message.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::Inet(destination.address())),
-        RouteAttribute::Oif(index),
-        RouteAttribute::PrefSource(RouteAddress::Inet(source)),
-    ];
-    match hop {
-        Hop::Machine(gateway) => {
-            message.header.scope = RouteScope::Universe;
-            message.header.flags = RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-        }
-        Hop::Here => message.header.scope = RouteScope::Link,
-    }
+    let mut attributes = vec![RouteAttribute::Oif(index), RouteAttribute::PrefSource(RouteAddress::Inet(source))];
+    let Hop::Machine(gateway) = hop else { return link::route(Some(destination), attributes, RouteScope::Link) };
+    attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    let mut message = link::route(Some(destination), attributes, RouteScope::Universe);
+    message.header.flags = RouteFlags::Onlink;
     message
 }
 
@@ -149,27 +134,8 @@ pub(crate) fn add_route(
     channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Leads a part of a network over an interface no more, whatever the hop was.
+/// Leads a part of a network over an interface no more, whatever the hop was; it may be gone already.
 pub(crate) fn forget_route(channel: &mut Channel, index: u32, destination: Subnet) -> io::Result<()> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.scope = RouteScope::NoWhere;
-    message.header.kind = RouteType::Unicast;
-    message.header.destination_prefix_length = destination.prefix();
-    message.attributes =
-        vec![RouteAttribute::Destination(RouteAddress::Inet(destination.address())), RouteAttribute::Oif(index)];
-    absent_is_fine(channel.execute(RouteNetlinkMessage::DelRoute(message), 0))
-}
-
-/// Leads it there no more; it may be gone already.
-pub(crate) fn delete_route(
-    channel: &mut Channel,
-    index: u32,
-    destination: Subnet,
-    hop: Hop,
-    source: Ipv4Addr,
-) -> io::Result<()> {
-    let message = route(index, destination, hop, source);
+    let message = link::route(Some(destination), vec![RouteAttribute::Oif(index)], RouteScope::NoWhere);
     absent_is_fine(channel.execute(RouteNetlinkMessage::DelRoute(message), 0))
 }

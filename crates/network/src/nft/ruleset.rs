@@ -5,11 +5,13 @@
 //!
 //! The sets are named here once; [`super::elements`] fills them as workloads come and go.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::TABLE;
 use super::elements::{Element, Family, Field};
+use super::groups::Guards;
 use super::services::Tables;
 use crate::subnet6::link_local;
 use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication, Target};
@@ -21,6 +23,11 @@ pub(crate) const PORT_PREFIX: &str = "nuv";
 pub(crate) struct Input<'a> {
     pub(crate) elements: Vec<Element>,
     pub(crate) services: &'a Tables,
+    pub(crate) guards: &'a Guards,
+    /// Floating addresses and where they lead.
+    pub(crate) floating: &'a BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Pairs of bridges that routers connect.
+    pub(crate) joined: BTreeSet<(&'a str, &'a str)>,
     pub(crate) fixed: &'a Fixed,
 }
 
@@ -53,16 +60,19 @@ const INET_CHAINS: &str = r#"
 		ip daddr 127.0.0.0/8 iifname @bridges drop
 		udp dport { 4789, OVERLAY_PORT } iifname @bridges drop
 		udp dport OVERLAY_PORT ip saddr != @machines drop
+		ip saddr @members iifname != @bridges iifname != "OVERLAY_DEVICE" drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
 		iifname @bridges ip daddr 169.254.169.254 tcp dport 80 redirect to :METADATA_PORT
+		dnat ip to ip daddr map @floating_in
 		ip daddr . meta l4proto . th dport vmap @services
 		iifname . ip daddr vmap @network_services
 		fib daddr type local goto local
 	}
 	chain output {
 		type nat hook output priority -100; policy accept;
+		dnat ip to ip daddr map @floating_in
 		ip daddr . meta l4proto . th dport vmap @services
 		ip daddr vmap @service_addresses
 		fib daddr type local goto local
@@ -81,6 +91,7 @@ const INET_CHAINS: &str = r#"
 		oifname "OVERLAY_DEVICE" tcp flags syn tcp option maxseg size set rt mtu
 		ip daddr @virtual goto refuse
 		iifname . oifname @within accept
+		iifname . oifname @joined accept
 		iifname @internal drop
 		oifname @internal drop
 		ct status dnat accept
@@ -100,6 +111,24 @@ const INET_CHAINS: &str = r#"
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx port-unreachable
 	}
+	chain secure {
+		ct state { invalid, untracked } jump unknown
+		meta l4proto icmp ct state related return
+		ct original ip saddr vmap @guarded_out
+		ct reply ip saddr vmap @guarded_in
+	}
+	chain unknown {
+		ip daddr @guarded drop
+		ip saddr @guarded drop
+	}
+	chain secure_input {
+		type filter hook input priority filter; policy accept;
+		jump secure
+	}
+	chain secure_postrouting {
+		type filter hook postrouting priority srcnat - 10; policy accept;
+		jump secure
+	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "lo" return
@@ -110,6 +139,8 @@ const INET_CHAINS: &str = r#"
 		WITHIN
 		oifname @bridges return
 		iifname @bridges ip daddr @direct return
+		iifname @bridges snat ip to ip saddr map @floating_out
+		iifname @plain return
 		iifname @bridges masquerade
 		ct status dnat ct original ip daddr @virtual masquerade
 		meta l4proto tcp ct status dnat ct original proto-dst NODE_PORTS masquerade
@@ -133,6 +164,12 @@ const BRIDGE_TABLE: &str = r#"
 	set guests {
 		type ifname . ether_addr
 	}
+	set guarded {
+		type ifname
+	}
+	set places {
+		type ifname . ipv4_addr
+	}
 	chain prerouting {
 		type filter hook prerouting priority -300; policy accept;
 		ether type ip iifname . ether saddr . ip saddr @ports accept
@@ -151,6 +188,7 @@ const BRIDGE_TABLE: &str = r#"
 	}
 	chain forward {
 		type filter hook forward priority -200; policy accept;
+		ether type ip oifname @guarded oifname . ip daddr != @places drop
 		ether type ip udp dport 67 drop
 		ether type ip udp sport 67 udp dport 68 drop
 	}
@@ -181,6 +219,32 @@ pub(crate) fn full(input: &Input<'_>) -> String {
         text.push_str(&element.text());
     }
     text.push_str(&input.services.script_from(&Tables::default()));
+    text.push_str(&input.guards.script(None));
+    text.push_str(&floating(input.floating));
+    text.push_str(&joined(&input.joined));
+    text
+}
+
+/// The script that lets these pairs of bridges, and no others, speak with each other.
+pub(crate) fn joined(pairs: &BTreeSet<(&str, &str)>) -> String {
+    let mut text = format!("flush set inet {TABLE} joined\n");
+    for (from, to) in pairs {
+        let _ = writeln!(text, "add element inet {TABLE} joined {{ \"{from}\" . \"{to}\" }}");
+    }
+    text
+}
+
+/// The script that makes floating addresses lead where they should, and nowhere else. A workload with several shows the first.
+pub(crate) fn floating(addresses: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> String {
+    let mut text = format!("flush map inet {TABLE} floating_in\nflush map inet {TABLE} floating_out\n");
+    let mut shown = BTreeMap::new();
+    for (address, target) in addresses {
+        let _ = writeln!(text, "add element inet {TABLE} floating_in {{ {address} : {target} }}");
+        shown.entry(target).or_insert(address);
+    }
+    for (target, address) in shown {
+        let _ = writeln!(text, "add element inet {TABLE} floating_out {{ {target} : {address} }}");
+    }
     text
 }
 
@@ -191,8 +255,13 @@ fn sets(fixed: &Fixed) -> String {
         ("internal", "type ifname;", &[]),
         ("routed", "type ifname;", &[]),
         ("within", "type ifname . ifname;", &[]),
+        ("joined", "type ifname . ifname;", &[]),
+        ("plain", "type ifname;", &[]),
         ("hairpin", "type ipv4_addr . ipv4_addr;", &[]),
         ("machines", "type ipv4_addr;", &[]),
+        ("gateways", "type ipv4_addr;", &[]),
+        ("guarded", "type ipv4_addr;", &[]),
+        ("members", "type ipv4_addr;", &[]),
         ("direct", "type ipv4_addr; flags interval; auto-merge;", &fixed.unmasqueraded),
         ("virtual", "type ipv4_addr; flags interval;", std::slice::from_ref(&fixed.service_cidr)),
     ] {
@@ -209,6 +278,10 @@ fn sets(fixed: &Fixed) -> String {
         "\tmap service_addresses { type ipv4_addr : verdict; }\n",
         "\tmap network_services { type ifname . ipv4_addr : verdict; }\n",
         "\tmap node_ports { type inet_proto . inet_service : verdict; }\n",
+        "\tmap floating_in { type ipv4_addr : ipv4_addr; }\n",
+        "\tmap floating_out { type ipv4_addr : ipv4_addr; }\n",
+        "\tmap guarded_in { type ipv4_addr : verdict; }\n",
+        "\tmap guarded_out { type ipv4_addr : verdict; }\n",
     ));
     text
 }
@@ -218,8 +291,14 @@ pub(crate) fn of_network(network: &Network) -> Vec<Element> {
     let bridge = Field::Interface(network.bridge.clone());
     let element = |set, key| Element { family: Family::Inet, set, key, value: Vec::new() };
     let mut elements = vec![element("bridges", vec![bridge.clone()])];
+    if network.uplink.is_none() {
+        elements.push(element("gateways", vec![Field::Address(network.gateway)]));
+    }
     if network.internal {
         elements.push(element("internal", vec![bridge.clone()]));
+    }
+    if network.plain {
+        elements.push(element("plain", vec![bridge.clone()]));
     }
     if network.routed {
         elements.push(element("routed", vec![bridge.clone()]));
@@ -246,7 +325,20 @@ pub(crate) fn of_attachment(attachment: &Attachment) -> Vec<Element> {
     ];
     elements.extend(guest);
     elements.extend(of_place6(attachment));
+    elements.extend(of_guard(attachment));
     elements
+}
+
+/// The elements of a port under guard: nothing is flooded to it, only what bears its own address gets there, as that is what
+/// the rules are found by.
+pub(crate) fn of_guard(attachment: &Attachment) -> Vec<Element> {
+    if attachment.groups.is_empty() {
+        return Vec::new();
+    }
+    let port = Field::Interface(attachment.host_interface.clone());
+    let element = |set, key| Element { family: Family::Bridge, set, key, value: Vec::new() };
+    let place = vec![port.clone(), Field::Address(attachment.address)];
+    vec![element("guarded", vec![port]), element("places", place)]
 }
 
 /// The elements of an attachment's IPv6 part: its address, and the link-local one that the kernel makes from its MAC.

@@ -236,6 +236,8 @@ mod tests {
             ipv6: None,
             internal: false,
             routed: false,
+            plain: false,
+            uplink: None,
             isolated_ports: false,
             mtu: 1500,
         }
@@ -254,6 +256,7 @@ mod tests {
             ipv6: None,
             mac: Mac::from_address(address),
             tap: false,
+            groups: Vec::new(),
         }
     }
 

@@ -69,6 +69,14 @@ impl Hands {
             api_port: config.kubernetes_listen.port(),
             disk_reserve_percent: config.disk_reserve,
             pod_range: network::share::first(cidr(&config.pod_cidr, "podCidr")?),
+            outside: agent::Outside {
+                routed: config
+                    .routed_addresses
+                    .iter()
+                    .map(|text| cidr(text, "routedAddresses"))
+                    .collect::<Result<_>>()?,
+                interfaces: config.bridged_interfaces.clone(),
+            },
             is_member: false,
             origin: None,
             peers: None,

@@ -245,6 +245,7 @@ impl House {
             masters(api::names::SCHEDULER_USER),
             controllers::Options {
                 root_ca: pki.ca_pem.clone(),
+                floating_addresses: config.floating_ranges()?,
                 identity: format!("{node_name}_{}", instance.id()),
                 api: Some(in_cluster::place(config, &agent)?),
             },

@@ -1,0 +1,225 @@
+//! Who is in which `SecurityGroup`, for machines that cannot see each other's workloads; and a group stays while anybody is in it. What
+//! a group's status should be is the pure [`status`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::container::Container;
+use api::security_group::{FINALIZER, LABEL, SecurityGroupStatus, names};
+use api::{SecurityGroup, VirtualMachine};
+use futures::StreamExt;
+use futures::stream::{BoxStream, select_all};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+use crate::{Result, chain, follow, gone, watching};
+
+/// Kinds of workloads.
+const KINDS: usize = 3;
+
+enum Change {
+    Group(Box<Event<SecurityGroup>>),
+    Workload(Kind, Listing),
+}
+
+/// What can be in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Container,
+    Pod,
+    VirtualMachine,
+}
+
+/// An event of a kind of workload, with what matters of it.
+enum Listing {
+    Begin,
+    End,
+    /// `None`: it is gone, or in no group.
+    One(Key, Option<Member>),
+}
+
+type Key = (String, String);
+type Members = BTreeMap<(Kind, Key), Member>;
+
+fn key<K: kube::Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What matters of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    groups: Vec<String>,
+    addresses: Vec<String>,
+}
+
+fn of_guest(guest: &VirtualMachine) -> Member {
+    let addresses = guest.status.iter().flat_map(|status| &status.addresses);
+    let addresses = addresses.map(|address| address.ip.clone()).collect();
+    Member { groups: guest.spec.security_groups.clone(), addresses }
+}
+
+fn of_container(container: &Container) -> Member {
+    let networks = container.status.iter().flat_map(|status| status.networks.values());
+    let addresses = networks.map(|place| place.ip.clone()).filter(|address| !address.is_empty()).collect();
+    Member { groups: container.spec.labels.get(LABEL).map(|text| names(text)).unwrap_or_default(), addresses }
+}
+
+fn of_pod(pod: &Pod) -> Member {
+    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+    let has_own_network = spec.is_some_and(|spec| spec.host_network != Some(true));
+    let has_ended = status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
+    if !has_own_network || has_ended {
+        return Member { groups: Vec::new(), addresses: Vec::new() };
+    }
+    let groups = pod.annotations().get(LABEL).map(|text| names(text)).unwrap_or_default();
+    Member { groups, addresses: status.and_then(|status| status.pod_ip.clone()).into_iter().collect() }
+}
+
+/// The events of one kind.
+fn workloads<K>(client: &Client, kind: Kind, read: fn(&K) -> Member) -> BoxStream<'static, Change>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K::DynamicType: Default,
+{
+    let events = follow(Api::<K>::all(client.clone()), watching());
+    let listing = move |event| match event {
+        Event::Init => Listing::Begin,
+        Event::InitDone => Listing::End,
+        Event::Apply(object) | Event::InitApply(object) => {
+            Listing::One(key(&object), Some(read(&object)).filter(|member| !member.groups.is_empty()))
+        }
+        Event::Delete(object) => Listing::One(key(&object), None),
+    };
+    events.map(move |event| Change::Workload(kind, listing(event))).boxed()
+}
+
+/// Runs until the watches end.
+pub async fn run(client: Client) -> Result<()> {
+    let groups = follow(Api::<SecurityGroup>::all(client.clone()), watching());
+    let mut changes = select_all([
+        groups.map(|event| Change::Group(Box::new(event))).boxed(),
+        workloads(&client, Kind::VirtualMachine, of_guest),
+        workloads(&client, Kind::Container, of_container),
+        workloads(&client, Kind::Pod, of_pod),
+    ]);
+    let mut groups: BTreeMap<Key, SecurityGroup> = BTreeMap::new();
+    let mut members = Members::new();
+    let mut listed: BTreeSet<Kind> = BTreeSet::new();
+    while let Some(change) = changes.next().await {
+        let touched: Vec<Key> = match change {
+            Change::Group(event) => match *event {
+                Event::Apply(group) | Event::InitApply(group) => {
+                    let at = key(&group);
+                    groups.insert(at.clone(), group);
+                    vec![at]
+                }
+                Event::Delete(group) => {
+                    groups.remove(&key(&group));
+                    continue;
+                }
+                Event::Init => {
+                    groups.clear();
+                    continue;
+                }
+                Event::InitDone => continue,
+            },
+            Change::Workload(kind, Listing::Begin) => {
+                members.retain(|(own, _), _| *own != kind);
+                listed.remove(&kind);
+                continue;
+            }
+            Change::Workload(kind, Listing::End) => {
+                listed.insert(kind);
+                groups.keys().cloned().collect()
+            }
+            Change::Workload(kind, Listing::One(at, now)) => {
+                let before = match &now {
+                    Some(now) => members.insert((kind, at.clone()), now.clone()),
+                    None => members.remove(&(kind, at.clone())),
+                };
+                if before == now {
+                    continue;
+                }
+                groups_of(&at.0, before.iter().chain(&now))
+            }
+        };
+        // Half a list would show members gone that are still there.
+        if listed.len() < KINDS {
+            continue;
+        }
+        for at in touched {
+            let Some(group) = groups.get(&at) else { continue };
+            if let Err(error) = settle(&client, group, &members).await {
+                tracing::warn!(group = at.1, error = chain(&error), "cannot settle a security group");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn groups_of<'a>(namespace: &str, members: impl Iterator<Item = &'a Member>) -> Vec<Key> {
+    let mut named: Vec<Key> =
+        members.flat_map(|member| &member.groups).map(|name| (namespace.to_owned(), name.clone())).collect();
+    named.sort();
+    named.dedup();
+    named
+}
+
+/// Who is in a group. Pure.
+fn status(at: &Key, all: &Members) -> SecurityGroupStatus {
+    let members = || all.iter().filter(|((_, own), member)| own.0 == at.0 && member.groups.contains(&at.1));
+    let mut addresses: Vec<String> = members().flat_map(|(_, member)| member.addresses.clone()).collect();
+    addresses.sort();
+    addresses.dedup();
+    SecurityGroupStatus {
+        members: members().map(|((kind, own), _)| format!("{kind:?}/{}", own.1)).collect(),
+        addresses,
+    }
+}
+
+async fn settle(client: &Client, group: &SecurityGroup, members: &Members) -> Result<()> {
+    let at = key(group);
+    let groups: Api<SecurityGroup> = Api::namespaced(client.clone(), &at.0);
+    let wanted = status(&at, members);
+    let is_going = group.metadata.deletion_timestamp.is_some();
+    if is_going && wanted.members.is_empty() {
+        let rest: Vec<&String> = group.finalizers().iter().filter(|own| *own != FINALIZER).collect();
+        let change = json!({ "metadata": {
+            "uid": group.metadata.uid, "resourceVersion": group.metadata.resource_version, "finalizers": rest,
+        } });
+        return gone(groups.patch(&at.1, &PatchParams::default(), &Patch::Merge(change)).await);
+    }
+    if group.status.as_ref().unwrap_or(&SecurityGroupStatus::default()) == &wanted {
+        return Ok(());
+    }
+    let change = Patch::Merge(json!({ "status": wanted }));
+    gone(groups.patch_status(&at.1, &PatchParams::default(), &change).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_of_the_groups_own_namespace() {
+        let member = |groups: &[&str], address: &str| Member {
+            groups: groups.iter().map(|one| (*one).to_owned()).collect(),
+            addresses: vec![address.to_owned()],
+        };
+        let at = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let members = Members::from([
+            ((Kind::VirtualMachine, at("shop", "a")), member(&["web", "db"], "10.88.0.2")),
+            ((Kind::Pod, at("shop", "a")), member(&["db"], "10.88.0.3")),
+            ((Kind::VirtualMachine, at("other", "c")), member(&["web"], "10.88.0.4")),
+        ]);
+        let web = status(&at("shop", "web"), &members);
+        assert_eq!((web.members, web.addresses), (vec!["VirtualMachine/a".to_owned()], vec!["10.88.0.2".to_owned()]));
+        let db = status(&at("shop", "db"), &members);
+        assert_eq!(db.members, ["Pod/a", "VirtualMachine/a"]);
+        assert_eq!(status(&at("shop", "none"), &members), SecurityGroupStatus::default());
+        let touched = groups_of("shop", members.values());
+        assert_eq!(touched, [at("shop", "db"), at("shop", "web")]);
+    }
+}
