@@ -6,6 +6,8 @@ use testkit::{Nuee, Output, Pool, Space};
 
 /// How long a guest may take to boot on a machine under load that translates every instruction.
 const BOOT: &str = "--timeout=300s";
+/// How many times as long as for anything else to wait for a guest's ssh server.
+const SSH_ROUNDS: u32 = 5;
 /// The machine's address towards the world.
 const MACHINE: &str = "198.51.100.1";
 
@@ -86,12 +88,23 @@ impl Lab {
     /// Runs a line in the guest, once its ssh server is up.
     fn ssh(&self, address: &str, line: &str) -> Result<String> {
         let mut last = None;
-        self.nuee.eventually(&format!("ssh runs {line:?}"), || {
-            let output = self.nuee.run("sh", &["-c", &self.ssh_line(address, "22", line)])?;
-            let fine = output.status != 255;
-            last = Some(output);
-            Ok(fine)
-        })?;
+        let mut try_it = || {
+            self.nuee.eventually(&format!("ssh runs {line:?}"), || {
+                let output = self.nuee.run("sh", &["-c", &self.ssh_line(address, "22", line)])?;
+                let fine = output.status != 255;
+                last = Some(output);
+                Ok(fine)
+            })
+        };
+        // A guest whose every instruction is translated, on a machine that has other things to do.
+        let mut done = try_it();
+        for _ in 1..SSH_ROUNDS {
+            if done.is_ok() {
+                break;
+            }
+            done = try_it();
+        }
+        done?;
         Ok(last.context("ssh never ran")?.success()?.text().to_owned())
     }
 

@@ -179,17 +179,30 @@ fn status(at: &Key, all: &Members) -> SecurityGroupStatus {
     }
 }
 
+/// The finalizers that a group should have, where they are others. One that goes already cannot be held any more. Pure.
+fn finalizers(group: &SecurityGroup, is_used: bool) -> Option<Vec<String>> {
+    let is_held = group.finalizers().iter().any(|own| own == FINALIZER);
+    let is_going = group.metadata.deletion_timestamp.is_some();
+    if is_held == is_used || (is_going && !is_held) {
+        return None;
+    }
+    let others = group.finalizers().iter().filter(|own| *own != FINALIZER).cloned();
+    Some(others.chain(is_used.then(|| FINALIZER.to_owned())).collect())
+}
+
 async fn settle(client: &Client, group: &SecurityGroup, members: &Members) -> Result<()> {
     let at = key(group);
     let groups: Api<SecurityGroup> = Api::namespaced(client.clone(), &at.0);
     let wanted = status(&at, members);
-    let is_going = group.metadata.deletion_timestamp.is_some();
-    if is_going && wanted.members.is_empty() {
-        let rest: Vec<&String> = group.finalizers().iter().filter(|own| *own != FINALIZER).collect();
+    if let Some(finalizers) = finalizers(group, !wanted.members.is_empty()) {
         let change = json!({ "metadata": {
-            "uid": group.metadata.uid, "resourceVersion": group.metadata.resource_version, "finalizers": rest,
+            "uid": group.metadata.uid, "resourceVersion": group.metadata.resource_version, "finalizers": finalizers,
         } });
-        return gone(groups.patch(&at.1, &PatchParams::default(), &Patch::Merge(change)).await);
+        // What this changes comes by the watch, and the rest is settled then.
+        return match groups.patch(&at.1, &PatchParams::default(), &Patch::Merge(change)).await {
+            Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
+            done => gone(done),
+        };
     }
     if group.status.as_ref().unwrap_or(&SecurityGroupStatus::default()) == &wanted {
         return Ok(());
@@ -201,6 +214,17 @@ async fn settle(client: &Client, group: &SecurityGroup, members: &Members) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_is_held_while_it_is_used() {
+        let mut group = SecurityGroup::new("web", Default::default());
+        group.metadata.finalizers = Some(vec!["other".into()]);
+        assert_eq!(finalizers(&group, false), None);
+        assert_eq!(finalizers(&group, true).unwrap(), ["other", FINALIZER]);
+        group.metadata.finalizers = finalizers(&group, true);
+        assert_eq!(finalizers(&group, true), None);
+        assert_eq!(finalizers(&group, false).unwrap(), ["other"]);
+    }
 
     #[test]
     fn members_are_of_the_groups_own_namespace() {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use api::security_group::{GROUPS_MAX, RULES_MAX};
 use apiserver::Cause;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Registration;
 use super::columns::{age, column, path, wide};
@@ -60,21 +60,6 @@ fn validate_group(new: &Value, _: Option<&Value>) -> Vec<Cause> {
         }
     }
     causes
-}
-
-/// From its first moment a group is not taken from under its members.
-fn hold(object: &mut Value) {
-    let finalizers = &mut object["metadata"]["finalizers"];
-    if !finalizers.is_array() {
-        *finalizers = json!([]);
-    }
-    if let Some(list) = finalizers.as_array_mut().filter(|list| !list.iter().any(is_ours)) {
-        list.push(api::security_group::FINALIZER.into());
-    }
-}
-
-fn is_ours(finalizer: &Value) -> bool {
-    *finalizer == api::security_group::FINALIZER
 }
 
 fn validate_floating(new: &Value, old: Option<&Value>) -> Vec<Cause> {
@@ -167,7 +152,6 @@ pub(super) fn kinds() -> Vec<Registration> {
                 wide(path("Description", "string", ".spec.description")),
             ];
             kind.validate = validate_group;
-            kind.prepare_create = hold;
         }),
         own::<api::FloatingIP>(|kind| {
             plain(kind);
