@@ -8,6 +8,7 @@ pub mod names;
 pub mod network;
 pub mod network_route;
 pub mod quantity;
+pub mod snapshot;
 pub mod swarm;
 pub mod virtual_machine;
 pub mod volume;
@@ -16,6 +17,7 @@ pub use container::{Container, ContainerSpec, ContainerStatus};
 pub use migration::{Migration, MigrationPhase, MigrationSpec, MigrationStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use network_route::{NetworkRoute, NetworkRouteSpec};
+pub use snapshot::{Backup, BackupSpec, BackupStatus, Snapshot, SnapshotSpec, SnapshotStatus};
 pub use swarm::{SwarmService, SwarmServiceSpec, SwarmServiceStatus};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,

@@ -7,9 +7,11 @@
 //! | [`start`] | from the object to a running guest: disk, network, control group |
 //! | [`status`] | what is told of a guest, pure |
 //! | [`images`] | disk images |
+//! | [`disks`] | volumes, snapshots, copies of disks |
 //! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
 
+pub mod disks;
 pub mod driver;
 pub mod images;
 pub mod metadata;

@@ -303,7 +303,8 @@ fn control_group(
     Ok(group)
 }
 
-/// Starts the guest.
+/// Starts the guest, with these disks beside its own.
+#[allow(clippy::too_many_arguments)]
 pub async fn start(
     context: &Context,
     object: &VirtualMachine,
@@ -312,6 +313,7 @@ pub async fn start(
     place: &Place,
     how: Start,
     cpus_max: Option<u32>,
+    volumes: Vec<Disk>,
 ) -> Result<Arc<dyn Guest>> {
     let image = image(context, object).await?;
     let top = disk(context, uid, &image, size).await?;
@@ -322,13 +324,15 @@ pub async fn start(
     let cpus_max = cpus_max.unwrap_or_else(|| u32::try_from(crate::machine::cpus()).unwrap_or(1)).max(size.cpus);
     let launched = Launched { cpus: size.cpus, cpus_max, memory_bytes: size.memory_bytes };
     moving::note_launch(context, uid, &launched)?;
+    let mut disks = vec![Disk { name: ROOT_DISK.into(), layers, ..Disk::default() }];
+    disks.extend(volumes);
     let config = GuestConfig {
         id: uid.to_owned(),
         cpus: size.cpus,
         cpus_max,
         memory_bytes: u64::try_from(size.memory_bytes).unwrap_or(0),
         boot: boot(context, object, &image)?,
-        disks: vec![Disk { name: ROOT_DISK.into(), layers, raw: false, read_only: false }],
+        disks,
         interfaces: vec![Interface {
             tap: place.attachment.host_interface.clone(),
             mac: place.attachment.mac.to_string(),

@@ -93,7 +93,16 @@ const EDITABLE: &[&str] = &[
     "poddisruptionbudgets",
     "endpointslices",
 ];
-const NUEE: &[&str] = &["containers", "containers/status", "networks", "networks/status", "volumes", "volumes/status"];
+const NUEE: &[&str] = &[
+    "containers",
+    "containers/status",
+    "networks",
+    "networks/status",
+    "volumes",
+    "volumes/status",
+    "snapshots",
+    "snapshots/status",
+];
 /// Services of Swarm mode; their tasks may ask for anything of a machine, so they are not everybody's to make.
 const SWARM: &[&str] = &["swarmservices", "swarmservices/status"];
 const STREAMS: &[&str] = &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "secrets"];
@@ -115,7 +124,7 @@ const EDIT: &[Row] = &[
     (&["create"], &[""], &["serviceaccounts/token"]),
     (READ, &["nuee.dev"], NUEE),
     (READ, &["nuee.dev"], REPOSITORIES),
-    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "repositories"]),
+    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "snapshots", "repositories"]),
     (
         &["create", "delete", "get", "list", "patch", "update", "watch", "deletecollection"],
         &["coordination.k8s.io"],
@@ -161,7 +170,15 @@ const NODE: &[Row] = &[
     (
         &["get", "list", "watch", "update", "patch"],
         &["nuee.dev"],
-        &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status", "migrations/status"],
+        &[
+            "virtualmachines",
+            "virtualmachines/status",
+            "diskimages",
+            "diskimages/status",
+            "migrations/status",
+            "backups",
+            "backups/status",
+        ],
     ),
     (&["create"], &["nuee.dev"], &["volumes"]),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),
