@@ -7,11 +7,14 @@
 //! | [`life`] | the life cycle, pure |
 //! | [`qemu`] | the QEMU driver: arguments, launch, QMP, probe |
 //! | [`disk`] | headers of disk images, layers, conversions |
+//! | [`backup_file`] | one file with copies of a machine's disks |
 //! | [`test_guest`] | the tiny guest of the tests, from Debian packages |
 //! | [`error`] | what can go wrong |
 
+pub mod backup_file;
 pub mod disk;
 pub mod error;
+pub mod fuzzing;
 pub mod guest;
 pub mod life;
 pub mod qemu;
