@@ -74,7 +74,9 @@ fn come_and_go(disks: &Disks) -> Result<()> {
     nuee.kubectl(&["wait", "--for=condition=DisksAttached", "vm/db", "--timeout=60s"])?.success()?;
     let device = disks.device("data")?;
     assert!(device.starts_with("/dev/vd"), "{device}");
-    disks.ssh(&format!("mke2fs -q {device} && mkdir -p /srv && mount {device} /srv && echo first > /srv/file && sync"))?;
+    disks.ssh(&format!(
+        "mke2fs -q {device} && mkdir -p /srv && mount {device} /srv && echo first > /srv/file && sync"
+    ))?;
     assert_eq!(disks.field("volume/data", ".status.attachedTo.virtualMachine")?, "db");
 
     // Another comes while it runs, with bounds.
@@ -178,7 +180,8 @@ fn are_kept_and_cloned(disks: &Disks) -> Result<()> {
     disks.ssh("echo changed > /srv/file && sync")?;
     disks.nuee(&["volume", "create", "again", "--from-snapshot", "monday"])?;
     disks.nuee(&["volume", "create", "twin", "--from-volume", "data"])?;
-    nuee.nuee(&["volume", "create", "small", "--from-snapshot", "monday", "--size", "1Mi"])?.failure(1, "cannot hold")?;
+    nuee.nuee(&["volume", "create", "small", "--from-snapshot", "monday", "--size", "1Mi"])?
+        .failure(1, "cannot hold")?;
 
     // What was made from it lives on without it.
     disks.nuee(&["snapshot", "rm", "monday"])?;
@@ -218,7 +221,8 @@ fn are_no_directories(disks: &Disks) -> Result<()> {
     let nuee = &disks.lab.nuee;
     let listed = nuee.docker(&["volume", "ls"])?.success()?.stdout;
     assert!(listed.lines().any(|line| line.starts_with("block") && line.ends_with("data")), "{listed}");
-    nuee.docker(&["run", "--rm", "-v", "data:/x", "busybox:test", "true"])?.failure(125, "disk for virtual machines")?;
+    nuee.docker(&["run", "--rm", "-v", "data:/x", "busybox:test", "true"])?
+        .failure(125, "disk for virtual machines")?;
     nuee.docker(&["volume", "rm", "data"])?.failure(1, "in use")?;
     nuee.docker(&["volume", "prune", "-af"])?.success()?;
     nuee.kubectl(&["get", "volume", "root-copy"])?.success().context("an unused disk is pruned")?;
@@ -229,7 +233,8 @@ fn are_no_directories(disks: &Disks) -> Result<()> {
 fn are_carried_away(disks: &Disks) -> Result<()> {
     let nuee = &disks.lab.nuee;
     let file = |name: &str| nuee.files().join(name).display().to_string();
-    let (full, changes, damaged) = (file("full.vm"), file("changes.vm"), file("damaged.vm"));
+    let (full, changes, third) = (file("full.vm"), file("changes.vm"), file("third.vm"));
+    let (damaged, fourth) = (file("damaged.vm"), file("fourth.vm"));
     disks.ssh("echo backed > /srv/file; dd if=/dev/urandom of=/srv/noise bs=64k count=16 2>/dev/null; sync")?;
     let said = disks.nuee(&["vm", "backup", "db", "-o", &full])?;
     assert!(said.contains("disk root") && said.contains("disk data") && said.contains("kernel"), "{said}");
@@ -237,10 +242,12 @@ fn are_carried_away(disks: &Disks) -> Result<()> {
     nuee.nuee(&["vm", "backup", "nobody", "-o", &changes])?.failure(1, "nobody not found")?;
     assert!(disks.nuee(&["vm", "backup", "verify", &full])?.contains("is whole"));
     assert!(nuee.kubectl(&["get", "backups", "-o", "name"])?.success()?.text().is_empty());
-    assert_eq!(std::fs::read_dir(nuee.data().join("exports"))?.count(), 0, "the copies are gone");
+    nuee.eventually("the copies are gone", || Ok(std::fs::read_dir(nuee.data().join("exports"))?.count() == 0))?;
 
     // What was written since, also zeros; the daemon dies in between.
-    disks.ssh("echo later > /srv/file; dd if=/dev/zero of=/srv/noise bs=64k seek=4 count=4 conv=notrunc 2>/dev/null; sync")?;
+    disks.ssh(
+        "echo later > /srv/file; dd if=/dev/zero of=/srv/noise bs=64k seek=4 count=4 conv=notrunc 2>/dev/null; sync",
+    )?;
     nuee.kill_daemon()?;
     nuee.up()?;
     let sum = disks.ssh("md5sum < /srv/noise")?;
@@ -248,11 +255,17 @@ fn are_carried_away(disks: &Disks) -> Result<()> {
     assert!(said.lines().any(|line| line.contains("disk data") && line.contains("changes")), "{said}");
     let size = |path: &str| std::fs::metadata(path).map(|found| found.len());
     assert!(size(&changes)? < size(&full)? / 2, "{} of {}", size(&changes)?, size(&full)?);
+
+    // A snapshot in between changes nothing about that.
+    disks.nuee(&["snapshot", "create", "between", "--volume", "data"])?;
+    disks.ssh("echo last > /srv/file; sync")?;
+    let said = disks.nuee(&["vm", "backup", "db", "-o", &third, "--incremental-from", &changes])?;
+    assert!(said.lines().any(|line| line.contains("disk data") && line.contains("changes")), "{said}");
     // Written after it, so not in it.
     disks.ssh("echo too late > /srv/file; sync")?;
 
     let other = disks.lab.of(Nuee::start(env!("CARGO_BIN_EXE_nuee"))?);
-    other.nuee.nuee(&["vm", "restore", &changes])?.failure(1, "is needed too")?;
+    other.nuee.nuee(&["vm", "restore", &third, "--base", &changes])?.failure(1, "is needed too")?;
     let mut bytes = std::fs::read(&full)?;
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -261,22 +274,26 @@ fn are_carried_away(disks: &Disks) -> Result<()> {
     other.nuee.nuee(&["vm", "backup", "verify", &damaged])?.failure(1, "its digest does not match")?;
     let made = other.nuee.kubectl(&["get", "vm,volumes,diskimages", "-o", "name"])?.success()?;
     assert!(made.text().is_empty(), "{}", made.text());
-    other.nuee.nuee(&["vm", "restore", &changes, "--base", &full, "--name", "db-again"])?.success()?;
+    other
+        .nuee
+        .nuee(&["vm", "restore", &third, "--base", &full, "--base", &changes, "--name", "db-again"])?
+        .success()?;
     other.nuee.nuee(&["vm", "restore", &full, "--name", "db-again"])?.failure(1, "already")?;
     assert_eq!(std::fs::read_dir(other.nuee.data().join("uploads"))?.count(), 0, "nothing of the way is left");
     other.ready("db-again")?;
     let restored = Disks { address: other.get("db-again", ".status.addresses[0].ip")?, lab: other };
     let device = restored.device("db-again-data")?;
-    let seen = restored.ssh(&format!("mkdir -p /srv && mount {device} /srv && cat /srv/file && md5sum < /srv/noise"))?;
-    assert_eq!(seen, format!("later\n{sum}"));
+    let seen =
+        restored.ssh(&format!("mkdir -p /srv && mount {device} /srv && cat /srv/file && md5sum < /srv/noise"))?;
+    assert_eq!(seen, format!("last\n{sum}"));
     restored.lab.nuee.kubectl(&["delete", "vm", "--all", "--timeout=60s"])?.success()?;
     restored.lab.nuee.finish()?;
 
-    // A snapshot ends the record of what was written: the next backup is whole, and says so.
-    disks.nuee(&["snapshot", "create", "between", "--volume", "data"])?;
-    let again = file("again.vm");
-    let said = disks.nuee(&["vm", "backup", "db", "-o", &again, "--incremental-from", &changes])?;
-    assert!(said.contains("data is whole: nobody knows what was written"), "{said}");
-    assert!(said.lines().any(|line| line.contains("disk root") && line.contains("changes")), "{said}");
+    // Nobody knows what was written when the guest has ended: the next backup is whole, and says so.
+    disks.nuee(&["vm", "stop", "db"])?;
+    nuee.eventually("it is off", || Ok(disks.lab.get("db", ".status.phase")? == "Stopped"))?;
+    let said = disks.nuee(&["vm", "backup", "db", "-o", &fourth, "--incremental-from", &third])?;
+    assert!(said.contains("data is whole: the machine does not run"), "{said}");
+    assert!(disks.nuee(&["vm", "backup", "verify", &fourth])?.contains("disk data"));
     Ok(())
 }

@@ -61,8 +61,7 @@ async fn ensure(context: &Context, object: &Volume) -> Result<()> {
     }
     let key = Key::of(object);
     let path = make_volume(context, &key.namespace, &key.name)?;
-    let status =
-        VolumeStatus { path: path.display().to_string(), phase: "Ready".into(), ..VolumeStatus::default() };
+    let status = VolumeStatus { path: path.display().to_string(), phase: "Ready".into(), ..VolumeStatus::default() };
     if object.status.as_ref() == Some(&status) {
         return Ok(());
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use api::{Container, VirtualMachine};
+use api::{Container, VirtualMachine, Volume};
 use futures::stream::{BoxStream, select_all};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -17,6 +17,7 @@ use crate::{Result, chain, follow, watching};
 
 mod act;
 mod convert;
+mod disks;
 mod preempt;
 mod relations;
 
@@ -34,6 +35,7 @@ enum Change {
     Pod(Box<Event<Pod>>),
     Container(Box<Event<Container>>),
     Guest(Box<Event<VirtualMachine>>),
+    Volume(Box<Event<Volume>>),
     Node(Box<Event<Node>>),
     /// A bind request failed.
     Unbound(String),
@@ -73,6 +75,8 @@ struct Scheduler {
     listing: HashMap<&'static str, HashSet<String>>,
     known: HashMap<&'static str, HashSet<String>>,
     unsynced: HashSet<&'static str>,
+    /// Where the disks of guests are.
+    disks: disks::Disks,
     binds: Arc<Semaphore>,
     verdicts: mpsc::Sender<Change>,
 }
@@ -90,6 +94,7 @@ pub async fn run(client: Client) -> Result<()> {
         follow(Api::<VirtualMachine>::all(client.clone()), watching())
             .map(|event| Change::Guest(Box::new(event)))
             .boxed(),
+        follow(Api::<Volume>::all(client.clone()), watching()).map(|event| Change::Volume(Box::new(event))).boxed(),
         verdicts.boxed(),
     ];
     let mut scheduler = Scheduler {
@@ -103,7 +108,8 @@ pub async fn run(client: Client) -> Result<()> {
         priorities: BTreeMap::new(),
         listing: HashMap::new(),
         known: HashMap::new(),
-        unsynced: ["node", "pod", "container", "guest"].into_iter().collect(),
+        unsynced: ["node", "pod", "container", "guest", "volume"].into_iter().collect(),
+        disks: disks::Disks::default(),
         binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
         verdicts: sender,
     };
@@ -130,6 +136,12 @@ impl Scheduler {
             Change::Pod(event) => self.track("pod", *event, Self::see_pod),
             Change::Container(event) => self.track("container", *event, Self::see_container),
             Change::Guest(event) => self.track("guest", *event, Self::see_guest),
+            Change::Volume(event) => self.track("volume", *event, |this, volume| {
+                for guest in this.disks.see(volume) {
+                    this.see_guest(&guest);
+                }
+                disks::id(volume)
+            }),
             Change::Unbound(id) => {
                 if let Some(pending) = self.assumed.remove(&id) {
                     self.pool.remove(&id);
@@ -174,6 +186,10 @@ impl Scheduler {
     fn forget(&mut self, kind: &'static str, id: &str) {
         if kind == "node" {
             self.pool.remove_machine(id);
+            return;
+        }
+        self.disks.forget(id);
+        if kind == "volume" {
             return;
         }
         self.pool.remove(id);
@@ -225,9 +241,13 @@ impl Scheduler {
     }
 
     fn see_guest(&mut self, guest: &VirtualMachine) -> String {
-        let workload = convert::guest_workload(guest);
+        let mut workload = convert::guest_workload(guest);
         let id = workload.id.clone();
-        let waits = guest.metadata.deletion_timestamp.is_none();
+        let choice = self.disks.choose(&id, guest);
+        let waits = guest.metadata.deletion_timestamp.is_none() && choice != disks::Choice::Later;
+        if let disks::Choice::On(node) = choice {
+            workload.machine = Some(node);
+        }
         self.see(&id, guest.spec.node_name.clone(), false, waits, || Pending {
             target: act::Target::guest(guest),
             workload,

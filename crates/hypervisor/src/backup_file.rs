@@ -125,7 +125,10 @@ pub fn parse(bytes: &[u8], file_bytes: u64) -> Result<(Header, u64)> {
     let unreadable = |error: serde_json::Error| invalid(format!("its header cannot be read: {error}"));
     let form: Form = serde_json::from_slice(text).map_err(unreadable)?;
     if form.format > FORMAT {
-        return Err(invalid(format!("it was made by a newer program (format {}, this one reads {FORMAT})", form.format)));
+        return Err(invalid(format!(
+            "it was made by a newer program (format {}, this one reads {FORMAT})",
+            form.format
+        )));
     }
     let header: Header = serde_json::from_slice(text).map_err(unreadable)?;
     check(&header)?;
@@ -156,7 +159,9 @@ fn check(header: &Header) -> Result<()> {
                     && (1..=VIRTUAL_SIZE_MAX).contains(&part.virtual_bytes)
                     && (!part.incremental || header.since.is_some())
             }
-            Role::Kernel | Role::Initrd => part.name.is_empty() && !part.incremental && part.bytes <= BOOT_FILE_BYTES_MAX,
+            Role::Kernel | Role::Initrd => {
+                part.name.is_empty() && !part.incremental && part.bytes <= BOOT_FILE_BYTES_MAX
+            }
         };
         if !fits || part.sha256.len() != 64 || !seen.insert((part.role as u8, part.name.as_str())) {
             return Err(invalid("one of its parts makes no sense"));
@@ -238,12 +243,7 @@ pub fn write(
     written.map(|()| header)
 }
 
-fn assemble(
-    partial: &Path,
-    header: &Header,
-    sources: &[(Part, PathBuf)],
-    tell: &mut dyn FnMut(u64),
-) -> Result<()> {
+fn assemble(partial: &Path, header: &Header, sources: &[(Part, PathBuf)], tell: &mut dyn FnMut(u64)) -> Result<()> {
     let failed = || Error::io("write", partial);
     let text = serde_json::to_vec(header).map_err(std::io::Error::from).map_err(failed())?;
     let length = u32::try_from(text.len()).ok().filter(|length| *length <= HEADER_BYTES_MAX);
@@ -255,8 +255,7 @@ fn assemble(
     out.inner.write_all(&head).map_err(failed())?;
     out.digest.update(&head);
     for (_, path) in sources {
-        let mut read =
-            BufReader::with_capacity(COPY_BYTES, File::open(path).map_err(Error::io("open", path))?);
+        let mut read = BufReader::with_capacity(COPY_BYTES, File::open(path).map_err(Error::io("open", path))?);
         std::io::copy(&mut read, &mut out).map_err(failed())?;
     }
     let Digesting { mut inner, digest, .. } = out;
@@ -288,7 +287,9 @@ impl Backup {
         Read::take(&mut file, most).read_to_end(&mut bytes).map_err(failed())?;
         let (header, parts_at) = parse(&bytes, length)?;
         let mut end = [0; DIGEST_BYTES];
-        file.seek(SeekFrom::Start(length - DIGEST_BYTES as u64)).and_then(|_| file.read_exact(&mut end)).map_err(failed())?;
+        file.seek(SeekFrom::Start(length - DIGEST_BYTES as u64))
+            .and_then(|_| file.read_exact(&mut end))
+            .map_err(failed())?;
         Ok(Self { path: path.to_owned(), file, parts_at, header, sha256: hex(&end) })
     }
 
@@ -384,8 +385,7 @@ mod tests {
         };
         let header = Header { machine: "web".into(), mark: "m1".into(), ..Header::default() };
         let target = directory.join("backup");
-        let sources =
-            [(part(Role::Disk, "root", SIZE), disk), (part(Role::Kernel, "", 0), directory.join("kernel"))];
+        let sources = [(part(Role::Disk, "root", SIZE), disk), (part(Role::Kernel, "", 0), directory.join("kernel"))];
         let mut told = 0;
         write(&target, header, &sources, &mut |bytes| told += bytes).unwrap();
         assert!(told > 0);
@@ -454,9 +454,7 @@ mod tests {
 
     #[test]
     fn headers_that_make_no_sense_are_refused() {
-        let part = |name: &str| {
-            serde_json::json!({"role": "disk", "name": name, "virtualBytes": 512, "bytes": 0, "sha256": "0".repeat(64)})
-        };
+        let part = |name: &str| serde_json::json!({"role": "disk", "name": name, "virtualBytes": 512, "bytes": 0, "sha256": "0".repeat(64)});
         let header = |parts: Value, machine: &str| {
             let text = serde_json::json!({"format": 1, "program": "", "takenAt": "", "machine": machine,
                 "description": {}, "mark": "", "since": null, "parts": parts})
@@ -472,8 +470,14 @@ mod tests {
             (serde_json::json!([part("root"), part("root")]), "web"),
             (serde_json::json!([part("root"), part("../etc")]), "web"),
             (serde_json::json!([part("root")]), "../web"),
-            (serde_json::json!([part("root"), {"role": "disk", "name": "a", "virtualBytes": u64::MAX, "bytes": u64::MAX, "sha256": "0".repeat(64)}]), "web"),
-            (serde_json::json!([part("root"), {"role": "disk", "name": "a", "virtualBytes": 1, "incremental": true, "bytes": 0, "sha256": "0".repeat(64)}]), "web"),
+            (
+                serde_json::json!([part("root"), {"role": "disk", "name": "a", "virtualBytes": u64::MAX, "bytes": u64::MAX, "sha256": "0".repeat(64)}]),
+                "web",
+            ),
+            (
+                serde_json::json!([part("root"), {"role": "disk", "name": "a", "virtualBytes": 1, "incremental": true, "bytes": 0, "sha256": "0".repeat(64)}]),
+                "web",
+            ),
         ] {
             assert!(header(parts.clone(), machine).is_err(), "{parts} {machine}");
         }

@@ -283,8 +283,7 @@ pub trait Guest: Send + Sync + 'static {
     /// Copies disks as they are at one instant. Tells how many bytes are copied, and of how many. Dropping it leaves work going on that
     /// the next call ends, also one for no disks.
     async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()>;
-    /// The marks of a disk that still tell what was written since: a mark ends with the guest's process, and with the next
-    /// layer on top.
+    /// The marks of a disk that still tell what was written since: a mark ends with the guest's process.
     async fn marks(&self, name: &str) -> Result<Vec<String>>;
     /// Forgets a mark.
     async fn forget_mark(&self, name: &str, mark: &str) -> Result<()>;

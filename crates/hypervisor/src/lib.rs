@@ -22,6 +22,6 @@ pub mod test_guest;
 
 pub use error::{Error, Result};
 pub use guest::{
-    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface, Outgoing, Progress,
-    RunState, Start,
+    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface,
+    Outgoing, Progress, RunState, Start,
 };

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use hypervisor::disk::{LayerStore, header, tool};
 use hypervisor::qemu::{Options, Qemu};
-use hypervisor::{Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, RunState, Start, test_guest};
+use hypervisor::{
+    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, RunState, Start,
+    test_guest,
+};
 
 /// How long to wait for what must become true; a machine under load translates slowly.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -159,8 +162,13 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     // A disk comes, grows, and goes.
     let volume = lab.store.create(None, Some(64 << 20), "volume").unwrap();
     let layers = lab.store.chain(&volume).unwrap();
-    let disk =
-        Disk { name: "data".into(), serial: "ledger".into(), slot: Some(20), layers: layers.clone(), ..Disk::default() };
+    let disk = Disk {
+        name: "data".into(),
+        serial: "ledger".into(),
+        slot: Some(20),
+        layers: layers.clone(),
+        ..Disk::default()
+    };
     guest.attach_disk(&disk).await.unwrap();
     assert!(guest.attach_disk(&disk).await.is_err());
     lab.shell(&guest, "while [ ! -b /dev/vdb ]; do sleep 0.1; done").await;
@@ -189,7 +197,8 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     lab.shell(&guest, "echo after > /second; sync").await;
     assert_eq!(std::fs::metadata(&lab.store.chain(&top).unwrap()[0]).unwrap().modified().unwrap(), frozen);
     let copy = lab.store.create(None, Some(1 << 30), "copy").unwrap();
-    let (told, progress) = (tokio::sync::watch::Sender::new((0, 0)), DiskCopy { name: "root".into(), ..DiskCopy::default() });
+    let (told, progress) =
+        (tokio::sync::watch::Sender::new((0, 0)), DiskCopy { name: "root".into(), ..DiskCopy::default() });
     let target = lab.store.chain(&copy).unwrap().swap_remove(0);
     guest.copy_disks(&[DiskCopy { target, ..progress }], &told).await.unwrap();
     assert_eq!(*told.borrow(), (1 << 30, 1 << 30));

@@ -30,7 +30,7 @@ use crate::patch;
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause before volumes that could not be had, or given back, are tried again.
-const DISKS_RETRY: Duration = Duration::from_secs(1);
+const DISKS_RETRY: Duration = Duration::from_secs(2);
 /// Pause before a guest whose disk had no space is let go on.
 const SPACE_RETRY: Duration = Duration::from_secs(5);
 /// A guest that runs so long without asking for its address counts as booted: it may have one of its own.

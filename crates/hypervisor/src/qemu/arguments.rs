@@ -247,11 +247,7 @@ mod tests {
             cpus_max: 2,
             memory_bytes: 128 << 20,
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
-            disks: vec![Disk {
-                name: "root".into(),
-                layers: vec!["/a,b".into(), "/c".into()],
-                ..Disk::default()
-            }],
+            disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], ..Disk::default() }],
             interfaces: vec![Interface { tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
             run_dir: "/run/x".into(),
             console_log: "/log".into(),

@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::arguments::{DEVICE_PREFIX, device, device_id, node_name, nodes};
+use super::copies::GRANULARITY;
 use super::guest::QemuGuest;
 use super::qmp::{self, QmpEvent};
 use crate::error::{Error, Result};
 use crate::guest::Disk;
 
-/// How long a guest may take to let go of a disk.
-const UNPLUG_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a guest may take to let go of a disk before its owner looks after other things; it may be asked again.
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl QemuGuest {
     /// All nodes, as QEMU names them.
@@ -174,7 +175,7 @@ impl QemuGuest {
 
     pub(super) async fn put_on_top(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
         let mut actions = Vec::new();
-        let mut opened = Vec::new();
+        let (mut opened, mut moved) = (Vec::new(), Vec::new());
         let prepared = async {
             for (name, path) in new_tops {
                 let top = self.top_node(name).await?;
@@ -182,6 +183,10 @@ impl QemuGuest {
                 let disk = Disk { name: name.clone(), ..Disk::default() };
                 self.open_layer(&disk, &node, path, None, true).await?;
                 actions.push(json!({"type": "blockdev-snapshot", "data": {"node": top, "overlay": node}}));
+                for mark in self.marks_of(name).await? {
+                    actions.extend(move_mark(&mark, &top, &node));
+                    moved.push(json!({"node": top, "name": mark}));
+                }
                 opened.push(node);
             }
             Ok::<_, Error>(())
@@ -201,8 +206,23 @@ impl QemuGuest {
                 self.close_layer(&format!("{node}f")).await;
             }
         }
+        if done.is_ok() {
+            for mark in moved {
+                // It says nothing new any more, and costs only memory if it stays.
+                if let Err(error) = self.qmp.execute("block-dirty-bitmap-remove", mark).await {
+                    tracing::debug!(%error, "a mark stays on a frozen layer");
+                }
+            }
+        }
         done
     }
+}
+
+/// Has a mark go on on the layer that comes on top: what it has seen so far is merged into one of the same name there.
+fn move_mark(mark: &str, from: &str, to: &str) -> [Value; 2] {
+    let new = json!({"node": to, "name": mark, "granularity": GRANULARITY, "persistent": false});
+    let seen = json!({"node": to, "target": mark, "bitmaps": [{"node": from, "name": mark}]});
+    [json!({"type": "block-dirty-bitmap-add", "data": new}), json!({"type": "block-dirty-bitmap-merge", "data": seen})]
 }
 
 /// The disk of a device, by its id or its path.

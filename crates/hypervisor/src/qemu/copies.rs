@@ -21,7 +21,7 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long jobs that were called off may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// What one bit of a mark stands for: a cluster of a layer. Units: bytes.
-const GRANULARITY: u32 = 64 << 10;
+pub(super) const GRANULARITY: u32 = 64 << 10;
 /// What the jobs and targets of copies begin with.
 const PREFIX: &str = "copy-";
 
@@ -43,8 +43,7 @@ impl QemuGuest {
                 let Some(mark) = &copy.mark else { continue };
                 if let Ok(node) = self.top_node(&copy.name).await {
                     // A mark of a copy that was not made would have a hole before it; it may never have been set.
-                    let _ =
-                        self.qmp.execute("block-dirty-bitmap-remove", json!({"node": node, "name": mark})).await;
+                    let _ = self.qmp.execute("block-dirty-bitmap-remove", json!({"node": node, "name": mark})).await;
                 }
             }
         }

@@ -172,10 +172,7 @@ mod tests {
         assert_eq!(volume(from(json!({})), None), ["spec.source"]);
         assert_eq!(volume(from(json!({"snapshot": "s", "volume": "v"})), None), ["spec.source"]);
         assert_eq!(volume(from(json!({"volume": "v", "disk": "root"})), None), ["spec.source.disk"]);
-        assert_eq!(
-            volume(from(json!({"volume": "w"})), Some(from(json!({"volume": "v"})))),
-            ["spec.source"]
-        );
+        assert_eq!(volume(from(json!({"volume": "w"})), Some(from(json!({"volume": "v"})))), ["spec.source"]);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use api::{Snapshot, SnapshotSpec};
 use clap::Subcommand;
-use kube::api::{ListParams, PostParams};
 use kube::ResourceExt;
+use kube::api::{ListParams, PostParams};
 
 use super::image::Place;
 use super::{Format, Output};
@@ -24,7 +24,10 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// List the snapshots
-    #[command(visible_alias = "list", after_help = "Examples:\n  nuee snapshot ls\n  nuee snapshot ls -o json | jq '.[].status.disks'")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  nuee snapshot ls\n  nuee snapshot ls -o json | jq '.[].status.disks'"
+    )]
     Ls {
         #[command(flatten)]
         output: Output,

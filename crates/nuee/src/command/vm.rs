@@ -76,7 +76,9 @@ enum Action {
     #[command(after_help = "Examples:\n  nuee vm ssh web -- umount /srv\n  nuee vm detach web data")]
     Detach(super::vm_disks::Arguments),
     /// Keep all disks of the machine as they are now, while it runs
-    #[command(after_help = "Examples:\n  nuee vm snapshot web monday\n  nuee volume create old-root --from-snapshot monday --disk root")]
+    #[command(
+        after_help = "Examples:\n  nuee vm snapshot web monday\n  nuee volume create old-root --from-snapshot monday --disk root"
+    )]
     Snapshot {
         /// The machine
         name: String,

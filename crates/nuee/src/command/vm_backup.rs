@@ -161,7 +161,11 @@ async fn take(
     let machine = machine.context("cannot read the machine")?;
     let image = place.api::<DiskImage>()?.get_opt(&machine.spec.image).await.context("cannot read its image")?;
     let mut sources = parts(&status, &exported);
-    if let Some(image_uid) = image.as_ref().and_then(|image| image.metadata.uid.as_ref()) {
+    let incremental = status.disks.iter().any(|disk| disk.incremental);
+    let since = base.filter(|_| incremental);
+    // What the machine boots never changes: the earlier backup has it.
+    let image_uid = image.as_ref().filter(|_| since.is_none()).and_then(|image| image.metadata.uid.as_ref());
+    if let Some(image_uid) = image_uid {
         let directory = instance.path("disks/images").join(image_uid);
         for (role, file) in [(Role::Kernel, "kernel"), (Role::Initrd, "initrd")] {
             let path = directory.join(file);
@@ -170,8 +174,6 @@ async fn take(
             }
         }
     }
-    let incremental = status.disks.iter().any(|disk| disk.incremental);
-    let since = base.filter(|_| incremental);
     let header = Header {
         program: env!("CARGO_PKG_VERSION").into(),
         taken_at: status.taken_at.map(|at| at.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default(),

@@ -89,8 +89,8 @@ fn chain(file: &Path, bases: &[PathBuf]) -> Result<Vec<Backup>> {
 
 fn plan(newest: &Backup, name: Option<&str>) -> Result<Plan> {
     let header = &newest.header;
-    let description: Description =
-        serde_json::from_value(header.description.clone()).context("what the backup says of its machine cannot be read")?;
+    let description: Description = serde_json::from_value(header.description.clone())
+        .context("what the backup says of its machine cannot be read")?;
     let machine = name.unwrap_or(&header.machine).to_owned();
     let disks = header.parts.iter().filter(|part| part.role == Role::Disk && part.name != ROOT);
     let volumes = disks.map(|part| {
@@ -156,7 +156,10 @@ async fn make(place: &Place, chain: &[Backup], plan: &Plan, made: &mut Made) -> 
             source: Some(VolumeSource { upload, ..VolumeSource::default() }),
             ..VolumeSpec::default()
         };
-        volumes.create(&create, &Volume::new(name, spec)).await.with_context(|| format!("cannot make volume {name}"))?;
+        volumes
+            .create(&create, &Volume::new(name, spec))
+            .await
+            .with_context(|| format!("cannot make volume {name}"))?;
         made.volumes.push(name.clone());
         super::volume::wait_until(&volumes, name, Some(size)).await?;
     }
@@ -220,8 +223,8 @@ async fn unpack(place: &Place, chain: &[Backup], disk: &str, made: &mut Made) ->
     }
     if disk == ROOT {
         for (role, file) in [(Role::Kernel, "kernel"), (Role::Initrd, "initrd")] {
-            if chain[0].find(role, "").is_some() {
-                chain[0].extract(role, "", &directory.join(file), &mut |_| ())?;
+            if let Some(backup) = chain.iter().find(|backup| backup.find(role, "").is_some()) {
+                backup.extract(role, "", &directory.join(file), &mut |_| ())?;
             }
         }
     }

@@ -27,7 +27,10 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// List the disks, and who has them
-    #[command(visible_alias = "list", after_help = "Examples:\n  nuee volume ls\n  nuee volume ls -o json | jq '.[].status'")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  nuee volume ls\n  nuee volume ls -o json | jq '.[].status'"
+    )]
     Ls {
         #[command(flatten)]
         output: Output,
@@ -156,8 +159,7 @@ async fn create(wanted: Create) -> Result<()> {
         volume: wanted.from_volume.unwrap_or_default(),
         ..VolumeSource::default()
     };
-    let limits =
-        VolumeLimits { iops: wanted.iops, bytes_per_second: wanted.bytes_per_second.map(Quantity) };
+    let limits = VolumeLimits { iops: wanted.iops, bytes_per_second: wanted.bytes_per_second.map(Quantity) };
     let spec = VolumeSpec {
         mode: VolumeMode::Block,
         size: wanted.size.map(Quantity),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::VirtualMachine;
 use api::virtual_machine::AttachedDisk;
-use hypervisor::{Disk, DiskLimits, Guest};
+use hypervisor::{Disk, DiskLimits, Guest, RunState};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Plugged, Step, claim, disk, disk_name, limits, load, plan, release, save, serial, volume};
@@ -152,21 +152,17 @@ pub async fn reconcile(
     if let Some(guest) = guest {
         let now = guest.disks().await?;
         let there = load(context, uid)?.into_iter().filter(|one| now.contains(&disk_name(&one.uid)));
-        seen.attached =
-            there.map(|one| AttachedDisk { serial: serial(&one.volume), volume: one.volume }).collect();
+        seen.attached = there.map(|one| AttachedDisk { serial: serial(&one.volume), volume: one.volume }).collect();
     }
     Ok(seen)
 }
 
-async fn unplug(
-    context: &Context,
-    key: &Key,
-    uid: &str,
-    gone: &Plugged,
-    guest: Option<&Arc<dyn Guest>>,
-) -> Result<()> {
+async fn unplug(context: &Context, key: &Key, uid: &str, gone: &Plugged, guest: Option<&Arc<dyn Guest>>) -> Result<()> {
     let _lock = lock(context, vec![gone.uid.clone()], &format!("volume {}", gone.volume)).await?;
     if let Some(guest) = guest {
+        if guest.state().await? == RunState::Paused {
+            return Err(Error::NotYet(format!("the guest stands still; volume {} goes when it goes on", gone.volume)));
+        }
         guest.detach_disk(&disk_name(&gone.uid)).await?;
     }
     give_back(context, key, uid, gone).await

@@ -227,7 +227,9 @@ impl Work<'_> {
             let marks = self.forget_old_marks(guest, &source.disk).await?;
             let incremental = !since.is_empty() && marks.iter().any(|mark| mark == since);
             let reason = match (since.is_empty(), incremental) {
-                (false, false) => "nobody knows what was written since the earlier backup: the machine was started anew, or a snapshot was taken",
+                (false, false) => {
+                    "nobody knows what was written since the earlier backup: the machine was started anew, or there were many backups"
+                }
                 _ => "",
             };
             copies.push(DiskCopy {
@@ -245,7 +247,9 @@ impl Work<'_> {
             never = self.tell(seen) => match never {},
         }
         for copy in &copies {
-            std::fs::File::open(&copy.target).and_then(|file| file.sync_all()).map_err(Error::io("sync", &copy.target))?;
+            std::fs::File::open(&copy.target)
+                .and_then(|file| file.sync_all())
+                .map_err(Error::io("sync", &copy.target))?;
         }
         Ok((disks, mark))
     }

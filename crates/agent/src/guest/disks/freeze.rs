@@ -77,5 +77,8 @@ pub async fn freeze(
 
 /// What an error of a disk means for an object that is to be made: whether another attempt may succeed.
 pub(super) fn is_final(error: &Error) -> bool {
-    matches!(error, Error::Invalid(_) | Error::Hypervisor(hypervisor::Error::Invalid(_) | hypervisor::Error::Conflict(_)))
+    matches!(
+        error,
+        Error::Invalid(_) | Error::Hypervisor(hypervisor::Error::Invalid(_) | hypervisor::Error::Conflict(_))
+    )
 }

@@ -124,9 +124,7 @@ pub async fn volume(context: &Context, namespace: &str, name: &str) -> Result<Vo
 }
 
 /// Runs short work that blocks on the disk.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> hypervisor::Result<T> + Send + 'static,
-) -> Result<T> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> hypervisor::Result<T> + Send + 'static) -> Result<T> {
     Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Error::Timeout("work on a disk"))??)
 }
 

@@ -232,12 +232,7 @@ pub(super) async fn lock_machine(
 }
 
 /// The disks of a machine, the boot disk first.
-pub(super) async fn sources(
-    context: &Context,
-    key: &Key,
-    machine: &str,
-    disks: &[Plugged],
-) -> Result<Vec<Source>> {
+pub(super) async fn sources(context: &Context, key: &Key, machine: &str, disks: &[Plugged]) -> Result<Vec<Source>> {
     let mut sources = vec![Source { owner: machine.to_owned(), disk: ROOT_DISK.into(), least_bytes: 0 }];
     for disk in disks {
         let found = volume(context, &key.namespace, &disk.volume).await?;

@@ -214,12 +214,7 @@ async fn tend(context: &Context, key: &Key, object: &Volume, uid: &str) -> Resul
         guest.limit_disk(&disk_name(uid), limits(object.spec.limits.as_ref())).await?;
     }
     status.limits.clone_from(&object.spec.limits);
-    Ok(VolumeStatus {
-        phase: "Ready".into(),
-        message: String::new(),
-        size_bytes: i64::try_from(bytes).ok(),
-        ..status
-    })
+    Ok(VolumeStatus { phase: "Ready".into(), message: String::new(), size_bytes: i64::try_from(bytes).ok(), ..status })
 }
 
 /// Makes the first layer of a disk.
@@ -256,7 +251,7 @@ async fn layer_of_snapshot(context: &Context, key: &Key, name: &str, disk: &str)
     let snapshots: Api<Snapshot> = Api::namespaced(context.client.clone(), &key.namespace);
     let found = snapshots.get_opt(name).await.map_err(Error::api("read the snapshot"))?;
     let found = found.ok_or_else(|| Error::NotYet(format!("snapshot {name} not found")))?;
-    let status = found.status.unwrap_or_default();
+    let status = found.status.clone().unwrap_or_default();
     if status.phase == "Failed" {
         return Err(Error::Invalid(format!("snapshot {name} could not be taken")));
     }
@@ -268,10 +263,16 @@ async fn layer_of_snapshot(context: &Context, key: &Key, name: &str, disk: &str)
         ("", _) => None,
         (disk, disks) => disks.iter().find(|one| one.name == disk),
     };
-    chosen.map(|chosen| chosen.layer.clone()).ok_or_else(|| {
+    let chosen = chosen.map(|chosen| chosen.layer.clone()).ok_or_else(|| {
         let names: Vec<&str> = status.disks.iter().map(|one| one.name.as_str()).collect();
         Error::Invalid(format!("spec.source.disk: name one of {}", names.join(", ")))
-    })
+    })?;
+    // Whatever the status says: a snapshot gives nothing away but its own.
+    let owner = context.guests.layers().await?.get(&chosen)?.owner;
+    if owner.is_none() || owner != found.metadata.uid {
+        return Err(Error::Invalid(format!("snapshot {name} does not have that disk any more")));
+    }
+    Ok(chosen)
 }
 
 async fn import(context: &Context, upload: &str, uid: &str) -> Result<()> {
