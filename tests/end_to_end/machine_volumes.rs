@@ -35,6 +35,16 @@ impl Disks {
         ))
     }
 
+    /// The same, once the guest has found it.
+    fn found(&self, serial: &str) -> Result<String> {
+        let mut device = String::new();
+        self.lab.nuee.eventually(&format!("the guest finds {serial}"), || {
+            device = self.device(serial)?;
+            Ok(!device.is_empty())
+        })?;
+        Ok(device)
+    }
+
     fn nuee(&self, arguments: &[&str]) -> Result<String> {
         Ok(self.lab.nuee.nuee(arguments)?.success()?.text().to_owned())
     }
@@ -72,7 +82,7 @@ fn disks_of_a_machine_are_objects() -> Result<()> {
 fn come_and_go(disks: &Disks) -> Result<()> {
     let nuee = &disks.lab.nuee;
     nuee.kubectl(&["wait", "--for=condition=DisksAttached", "vm/db", "--timeout=60s"])?.success()?;
-    let device = disks.device("data")?;
+    let device = disks.found("data")?;
     assert!(device.starts_with("/dev/vd"), "{device}");
     disks.ssh(&format!(
         "mke2fs -q {device} && mkdir -p /srv && mount {device} /srv && echo first > /srv/file && sync"
@@ -82,7 +92,7 @@ fn come_and_go(disks: &Disks) -> Result<()> {
     // Another comes while it runs, with bounds.
     assert_eq!(disks.nuee(&["volume", "create", "logs", "--size", "32Mi", "--iops", "500"])?, "logs");
     disks.nuee(&["vm", "attach", "db", "logs"])?;
-    assert_ne!(disks.device("logs")?, "");
+    disks.found("logs")?;
     nuee.nuee(&["vm", "attach", "db", "logs"])?.failure(1, "already")?;
     let listed = disks.nuee(&["volume", "ls"])?;
     assert!(listed.lines().any(|line| line.starts_with("logs") && line.contains(" db ")), "{listed}");
@@ -149,7 +159,7 @@ fn outlive_everything(disks: &Disks) -> Result<()> {
     disks.nuee(&["vm", "start", "db"])?;
     disks.lab.ready("db")?;
     assert_eq!(disks.ssh("pidof sleep >/dev/null && cat /srv/file")?, "second");
-    assert_ne!(disks.device("later")?, "");
+    disks.found("later")?;
 
     // The daemon dies: guest and disks go on, and are taken over.
     nuee.kill_daemon()?;
@@ -166,7 +176,7 @@ fn outlive_everything(disks: &Disks) -> Result<()> {
         Ok(now != pid && now != "0" && disks.lab.get("db", ".status.phase")? == "Running")
     })?;
     disks.lab.ready("db")?;
-    let device = disks.device("data")?;
+    let device = disks.found("data")?;
     assert_eq!(disks.ssh(&format!("mount {device} /srv && cat /srv/file"))?, "third");
     Ok(())
 }
@@ -187,7 +197,7 @@ fn are_kept_and_cloned(disks: &Disks) -> Result<()> {
     disks.nuee(&["snapshot", "rm", "monday"])?;
     for (name, text) in [("again", "kept"), ("twin", "changed")] {
         disks.nuee(&["vm", "attach", "db", name])?;
-        let device = disks.device(name)?;
+        let device = disks.found(name)?;
         let seen = disks.ssh(&format!("mkdir -p /{name} && mount {device} /{name} && cat /{name}/file"))?;
         assert_eq!(seen, text, "{name}");
     }
@@ -210,7 +220,7 @@ fn are_kept_and_cloned(disks: &Disks) -> Result<()> {
     disks.nuee(&["snapshot", "create", "still", "--volume", "twin"])?;
     disks.nuee(&["volume", "grow", "twin", "128Mi"])?;
     disks.nuee(&["vm", "attach", "db", "twin"])?;
-    let device = disks.device("twin")?;
+    let device = disks.found("twin")?;
     assert_eq!(disks.ssh(&format!("lsblk -bdno SIZE {device}"))?.trim(), (128 << 20).to_string());
     assert_eq!(disks.ssh(&format!("mount {device} /twin && cat /twin/file"))?, "changed");
     Ok(())
@@ -282,7 +292,7 @@ fn are_carried_away(disks: &Disks) -> Result<()> {
     assert_eq!(std::fs::read_dir(other.nuee.data().join("uploads"))?.count(), 0, "nothing of the way is left");
     other.ready("db-again")?;
     let restored = Disks { address: other.get("db-again", ".status.addresses[0].ip")?, lab: other };
-    let device = restored.device("db-again-data")?;
+    let device = restored.found("db-again-data")?;
     let seen =
         restored.ssh(&format!("mkdir -p /srv && mount {device} /srv && cat /srv/file && md5sum < /srv/noise"))?;
     assert_eq!(seen, format!("last\n{sum}"));
