@@ -66,6 +66,7 @@ fn disks_of_a_machine_are_objects() -> Result<()> {
     come_and_go(&disks)?;
     outlive_everything(&disks)?;
     are_kept_and_cloned(&disks)?;
+    are_not_torn(&disks)?;
     are_no_directories(&disks)?;
     are_carried_away(&disks)?;
 
@@ -223,6 +224,44 @@ fn are_kept_and_cloned(disks: &Disks) -> Result<()> {
     let device = disks.found("twin")?;
     assert_eq!(disks.ssh(&format!("lsblk -bdno SIZE {device}"))?.trim(), (128 << 20).to_string());
     assert_eq!(disks.ssh(&format!("mount {device} /twin && cat /twin/file"))?, "changed");
+    Ok(())
+}
+
+/// The daemon dies in the middle of whatever is done with a disk; afterwards it is done, once.
+fn are_not_torn(disks: &Disks) -> Result<()> {
+    let nuee = &disks.lab.nuee;
+    let killed = || nuee.kill_daemon().and_then(|()| nuee.up());
+    disks.nuee(&["volume", "create", "torn", "--size", "32Mi", "--no-wait"])?;
+    disks.nuee(&["vm", "attach", "db", "torn", "--no-wait"])?;
+    killed()?;
+    let device = disks.found("torn")?;
+    disks
+        .ssh(&format!("mke2fs -q {device} && mkdir -p /torn && mount {device} /torn && echo 0 > /torn/file && sync"))?;
+    for round in ["0", "1", "2"] {
+        disks.ssh(&format!("echo {round} > /torn/file && sync"))?;
+        let text = format!(
+            "apiVersion: nuee.dev/v1\nkind: Snapshot\nmetadata: {{name: torn-{round}}}\nspec: {{volume: torn}}\n"
+        );
+        nuee.apply(&text)?.success()?;
+        killed()?;
+        let ready =
+            ["wait", "--for=jsonpath={.status.readyToUse}=true", &format!("snapshot/torn-{round}"), "--timeout=60s"];
+        nuee.kubectl(&ready)?.success()?;
+    }
+    disks.nuee(&["volume", "create", "mended", "--from-snapshot", "torn-1"])?;
+    disks.nuee(&["vm", "attach", "db", "mended"])?;
+    let copy = disks.found("mended")?;
+    let seen = disks.ssh(&format!("mkdir -p /mended && mount {copy} /mended && cat /mended/file /torn/file"))?;
+    assert_eq!(seen, "1\n2");
+    disks.ssh("umount /mended /torn")?;
+    for name in ["mended", "torn"] {
+        disks.nuee(&["vm", "detach", "db", name, "--no-wait"])?;
+        killed()?;
+        nuee.eventually(&format!("{name} is given back"), || {
+            Ok(disks.field(&format!("volume/{name}"), ".status.attachedTo")?.is_empty())
+        })?;
+        assert_eq!(disks.device(name)?, "");
+    }
     Ok(())
 }
 

@@ -177,7 +177,13 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     let mut disks = guest.disks().await.unwrap();
     disks.sort();
     assert_eq!(disks, ["data", "root"]);
-    guest.limit_disk("data", DiskLimits { operations: 1000, bytes: 10 << 20 }).await.unwrap();
+    // Thirty writes at ten a second; a machine under load takes longer without any bound, never shorter with one.
+    guest.limit_disk("data", DiskLimits { operations: 10, bytes: 10 << 20 }).await.unwrap();
+    let begun = std::time::Instant::now();
+    let write = "dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek=$i conv=fsync,notrunc 2>/dev/null";
+    lab.shell(&guest, &format!("for i in $(seq 30); do {write}; done")).await;
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    guest.limit_disk("data", DiskLimits::default()).await.unwrap();
     guest.grow_disk("data", 96 << 20).await.unwrap();
     let size = lab.shell(&guest, "lsblk -bdno SIZE /dev/vdb").await;
     assert_eq!(size, (96 << 20).to_string());

@@ -56,6 +56,8 @@ struct Driver {
     answered: bool,
     failed: bool,
     disks: attach::Seen,
+    /// The guest has started, and the bounds of its volumes are not set yet.
+    unbounded: bool,
     /// The object is no longer this machine's to write.
     vanished: bool,
     timer: Option<Instant>,
@@ -88,6 +90,7 @@ pub fn spawn(context: Arc<Context>, key: Key, object: Arc<VirtualMachine>) {
         answered,
         failed: false,
         disks: attach::Seen::default(),
+        unbounded: false,
         vanished: false,
         timer: None,
         retry: None,
@@ -324,6 +327,12 @@ impl Driver {
             }
             Err(error) => self.disks.pending = chain(&error),
         }
+        if let Some(guest) = self.guest.clone().filter(|_| self.unbounded) {
+            match attach::bound(&self.context, &self.key, &self.uid, &guest).await {
+                Ok(()) => self.unbounded = false,
+                Err(error) => self.disks.pending = chain(&error),
+            }
+        }
         if !self.disks.pending.is_empty() {
             self.disks_retry = Some(Instant::now() + DISKS_RETRY);
         }
@@ -452,6 +461,7 @@ impl Driver {
         let guest =
             start::start(&self.context, &self.object, &self.uid, &size, self.place()?, how, None, volumes).await?;
         drop(prepared);
+        self.unbounded = true;
         if resuming {
             std::fs::remove_file(&memory).map_err(Error::io("remove", memory))?;
         }
@@ -460,8 +470,8 @@ impl Driver {
         self.status.cpus = size.cpus;
         self.status.memory_bytes = size.memory_bytes;
         self.status.acceleration = self.context.guests.hypervisor().await?.acceleration().to_string();
-        self.take(guest.clone());
-        attach::bound(&self.context, &self.key, &self.uid, &guest).await
+        self.take(guest);
+        Ok(())
     }
 
     async fn suspend(&mut self) -> Event {

@@ -230,6 +230,11 @@ pub(super) fn device(disk: &Disk, node: &str, boot_index: Option<u32>) -> Value 
 /// What the ids of disks' devices begin with.
 pub(super) const DEVICE_PREFIX: &str = "disk-";
 
+/// Path of the part of a disk's device that asks for reads and writes.
+pub(super) fn backend_path(disk: &str) -> String {
+    format!("/machine/peripheral/{}/virtio-backend", device_id(disk))
+}
+
 /// Id of a disk's device.
 pub(super) fn device_id(disk: &str) -> String {
     format!("{DEVICE_PREFIX}{disk}")

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{broadcast, watch};
 
-use super::arguments::device_id;
+use super::arguments::backend_path;
 use super::process::Process;
 use super::qmp::{self, Qmp, QmpEvent};
 use crate::error::{Error, Result};
@@ -236,7 +236,7 @@ impl Guest for QemuGuest {
 
     async fn limit_disk(&self, name: &str, limits: DiskLimits) -> Result<()> {
         // A bound for reads or writes alone excludes one for both, so all are named.
-        let bounds = json!({"id": device_id(name), "bps": limits.bytes, "bps_rd": 0, "bps_wr": 0,
+        let bounds = json!({"id": backend_path(name), "bps": limits.bytes, "bps_rd": 0, "bps_wr": 0,
             "iops": limits.operations, "iops_rd": 0, "iops_wr": 0});
         self.qmp.execute("block_set_io_throttle", bounds).await.map(drop)
     }

@@ -100,7 +100,7 @@ enum Command {
     Plan(plan::Arguments),
     /// Work with virtual machines
     #[command(
-        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template"
+        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template\n  nuee vm attach web data\n  nuee vm backup web -o web-monday.vm"
     )]
     Vm(vm::Arguments),
     /// Work with disks of virtual machines

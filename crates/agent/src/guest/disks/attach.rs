@@ -178,8 +178,13 @@ async fn plug(
     let (plugged, limits) = take(context, key, uid, name, read_only, slot).await?;
     let _lock = lock(context, vec![plugged.uid.clone()], &format!("volume {name}")).await?;
     guest.attach_disk(&disk(context, &plugged).await?).await?;
-    if limits != DiskLimits::default() {
-        guest.limit_disk(&disk_name(&plugged.uid), limits).await?;
+    let name = disk_name(&plugged.uid);
+    if limits != DiskLimits::default()
+        && let Err(error) = guest.limit_disk(&name, limits).await
+    {
+        // Without its bounds it does not stay.
+        guest.detach_disk(&name).await?;
+        return Err(error.into());
     }
     Ok(())
 }
