@@ -439,9 +439,12 @@ impl Driver {
             }
             Err(error) => {
                 self.failed = true;
-                self.status.message = chain(&error);
-                self.say("FailedStart", &chain(&error));
-                Event::StartFailed
+                let message = chain(&error);
+                if self.status.message != message {
+                    self.say("FailedStart", &message);
+                }
+                self.status.message = message;
+                if matches!(error, Error::NotYet(_)) && !resuming { Event::StartLater } else { Event::StartFailed }
             }
         }
     }

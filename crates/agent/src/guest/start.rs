@@ -227,7 +227,7 @@ async fn image(context: &Context, object: &VirtualMachine) -> Result<DiskImage> 
     match image.status.as_ref().map(|status| status.phase.as_str()) {
         Some("Ready") => Ok(image),
         Some("Failed") => Err(Error::Invalid(format!("disk image {name} could not be made"))),
-        _ => Err(Error::Invalid(format!("disk image {name} is not ready yet"))),
+        _ => Err(Error::NotYet(format!("disk image {name} is not ready yet"))),
     }
 }
 

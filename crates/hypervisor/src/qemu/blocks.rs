@@ -106,6 +106,8 @@ impl QemuGuest {
         if self.top_node(&disk.name).await.is_ok() {
             return Err(Error::Conflict(format!("disk {} is attached", disk.name)));
         }
+        // What somebody left who was ended in the middle of this.
+        self.close_disk(&disk.name).await?;
         let plugged = self.plug_layers(disk).await;
         if plugged.is_err() {
             self.close_disk(&disk.name).await?;
@@ -173,11 +175,30 @@ impl QemuGuest {
         Ok(())
     }
 
+    /// Closes the nodes of a disk that are not in use: somebody opened them, and was ended before anything was done with them. Those
+    /// that are in use QEMU does not close.
+    async fn close_strays(&self, name: &str) -> Result<()> {
+        loop {
+            let mut closed = false;
+            for node in self.node_names().await?.into_iter().filter(|node| is_node_of(node, name)) {
+                closed |= match self.qmp.execute("blockdev-del", json!({"node-name": node})).await {
+                    Ok(_) => true,
+                    Err(Error::Refused { .. }) => false,
+                    Err(error) => return Err(error),
+                };
+            }
+            if !closed {
+                return Ok(());
+            }
+        }
+    }
+
     pub(super) async fn put_on_top(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
         let mut actions = Vec::new();
         let (mut opened, mut moved) = (Vec::new(), Vec::new());
         let prepared = async {
             for (name, path) in new_tops {
+                self.close_strays(name).await?;
                 let top = self.top_node(name).await?;
                 let node = self.free_node(name).await?;
                 let disk = Disk { name: name.clone(), ..Disk::default() };

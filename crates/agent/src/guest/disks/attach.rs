@@ -48,7 +48,8 @@ pub async fn prepare(context: &Context, object: &VirtualMachine, uid: &str, resu
     }
     let record = load(context, uid)?;
     let uids = record.iter().map(|one| one.uid.clone()).chain([uid.to_owned()]).collect();
-    let locks = lock(context, uids, "its disks").await?;
+    // A guest that resumes has no second try: it waits for whoever copies its disks.
+    let locks = if resuming { context.guests.lock_disks(uids).await } else { lock(context, uids, "its disks").await? };
     let mut disks = Vec::new();
     for one in &record {
         disks.push(disk(context, one).await?);

@@ -113,7 +113,9 @@ async fn make(context: &Arc<Context>, object: &Backup) {
         };
         if done || told != status.message {
             told.clone_from(&status.message);
-            let value = serde_json::to_value(&status).unwrap_or_default();
+            let mut value = serde_json::to_value(&status).unwrap_or_default();
+            // An empty one is left out, and would leave the last one standing.
+            value["message"] = status.message.as_str().into();
             match work.report(value).await {
                 Ok(()) if done => break,
                 Ok(()) => {}

@@ -125,7 +125,10 @@ async fn write(
     status: &SnapshotStatus,
 ) -> Result<()> {
     let ours = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"nodeName": context.node_name}}));
-    let told = Patch::Merge(json!({"metadata": {"uid": uid}, "status": status}));
+    let mut value = serde_json::to_value(status).unwrap_or_default();
+    // An empty one is left out, and would leave the last one standing.
+    value["message"] = status.message.as_str().into();
+    let told = Patch::Merge(json!({"metadata": {"uid": uid}, "status": value}));
     let parameters = PatchParams::default();
     let written = async {
         objects.patch(&key.name, &parameters, &ours).await?;
