@@ -17,6 +17,7 @@ mod hostile;
 mod in_cluster;
 mod join;
 mod kubernetes;
+mod machine_volumes;
 mod members;
 mod migration;
 mod pods;

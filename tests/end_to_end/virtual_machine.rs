@@ -8,14 +8,15 @@ use crate::with_images;
 /// How long a guest may take to boot on a machine under load that translates every instruction.
 const BOOT: &str = "--timeout=300s";
 
-/// One machine with the test guest's image and a key that opens it.
-pub(crate) struct Lab {
-    pub(crate) nuee: Nuee,
+/// A Nuée with the tiny guest's image, and a key that opens it.
+pub struct Lab {
+    /// The Nuée.
+    pub nuee: Nuee,
     key: String,
 }
 
 impl Lab {
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         // Fetched out here: the test's own namespace has no way to the packages. The command then finds it built.
         hypervisor::test_guest::build(std::path::Path::new("/var/cache/nuee"))?;
         let nuee = with_images()?;
@@ -31,22 +32,27 @@ impl Lab {
         Ok(Self { nuee, key })
     }
 
-    pub(crate) fn machine(&self, name: &str, spec: &str) -> Result<()> {
+    /// The same key for another Nuée.
+    pub fn of(&self, nuee: Nuee) -> Self {
+        Self { nuee, key: self.key.clone() }
+    }
+
+    pub fn machine(&self, name: &str, spec: &str) -> Result<()> {
         let text =
             format!("apiVersion: nuee.dev/v1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n");
         self.nuee.apply(&text)?.success().map(drop)
     }
 
-    pub(crate) fn get(&self, name: &str, path: &str) -> Result<String> {
+    pub fn get(&self, name: &str, path: &str) -> Result<String> {
         Ok(self.nuee.kubectl(&["get", "vm", name, "-o", &format!("jsonpath={{{path}}}")])?.success()?.text().to_owned())
     }
 
-    pub(crate) fn ready(&self, name: &str) -> Result<()> {
+    pub fn ready(&self, name: &str) -> Result<()> {
         let waited = self.nuee.kubectl(&["wait", "--for=condition=Ready", &format!("vm/{name}"), BOOT])?;
         waited.success().with_context(|| self.nuee.log_end()).map(drop)
     }
 
-    fn try_ssh(&self, address: &str, port: &str, line: &str) -> Result<Output> {
+    pub fn try_ssh(&self, address: &str, port: &str, line: &str) -> Result<Output> {
         let options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"];
         let target = format!("root@{address}");
         let mut arguments: Vec<&str> = options.to_vec();
@@ -66,7 +72,7 @@ impl Lab {
     }
 
     /// Runs a line in the guest, once its ssh server is up.
-    pub(crate) fn ssh(&self, address: &str, line: &str) -> Result<String> {
+    pub fn ssh(&self, address: &str, line: &str) -> Result<String> {
         let mut last = None;
         self.nuee.eventually(&format!("ssh runs {line:?}"), || {
             let output = self.try_ssh(address, "22", line)?;

@@ -35,6 +35,7 @@ const TESTS_MAY_KNOW: &[(&str, &[&str])] = &[
     ("apiserver", &["testkit"]),
     ("image", &["testkit"]),
     ("placement", &["testkit"]),
+    ("hypervisor", &["testkit"]),
     ("kubernetes", &["store", "testkit"]),
     ("docker", &["apiserver", "kubernetes", "store", "testkit"]),
 ];

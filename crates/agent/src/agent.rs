@@ -150,7 +150,8 @@ impl Agent {
             networks::listen(&context.directory, gateway),
         );
         objects?;
-        let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, found);
+        let owners = garbage::disk_owners(&context).await;
+        let mut tasks = spawn_tasks(&context, node?, facts, services, service_events, changed, (found, owners));
         tasks.push(tokio::spawn(disk::run(context.clone())));
         tasks.push(tokio::spawn(overlay::run(context.clone())));
         tasks.push(tokio::spawn(security::run(context.clone())));
@@ -197,13 +198,16 @@ fn spawn_tasks(
     services: Services,
     service_events: impl futures::Stream<Item = watcher::Event<Service>> + Send + 'static,
     changed: Arc<Notify>,
-    found: Vec<runtime::ContainerState>,
+    (found, owners): (Vec<runtime::ContainerState>, HashSet<String>),
 ) -> Vec<JoinHandle<()>> {
     let service_changed = changed.clone();
     let (containers_listed, containers) = oneshot::channel();
     let (pods_listed, pods) = oneshot::channel();
     let (guests_listed, guests) = oneshot::channel();
     let (images_listed, images) = oneshot::channel();
+    let (volumes_listed, volumes) = oneshot::channel();
+    let (snapshots_listed, snapshots) = oneshot::channel();
+    let (backups_listed, backups) = oneshot::channel();
     let all: HashSet<String> = found.iter().map(|s| s.id.clone()).collect();
     let found: HashMap<_, _> = found.into_iter().map(|s| (s.id.clone(), s)).collect();
     let collector = context.clone();
@@ -216,12 +220,14 @@ fn spawn_tasks(
         }),
         tokio::spawn(proxy::run(context.clone(), services, changed)),
         tokio::spawn(networks::run(context.clone())),
-        tokio::spawn(volumes::run(context.clone())),
+        tokio::spawn(volumes::run(context.clone(), volumes_listed)),
         tokio::spawn(node_object::run(context.clone(), facts, node)),
         tokio::spawn(container::run(context.clone(), found.clone(), containers_listed)),
         tokio::spawn(pod::run(context.clone(), found, pods_listed)),
         tokio::spawn(guest::run(context.clone(), guests_listed)),
         tokio::spawn(guest::images::run(context.clone(), images_listed)),
+        tokio::spawn(guest::disks::snapshots::run(context.clone(), snapshots_listed)),
+        tokio::spawn(guest::disks::backups::run(context.clone(), backups_listed)),
         tokio::spawn(async move {
             let unsettled = guest::moving::unsettled(&collector);
             if let (Ok(containers), Ok(pods), Ok(mut guests)) = (containers.await, pods.await, guests.await) {
@@ -234,8 +240,10 @@ fn spawn_tasks(
                     }));
                 }
                 garbage::collect(&collector, all, containers, pods, &guests).await;
-                if let Ok(images) = images.await {
-                    garbage::collect_guests(&collector, &guests, images).await;
+                if let Ok((images, volumes, snapshots, backups)) = tokio::try_join!(images, volumes, snapshots, backups)
+                {
+                    let kept = [images, volumes, snapshots, backups].concat();
+                    garbage::collect_guests(&collector, &owners, &guests, kept).await;
                 }
             }
         }),

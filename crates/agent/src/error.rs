@@ -48,6 +48,9 @@ pub enum Error {
     /// What is asked for makes no sense, or does not exist.
     #[error("{0}")]
     Invalid(String),
+    /// It cannot be now, and may be later without anybody asking again.
+    #[error("{0}")]
+    NotYet(String),
     /// A part took too long.
     #[error("{0} timed out")]
     Timeout(&'static str),

@@ -53,8 +53,23 @@ pub async fn collect(
     }
 }
 
-/// Ends guests whose objects are gone, and clears their files, and disks that nobody owns.
-pub async fn collect_guests(context: &Arc<Context>, guests: &[String], images: Vec<String>) {
+/// The owners of disks, if there are disks. What has come later is not judged.
+pub async fn disk_owners(context: &Context) -> HashSet<String> {
+    if !context.data_dir.join("disks").exists() {
+        return HashSet::new();
+    }
+    match context.guests.layers().await {
+        Ok(layers) => layers.owners(),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "cannot open the disks");
+            HashSet::new()
+        }
+    }
+}
+
+/// Ends guests whose objects are gone, and clears their files, and disks of owners that were there at the start (`found`) and have no
+/// object: `owners` are images, volumes and snapshots.
+pub async fn collect_guests(context: &Arc<Context>, found: &HashSet<String>, guests: &[String], owners: Vec<String>) {
     let mut live: HashSet<String> = guests.iter().cloned().collect();
     live.extend(context.guests.uids());
     let mut strays = names(&context.data_dir.join("run").join("guests"));
@@ -68,13 +83,18 @@ pub async fn collect_guests(context: &Arc<Context>, guests: &[String], images: V
     if !context.data_dir.join("disks").exists() {
         return;
     }
-    live.extend(images);
+    live.extend(owners);
     for uid in names(&context.data_dir.join("disks").join("images")).into_iter().filter(|uid| !live.contains(uid)) {
         let _ = std::fs::remove_dir_all(context.guests.image_directory(&uid));
     }
+    for uid in names(&context.data_dir.join("exports")).into_iter().filter(|uid| !live.contains(uid)) {
+        let _ = std::fs::remove_dir_all(context.guests.export_directory(&uid));
+    }
+    let dead: Vec<String> = found.difference(&live).cloned().collect();
     match context.guests.layers().await {
         Ok(layers) => {
-            let collected = tokio::task::spawn_blocking(move || layers.collect(&live)).await;
+            let collected =
+                tokio::task::spawn_blocking(move || dead.iter().try_for_each(|owner| layers.release(owner))).await;
             if let Ok(Err(error)) = collected {
                 tracing::warn!(%error, "cannot collect the disks' garbage");
             }

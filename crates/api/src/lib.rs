@@ -11,6 +11,7 @@ pub mod network_route;
 pub mod quantity;
 pub mod router;
 pub mod security_group;
+pub mod snapshot;
 pub mod swarm;
 pub mod virtual_machine;
 pub mod volume;
@@ -22,6 +23,7 @@ pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use network_route::{NetworkRoute, NetworkRouteSpec};
 pub use router::{Router, RouterSpec, RouterStatus};
 pub use security_group::{SecurityGroup, SecurityGroupRule, SecurityGroupSpec, SecurityGroupStatus};
+pub use snapshot::{Backup, BackupSpec, BackupStatus, Snapshot, SnapshotSpec, SnapshotStatus};
 pub use swarm::{SwarmService, SwarmServiceSpec, SwarmServiceStatus};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,

@@ -36,6 +36,9 @@ pub struct VirtualMachineSpec {
     /// Size of its disk; absent means the flavor's, or the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Quantity>,
+    /// Volumes that are further disks of it; they come and go while it runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<MachineDisk>,
     /// What it should be doing.
     pub desired: MachineDesired,
     /// Counts requests to start over; each is acted on once.
@@ -81,6 +84,17 @@ pub struct VirtualMachineSpec {
     /// The machine that it is bound to; the scheduler fills it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+}
+
+/// A volume as a machine's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MachineDisk {
+    /// Name of a `Volume` of the same namespace with `mode: Block`.
+    pub volume: String,
+    /// The guest may not write to it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// What the user wants the machine to be doing.
@@ -130,7 +144,8 @@ pub struct VirtualMachineStatus {
     /// Why it is so, when that needs a word.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Conditions; `Ready`: it runs and its guest has taken its address.
+    /// Conditions; `Ready`: it runs and its guest has taken its address; `DisksAttached`: its guest has the volumes that it
+    /// should have, there when that is not so or volumes are named.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Its addresses, the first on its first network.
@@ -139,6 +154,9 @@ pub struct VirtualMachineStatus {
     /// Published ports as they were bound.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
+    /// Volumes that its guest has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<AttachedDisk>,
     /// `hardware` or `emulation`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub acceleration: String,
@@ -184,6 +202,16 @@ pub enum MachinePhase {
     Crashed,
     /// It cannot be started; the message says why.
     Failed,
+}
+
+/// A volume that a guest has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttachedDisk {
+    /// The volume's name.
+    pub volume: String,
+    /// Serial number by which the guest finds it (`/dev/disk/by-id/virtio-SERIAL`).
+    pub serial: String,
 }
 
 /// An address of a machine.

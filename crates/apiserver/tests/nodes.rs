@@ -165,3 +165,29 @@ async fn a_machine_sees_the_floating_addresses_that_lead_to_it() {
     let stolen = patch(&world, &n1, at, json!({"status": {"fixedAddress": "10.88.0.9"}})).await;
     assert_eq!(stolen.unwrap_err().reason, Reason::Forbidden);
 }
+
+#[tokio::test]
+async fn a_machine_writes_of_disks_only_those_that_it_holds() {
+    let world = two_machines().await;
+    let n1 = node("n1");
+    for resource in ["volumes", "snapshots", "backups"] {
+        for (name, holder) in [("own", json!("n1")), ("other", json!("n2")), ("free", Value::Null)] {
+            let object = json!({"metadata": {"name": name}, "spec": {"nodeName": holder}});
+            world.create(resource, object).await.unwrap();
+        }
+        let status = |name: &str| ResourcePath { subresource: Some("status".into()), ..path(resource).object(name) };
+        let body = json!({"status": {"phase": "Ready"}});
+        for name in ["own", "free"] {
+            patch(&world, &n1, status(name), body.clone()).await.unwrap_or_else(|status| panic!("{name}: {status}"));
+        }
+        let refused = patch(&world, &n1, status("other"), body.clone()).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Forbidden, "{resource}: {refused}");
+        // What nobody holds it may take, for itself alone.
+        let take = |node: &str| json!({"spec": {"nodeName": node}});
+        let refused = patch(&world, &n1, path(resource).object("free"), take("n2")).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Forbidden, "{resource}: {refused}");
+        patch(&world, &n1, path(resource).object("free"), take("n1")).await.unwrap();
+        let refused = world.api.delete(&n1, &path(resource).object("own"), &DeleteOptions::default()).await;
+        assert!(refused.is_err(), "{resource} are not a machine's to delete");
+    }
+}

@@ -72,6 +72,9 @@ pub fn kinds() -> Vec<Kind> {
             selectable_fields: vec![("status.nodeName".into(), "/status/nodeName".into())],
             ..Kind::new("nuee.dev", "v1", "FloatingIP", "floatingips")
         },
+        Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Volume", "volumes") },
+        Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Snapshot", "snapshots") },
+        Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Backup", "backups") },
         cluster(rbac, "ClusterRole", "clusterroles"),
         cluster(rbac, "ClusterRoleBinding", "clusterrolebindings"),
         Kind::new(rbac, "v1", "Role", "roles"),
@@ -110,7 +113,7 @@ pub fn user(name: &str) -> RequestContext {
 pub fn path(resource: &str) -> ResourcePath {
     let (group, version, namespace) = match resource {
         "deployments" => ("apps", "v1", Some("default")),
-        "containers" | "floatingips" => ("nuee.dev", "v1", Some("default")),
+        "containers" | "floatingips" | "volumes" | "snapshots" | "backups" => ("nuee.dev", "v1", Some("default")),
         "namespaces" | "nodes" => ("", "v1", None),
         "clusterroles" | "clusterrolebindings" => ("rbac.authorization.k8s.io", "v1", None),
         "roles" | "rolebindings" => ("rbac.authorization.k8s.io", "v1", Some("default")),

@@ -76,6 +76,9 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
         return match () {
             () if migration.spec.cancel => Step::End(MigrationPhase::Cancelled, "it was cancelled"),
             () if busy => Step::Wait,
+            () if !guest.spec.disks.is_empty() => {
+                Step::End(MigrationPhase::Failed, "its volumes are on its host and do not move; detach them first")
+            }
             () if node.is_empty() => Step::End(MigrationPhase::Failed, "the machine is on no host yet"),
             () if migration.spec.target_node.as_deref() == Some(node) => {
                 Step::End(MigrationPhase::Failed, "the machine is there already")
@@ -205,5 +208,8 @@ mod tests {
     fn one_migration_of_a_machine_at_a_time() {
         assert_eq!(step(&migration(json!({})), Some(&guest("n1", "")), true), Step::Wait);
         assert_eq!(step(&migration(json!({})), Some(&guest("n1", "")), false), Step::Choose);
+        let mut with_volume = guest("n1", "");
+        with_volume.spec.disks.push(api::virtual_machine::MachineDisk { volume: "data".into(), read_only: false });
+        assert!(matches!(step(&migration(json!({})), Some(&with_volume), false), Step::End(MigrationPhase::Failed, _)));
     }
 }

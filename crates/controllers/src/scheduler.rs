@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Container, VirtualMachine};
+use api::{Container, VirtualMachine, Volume};
 use futures::stream::{BoxStream, select_all};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -20,6 +20,7 @@ use crate::{Result, chain, follow, watching};
 mod act;
 mod balloon;
 mod convert;
+mod disks;
 mod preempt;
 mod relations;
 
@@ -41,6 +42,7 @@ enum Change {
     Pod(Box<Event<Pod>>),
     Container(Box<Event<Container>>),
     Guest(Box<Event<VirtualMachine>>),
+    Volume(Box<Event<Volume>>),
     Node(Box<Event<Node>>),
     /// A bind request failed.
     Unbound(String),
@@ -84,6 +86,8 @@ struct Scheduler {
     balloons: BTreeMap<String, balloon::Balloon>,
     /// When memory was last asked for.
     squeezed: Option<Instant>,
+    /// Where the disks of guests are.
+    disks: disks::Disks,
     binds: Arc<Semaphore>,
     verdicts: mpsc::Sender<Change>,
 }
@@ -101,6 +105,7 @@ pub async fn run(client: Client) -> Result<()> {
         follow(Api::<VirtualMachine>::all(client.clone()), watching())
             .map(|event| Change::Guest(Box::new(event)))
             .boxed(),
+        follow(Api::<Volume>::all(client.clone()), watching()).map(|event| Change::Volume(Box::new(event))).boxed(),
         verdicts.boxed(),
     ];
     let mut scheduler = Scheduler {
@@ -114,7 +119,8 @@ pub async fn run(client: Client) -> Result<()> {
         priorities: BTreeMap::new(),
         listing: HashMap::new(),
         known: HashMap::new(),
-        unsynced: ["node", "pod", "container", "guest"].into_iter().collect(),
+        unsynced: ["node", "pod", "container", "guest", "volume"].into_iter().collect(),
+        disks: disks::Disks::default(),
         balloons: BTreeMap::new(),
         squeezed: None,
         binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
@@ -146,6 +152,12 @@ impl Scheduler {
             Change::Pod(event) => self.track("pod", *event, Self::see_pod),
             Change::Container(event) => self.track("container", *event, Self::see_container),
             Change::Guest(event) => self.track("guest", *event, Self::see_guest),
+            Change::Volume(event) => self.track("volume", *event, |this, volume| {
+                for guest in this.disks.see(volume) {
+                    this.see_guest(&guest);
+                }
+                disks::id(volume)
+            }),
             Change::Unbound(id) => {
                 if let Some(pending) = self.assumed.remove(&id) {
                     self.pool.remove(&id);
@@ -190,6 +202,10 @@ impl Scheduler {
     fn forget(&mut self, kind: &'static str, id: &str) {
         if kind == "node" {
             self.pool.remove_machine(id);
+            return;
+        }
+        self.disks.forget(id);
+        if kind == "volume" {
             return;
         }
         self.pool.remove(id);
@@ -242,9 +258,8 @@ impl Scheduler {
     }
 
     fn see_guest(&mut self, guest: &VirtualMachine) -> String {
-        let (workload, balloon) = balloon::workload(guest, convert::guest_workload(guest));
+        let (mut workload, balloon) = balloon::workload(guest, convert::guest_workload(guest));
         let id = workload.id.clone();
-        let waits = guest.metadata.deletion_timestamp.is_none();
         let held = |balloon: &balloon::Balloon| balloon.workload.requests.memory_bytes;
         let now = balloon.as_ref().map(held);
         let before = match balloon {
@@ -253,6 +268,11 @@ impl Scheduler {
         };
         if now < before.as_ref().map(held) {
             self.retry_all();
+        }
+        let choice = self.disks.choose(&id, guest);
+        let waits = guest.metadata.deletion_timestamp.is_none() && choice != disks::Choice::Later;
+        if let disks::Choice::On(node) = choice {
+            workload.machine = Some(node);
         }
         self.see(&id, guest.spec.node_name.clone(), false, waits, || Pending {
             target: act::Target::guest(guest),

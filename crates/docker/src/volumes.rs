@@ -63,6 +63,9 @@ impl Docker {
     /// Makes a volume unless it is there.
     pub(crate) async fn ensure_volume(&self, name: &str, spec: VolumeSpec) -> Result<Arc<Volume>> {
         if let Ok(there) = self.volume(name) {
+            if there.is_block() {
+                return Err(Error::Conflict(format!("volume {name} is a disk for virtual machines")));
+            }
             return Ok(there);
         }
         match self.volumes.create(&Volume::new(&text::object_name(name), spec)).await {
@@ -74,11 +77,20 @@ impl Docker {
     }
 }
 
+/// Disks for virtual machines are shown, but no container can mount one.
+fn driver(volume: &Volume) -> &str {
+    match volume.spec.driver.as_str() {
+        _ if volume.is_block() => "block",
+        "" => "local",
+        driver => driver,
+    }
+}
+
 fn describe(volume: &Volume) -> Value {
     let spec = &volume.spec;
     json!({
         "CreatedAt": time::of_object(volume.metadata.creation_timestamp.as_ref()),
-        "Driver": if spec.driver.is_empty() { "local" } else { &spec.driver },
+        "Driver": driver(volume),
         "Labels": if spec.labels.is_empty() { Value::Null } else { json!(spec.labels) },
         "Mountpoint": volume.status.as_ref().map_or("", |s| s.path.as_str()),
         "Name": spec.name,
@@ -103,7 +115,7 @@ async fn volume_list(docker: Arc<Docker>, call: Call) -> Reply {
     let dangling = filters.boolean("dangling")?;
     let mut volumes = docker.volumes.all();
     volumes.retain(|volume| {
-        filters.any("driver", |driver| driver == "local")
+        filters.any("driver", |wanted| wanted == driver(volume))
             && filters.any("name", |pattern| name_matches(pattern, &volume.spec.name))
             && filters.labels(&volume.spec.labels)
             && dangling.is_none_or(|wanted| docker.volume_users(&volume.name_any()).is_empty() == wanted)
@@ -148,6 +160,7 @@ async fn volume_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         labels,
         options: request.driver_opts,
         node_name: docker.state.node_name.clone(),
+        ..VolumeSpec::default()
     };
     let made = docker.ensure_volume(&name, spec).await?;
     // Clients read where it lies out of this answer. A machine that does not answer leaves the place empty.
@@ -186,7 +199,8 @@ async fn volume_delete(docker: Arc<Docker>, call: Call) -> Reply {
         Err(Error::NotFound(_)) if call.query.flag("force") => return Ok(body::empty(StatusCode::NO_CONTENT)),
         Err(error) => return Err(error),
     };
-    let users: Vec<String> = docker.volume_users(&volume.name_any()).iter().map(|c| c.name_any()).collect();
+    let mut users: Vec<String> = docker.volume_users(&volume.name_any()).iter().map(|c| c.name_any()).collect();
+    users.extend(volume.status.iter().flat_map(|status| &status.attached_to).map(|one| one.virtual_machine.clone()));
     if !users.is_empty() {
         return Err(Error::Conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
     }
@@ -203,7 +217,7 @@ async fn volume_prune(docker: Arc<Docker>, call: Call) -> Reply {
         let object = volume.name_any();
         let anonymous = volume.spec.labels.contains_key(ANONYMOUS_LABEL);
         // One that stands for something else is not taken for unused because nobody mounts it now.
-        let plain = volume.spec.options.is_empty();
+        let plain = volume.spec.options.is_empty() && !volume.is_block();
         if plain && (all || anonymous) && filters.labels(&volume.spec.labels) && docker.volume_users(&object).is_empty()
         {
             docker.volumes.delete(&object).await?;

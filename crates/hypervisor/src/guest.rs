@@ -57,16 +57,43 @@ pub enum Boot {
 }
 
 /// A disk of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// Short name: letters, digits, dashes; also the serial number that the guest sees (its first 20 characters).
+    /// Short name: letters, digits, dashes; at most 17 of them.
     pub name: String,
+    /// The serial number that the guest sees, of which 20 characters count; empty means the name.
+    pub serial: String,
+    /// Its place on the guest's bus; `None` leaves that to the hypervisor. A guest that is resumed or received needs each disk
+    /// where it was.
+    pub slot: Option<u8>,
     /// Files of the layers, the writable one first, each over the next.
     pub layers: Vec<PathBuf>,
     /// Plain bytes instead of layers (configuration drives).
     pub raw: bool,
     /// Not writable.
     pub read_only: bool,
+}
+
+/// Bounds of a disk's use; 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Reads and writes together. Units: operations per second.
+    pub operations: u64,
+    /// Reads and writes together. Units: bytes per second.
+    pub bytes: u64,
+}
+
+/// A copy of a disk that is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskCopy {
+    /// The disk's name.
+    pub name: String,
+    /// An empty layer file of the disk's size.
+    pub target: PathBuf,
+    /// Copies only what was written since this mark was set; `None` copies everything.
+    pub since: Option<String>,
+    /// Sets a mark at the instant of the copy, from which a later one may go on.
+    pub mark: Option<String>,
 }
 
 /// A network interface of a guest.
@@ -245,10 +272,21 @@ pub trait Guest: Send + Sync + 'static {
     async fn detach_disk(&self, name: &str) -> Result<()>;
     /// Makes a disk larger.
     async fn grow_disk(&self, name: &str, bytes: u64) -> Result<()>;
-    /// Puts a new empty layer on top of a disk at one instant: what was on top is never written again.
-    async fn snapshot_disk(&self, name: &str, new_top: &std::path::Path) -> Result<()>;
-    /// Copies a disk as it is at one instant into an empty layer file of the same size.
-    async fn copy_disk(&self, name: &str, target: &std::path::Path) -> Result<()>;
+    /// The names of its disks.
+    async fn disks(&self) -> Result<Vec<String>>;
+    /// Bounds what the guest may ask of a disk.
+    async fn limit_disk(&self, name: &str, limits: DiskLimits) -> Result<()>;
+    /// Puts a new empty layer on top of each of these disks at one instant: what was on top is never written again.
+    ///
+    /// Errors: [`crate::Error::Refused`] when none was put there; after any other it is not known.
+    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<()>;
+    /// Copies disks as they are at one instant. Tells how many bytes are copied, and of how many. Dropping it leaves work going on that
+    /// the next call ends, also one for no disks.
+    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()>;
+    /// The marks of a disk that still tell what was written since: a mark ends with the guest's process.
+    async fn marks(&self, name: &str) -> Result<Vec<String>>;
+    /// Forgets a mark.
+    async fn forget_mark(&self, name: &str, mark: &str) -> Result<()>;
     /// Sends all of it to another machine while it runs, and stops it for the last part. When this is done it stands still here
     /// ([`RunState::Sent`]), and only who knows that it will not run there may let it go on.
     ///

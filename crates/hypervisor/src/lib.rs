@@ -7,11 +7,14 @@
 //! | [`life`] | the life cycle, pure |
 //! | [`qemu`] | the QEMU driver: arguments, launch, QMP, probe |
 //! | [`disk`] | headers of disk images, layers, conversions |
+//! | [`backup_file`] | one file with copies of a machine's disks |
 //! | [`test_guest`] | the tiny guest of the tests, from Debian packages |
 //! | [`error`] | what can go wrong |
 
+pub mod backup_file;
 pub mod disk;
 pub mod error;
+pub mod fuzzing;
 pub mod guest;
 pub mod life;
 pub mod qemu;
@@ -19,6 +22,6 @@ pub mod test_guest;
 
 pub use error::{Error, Result};
 pub use guest::{
-    Acceleration, Boot, Disk, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface, Outgoing, Progress,
-    RunState, Start,
+    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface,
+    Outgoing, Progress, RunState, Start,
 };

@@ -94,6 +94,8 @@ pub enum Event {
     Started,
     /// The start failed.
     StartFailed,
+    /// Something that it needs is not there yet: no failure, and tried again whatever the policy.
+    StartLater,
     /// The guest switched itself off.
     Off,
     /// The guest's process ended, or its kernel gave up.
@@ -191,6 +193,10 @@ pub fn step(life: &mut Life, event: Event, now: Duration) -> Vec<Action> {
             actions.push(Action::Report);
         }
         Event::StartFailed if life.phase == Phase::Starting => fail(life, now, &mut actions),
+        Event::StartLater if life.phase == Phase::Starting => {
+            life.phase = Phase::Waiting(now + BACKOFF_FIRST);
+            actions.push(Action::Report);
+        }
         Event::Off if life.has_process() => {
             actions.push(Action::Kill);
             let asked = matches!(life.phase, Phase::Stopping(_)) || life.wish.desired == Desired::Stopped;
@@ -400,12 +406,24 @@ mod tests {
             4 => wish,
             2 => Just(Event::Started),
             1 => Just(Event::StartFailed),
+            1 => Just(Event::StartLater),
             1 => Just(Event::Off),
             1 => Just(Event::Crashed),
             2 => Just(Event::Timer),
             1 => Just(Event::Suspended),
             1 => Just(Event::SuspendFailed),
         ]
+    }
+
+    #[test]
+    fn a_machine_that_waits_for_something_is_started_whatever_its_policy() {
+        let mut life = Life::down(0, false, false);
+        step(&mut life, Event::Wished(Wish { policy: Policy::Never, ..wish(Desired::Running) }), SECOND);
+        let actions = step(&mut life, Event::StartLater, SECOND);
+        assert!(actions.contains(&Action::Wake(SECOND + BACKOFF_FIRST)), "{actions:?}");
+        assert_eq!(life.failures, 0);
+        let actions = step(&mut life, Event::Timer, SECOND + BACKOFF_FIRST);
+        assert!(actions.contains(&Action::Start { resuming: false }), "{actions:?}");
     }
 
     proptest! {
@@ -420,7 +438,7 @@ mod tests {
                     Event::Off | Event::Crashed if life.phase == Phase::Starting => Event::StartFailed,
                     other => other,
                 };
-                if (event == Event::StartFailed && life.phase == Phase::Starting)
+                if (matches!(event, Event::StartFailed | Event::StartLater) && life.phase == Phase::Starting)
                     || (event == Event::Suspended && life.phase == Phase::Suspending)
                 {
                     alive = false;

@@ -1,12 +1,16 @@
 //! One real guest, driven through the trait: launch without rights, console, disks, snapshot, copy, suspend, crash.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::disk::{LayerStore, header, tool};
 use hypervisor::qemu::{Options, Qemu};
-use hypervisor::{Acceleration, Boot, Disk, Guest, GuestConfig, GuestEvent, Hypervisor, RunState, Start, test_guest};
+use hypervisor::{
+    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, RunState, Start,
+    test_guest,
+};
 
 /// How long to wait for what must become true; a machine under load translates slowly.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,7 +50,7 @@ impl Lab {
             cpus_max: 1,
             memory_bytes: 128 << 20,
             boot,
-            disks: vec![Disk { name: "root".into(), layers, raw: false, read_only: false }],
+            disks: vec![Disk { name: "root".into(), layers, ..Disk::default() }],
             interfaces: Vec::new(),
             run_dir: self.directory.path().join("run"),
             console_log: self.console(),
@@ -106,6 +110,15 @@ async fn event(events: &mut tokio::sync::broadcast::Receiver<GuestEvent>, wanted
     tokio::time::timeout(PATIENCE, seen).await.expect("the event came");
 }
 
+/// Whether a process holds a file open.
+fn is_open(pid: u32, file: &Path) -> bool {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    // Its root is another, so that paths say nothing.
+    let wanted = std::fs::metadata(file).unwrap();
+    open.filter_map(|entry| std::fs::metadata(entry.unwrap().path()).ok())
+        .any(|found| found.ino() == wanted.ino() && found.dev() == wanted.dev())
+}
+
 fn status_line(pid: u32, name: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned()
@@ -148,27 +161,53 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
 
     // A disk comes, grows, and goes.
     let volume = lab.store.create(None, Some(64 << 20), "volume").unwrap();
-    let disk = Disk { name: "data".into(), layers: lab.store.chain(&volume).unwrap(), raw: false, read_only: false };
+    let layers = lab.store.chain(&volume).unwrap();
+    let disk = Disk {
+        name: "data".into(),
+        serial: "ledger".into(),
+        slot: Some(20),
+        layers: layers.clone(),
+        ..Disk::default()
+    };
     guest.attach_disk(&disk).await.unwrap();
     assert!(guest.attach_disk(&disk).await.is_err());
     lab.shell(&guest, "while [ ! -b /dev/vdb ]; do sleep 0.1; done").await;
+    assert_eq!(lab.shell(&guest, "cat /sys/block/vdb/serial").await, "ledger");
+    assert!(lab.shell(&guest, "readlink /sys/block/vdb").await.contains("0000:00:14.0"));
+    let mut disks = guest.disks().await.unwrap();
+    disks.sort();
+    assert_eq!(disks, ["data", "root"]);
+    // Thirty writes at ten a second; a machine under load takes longer without any bound, never shorter with one.
+    guest.limit_disk("data", DiskLimits { operations: 10, bytes: 10 << 20 }).await.unwrap();
+    let begun = std::time::Instant::now();
+    let write = "dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek=$i conv=fsync,notrunc 2>/dev/null";
+    lab.shell(&guest, &format!("for i in $(seq 30); do {write}; done")).await;
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    guest.limit_disk("data", DiskLimits::default()).await.unwrap();
     guest.grow_disk("data", 96 << 20).await.unwrap();
     let size = lab.shell(&guest, "lsblk -bdno SIZE /dev/vdb").await;
     assert_eq!(size, (96 << 20).to_string());
     guest.detach_disk("data").await.unwrap();
     assert_eq!(lab.shell(&guest, "ls /dev/vdb 2>/dev/null").await, "");
+    assert!(!is_open(guest.pid(), &layers[0]), "a disk that is out is closed");
     guest.attach_disk(&disk).await.unwrap();
+    assert!(is_open(guest.pid(), &layers[0]));
     guest.detach_disk("data").await.unwrap();
+    assert!(!is_open(guest.pid(), &layers[0]));
 
     // What is written after a snapshot is not in it; a copy has both.
     lab.shell(&guest, "echo before > /first; sync").await;
     let overlay = lab.store.create(Some(&top), None, "guest").unwrap();
-    guest.snapshot_disk("root", lab.store.chain(&overlay).unwrap().first().unwrap()).await.unwrap();
+    guest.snapshot_disks(&[("root".into(), lab.store.chain(&overlay).unwrap().swap_remove(0))]).await.unwrap();
     let frozen = std::fs::metadata(&lab.store.chain(&top).unwrap()[0]).unwrap().modified().unwrap();
     lab.shell(&guest, "echo after > /second; sync").await;
     assert_eq!(std::fs::metadata(&lab.store.chain(&top).unwrap()[0]).unwrap().modified().unwrap(), frozen);
     let copy = lab.store.create(None, Some(1 << 30), "copy").unwrap();
-    guest.copy_disk("root", &lab.store.chain(&copy).unwrap()[0]).await.unwrap();
+    let (told, progress) =
+        (tokio::sync::watch::Sender::new((0, 0)), DiskCopy { name: "root".into(), ..DiskCopy::default() });
+    let target = lab.store.chain(&copy).unwrap().swap_remove(0);
+    guest.copy_disks(&[DiskCopy { target, ..progress }], &told).await.unwrap();
+    assert_eq!(*told.borrow(), (1 << 30, 1 << 30));
 
     // The balloon takes memory and gives it back.
     guest.set_memory(96 << 20).await.unwrap();

@@ -73,11 +73,15 @@ impl Nuee {
     pub fn nuee(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.space.command(&self.program);
         command.args(arguments);
-        if matches!(
-            arguments.first(),
-            Some(&("up" | "down" | "status" | "doctor" | "vm" | "image" | "join" | "leave" | "token"))
-        ) {
-            command.arg("--data-dir").arg(self.data());
+        match arguments.first() {
+            Some(&("up" | "down" | "status" | "doctor" | "join" | "leave" | "token")) => {
+                command.arg("--data-dir").arg(self.data());
+            }
+            // Not all of their words take the flag.
+            Some(&("vm" | "image" | "volume" | "snapshot")) => {
+                command.env("NUEE_DATA_DIR", self.data());
+            }
+            _ => {}
         }
         Output::of(command)
     }

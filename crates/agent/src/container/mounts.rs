@@ -69,6 +69,11 @@ async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut 
     let objects: Api<Volume> = Api::namespaced(context.client.clone(), namespace);
     let object = objects.get_opt(&mount.source).await.map_err(Error::api("read volume"))?;
     let object = object.ok_or_else(|| Error::Invalid(format!("get {}: no such volume", mount.source)))?;
+    if object.is_block() {
+        let message =
+            format!("volume {} is a disk for virtual machines (spec.mode Block), not a directory", mount.source);
+        return Err(Error::Invalid(message));
+    }
     if let Some(place) = by_options(&object) {
         return Ok(place);
     }

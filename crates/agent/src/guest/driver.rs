@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use super::disks::attach;
 use super::start::{self, Place};
 use super::{moving, status};
 use crate::context::{Context, Key};
@@ -28,6 +29,8 @@ use crate::patch;
 
 /// Pause before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Pause before volumes that could not be had, or given back, are tried again.
+const DISKS_RETRY: Duration = Duration::from_secs(2);
 /// Pause before a guest whose disk had no space is let go on.
 const SPACE_RETRY: Duration = Duration::from_secs(5);
 /// A guest that runs so long without asking for its address counts as booted: it may have one of its own.
@@ -56,11 +59,15 @@ struct Driver {
     /// The guest has taken its address.
     answered: bool,
     failed: bool,
+    disks: attach::Seen,
+    /// The guest has started, and the bounds of its volumes are not set yet.
+    unbounded: bool,
     /// The object is no longer this machine's to write.
     vanished: bool,
     timer: Option<Instant>,
     retry: Option<Instant>,
     space: Option<Instant>,
+    disks_retry: Option<Instant>,
     patience: Option<Instant>,
 }
 
@@ -86,10 +93,13 @@ pub fn spawn(context: Arc<Context>, key: Key, object: Arc<VirtualMachine>) {
         written,
         answered,
         failed: false,
+        disks: attach::Seen::default(),
+        unbounded: false,
         vanished: false,
         timer: None,
         retry: None,
         space: None,
+        disks_retry: None,
         patience: None,
     };
     tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects)));
@@ -105,6 +115,7 @@ impl Driver {
             tracing::warn!(vm = self.key.name, error = %chain(&error), "cannot look after the machine yet");
             tokio::time::sleep(RETRY).await;
         }
+        self.adjust_disks().await;
         self.feed(Event::Wished(status::wish(&self.object))).await;
         while self.life.phase != Phase::Gone {
             let event = tokio::select! {
@@ -132,6 +143,7 @@ impl Driver {
                 () = sleep_until(self.timer) => { self.timer = None; Event::Timer }
                 () = sleep_until(self.retry) => { self.retry = None; self.report().await; self.try_to_clear().await }
                 () = sleep_until(self.space) => { self.space = None; self.go_on().await; continue; }
+                () = sleep_until(self.disks_retry) => { self.adjust_disks().await; self.report().await; continue; }
                 _ = look.tick() => { self.bound_console().await; continue; }
                 _ = memory.tick(), if self.object.spec.memory_minimum.is_some() => { self.look_at_memory().await; continue; }
             };
@@ -168,6 +180,8 @@ impl Driver {
                 self.status.pid = guest.pid();
                 // Before anybody can send it on. It is never part of a report, which would be written over the next handover.
                 moving::source::forget_handover(&self.context, &self.key).await;
+                // Copies that were under way are begun anew by whoever wants them.
+                guest.copy_disks(&[], &watch::Sender::new((0, 0))).await?;
                 self.take(guest);
                 self.place = Some(start::join(&self.context, &self.object, &self.uid).await?);
                 self.status.ports = start::publish(&self.context, &self.object, &self.uid, self.place()?).await?;
@@ -280,6 +294,7 @@ impl Driver {
         if let Err(error) = self.hold().await {
             tracing::warn!(vm = self.key.name, error = %chain(&error), "cannot hold the object");
         }
+        self.adjust_disks().await;
         let Some(guest) = self.guest.clone() else { return };
         let adjusted = async {
             let size = start::size_of(&self.context, &self.object).await?;
@@ -301,6 +316,34 @@ impl Driver {
             self.status.message = chain(&error);
         }
         self.report().await;
+    }
+
+    /// Brings its volumes to what the object says. A suspended guest must find what it had.
+    async fn adjust_disks(&mut self) {
+        self.disks_retry = None;
+        if self.object.metadata.deletion_timestamp.is_some()
+            || matches!(self.life.phase, Phase::Suspending | Phase::Suspended)
+        {
+            return;
+        }
+        match attach::reconcile(&self.context, &self.object, &self.uid, self.guest.as_ref()).await {
+            Ok(seen) => {
+                if !seen.pending.is_empty() && seen.pending != self.disks.pending {
+                    self.say("CannotAttach", &seen.pending);
+                }
+                self.disks = seen;
+            }
+            Err(error) => self.disks.pending = chain(&error),
+        }
+        if let Some(guest) = self.guest.clone().filter(|_| self.unbounded) {
+            match attach::bound(&self.context, &self.key, &self.uid, &guest).await {
+                Ok(()) => self.unbounded = false,
+                Err(error) => self.disks.pending = chain(&error),
+            }
+        }
+        if !self.disks.pending.is_empty() {
+            self.disks_retry = Some(Instant::now() + DISKS_RETRY);
+        }
     }
 
     /// What an event of the guest means.
@@ -382,6 +425,7 @@ impl Driver {
     async fn kill(&mut self) -> Result<()> {
         self.events = None;
         self.guest = None;
+        self.disks.attached.clear();
         self.context.guests.runs(&self.key, &self.uid, None);
         self.answered = false;
         self.patience = None;
@@ -398,13 +442,17 @@ impl Driver {
             Ok(()) => {
                 self.failed = false;
                 self.status.message.clear();
+                self.adjust_disks().await;
                 Event::Started
             }
             Err(error) => {
                 self.failed = true;
-                self.status.message = chain(&error);
-                self.say("FailedStart", &chain(&error));
-                Event::StartFailed
+                let message = chain(&error);
+                if self.status.message != message {
+                    self.say("FailedStart", &message);
+                }
+                self.status.message = message;
+                if matches!(error, Error::NotYet(_)) && !resuming { Event::StartLater } else { Event::StartFailed }
             }
         }
     }
@@ -419,7 +467,12 @@ impl Driver {
         let how = if resuming { Start::Resume(memory.clone()) } else { Start::Boot };
         // A guest that resumes has its address.
         self.answered = resuming;
-        let guest = start::start(&self.context, &self.object, &self.uid, &size, self.place()?, how, None).await?;
+        let prepared = attach::prepare(&self.context, &self.object, &self.uid, resuming).await?;
+        let volumes = prepared.disks.clone();
+        let guest =
+            start::start(&self.context, &self.object, &self.uid, &size, self.place()?, how, None, volumes).await?;
+        drop(prepared);
+        self.unbounded = true;
         if resuming {
             std::fs::remove_file(&memory).map_err(Error::io("remove", memory))?;
         }
@@ -474,6 +527,7 @@ impl Driver {
         let (layers, uid) = (self.context.guests.layers().await?, self.uid.clone());
         let released = tokio::task::spawn_blocking(move || layers.release(&uid)).await;
         released.map_err(|_| Error::Timeout("releasing the disk"))??;
+        attach::give_all_back(&self.context, &self.key, &self.uid).await?;
         let directory = self.context.guests.directory(&self.uid);
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -499,7 +553,12 @@ impl Driver {
         if self.vanished || self.life.wish.deleted && self.life.phase == Phase::Gone {
             return;
         }
-        status::complete(&mut self.status, &self.life, self.answered, self.failed, self.object.metadata.generation);
+        let generation = self.object.metadata.generation;
+        let disks = (!self.object.spec.disks.is_empty() || !self.disks.pending.is_empty())
+            .then(|| status::disks(&self.status.conditions, &self.disks, self.guest.is_some(), generation));
+        self.status.disks.clone_from(&self.disks.attached);
+        status::complete(&mut self.status, &self.life, self.answered, self.failed, generation);
+        self.status.conditions.extend(disks);
         let now = serde_json::to_value(&self.status).unwrap_or_default();
         let Some(difference) = patch::difference(&self.written, &now) else { return };
         let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": difference}));

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use api::virtual_machine::MachineBoot;
 use api::{DiskImage, DiskImageStatus, VirtualMachine};
 use futures::StreamExt;
+use hypervisor::DiskCopy;
 use hypervisor::disk::{Format, tool};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
 use serde_json::json;
 use sha2::Digest;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::start::ROOT_DISK;
 use super::status;
@@ -218,11 +219,11 @@ async fn copy(context: &Context, object: &DiskImage, machine: &str, uid: &str) -
     let key = Key { namespace: Key::of(object).namespace, name: machine.to_owned() };
     let missing = || Error::Invalid(format!("virtual machine {machine} not found on this machine"));
     let guest_uid = context.guests.uid(&key).ok_or_else(missing)?;
+    let _lock = context.guests.lock_disks(vec![guest_uid.clone()]).await;
     let layers = context.guests.layers().await?;
     let top = layers.owned_by(&guest_uid).pop().ok_or_else(missing)?;
     let bytes = layers.get(&top)?.virtual_bytes;
-    let run_dir = context.guests.run_dir(&guest_uid);
-    let running = context.guests.guest(&key);
+    let running = super::disks::running(context, &key, &guest_uid)?;
     let id = match running {
         Some(guest) => {
             let (store, owner) = (layers.clone(), uid.to_owned());
@@ -232,13 +233,13 @@ async fn copy(context: &Context, object: &DiskImage, machine: &str, uid: &str) -
                 Ok::<_, hypervisor::Error>((id, file))
             });
             let (id, file) = made.await.map_err(|_| Error::Timeout("making a disk"))??;
-            if let Err(error) = guest.copy_disk(ROOT_DISK, &file).await {
+            let wanted = DiskCopy { name: ROOT_DISK.into(), target: file, ..DiskCopy::default() };
+            if let Err(error) = guest.copy_disks(&[wanted], &watch::Sender::new((0, 0))).await {
                 layers.release(uid)?;
                 return Err(error.into());
             }
             id
         }
-        None if run_dir.exists() => return Err(Error::Invalid(format!("virtual machine {machine} is on its way"))),
         None => {
             let (id, part) = layers.scratch();
             let flat = tool::flatten(&layers.chain(&top)?, bytes, &part).await;

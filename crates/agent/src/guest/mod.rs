@@ -8,9 +8,11 @@
 //! | [`status`] | what is told of a guest, pure |
 //! | [`images`] | disk images |
 //! | [`image_copies`] | disk images that another machine has |
+//! | [`disks`] | volumes, snapshots, copies of disks |
 //! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
 
+pub mod disks;
 pub mod driver;
 pub mod image_copies;
 pub mod images;

@@ -10,7 +10,7 @@ use hypervisor::disk::LayerStore;
 use hypervisor::qemu::{Options, Qemu, probe};
 use hypervisor::{Guest, Hypervisor};
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 
 use super::metadata::{self, Entries, Entry};
@@ -42,6 +42,10 @@ pub struct Guests {
     known: Mutex<HashMap<Key, Known>>,
     /// Held while an image is fetched from another machine.
     pub fetching: tokio::sync::Mutex<()>,
+    /// Locks of disks, by the owners of their layers.
+    disks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Disks that are being looked at, and whether they are to be looked at again.
+    looks: Mutex<HashMap<String, bool>>,
 }
 
 impl Guests {
@@ -58,7 +62,47 @@ impl Guests {
             servers: tokio::sync::Mutex::default(),
             known: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
+            disks: Mutex::default(),
+            looks: Mutex::default(),
         }
+    }
+
+    /// Waits until nobody else works on the disks of these owners. All that is needed is locked by one call, in one order for
+    /// everybody, so that two never wait for each other.
+    pub async fn lock_disks(&self, mut owners: Vec<String>) -> Vec<OwnedMutexGuard<()>> {
+        owners.sort();
+        owners.dedup();
+        let locks: Vec<Arc<tokio::sync::Mutex<()>>> = {
+            let mut all = self.disks.lock();
+            // Those that nobody holds or waits for are forgotten.
+            all.retain(|_, lock| Arc::strong_count(lock) > 1);
+            owners.into_iter().map(|owner| all.entry(owner).or_default().clone()).collect()
+        };
+        let mut held = Vec::new();
+        for lock in locks {
+            held.push(lock.lock_owned().await);
+        }
+        held
+    }
+
+    /// Whether the caller is the one to look at a disk; whoever does will look again.
+    pub fn begin_look(&self, uid: &str) -> bool {
+        let mut looks = self.looks.lock();
+        match looks.get_mut(uid) {
+            Some(again) => {
+                *again = true;
+                false
+            }
+            None => {
+                looks.insert(uid.to_owned(), false);
+                true
+            }
+        }
+    }
+
+    /// Ends a look; whether somebody asked for another meanwhile.
+    pub fn end_look(&self, uid: &str) -> bool {
+        self.looks.lock().remove(uid).unwrap_or(false)
     }
 
     /// The hypervisor. Whether hardware assistance works is found out once per boot of the machine.
@@ -111,6 +155,11 @@ impl Guests {
     /// Kernel and RAM disk of a disk image.
     pub fn image_directory(&self, uid: &str) -> PathBuf {
         self.data_dir.join("disks").join("images").join(uid)
+    }
+
+    /// Copies of disks that wait to be carried away.
+    pub fn export_directory(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("exports").join(uid)
     }
 
     /// What is uploaded.
@@ -204,5 +253,27 @@ impl Guests {
     /// The uid of one.
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.known.lock().get(key).map(|known| known.uid.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_is_one_workers_at_a_time_and_all_are_locked_in_one_order() {
+        let guests = Arc::new(Guests::new(Path::new("/nowhere"), PathBuf::new(), String::new()));
+        let held = guests.lock_disks(vec!["a".into(), "b".into()]).await;
+        let waiting = tokio::spawn({
+            let guests = guests.clone();
+            async move { guests.lock_disks(vec!["b".into(), "c".into(), "a".into()]).await.len() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        assert_eq!(guests.lock_disks(vec!["d".into(), "d".into()]).await.len(), 1);
+        drop(held);
+        assert_eq!(waiting.await.unwrap(), 3);
+        drop(guests.lock_disks(Vec::new()).await);
+        assert!(guests.disks.lock().is_empty(), "locks that nobody has are forgotten");
     }
 }

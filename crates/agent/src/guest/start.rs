@@ -241,7 +241,7 @@ async fn image(context: &Context, object: &VirtualMachine) -> Result<DiskImage> 
     match image.status.as_ref().map(|status| status.phase.as_str()) {
         Some("Ready") => Ok(image),
         Some("Failed") => Err(Error::Invalid(format!("disk image {name} could not be made"))),
-        _ => Err(Error::Invalid(format!("disk image {name} is not ready yet"))),
+        _ => Err(Error::NotYet(format!("disk image {name} is not ready yet"))),
     }
 }
 
@@ -317,7 +317,8 @@ fn control_group(
     Ok(group)
 }
 
-/// Starts the guest.
+/// Starts the guest, with these disks beside its own.
+#[allow(clippy::too_many_arguments)]
 pub async fn start(
     context: &Context,
     object: &VirtualMachine,
@@ -326,6 +327,7 @@ pub async fn start(
     place: &Place,
     how: Start,
     cpus_max: Option<u32>,
+    volumes: Vec<Disk>,
 ) -> Result<Arc<dyn Guest>> {
     security::check(context, &Key::of(object).namespace, &object.spec.security_groups).await?;
     let image = image(context, object).await?;
@@ -337,13 +339,15 @@ pub async fn start(
     let cpus_max = cpus_max.unwrap_or_else(|| u32::try_from(crate::machine::cpus()).unwrap_or(1)).max(size.cpus);
     let launched = Launched { cpus: size.cpus, cpus_max, memory_bytes: size.memory_bytes };
     moving::note_launch(context, uid, &launched)?;
+    let mut disks = vec![Disk { name: ROOT_DISK.into(), layers, ..Disk::default() }];
+    disks.extend(volumes);
     let config = GuestConfig {
         id: uid.to_owned(),
         cpus: size.cpus,
         cpus_max,
         memory_bytes: u64::try_from(size.memory_bytes).unwrap_or(0),
         boot: boot(context, object, &image)?,
-        disks: vec![Disk { name: ROOT_DISK.into(), layers, raw: false, read_only: false }],
+        disks,
         interfaces: vec![Interface {
             tap: place.attachment.host_interface.clone(),
             mac: place.attachment.mac.to_string(),

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use std::time::Duration;
 
+use super::disks::attach::Seen;
+
 /// How long a guest may take to switch itself off when its object does not say. Units: seconds.
 const STOP_TIMEOUT_DEFAULT: i64 = 30;
 
@@ -48,12 +50,33 @@ pub fn phase(life: &Life, failed: bool) -> MachinePhase {
     }
 }
 
+/// The condition `DisksAttached`.
+pub fn disks(old: &[Condition], seen: &Seen, running: bool, generation: Option<i64>) -> Condition {
+    let (fine, reason) = match (seen.pending.is_empty(), running) {
+        (false, _) => (false, "Waiting"),
+        (true, true) => (true, "Attached"),
+        (true, false) => (false, "NotRunning"),
+    };
+    condition("DisksAttached", old, fine, reason, &seen.pending, generation)
+}
+
 /// The condition `Ready`, keeping the time of the last change.
 pub fn ready(old: &[Condition], ready: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
-    let status = if ready { "True" } else { "False" };
-    let before = old.iter().find(|condition| condition.type_ == "Ready" && condition.status == status);
+    condition("Ready", old, ready, reason, message, generation)
+}
+
+fn condition(
+    kind: &str,
+    old: &[Condition],
+    holds: bool,
+    reason: &str,
+    message: &str,
+    generation: Option<i64>,
+) -> Condition {
+    let status = if holds { "True" } else { "False" };
+    let before = old.iter().find(|condition| condition.type_ == kind && condition.status == status);
     Condition {
-        type_: "Ready".into(),
+        type_: kind.into(),
         status: status.into(),
         reason: reason.into(),
         message: message.into(),

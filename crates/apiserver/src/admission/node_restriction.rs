@@ -47,7 +47,7 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
             (!fits).then(|| format!("node {node:?} can only update migrations that start on it"))
         }
         // Whoever has the content may take an object that nobody has.
-        ("nuee.dev", "volumes" | "diskimages") => {
+        ("nuee.dev", "volumes" | "diskimages" | "snapshots" | "backups") => {
             let holder = |object: &Value| object["spec"]["nodeName"].is_null() || object["spec"]["nodeName"] == node;
             let fits = request.old.is_none_or(holder) && (object.is_null() || holder(object));
             (!fits).then(|| format!("node {node:?} can only update {} that are on it", kind.plural))

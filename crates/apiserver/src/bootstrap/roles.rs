@@ -93,7 +93,16 @@ const EDITABLE: &[&str] = &[
     "poddisruptionbudgets",
     "endpointslices",
 ];
-const NUEE: &[&str] = &["containers", "containers/status", "networks", "networks/status", "volumes", "volumes/status"];
+const NUEE: &[&str] = &[
+    "containers",
+    "containers/status",
+    "networks",
+    "networks/status",
+    "volumes",
+    "volumes/status",
+    "snapshots",
+    "snapshots/status",
+];
 /// What guards and connects workloads. Who is in a group and where an address leads is for the controllers to say.
 const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers"];
 const NETWORKING_STATUS: &[&str] = &["securitygroups/status", "floatingips/status", "routers/status"];
@@ -120,7 +129,7 @@ const EDIT: &[Row] = &[
     (&["create"], &[""], &["serviceaccounts/token"]),
     (READ, &["nuee.dev"], NUEE),
     (READ, &["nuee.dev"], REPOSITORIES),
-    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "repositories"]),
+    (WRITE, &["nuee.dev"], &["containers", "networks", "volumes", "snapshots", "repositories"]),
     (READ, &["nuee.dev"], NETWORKING),
     (READ, &["nuee.dev"], NETWORKING_STATUS),
     (WRITE, &["nuee.dev"], NETWORKING),
@@ -172,7 +181,15 @@ const NODE: &[Row] = &[
     (
         &["get", "list", "watch", "update", "patch"],
         &["nuee.dev"],
-        &["virtualmachines", "virtualmachines/status", "diskimages", "diskimages/status", "migrations/status"],
+        &[
+            "virtualmachines",
+            "virtualmachines/status",
+            "diskimages",
+            "diskimages/status",
+            "migrations/status",
+            "backups",
+            "backups/status",
+        ],
     ),
     (&["create"], &["nuee.dev"], &["volumes"]),
     (READ, &["node.k8s.io"], &["runtimeclasses"]),

@@ -137,6 +137,7 @@ fn named_volumes(translated: &Translated) -> Vec<(String, VolumeSpec)> {
                 labels: settings.labels,
                 options: settings.options,
                 node_name: translated.spec.node_name.clone(),
+                ..VolumeSpec::default()
             };
             (mount.source.clone(), spec)
         })

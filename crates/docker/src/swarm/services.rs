@@ -176,7 +176,7 @@ async fn make_volumes(docker: &Docker, wanted: &Wanted) -> Result<()> {
             driver: "local".into(),
             labels: settings.labels.clone(),
             options: settings.options.clone(),
-            node_name: None,
+            ..api::VolumeSpec::default()
         };
         docker.ensure_volume(name, spec).await?;
     }

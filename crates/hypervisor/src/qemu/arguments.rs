@@ -214,17 +214,30 @@ pub(super) fn nodes(disk: &Disk, node: &str, file: &str, below: Option<&str>, wr
 
 /// The device through which the guest sees a disk.
 pub(super) fn device(disk: &Disk, node: &str, boot_index: Option<u32>) -> Value {
-    let serial: String = disk.name.chars().take(SERIAL_CHARACTERS).collect();
+    let serial = if disk.serial.is_empty() { &disk.name } else { &disk.serial };
+    let serial: String = serial.chars().take(SERIAL_CHARACTERS).collect();
     let mut device = json!({"driver": "virtio-blk-pci", "id": device_id(&disk.name), "drive": node, "serial": serial});
     if let Some(index) = boot_index {
         device["bootindex"] = index.into();
     }
+    if let Some(slot) = disk.slot {
+        device["bus"] = "pci.0".into();
+        device["addr"] = format!("{slot:#x}").into();
+    }
     device
+}
+
+/// What the ids of disks' devices begin with.
+pub(super) const DEVICE_PREFIX: &str = "disk-";
+
+/// Path of the part of a disk's device that asks for reads and writes.
+pub(super) fn backend_path(disk: &str) -> String {
+    format!("/machine/peripheral/{}/virtio-backend", device_id(disk))
 }
 
 /// Id of a disk's device.
 pub(super) fn device_id(disk: &str) -> String {
-    format!("disk-{disk}")
+    format!("{DEVICE_PREFIX}{disk}")
 }
 
 #[cfg(test)]
@@ -239,12 +252,7 @@ mod tests {
             cpus_max: 2,
             memory_bytes: 128 << 20,
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
-            disks: vec![Disk {
-                name: "root".into(),
-                layers: vec!["/a,b".into(), "/c".into()],
-                raw: false,
-                read_only: false,
-            }],
+            disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], ..Disk::default() }],
             interfaces: vec![Interface { tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
             run_dir: "/run/x".into(),
             console_log: "/log".into(),

@@ -1,23 +1,23 @@
 //! Disks of a running guest. Files go in as descriptors, so nothing has to be visible to QEMU's own eyes.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::arguments::{device, device_id, node_name, nodes};
+use super::arguments::{DEVICE_PREFIX, device, device_id, node_name, nodes};
+use super::copies::GRANULARITY;
 use super::guest::QemuGuest;
 use super::qmp::{self, QmpEvent};
 use crate::error::{Error, Result};
 use crate::guest::Disk;
 
-/// How long a guest may take to let go of a disk.
-const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a copy may take.
-const COPY_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a guest may take to let go of a disk before its owner looks after other things; it may be asked again.
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl QemuGuest {
     /// All nodes, as QEMU names them.
@@ -27,20 +27,37 @@ impl QemuGuest {
         Ok(nodes.filter_map(|node| node["node-name"].as_str().map(str::to_owned)).collect())
     }
 
+    /// The disks that are plugged in.
+    pub(super) async fn disk_names(&self) -> Result<Vec<String>> {
+        let answer = self.qmp.execute("query-block", json!({})).await?;
+        let devices = answer.as_array().into_iter().flatten().filter_map(|one| one["qdev"].as_str());
+        Ok(devices.filter_map(disk_of_device).map(str::to_owned).collect())
+    }
+
+    /// What QEMU knows of a disk.
+    async fn block(&self, name: &str) -> Result<Value> {
+        let answer = self.qmp.execute("query-block", json!({})).await?;
+        let mut blocks = answer.as_array().cloned().unwrap_or_default().into_iter();
+        let found = blocks.find(|one| one["qdev"].as_str().and_then(disk_of_device) == Some(name));
+        found.ok_or_else(|| Error::NotFound(format!("disk {name}")))
+    }
+
     /// The node that a disk's device writes to.
     pub(super) async fn top_node(&self, name: &str) -> Result<String> {
-        let answer = self.qmp.execute("query-block", json!({})).await?;
-        let place = format!("/machine/peripheral/{}/", device_id(name));
-        let found =
-            answer.as_array().into_iter().flatten().find(|one| {
-                one["qdev"].as_str().is_some_and(|path| path.starts_with(&place) || path == device_id(name))
-            });
-        let node = found.and_then(|one| one["inserted"]["node-name"].as_str());
+        let block = self.block(name).await?;
+        let node = block["inserted"]["node-name"].as_str();
         node.map(str::to_owned).ok_or_else(|| Error::NotFound(format!("disk {name}")))
     }
 
+    pub(super) async fn marks_of(&self, name: &str) -> Result<Vec<String>> {
+        let block = self.block(name).await?;
+        let bitmaps = block["inserted"]["dirty-bitmaps"].as_array().cloned().unwrap_or_default();
+        let usable = bitmaps.iter().filter(|one| one["recording"] == true && one["inconsistent"] != true);
+        Ok(usable.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect())
+    }
+
     /// A node name of a disk that is free.
-    async fn free_node(&self, name: &str) -> Result<String> {
+    pub(super) async fn free_node(&self, name: &str) -> Result<String> {
         let used = self.node_names().await?;
         let mut names = (0..).map(|index| node_name(name, index));
         names.find(|node| !used.contains(node)).ok_or(Error::Gone)
@@ -61,7 +78,7 @@ impl QemuGuest {
     }
 
     /// Opens a layer in QEMU, over another or over nothing.
-    async fn open_layer(
+    pub(super) async fn open_layer(
         &self,
         disk: &Disk,
         node: &str,
@@ -79,7 +96,7 @@ impl QemuGuest {
         Ok(())
     }
 
-    async fn close_layer(&self, node: &str) {
+    pub(super) async fn close_layer(&self, node: &str) {
         if let Err(error) = self.qmp.execute("blockdev-del", json!({"node-name": node})).await {
             tracing::warn!(node, %error, "a disk's node is left over");
         }
@@ -89,6 +106,8 @@ impl QemuGuest {
         if self.top_node(&disk.name).await.is_ok() {
             return Err(Error::Conflict(format!("disk {} is attached", disk.name)));
         }
+        // What somebody left who was ended in the middle of this.
+        self.close_disk(&disk.name).await?;
         let plugged = self.plug_layers(disk).await;
         if plugged.is_err() {
             self.close_disk(&disk.name).await?;
@@ -108,21 +127,31 @@ impl QemuGuest {
     }
 
     pub(super) async fn unplug_disk(&self, name: &str) -> Result<()> {
-        self.top_node(name).await?;
         let id = device_id(name);
         let events = self.qmp.events();
-        self.qmp.execute("device_del", json!({"id": id})).await?;
-        let gone = wait_for(events, "DEVICE_DELETED", |data| data["device"] == id.as_str());
-        let waited = tokio::time::timeout(UNPLUG_TIMEOUT, gone).await;
-        waited.map_err(|_| Error::Timeout(format!("the guest did not let go of disk {name}; that")))??;
+        if self.top_node(name).await.is_ok() {
+            match self.qmp.execute("device_del", json!({"id": id})).await {
+                // The guest was asked before.
+                Err(Error::Refused { message, .. }) if message.contains("in the process of unplug") => {}
+                other => drop(other?),
+            }
+            let gone = wait_for(events, "DEVICE_DELETED", |data| data["device"] == id.as_str());
+            let waited = tokio::time::timeout(UNPLUG_TIMEOUT, gone).await;
+            waited.map_err(|_| Error::Timeout(format!("the guest did not let go of disk {name}; that")))??;
+        }
         self.close_disk(name).await
     }
 
-    /// Closes all nodes of a disk, from the top down.
-    async fn close_disk(&self, name: &str) -> Result<()> {
+    /// Closes all nodes of a disk, from the top down, and the descriptors that were handed over for them: an open one would keep
+    /// a removed file's space.
+    pub(super) async fn close_disk(&self, name: &str) -> Result<()> {
+        let answer = self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
+        let ours = |node: &&Value| node["node-name"].as_str().is_some_and(|node| is_node_of(node, name));
+        let files: Vec<Value> = answer.as_array().into_iter().flatten().filter(ours).cloned().collect();
+        let sets: BTreeSet<u64> = files.iter().filter_map(|node| descriptor_set(node["file"].as_str()?)).collect();
         loop {
-            let ours = |node: &String| node.rsplit_once('.').is_some_and(|(disk, _)| disk == name);
-            let left: Vec<String> = self.node_names().await?.into_iter().filter(ours).collect();
+            let left: Vec<String> =
+                self.node_names().await?.into_iter().filter(|node| is_node_of(node, name)).collect();
             let mut closed = 0;
             let mut last = None;
             for node in &left {
@@ -133,50 +162,104 @@ impl QemuGuest {
                 }
             }
             match last {
-                None => return Ok(()),
+                None => break,
                 Some(error) if closed == 0 => return Err(error),
                 Some(_) => {}
             }
         }
-    }
-
-    pub(super) async fn put_on_top(&self, name: &str, path: &Path) -> Result<()> {
-        let top = self.top_node(name).await?;
-        let node = self.free_node(name).await?;
-        let disk = Disk { name: name.to_owned(), layers: Vec::new(), raw: false, read_only: false };
-        self.open_layer(&disk, &node, path, None, true).await?;
-        let done = self.qmp.execute("blockdev-snapshot", json!({"node": top, "overlay": node})).await;
-        if done.is_err() {
-            self.close_layer(&node).await;
-            self.close_layer(&format!("{node}f")).await;
+        for set in sets {
+            if let Err(error) = self.qmp.execute("remove-fd", json!({"fdset-id": set})).await {
+                tracing::debug!(%error, set, "descriptors stay open");
+            }
         }
-        done.map(drop)
+        Ok(())
     }
 
-    pub(super) async fn copy_to(&self, name: &str, path: &Path) -> Result<()> {
-        let top = self.top_node(name).await?;
-        let node = format!("copy-{}", self.free_node(name).await?);
-        let disk = Disk { name: name.to_owned(), layers: Vec::new(), raw: false, read_only: false };
-        self.open_layer(&disk, &node, path, None, true).await?;
-        let events = self.qmp.events();
-        let job = json!({"job-id": node, "device": top, "target": node, "sync": "full", "compress": true});
-        let copied = match self.qmp.execute("blockdev-backup", job).await {
-            Ok(_) => {
-                let done = wait_for(events, "BLOCK_JOB_COMPLETED", |data| data["device"] == node.as_str());
-                let done = tokio::time::timeout(COPY_TIMEOUT, done).await;
-                done.unwrap_or_else(|_| Err(Error::Timeout("the copy of a disk".into()))).and_then(|data| {
-                    match data["error"].as_str() {
-                        Some(message) => Err(Error::Refused { command: "copy".into(), message: message.to_owned() }),
-                        None => Ok(()),
-                    }
-                })
+    /// Closes the nodes of a disk that are not in use: somebody opened them, and was ended before anything was done with them. Those
+    /// that are in use QEMU does not close.
+    async fn close_strays(&self, name: &str) -> Result<()> {
+        loop {
+            let mut closed = false;
+            for node in self.node_names().await?.into_iter().filter(|node| is_node_of(node, name)) {
+                closed |= match self.qmp.execute("blockdev-del", json!({"node-name": node})).await {
+                    Ok(_) => true,
+                    Err(Error::Refused { .. }) => false,
+                    Err(error) => return Err(error),
+                };
+            }
+            if !closed {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(super) async fn put_on_top(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
+        let mut actions = Vec::new();
+        let (mut opened, mut moved) = (Vec::new(), Vec::new());
+        let prepared = async {
+            for (name, path) in new_tops {
+                self.close_strays(name).await?;
+                let top = self.top_node(name).await?;
+                let node = self.free_node(name).await?;
+                let disk = Disk { name: name.clone(), ..Disk::default() };
+                self.open_layer(&disk, &node, path, None, true).await?;
+                actions.push(json!({"type": "blockdev-snapshot", "data": {"node": top, "overlay": node}}));
+                for mark in self.marks_of(name).await? {
+                    actions.extend(move_mark(&mark, &top, &node));
+                    moved.push(json!({"node": top, "name": mark}));
+                }
+                opened.push(node);
+            }
+            Ok::<_, Error>(())
+        };
+        let done = match prepared.await {
+            Ok(()) => self.qmp.execute("transaction", json!({"actions": actions})).await.map(drop),
+            // Nothing has happened to the disks yet.
+            Err(error @ (Error::Gone | Error::Timeout(_))) => {
+                Err(Error::Refused { command: "blockdev-add".into(), message: error.to_string() })
             }
             Err(error) => Err(error),
         };
-        self.close_layer(&node).await;
-        self.close_layer(&format!("{node}f")).await;
-        copied
+        // Where it is not known whether they are in use, they stay open.
+        if done.as_ref().is_err_and(|error| !matches!(error, Error::Gone | Error::Timeout(_))) {
+            for node in &opened {
+                self.close_layer(node).await;
+                self.close_layer(&format!("{node}f")).await;
+            }
+        }
+        if done.is_ok() {
+            for mark in moved {
+                // It says nothing new any more, and costs only memory if it stays.
+                if let Err(error) = self.qmp.execute("block-dirty-bitmap-remove", mark).await {
+                    tracing::debug!(%error, "a mark stays on a frozen layer");
+                }
+            }
+        }
+        done
     }
+}
+
+/// Has a mark go on on the layer that comes on top: what it has seen so far is merged into one of the same name there.
+fn move_mark(mark: &str, from: &str, to: &str) -> [Value; 2] {
+    let new = json!({"node": to, "name": mark, "granularity": GRANULARITY, "persistent": false});
+    let seen = json!({"node": to, "target": mark, "bitmaps": [{"node": from, "name": mark}]});
+    [json!({"type": "block-dirty-bitmap-add", "data": new}), json!({"type": "block-dirty-bitmap-merge", "data": seen})]
+}
+
+/// The disk of a device, by its id or its path.
+fn disk_of_device(device: &str) -> Option<&str> {
+    let id = device.strip_prefix("/machine/peripheral/").map_or(device, |rest| rest.split('/').next().unwrap_or(rest));
+    id.strip_prefix(DEVICE_PREFIX)
+}
+
+/// Whether a node is one of a disk's layers: `NAME.3`, or its file `NAME.3f`.
+fn is_node_of(node: &str, disk: &str) -> bool {
+    node.rsplit_once('.').is_some_and(|(front, _)| front == disk)
+}
+
+/// The number of the set of descriptors that a file was opened from.
+fn descriptor_set(file: &str) -> Option<u64> {
+    file.strip_prefix("/dev/fdset/")?.parse().ok()
 }
 
 /// Waits for an event.
@@ -202,6 +285,15 @@ mod tests {
 
     use super::*;
     use crate::qemu::qmp::Qmp;
+
+    #[test]
+    fn devices_and_nodes_are_told_apart_by_their_disks() {
+        assert_eq!(disk_of_device("disk-root"), Some("root"));
+        assert_eq!(disk_of_device("/machine/peripheral/disk-v1/virtio-backend"), Some("v1"));
+        assert_eq!(disk_of_device("/machine/peripheral/nic0"), None);
+        assert!(is_node_of("v1.0", "v1") && is_node_of("v1.12f", "v1") && !is_node_of("v12.0", "v1"));
+        assert_eq!(descriptor_set("/dev/fdset/7"), Some(7));
+    }
 
     #[tokio::test]
     async fn who_waits_for_a_job_learns_that_the_guest_is_gone() {

@@ -112,6 +112,11 @@ async fn connect(run_dir: &Path) -> Result<Option<Arc<QemuGuest>>> {
     }
 }
 
+/// Whether the guest of a run directory has a process, whether or not it talks.
+pub fn is_running(run_dir: &Path) -> bool {
+    Process::of(run_dir).is_some()
+}
+
 /// Ends the guest of a run directory, whether or not it talks; returns when its process is gone.
 pub async fn kill(run_dir: &Path) -> Result<()> {
     match Process::of(run_dir) {

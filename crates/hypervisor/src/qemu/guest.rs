@@ -14,10 +14,13 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{broadcast, watch};
 
+use super::arguments::backend_path;
 use super::process::Process;
 use super::qmp::{self, Qmp, QmpEvent};
 use crate::error::{Error, Result};
-use crate::guest::{Disk, Guest, GuestEvent, Incoming, MemoryStatistics, Outgoing, Progress, RunState};
+use crate::guest::{
+    Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, MemoryStatistics, Outgoing, Progress, RunState,
+};
 
 /// Events that a slow listener may fall behind; it looks anew then.
 const EVENTS_KEPT: usize = 64;
@@ -227,12 +230,32 @@ impl Guest for QemuGuest {
         self.qmp.execute("block_resize", json!({"node-name": node, "size": bytes})).await.map(drop)
     }
 
-    async fn snapshot_disk(&self, name: &str, new_top: &Path) -> Result<()> {
-        self.put_on_top(name, new_top).await
+    async fn disks(&self) -> Result<Vec<String>> {
+        self.disk_names().await
     }
 
-    async fn copy_disk(&self, name: &str, target: &Path) -> Result<()> {
-        self.copy_to(name, target).await
+    async fn limit_disk(&self, name: &str, limits: DiskLimits) -> Result<()> {
+        // A bound for reads or writes alone excludes one for both, so all are named.
+        let bounds = json!({"id": backend_path(name), "bps": limits.bytes, "bps_rd": 0, "bps_wr": 0,
+            "iops": limits.operations, "iops_rd": 0, "iops_wr": 0});
+        self.qmp.execute("block_set_io_throttle", bounds).await.map(drop)
+    }
+
+    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
+        self.put_on_top(new_tops).await
+    }
+
+    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()> {
+        self.copy_all(copies, progress).await
+    }
+
+    async fn marks(&self, name: &str) -> Result<Vec<String>> {
+        self.marks_of(name).await
+    }
+
+    async fn forget_mark(&self, name: &str, mark: &str) -> Result<()> {
+        let node = self.top_node(name).await?;
+        self.qmp.execute("block-dirty-bitmap-remove", json!({"node": node, "name": mark})).await.map(drop)
     }
 
     async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {

@@ -5,6 +5,7 @@
 //! | [`driver`] | starts guests and finds them again |
 //! | `guest` | what can be asked of one, over QMP |
 //! | `blocks` | disks of a running guest |
+//! | `copies` | copies of its disks at one instant, whole or since a mark |
 //! | `migrate` | a guest moves to another machine |
 //! | `arguments` | from a guest's configuration to a launch plan, pure |
 //! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
@@ -14,6 +15,7 @@
 
 mod arguments;
 mod blocks;
+mod copies;
 pub mod driver;
 mod guest;
 pub mod launch;

@@ -16,6 +16,7 @@ mod discovery;
 mod events;
 mod fields;
 mod nuee;
+mod nuee_disks;
 mod nuee_network;
 mod pod_defaults;
 mod pod_validation;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::columns::{age, column, path, wide};
 use super::fields::{check_immutable, check_label, text};
-use super::{Registration, texts};
+use super::{Registration, nuee_disks, texts};
 
 /// A registration of one of our types, named by the type itself.
 pub(super) fn own<T: CustomResourceExt + Resource<DynamicType = ()>>(refine: impl FnOnce(&mut Kind)) -> Registration {
@@ -66,7 +66,7 @@ const CPUS_MAX: i64 = 255;
 /// User data that a guest is given. Units: bytes. `Source:` Amazon EC2, 16 KiB; OpenStack Nova, 64 KiB.
 const USER_DATA_BYTES_MAX: usize = 64 << 10;
 
-fn check_size(object: &Value, pointer: &str, path: &str, causes: &mut Vec<Cause>) {
+pub(super) fn check_size(object: &Value, pointer: &str, path: &str, causes: &mut Vec<Cause>) {
     let Some(value) = object.pointer(pointer).filter(|value| !value.is_null()) else { return };
     if value.as_str().and_then(api::quantity::whole).is_none_or(|bytes| bytes <= 0) {
         causes.push(Cause::invalid(path, value, "must be a positive amount of bytes, such as 512Mi"));
@@ -103,6 +103,7 @@ fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
         check_label("spec.hostname", hostname, &mut causes);
     }
     super::nuee_network::check_group_names(new, &mut causes);
+    nuee_disks::check_disks(new, &mut causes);
     if let Some(old) = old {
         for field in ["image", "network"] {
             let (now, before) = (new["spec"].get(field), old["spec"].get(field));
@@ -262,12 +263,41 @@ pub(super) fn kinds() -> Vec<Registration> {
             kind.columns = vec![
                 path("Volume", "string", ".spec.name"),
                 path("Driver", "string", ".spec.driver"),
+                path("Size", "string", ".spec.size"),
+                path("Attached", "string", ".status.attachedTo.virtualMachine"),
                 path("Node", "string", ".spec.nodeName"),
                 path("Phase", "string", ".status.phase"),
                 age(),
                 wide(path("Path", "string", ".status.path")),
+                wide(path("Message", "string", ".status.message")),
             ];
-            kind.validate = validate_name;
+            kind.default = nuee_disks::name_volume;
+            kind.validate = nuee_disks::validate_volume;
+        }),
+        own::<api::Snapshot>(|kind| {
+            plain(kind);
+            kind.columns = vec![
+                path("Volume", "string", ".spec.volume"),
+                path("Machine", "string", ".spec.virtualMachine"),
+                path("Ready", "boolean", ".status.readyToUse"),
+                path("Bytes", "integer", ".status.sizeBytes"),
+                path("Phase", "string", ".status.phase"),
+                age(),
+                wide(path("Message", "string", ".status.message")),
+            ];
+            kind.validate = nuee_disks::validate_snapshot;
+        }),
+        own::<api::Backup>(|kind| {
+            plain(kind);
+            kind.columns = vec![
+                path("Machine", "string", ".spec.virtualMachine"),
+                path("Phase", "string", ".status.phase"),
+                path("Copied", "integer", ".status.copiedBytes"),
+                path("Total", "integer", ".status.totalBytes"),
+                age(),
+                wide(path("Message", "string", ".status.message")),
+            ];
+            kind.validate = nuee_disks::validate_backup;
         }),
     ]
 }

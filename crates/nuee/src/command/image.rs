@@ -9,6 +9,7 @@ use api::{DiskImage, DiskImageSpec};
 use clap::Subcommand;
 use kube::Api;
 use kube::api::PostParams;
+use ring::rand::{SecureRandom, SystemRandom};
 
 use super::DataDirectory;
 use crate::api_client;
@@ -16,6 +17,8 @@ use crate::instance::Instance;
 
 /// Where built guests are kept for the next time.
 pub const CACHE: &str = "/var/cache/nuee";
+/// What of an object's name is in that of its upload.
+const NAME_CHARACTERS: usize = 100;
 /// How often an image's state is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -121,7 +124,7 @@ async fn build_test_guest(name: &str, place: &Place) -> Result<()> {
 pub async fn upload(name: &str, files: &[(&Path, &str)], mut spec: DiskImageSpec, place: &Place) -> Result<()> {
     let images = place.api::<DiskImage>()?;
     let instance = Instance::new(&place.data.path)?;
-    let upload = format!("{name}-{}", std::process::id());
+    let upload = random_name(name)?;
     let directory = instance.path("uploads").join(&upload);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let done = async {
@@ -142,8 +145,23 @@ pub async fn upload(name: &str, files: &[(&Path, &str)], mut spec: DiskImageSpec
     done
 }
 
+/// A name for an upload that nobody can guess: who names one in an object gets its content.
+pub fn random_name(name: &str) -> Result<String> {
+    let mut bytes = [0u8; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("no random bytes"))?;
+    let front: String = name.chars().take(NAME_CHARACTERS).collect();
+    Ok(format!("{front}-{}", hex::encode(bytes)))
+}
+
 /// Waits for an image, and prints its name.
 pub async fn wait_until_ready(images: &Api<DiskImage>, name: &str) -> Result<()> {
+    wait_until(images, name).await?;
+    println!("{name}");
+    Ok(())
+}
+
+/// Waits for an image.
+pub async fn wait_until(images: &Api<DiskImage>, name: &str) -> Result<()> {
     loop {
         let image = images.get(name).await.context("cannot look at the disk image")?;
         let status = image.status.unwrap_or_default();
@@ -153,6 +171,5 @@ pub async fn wait_until_ready(images: &Api<DiskImage>, name: &str) -> Result<()>
             _ => tokio::time::sleep(LOOK).await,
         }
     }
-    println!("{name}");
     Ok(())
 }

@@ -19,11 +19,16 @@ mod leave;
 mod plan;
 mod restore;
 mod simulate;
+mod snapshot;
 mod status;
 mod token;
 mod up;
 mod vm;
+mod vm_backup;
+mod vm_disks;
 mod vm_migrate;
+mod vm_restore;
+mod volume;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,9 +100,19 @@ enum Command {
     Plan(plan::Arguments),
     /// Work with virtual machines
     #[command(
-        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template"
+        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template\n  nuee vm attach web data\n  nuee vm backup web -o web-monday.vm"
     )]
     Vm(vm::Arguments),
+    /// Work with disks of virtual machines
+    #[command(
+        after_help = "Examples:\n  nuee volume create data --size 10Gi\n  nuee vm attach web data\n  nuee volume grow data 20Gi\n  nuee volume ls"
+    )]
+    Volume(volume::Arguments),
+    /// Keep disks as they are at one instant
+    #[command(
+        after_help = "Examples:\n  nuee snapshot create monday --volume data\n  nuee volume create data-again --from-snapshot monday"
+    )]
+    Snapshot(snapshot::Arguments),
     /// Work with disk images
     #[command(
         after_help = "Examples:\n  nuee image build-test-guest -o tiny\n  nuee image import debian debian-12-nocloud-amd64.qcow2"
@@ -170,6 +185,8 @@ pub fn run() -> ExitCode {
         Command::Doctor(arguments) => return or_complain(crate::doctor::run(&arguments)),
         Command::Vm(arguments) => vm::run(arguments),
         Command::Image(arguments) => image::run(arguments),
+        Command::Volume(arguments) => volume::run(arguments),
+        Command::Snapshot(arguments) => snapshot::run(arguments),
         Command::Compose(arguments) => crate::compose::run(&arguments),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "nuee", &mut std::io::stdout());

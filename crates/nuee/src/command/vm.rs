@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use api::virtual_machine::DiskImageSource;
-use api::{DiskImage, DiskImageSpec, VirtualMachine};
+use api::{DiskImage, DiskImageSpec, SnapshotSpec, VirtualMachine};
 use clap::Subcommand;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -63,6 +63,40 @@ enum Action {
     /// Move the machine to another host while it runs
     #[command(after_help = "Examples:\n  nuee vm migrate web\n  nuee vm migrate web --to server-2 --bandwidth 50Mi")]
     Migrate(super::vm_migrate::Arguments),
+    /// Give the machine a disk, also while it runs; the guest finds it by its name as serial number
+    #[command(after_help = "Examples:\n  nuee vm attach web data\n  nuee vm attach web archive --read-only")]
+    Attach {
+        #[command(flatten)]
+        disk: super::vm_disks::Arguments,
+        /// The guest may not write to it
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Take a disk from the machine, also while it runs; unmount it in the guest first
+    #[command(after_help = "Examples:\n  nuee vm ssh web -- umount /srv\n  nuee vm detach web data")]
+    Detach(super::vm_disks::Arguments),
+    /// Keep all disks of the machine as they are now, while it runs
+    #[command(
+        after_help = "Examples:\n  nuee vm snapshot web monday\n  nuee volume create old-root --from-snapshot monday --disk root"
+    )]
+    Snapshot {
+        /// The machine
+        name: String,
+        /// Name of the snapshot
+        snapshot: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Copy all disks of the machine at one instant into one file, while it runs
+    #[command(
+        after_help = "Examples:\n  nuee vm backup web -o web-monday.vm\n  nuee vm backup web -o web-tuesday.vm --incremental-from web-monday.vm\n  nuee vm backup verify web-monday.vm"
+    )]
+    Backup(super::vm_backup::Arguments),
+    /// Make a machine with all its disks out of a backup
+    #[command(
+        after_help = "Examples:\n  nuee vm restore web-monday.vm\n  nuee vm restore web-tuesday.vm --base web-monday.vm --name web-again"
+    )]
+    Restore(super::vm_restore::Arguments),
     /// Save the machine's disk as a disk image, sparse and compressed; running machines go on
     Save {
         /// The machine
@@ -116,6 +150,14 @@ pub fn run(arguments: Arguments) -> Result<()> {
             Action::Console { name, log, place } => console(&name, log, &place).await,
             Action::Ssh { name, login, place, rest } => ssh(&name, &login, &place, &rest).await,
             Action::Migrate(arguments) => super::vm_migrate::run(arguments).await,
+            Action::Attach { disk, read_only } => super::vm_disks::attach(&disk, read_only).await,
+            Action::Detach(disk) => super::vm_disks::detach(&disk).await,
+            Action::Snapshot { name, snapshot, place } => {
+                let spec = SnapshotSpec { virtual_machine: name, ..SnapshotSpec::default() };
+                super::snapshot::create(&snapshot, spec, &place).await
+            }
+            Action::Backup(arguments) => super::vm_backup::run(arguments).await,
+            Action::Restore(arguments) => super::vm_restore::run(arguments).await,
             Action::Save { name, image, place } => save(&name, &image, &place).await,
             Action::Resize { name, cpus, memory_target, memory, place } => {
                 let mut spec = json!({});

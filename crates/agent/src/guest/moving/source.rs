@@ -348,6 +348,9 @@ impl Drive {
         if machine.status.as_ref().is_some_and(|status| status.cpus != launched.cpus) {
             return Err(Error::Invalid("processors were added since its start; restart it first".into()));
         }
+        if !crate::guest::disks::load(&self.context, &uid)?.is_empty() {
+            return Err(Error::Invalid("its volumes are on this machine and do not move; detach them first".into()));
+        }
         let layers = self.context.guests.layers().await?;
         let top = layers.owned_by(&uid).pop().ok_or_else(missing)?;
         let images: Api<DiskImage> = Api::namespaced(self.context.client.clone(), &key.namespace);

@@ -226,7 +226,8 @@ async fn take(
     let size =
         start::Size { cpus: prepare.launched.cpus, memory_bytes: prepare.launched.memory_bytes, disk_bytes: None };
     let cpus_max = Some(prepare.launched.cpus_max);
-    let guest = start::start(context, &prepare.object, uid, &size, &place, Start::Receive, cpus_max).await?;
+    let guest =
+        start::start(context, &prepare.object, uid, &size, &place, Start::Receive, cpus_max, Vec::new()).await?;
     let (memory_place, memory) = oneshot::channel();
     let (disk_place, disk) = oneshot::channel();
     let waiting = Waiting { memory: Some(memory_place), disk: Some(disk_place) };
