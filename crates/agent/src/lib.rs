@@ -43,6 +43,7 @@ mod patch;
 mod pod;
 mod processes;
 mod proxy;
+mod pull_secret;
 mod quantity;
 mod volumes;
 

@@ -42,6 +42,9 @@ pub async fn run(client: Client) -> Result<()> {
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     let mut guests: BTreeMap<String, (Ipv4Addr, String)> = BTreeMap::new();
     let (mut nodes_listed, mut guests_listed) = (false, false);
+    // What was settled last: most events of machines are signs of life. A fresh list forgets it, as it ends a gap in which
+    // anything may have happened.
+    let mut settled = None;
     while let Some(change) = changes.next().await {
         match change {
             Change::Node(event) => match *event {
@@ -51,7 +54,7 @@ pub async fn run(client: Client) -> Result<()> {
                     None => drop(places.remove(&node.name_any())),
                 },
                 Event::Delete(node) => drop(places.remove(&node.name_any())),
-                Event::InitDone => nodes_listed = true,
+                Event::InitDone => (nodes_listed, settled) = (true, None),
             },
             Change::Guest(event) => match *event {
                 Event::Init => guests.clear(),
@@ -60,11 +63,15 @@ pub async fn run(client: Client) -> Result<()> {
                     None => drop(guests.remove(&key(&guest))),
                 },
                 Event::Delete(guest) => drop(guests.remove(&key(&guest))),
-                Event::InitDone => guests_listed = true,
+                Event::InitDone => (guests_listed, settled) = (true, None),
             },
         }
         if nodes_listed && guests_listed {
-            settle(&client, &wanted(&places, guests.values())).await?;
+            let routes = wanted(&places, guests.values());
+            if settled.as_ref() != Some(&routes) {
+                settle(&client, &routes).await?;
+                settled = Some(routes);
+            }
         }
     }
     Ok(())

@@ -38,8 +38,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 async fn system_ping(docker: Arc<Docker>, _call: Call) -> Reply {
-    let swarm =
-        if docker.swarm_if_any().await.is_ok_and(|swarm| swarm.is_some()) { "active/manager" } else { "inactive" };
+    let swarm = if docker.in_swarm() { "active/manager" } else { "inactive" };
     let mut response = body::typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("OK"));
     let headers = response.headers_mut();
     headers.insert("Builder-Version", HeaderValue::from_static("1"));

@@ -13,6 +13,7 @@ pub mod lines;
 pub(crate) mod mounts;
 pub mod parse;
 mod plan;
+mod remote;
 mod report;
 mod stage;
 mod steps;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 
 pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
+pub use self::remote::{RemoteContext, remote_context};
 pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};

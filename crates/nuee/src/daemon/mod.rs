@@ -284,6 +284,7 @@ impl House {
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Machine,
             data_dir: instance.directory().to_owned(),
+            authority: pki.fingerprint()?,
         });
         for listener in listeners.docker {
             let docker = docker.clone();
@@ -330,6 +331,8 @@ fn tenant_endpoints(
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
             data_dir: data_dir.clone(),
+            // A tenant is in no swarm, and makes no tokens.
+            authority: String::new(),
         })
     })
 }
