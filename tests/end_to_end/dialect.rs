@@ -318,7 +318,9 @@ fn a_build_takes_its_context_from_a_url() -> Result<()> {
     assert_eq!(how()?, "from an archive\n");
     assert!(build("page.html", "")?.contains("unsupported Content-Type"));
     assert!(build("nothing-here", "")?.contains("404"));
-    for (remote, said) in [("file:///etc/passwd", "no http or https URL"), ("https://x/y.git", "git repository")] {
+    for (remote, said) in
+        [("file:///etc/passwd", "could not be recognized as URL"), ("https://x/y.git", "git repository")]
+    {
         let url = format!("http://d/v1.41/build?remote={remote}");
         let refused = nuee.run("curl", &["-sS", "-X", "POST", "--unix-socket", &socket, &url])?.success()?.stdout;
         assert!(refused.contains(said), "{refused}");

@@ -328,33 +328,32 @@ fn a_stack_is_deployed_updated_and_removed() -> Result<()> {
     nuee.finish()
 }
 
-/// The credentials that a client brings reach the machine that pulls, and nobody else.
-#[test]
-fn tasks_pull_with_the_credentials_of_who_made_the_service() -> Result<()> {
-    let nuee = with_swarm()?;
-    let registry = "127.0.0.1:5000";
+/// A token by which the registry of a Nuée lets a client write in the namespace `team`; the client is logged in with it.
+fn log_in(nuee: &Nuee, registry: &str) -> Result<()> {
     nuee.kubectl(&["create", "namespace", "team"])?.success()?;
     nuee.kubectl(&["create", "serviceaccount", "robot", "--namespace", "team"])?.success()?;
     let grant = ["create", "rolebinding", "robot", "-n", "team", "--clusterrole=edit", "--serviceaccount=team:robot"];
     nuee.kubectl(&grant)?.success()?;
     let token = nuee.kubectl(&["create", "token", "robot", "--namespace", "team"])?.success()?.text().to_owned();
-    fed(&nuee, &["login", "--username", "robot", "--password-stdin", registry], &token)?;
-    // An image that only the registry has: it came there from elsewhere.
-    let archive = format!("docker-archive:{}", nuee.files().join("image.tar").display());
-    nuee.docker(&["save", "-o", archive.split_once(':').map_or("", |(_, path)| path), "busybox:test"])?.success()?;
-    let image = format!("{registry}/team/task:1");
-    let (to, login) = (format!("docker://{image}"), format!("robot:{token}"));
-    let copy = ["--insecure-policy", "copy", "--dest-tls-verify=false", "--dest-creds", &login, &archive, &to];
-    nuee.run("skopeo", &copy)?.success()?;
+    fed(nuee, &["login", "--username", "robot", "--password-stdin", registry], &token)?;
+    Ok(())
+}
 
+#[test]
+fn credentials_of_a_registry_are_kept_with_their_service_and_go_with_it() -> Result<()> {
+    let nuee = with_swarm()?;
+    let registry = "127.0.0.1:5000";
+    log_in(&nuee, registry)?;
+    let image = format!("{registry}/team/task:1");
+    nuee.docker(&["tag", "busybox:test", &image])?.success()?;
     let create = |name: &str, flags: &[&str]| {
-        let first = ["service", "create", "--detach", "--name", name, "--no-resolve-image", "--restart-delay", "200ms"];
+        let first = ["service", "create", "--detach", "--name", name, "--no-resolve-image"];
         let last = ["--stop-grace-period", "0s", image.as_str(), "sleep", "600"];
         nuee.docker(&[&first, flags, &last].concat())?.success()
     };
-    create("without", &[])?;
-    create("with", &["--with-registry-auth"])?;
-    becomes(&nuee, "with", "1/1")?;
+    create("bare", &[])?;
+    create("known", &["--with-registry-auth"])?;
+    becomes(&nuee, "known", "1/1")?;
     let secrets = || {
         let columns = "custom-columns=NAME:.metadata.name,OWNER:.metadata.ownerReferences[0].kind";
         let list = ["get", "secrets", "-l", "nuee.dev/swarm=registry", "--no-headers", "-o", columns];
@@ -364,31 +363,48 @@ fn tasks_pull_with_the_credentials_of_who_made_the_service() -> Result<()> {
     assert!(kept.lines().count() == 1 && kept.ends_with("SwarmService"), "{kept}");
     assert_eq!(nuee.docker(&["secret", "ls", "-q"])?.success()?.text(), "", "they are no secret of a user");
     // An update without credentials keeps those that there are.
-    nuee.docker(&["service", "update", "--detach", "--no-resolve-image", "--env-add", "A=1", "with"])?.success()?;
-    becomes(&nuee, "with", "1/1")?;
+    nuee.docker(&["service", "update", "--detach", "--no-resolve-image", "--env-add", "A=1", "known"])?.success()?;
+    becomes(&nuee, "known", "1/1")?;
     assert_eq!(secrets()?, kept);
-    nuee.docker(&["service", "rm", "with", "without"])?.success()?;
+    let named = ["get", "swarmservices", "-o", "jsonpath={.items[*].spec.current.task.container.pullSecret}"];
+    assert_eq!(kept.split_whitespace().next(), Some(nuee.kubectl(&named)?.success()?.text()));
+    nuee.docker(&["service", "rm", "known", "bare"])?.success()?;
     nuee.eventually("the credentials go with the service", || Ok(secrets()?.is_empty()))?;
     nuee.docker(&["swarm", "leave", "--force"])?.success()?;
     nuee.finish()
 }
 
+/// Settings by which the machines of a pool use the first one's registry.
+const SHARED_REGISTRY: &str = "insecureRegistries: ['198.18.0.1:5000']\n";
+
+fn append(nuee: &Nuee, settings: &str) -> Result<()> {
+    let path = nuee.data().join("config.yaml");
+    let present = std::fs::read_to_string(&path)?;
+    Ok(std::fs::write(path, present + settings)?)
+}
+
 #[test]
 fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() -> Result<()> {
-    let mut pool = testkit::Pool::start(env!("CARGO_BIN_EXE_nuee"))?;
-    pool.first().build_images()?;
+    let mut pool = testkit::Pool::new(env!("CARGO_BIN_EXE_nuee"))?;
+    let first = pool.prepare()?;
+    append(&first, &format!("registryListen: 0.0.0.0:5000\n{SHARED_REGISTRY}"))?;
+    first.up()?;
+    first.build_images()?;
+    pool.machines.push(first);
     let started = pool.first().docker(&["swarm", "init"])?.success()?.stdout;
     let line = started.lines().find(|line| line.contains("docker swarm join --token")).unwrap_or_default();
     let words: Vec<&str> = line.split_whitespace().skip(1).collect();
 
     // On a machine with a Nuée of its own the client is told what to run; that is done here.
     let second = pool.prepare()?;
+    append(&second, SHARED_REGISTRY)?;
     let settings = std::fs::read_to_string(second.data().join("config.yaml"))?;
     second.up()?;
     second.docker(&["swarm", "join", "--token", "nonsense", "198.18.0.1:2377"])?.failure(1, "invalid join token")?;
     let told = second.docker(&words)?.failure(1, "nuee join --token")?.stderr;
     let command = told.split_once(": nuee ").map_or("", |(_, command)| command);
     second.nuee(&["down", "--all"])?.success()?;
+    std::fs::remove_dir_all(second.data())?;
     std::fs::create_dir_all(second.data())?;
     std::fs::write(second.data().join("config.yaml"), settings)?;
     let mut join: Vec<&str> = command.split_whitespace().collect();
@@ -421,6 +437,27 @@ fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() ->
     assert_eq!(places("bounded")?.replace("n1", "").replace("n2", ""), "", "the third waits without a machine");
     create("job", &["--mode", "global-job"], &["true"])?;
     nuee.eventually("the job is done on both", || Ok(replicas(nuee, "job")?.contains("(2/2 completed)")))?;
+
+    // The second machine has the image from the registry alone, and so by the credentials of who made the service.
+    let registry = "198.18.0.1:5000";
+    log_in(nuee, registry)?;
+    let image = format!("{registry}/team/task:1");
+    nuee.docker(&["tag", "busybox:test", &image])?.success()?;
+    nuee.docker(&["push", &image])?.success()?;
+    let away = |name: &str, flags: &[&str]| {
+        let first =
+            ["service", "create", "--detach", "--no-resolve-image", "--name", name, "--stop-grace-period", "0s"];
+        let last = ["--constraint", "node.hostname==n2", image.as_str(), "sleep", "600"];
+        nuee.docker(&[&first, flags, &last].concat())?.success()
+    };
+    away("bare", &[])?;
+    nuee.eventually("it is not let in without credentials", || {
+        let list = ["service", "ps", "bare", "--no-trunc", "--format", "{{.Error}}"];
+        Ok(nuee.docker(&list)?.success()?.stdout.contains("No such image"))
+    })?;
+    away("known", &["--with-registry-auth"])?;
+    becomes(nuee, "known", "1/1")?;
+    nuee.docker(&["service", "rm", "bare", "known"])?.success()?;
 
     // A token that was rotated lets nobody in any more; the machine that joined by it stays.
     let third = pool.prepare()?;

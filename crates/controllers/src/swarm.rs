@@ -40,7 +40,8 @@ pub async fn run(client: Client) {
     let nodes = follow(Api::<Node>::all(client.clone()), watching());
     let changes = nodes.filter_map(move |event| std::future::ready(seen.observe(event).then_some(())));
     let controller = Controller::new(Api::<SwarmService>::all(client.clone()), watching())
-        .owns(Api::<Container>::all(client.clone()), watching())
+        // Tasks alone: other containers come and go far more often, and are nobody's.
+        .owns(Api::<Container>::all(client.clone()), watching().labels(SERVICE_LABEL))
         .reconcile_all_on(changes);
     drive(controller, "swarm service", reconcile, Arc::new(client)).await;
 }

@@ -299,7 +299,16 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
         shown["Volumes"] = json!(crate::volumes::describe_all_with_use(&docker));
     }
     if wants("build-cache") {
-        shown["BuildCache"] = json!([]);
+        // What tenants' builds may use again is the machine's, as its images are.
+        let held = docker.state.images.build_cache().await?;
+        let row = |cache: image::BuildCache| {
+            json!({
+                "ID": cache.id, "Parent": "", "Type": if cache.mount { "exec.cachemount" } else { "regular" },
+                "Description": cache.description, "InUse": false, "Shared": false, "Size": cache.size_bytes,
+                "LastUsedAt": null, "UsageCount": 0,
+            })
+        };
+        shown["BuildCache"] = held.into_iter().map(row).collect();
     }
     body::json(&shown)
 }

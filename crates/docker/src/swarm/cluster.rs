@@ -39,7 +39,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 
 /// Members of the `Secret`.
 const SETTINGS_MEMBER: &str = "settings";
-const WORKER_MEMBER: &str = "workerToken";
+/// Identifier of the workers' token. The token itself lets machines join, so it lies with its like and not beside the services'
+/// secrets, which more people may read.
+const WORKER_MEMBER: &str = "workerTokenId";
+/// Member of the bootstrap token's `Secret` with the token as Docker's clients have it.
+const TOKEN_MEMBER: &str = "swarm-token";
 const MANAGER_MEMBER: &str = "managerToken";
 /// Port of the API that machines join at, unless the pool's settings say another.
 const API_PORT: u16 = 6443;
@@ -194,7 +198,8 @@ pub(crate) async fn info(docker: &Docker) -> Result<Value> {
 async fn swarm_inspect(docker: Arc<Docker>, _call: Call) -> Reply {
     let swarm = docker.swarm()?;
     let mut shown = swarm.describe(&docker.trust_root().await?);
-    shown["JoinTokens"] = json!({ "Worker": swarm.member(WORKER_MEMBER), "Manager": swarm.member(MANAGER_MEMBER) });
+    let worker = worker_token(&docker, &swarm.member(WORKER_MEMBER)).await?;
+    shown["JoinTokens"] = json!({ "Worker": worker, "Manager": swarm.member(MANAGER_MEMBER) });
     body::json(&shown)
 }
 
@@ -276,7 +281,7 @@ async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
         type_: Some("nuee.dev/swarm".to_owned()),
         ..Secret::default()
     };
-    put(&mut object, WORKER_MEMBER, &worker.text());
+    put(&mut object, WORKER_MEMBER, worker.bootstrap().0);
     put(&mut object, MANAGER_MEMBER, &new_token(&docker).text());
     keep(&mut object, &settings);
     match docker.swarm_object()?.create(&object).await {
@@ -334,16 +339,26 @@ fn bootstrap_tokens(docker: &Docker) -> Api<Secret> {
 /// Lets machines join by a token: it is one for `nuee join`, too.
 async fn admit_by(docker: &Docker, token: &JoinToken) -> Result<()> {
     let (identifier, secret) = token.bootstrap();
-    let object = bootstrap_token::join_token(identifier, secret, None, "lets a machine join; made by docker swarm");
+    let mut object = bootstrap_token::join_token(identifier, secret, None, "lets a machine join; made by docker swarm");
+    put(&mut object, TOKEN_MEMBER, &token.text());
     bootstrap_tokens(docker).create(&PostParams::default(), &object).await?;
     Ok(())
 }
 
-/// The same no more; machines that joined by it stay.
-async fn refuse(docker: &Docker, token: &str) -> Result<()> {
-    let Some(token) = JoinToken::parse(token) else { return Ok(()) };
-    let name = format!("{}{}", bootstrap_token::NAME_PREFIX, token.bootstrap().0);
-    match bootstrap_tokens(docker).delete(&name, &DeleteParams::default()).await {
+fn bootstrap_name(identifier: &str) -> String {
+    format!("{}{identifier}", bootstrap_token::NAME_PREFIX)
+}
+
+/// The workers' token; empty when somebody took it back.
+async fn worker_token(docker: &Docker, identifier: &str) -> Result<String> {
+    let object = bootstrap_tokens(docker).get_opt(&bootstrap_name(identifier)).await?;
+    let text = object.and_then(|object| object.data?.remove(TOKEN_MEMBER));
+    Ok(text.map(|text| String::from_utf8_lossy(&text.0).into_owned()).unwrap_or_default())
+}
+
+/// Lets machines join by a token no more; those that did stay.
+async fn refuse(docker: &Docker, identifier: &str) -> Result<()> {
+    match bootstrap_tokens(docker).delete(&bootstrap_name(identifier), &DeleteParams::default()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error.into()),
@@ -394,7 +409,7 @@ async fn swarm_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let old = swarm.member(WORKER_MEMBER);
     let fresh = call.query.flag("rotateWorkerToken").then(|| new_token(&docker));
     if let Some(fresh) = &fresh {
-        put(&mut swarm.object, WORKER_MEMBER, &fresh.text());
+        put(&mut swarm.object, WORKER_MEMBER, fresh.bootstrap().0);
     }
     if call.query.flag("rotateManagerToken") {
         put(&mut swarm.object, MANAGER_MEMBER, &new_token(&docker).text());

@@ -68,6 +68,9 @@ async fn one(build: &Build, source: &str, spec: &CopySpec) -> Result<Fetched> {
     let directory = build.scratch.join(format!("url-{}", &container_id()[..12]));
     std::fs::create_dir_all(&directory).map_err(Error::io(format!("cannot make {}", directory.display())))?;
     let mut response = request(&build.store, build.options.local_urls, source).await?;
+    if !response.status().is_success() {
+        return Err(Error::Invalid(format!("{source}: invalid response status {}", response.status().as_u16())));
+    }
     let modified = response.headers().get(LAST_MODIFIED).and_then(|value| http_date(value.to_str().ok()?));
     let path = directory.join(&name);
     let doing = || format!("cannot write {}", path.display());
@@ -105,7 +108,7 @@ fn finish(file: &std::fs::File, modified: Option<i64>) -> Result<()> {
     file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).map_err(Error::io(doing))
 }
 
-/// Asks for what is at a URL, and for where it leads to.
+/// Asks for what is at a URL, and for where it leads to; the answer may be a refusal.
 pub(super) async fn request(store: &ImageStore, local_urls: bool, source: &str) -> Result<Response<Incoming>> {
     // A build of one who does not own the machine must not reach the machine's own services by its hand.
     let nearest = if local_urls { Class::Local } else { Class::Public };
@@ -123,12 +126,6 @@ pub(super) async fn request(store: &ImageStore, local_urls: bool, source: &str) 
             .map_err(|_| Error::Unavailable(format!("{source}: no answer in time")))?
             .map_err(|error| Error::Unavailable(format!("{source}: {}", cause(&error))))?;
         if !response.status().is_redirection() {
-            if !response.status().is_success() {
-                return Err(Error::Invalid(format!(
-                    "{source}: invalid response status {}",
-                    response.status().as_u16()
-                )));
-            }
             return Ok(response);
         }
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();

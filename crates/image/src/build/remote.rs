@@ -38,18 +38,32 @@ pub struct RemoteContext {
 
 /// Opens the context at a URL.
 ///
-/// Errors: `NotSupported` for repositories and other schemes; `Invalid` when the server gives neither an archive nor text, or
-/// refuses; `Unavailable` when it does not answer in time.
+/// Errors, in Docker's words: `NotSupported` for repositories; `Invalid` for other schemes, and when the server gives neither an
+/// archive nor text; `NotFound`, or `Unavailable` when it refuses or does not answer in time.
 pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<RemoteContext> {
     if is_repository(url) {
         return Err(Error::NotSupported("building from a git repository is not supported".to_owned()));
     }
     if !fetch::is_url(url) {
-        return Err(Error::NotSupported("the remote context is no http or https URL".to_owned()));
+        return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
     }
-    let response = fetch::request(store, local_urls, url).await?;
+    let response = fetch::request(store, local_urls, url).await.map_err(|error| {
+        // Go writes the kernel's errors in small letters; clients look for them.
+        let cause = error.to_string().replace("Connection refused", "connection refused");
+        Error::Unavailable(format!("error downloading remote context {url}: {cause}"))
+    })?;
+    if !response.status().is_success() {
+        let text =
+            format!("error downloading remote context {url}: failed to GET {url} with status {}", response.status());
+        return Err(if response.status() == http::StatusCode::NOT_FOUND {
+            Error::NotFound(text)
+        } else {
+            Error::Unavailable(text)
+        });
+    }
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
-    let mut body = bounded(url, response.into_body());
+    // It is asked again after its end.
+    let mut body = bounded(url, response.into_body()).fuse();
     let mut first = Vec::new();
     while first.len() < LOOKED_AT_BYTES {
         match body.next().await.transpose().map_err(Error::io(format!("cannot read {url}")))? {
@@ -57,11 +71,12 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
             None => break,
         }
     }
+    let undetected = |why: String| Error::Invalid(format!("error detecting content type for remote {url}: {why}"));
     if first.is_empty() {
-        return Err(Error::Invalid(format!("{url}: empty response")));
+        return Err(undetected("empty response".to_owned()));
     }
     let kind = kind(&said, first.get(..LOOKED_AT_BYTES).unwrap_or(&first))
-        .ok_or_else(|| Error::Invalid(format!("unsupported Content-Type {said:?}")))?;
+        .ok_or_else(|| undetected(format!("unsupported Content-Type {said:?}")))?;
     if kind == Kind::Archive {
         let start = futures::stream::once(std::future::ready(Ok(Bytes::from(first))));
         return Ok(RemoteContext { stream: Box::pin(start.chain(body)), dockerfile_only: false });

@@ -21,7 +21,7 @@ const MAX_OPTIONS: usize = 4095;
 /// Nothing but plain copy-up: the other features leave marks in the writable directory that a layer cannot express.
 const FEATURES: &str = "index=off,metacopy=off,redirect_dir=nofollow";
 
-/// Where in the work directory overlayfs says that it was mounted with `volatile`.
+/// Where in the work directory overlayfs says that it was mounted with `volatile`: a directory with a file in it.
 const VOLATILE_MARK: &str = "work/incompat/volatile";
 
 /// Name of an empty directory among the short names of layers; no random name is as short.
@@ -282,7 +282,7 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
     // The kernel leaves this mark when it mounts a scratch file system, and refuses to mount where it is, as nobody knows
     // what a crash left. Whoever mounts again after a crash knows that the container was to go with it.
     let mark = snapshot.work.join(VOLATILE_MARK);
-    match std::fs::remove_dir(&mark) {
+    match std::fs::remove_dir_all(&mark) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(Error::io(format!("cannot remove {}", mark.display()))(error));
         }

@@ -21,6 +21,7 @@ mod listen;
 mod logging;
 mod machines;
 mod member;
+mod memory;
 mod peer;
 mod pool_client;
 mod ready;
@@ -85,6 +86,7 @@ async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<
     tracing::info!(after_ms = state.ready_after_ms, "ready");
     let ended = house.run_until(async {
         tokio::select! {
+            () = memory::keep_small() => {}
             _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
             _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
         }
