@@ -328,22 +328,24 @@ fn a_stack_is_deployed_updated_and_removed() -> Result<()> {
     nuee.finish()
 }
 
-/// A token by which the registry of a Nuée lets a client write in the namespace `team`; the client is logged in with it.
-fn log_in(nuee: &Nuee, registry: &str) -> Result<()> {
+/// A token by which the registry of a Nuée lets a client write in the namespace `team`.
+fn token(nuee: &Nuee) -> Result<String> {
     nuee.kubectl(&["create", "namespace", "team"])?.success()?;
     nuee.kubectl(&["create", "serviceaccount", "robot", "--namespace", "team"])?.success()?;
     let grant = ["create", "rolebinding", "robot", "-n", "team", "--clusterrole=edit", "--serviceaccount=team:robot"];
     nuee.kubectl(&grant)?.success()?;
-    let token = nuee.kubectl(&["create", "token", "robot", "--namespace", "team"])?.success()?.text().to_owned();
-    fed(nuee, &["login", "--username", "robot", "--password-stdin", registry], &token)?;
-    Ok(())
+    Ok(nuee.kubectl(&["create", "token", "robot", "--namespace", "team"])?.success()?.text().to_owned())
+}
+
+fn log_in(nuee: &Nuee, registry: &str, token: &str) -> Result<()> {
+    fed(nuee, &["login", "--username", "robot", "--password-stdin", registry], token).map(drop)
 }
 
 #[test]
 fn credentials_of_a_registry_are_kept_with_their_service_and_go_with_it() -> Result<()> {
     let nuee = with_swarm()?;
     let registry = "127.0.0.1:5000";
-    log_in(&nuee, registry)?;
+    log_in(&nuee, registry, &token(&nuee)?)?;
     let image = format!("{registry}/team/task:1");
     nuee.docker(&["tag", "busybox:test", &image])?.success()?;
     let create = |name: &str, flags: &[&str]| {
@@ -374,8 +376,8 @@ fn credentials_of_a_registry_are_kept_with_their_service_and_go_with_it() -> Res
     nuee.finish()
 }
 
-/// Settings by which the machines of a pool use the first one's registry.
-const SHARED_REGISTRY: &str = "insecureRegistries: ['198.18.0.1:5000']\n";
+/// Settings by which a pool uses the registry of a third machine.
+const ELSEWHERE: &str = "insecureRegistries: ['198.18.0.3:5000']\n";
 
 fn append(nuee: &Nuee, settings: &str) -> Result<()> {
     let path = nuee.data().join("config.yaml");
@@ -387,7 +389,7 @@ fn append(nuee: &Nuee, settings: &str) -> Result<()> {
 fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() -> Result<()> {
     let mut pool = testkit::Pool::new(env!("CARGO_BIN_EXE_nuee"))?;
     let first = pool.prepare()?;
-    append(&first, &format!("registryListen: 0.0.0.0:5000\n{SHARED_REGISTRY}"))?;
+    append(&first, ELSEWHERE)?;
     first.up()?;
     first.build_images()?;
     pool.machines.push(first);
@@ -397,7 +399,7 @@ fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() ->
 
     // On a machine with a Nuée of its own the client is told what to run; that is done here.
     let second = pool.prepare()?;
-    append(&second, SHARED_REGISTRY)?;
+    append(&second, ELSEWHERE)?;
     let settings = std::fs::read_to_string(second.data().join("config.yaml"))?;
     second.up()?;
     second.docker(&["swarm", "join", "--token", "nonsense", "198.18.0.1:2377"])?.failure(1, "invalid join token")?;
@@ -438,12 +440,18 @@ fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() ->
     create("job", &["--mode", "global-job"], &["true"])?;
     nuee.eventually("the job is done on both", || Ok(replicas(nuee, "job")?.contains("(2/2 completed)")))?;
 
-    // The second machine has the image from the registry alone, and so by the credentials of who made the service.
-    let registry = "198.18.0.1:5000";
-    log_in(nuee, registry)?;
+    // An image that only a registry elsewhere has: it comes by the credentials of who made the service.
+    let third = pool.prepare()?;
+    append(&third, &format!("registryListen: 0.0.0.0:5000\n{ELSEWHERE}"))?;
+    third.up()?;
+    third.build_images()?;
+    let registry = "198.18.0.3:5000";
     let image = format!("{registry}/team/task:1");
-    nuee.docker(&["tag", "busybox:test", &image])?.success()?;
-    nuee.docker(&["push", &image])?.success()?;
+    let secret = token(&third)?;
+    log_in(&third, registry, &secret)?;
+    third.docker(&["tag", "busybox:test", &image])?.success()?;
+    third.docker(&["push", &image])?.success()?;
+    log_in(nuee, registry, &secret)?;
     let away = |name: &str, flags: &[&str]| {
         let first =
             ["service", "create", "--detach", "--no-resolve-image", "--name", name, "--stop-grace-period", "0s"];
@@ -460,10 +468,10 @@ fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() ->
     nuee.docker(&["service", "rm", "bare", "known"])?.success()?;
 
     // A token that was rotated lets nobody in any more; the machine that joined by it stays.
-    let third = pool.prepare()?;
-    assert_ne!(third.nuee(&join)?.status, 0);
+    third.nuee(&["down", "--all"])?.success()?;
+    std::fs::remove_dir_all(third.data())?;
+    third.nuee(&join)?.failure(1, "cannot join")?;
     assert_eq!(nuee.docker(&["node", "ls", "-q"])?.success()?.text().lines().count(), 2);
-    third.nuee(&["down", "--all"])?;
     drop(third);
     nuee.docker(&["service", "rm", "spread", "bounded", "job"])?.success()?;
     nuee.eventually("the tasks are gone", || Ok(nuee.docker(&["ps", "-aq"])?.success()?.text().is_empty()))?;

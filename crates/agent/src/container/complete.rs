@@ -52,7 +52,12 @@ pub async fn complete(context: &Context, object: &Arc<Container>) -> Result<Arc<
 /// here will do when the registry does not answer.
 async fn find(context: &Context, object: &Container) -> Result<FoundImage> {
     let reference = object.spec.image.as_str();
-    let present = context.images.find(reference);
+    let mut present = context.images.find(reference);
+    if present.as_ref().is_none_or(|image| !image.from_registry) {
+        // What was built on the pool's first machine is nowhere else.
+        context.images.bring(reference).await;
+        present = context.images.find(reference);
+    }
     match present {
         Some(image) if !image.from_registry || reference.contains('@') => Ok(image),
         present => match (context.images.pull(reference, &pull_options(context, object).await).await, present) {
