@@ -289,12 +289,8 @@ async fn the_embedded_engine_keeps_the_contract_and_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();
     // Small segments, so that the claims also cross segments and cleaning.
-    let options = EmbeddedOptions {
-        segment_bytes: 64 * 1024,
-        clock: Arc::<ManualClock>::clone(&clock),
-        lock_patience: PATIENCE,
-        ..EmbeddedOptions::default()
-    };
+    let options =
+        EmbeddedOptions { segment_bytes: 64 * 1024, clock: Arc::<ManualClock>::clone(&clock), lock_patience: PATIENCE };
     let store = EmbeddedStore::open(dir.path(), options.clone()).unwrap();
     run(&Engine { store, clock: Some(Arc::clone(&clock)) }).await;
     let store = EmbeddedStore::open(dir.path(), options).unwrap();
