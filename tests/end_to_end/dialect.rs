@@ -218,3 +218,113 @@ fn the_journal_gets_what_a_container_says_even_while_the_daemon_is_away() -> Res
     nuee.docker(&["volume", "rm", "errand"])?.success()?;
     nuee.finish()
 }
+
+/// Removes a control group that a test made, in all hierarchies.
+fn remove_group(name: &str) -> Result<()> {
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let group = hierarchy.path().join(name);
+        if group.is_dir() {
+            std::fs::remove_dir(&group).with_context(|| format!("{} is not empty", group.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn containers_have_the_parent_group_they_ask_for_and_the_machines_bound_on_processes_unless_they_ask() -> Result<()> {
+    let nuee = testkit::Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
+    std::fs::create_dir_all(nuee.data())?;
+    std::fs::write(nuee.data().join("config.yaml"), "containerPidsLimit: 64\n")?;
+    nuee.up()?;
+    nuee.build_images()?;
+    let bound = |flags: &[&str]| {
+        let look = ["busybox:test", "sh", "-c", "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null"];
+        nuee.docker(&[&["run", "--rm"], flags, &look].concat())
+    };
+    assert_eq!(bound(&[])?.text(), "64");
+    assert_eq!(bound(&["--pids-limit", "9"])?.text(), "9");
+    assert_eq!(bound(&["--pids-limit", "-1"])?.text(), "max");
+
+    let parent = format!("nuee-test-parent-{}", std::process::id());
+    // What would lead out of the hierarchy stays at its top.
+    for (name, asked) in [("plain", format!("/{parent}")), ("out", format!("../../{parent}"))] {
+        nuee.docker(&["run", "-d", "--name", name, "--cgroup-parent", &asked, "busybox:test", "sleep", "600"])?
+            .success()?;
+        let facts = nuee.docker(&["inspect", "-f", "{{.Id}} {{.State.Pid}} {{.HostConfig.CgroupParent}}", name])?;
+        let facts = facts.success()?.text().to_owned();
+        let words: Vec<&str> = facts.split(' ').collect();
+        let [id, pid, shown] = words[..] else { anyhow::bail!("{facts}") };
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        assert!(groups.lines().any(|line| line.ends_with(&format!(":/{parent}/{id}"))), "{groups}");
+        assert_eq!(shown, asked);
+    }
+    // All that works on a control group finds it: exec, figures, pause, a daemon that comes back, the end.
+    assert_eq!(nuee.docker(&["exec", "plain", "echo", "inside"])?.success()?.text(), "inside");
+    nuee.kill_daemon()?;
+    nuee.up()?;
+    nuee.docker(&["pause", "plain"])?.success()?;
+    nuee.docker(&["unpause", "plain"])?.success()?;
+    let figures = nuee.docker(&["stats", "--no-stream", "--format", "{{.PIDs}}", "plain"])?.success()?;
+    assert_eq!(figures.text(), "1");
+    nuee.docker(&["rm", "-f", "plain", "out"])?.success()?;
+    remove_group(&parent)?;
+    nuee.finish()
+}
+
+#[test]
+fn a_build_takes_its_context_from_a_url() -> Result<()> {
+    let nuee = with_images()?;
+    let site = nuee.files().join("site");
+    std::fs::create_dir(&site)?;
+    std::fs::write(site.join("Dockerfile"), "FROM busybox:test\nRUN echo alone > /how\n")?;
+    std::fs::write(site.join("Other"), "FROM busybox:test\nCOPY how /how\n")?;
+    std::fs::write(site.join("how"), "from an archive\n")?;
+    let directory = site.display().to_string();
+    nuee.run("tar", &["-C", &directory, "-czf", &format!("{directory}/context.tar.gz"), "Other", "how"])?.success()?;
+    std::fs::write(site.join("page.html"), "<html>")?;
+    // Served from inside, as this machine's own namespace has no other server.
+    let volume = format!("{directory}:/site");
+    nuee.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "site",
+        "-v",
+        &volume,
+        "busybox:test",
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/site",
+    ])?
+    .success()?;
+    let address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let address = nuee.docker(&["inspect", "-f", address, "site"])?.success()?.text().to_owned();
+    let socket = nuee.data().join("docker.sock").display().to_string();
+    let build = |path: &str, more: &str| {
+        let url = format!("http://d/v1.41/build?t=remote&remote=http://{address}/{path}{more}");
+        Ok::<_, anyhow::Error>(
+            nuee.run("curl", &["-sS", "-X", "POST", "--unix-socket", &socket, &url])?.success()?.stdout,
+        )
+    };
+    let how = || Ok::<_, anyhow::Error>(nuee.docker(&["run", "--rm", "remote", "cat", "/how"])?.success()?.stdout);
+    let built = build("Dockerfile", "")?;
+    assert!(built.contains("Successfully built"), "{built}");
+    assert_eq!(how()?, "alone\n");
+    let built = build("context.tar.gz", "&dockerfile=Other")?;
+    assert!(built.contains("Successfully built"), "{built}");
+    assert_eq!(how()?, "from an archive\n");
+    assert!(build("page.html", "")?.contains("unsupported Content-Type"));
+    assert!(build("nothing-here", "")?.contains("404"));
+    for (remote, said) in
+        [("file:///etc/passwd", "could not be recognized as URL"), ("https://x/y.git", "git repository")]
+    {
+        let url = format!("http://d/v1.41/build?remote={remote}");
+        let refused = nuee.run("curl", &["-sS", "-X", "POST", "--unix-socket", &socket, &url])?.success()?.stdout;
+        assert!(refused.contains(said), "{refused}");
+    }
+    nuee.docker(&["rm", "-f", "site"])?.success()?;
+    nuee.finish()
+}

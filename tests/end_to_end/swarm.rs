@@ -327,3 +327,153 @@ fn a_stack_is_deployed_updated_and_removed() -> Result<()> {
     nuee.docker(&["swarm", "leave", "--force"])?.success()?;
     nuee.finish()
 }
+
+/// A token by which the registry of a Nuée lets a client write in the namespace `team`.
+fn token(nuee: &Nuee) -> Result<String> {
+    nuee.kubectl(&["create", "namespace", "team"])?.success()?;
+    nuee.kubectl(&["create", "serviceaccount", "robot", "--namespace", "team"])?.success()?;
+    let grant = ["create", "rolebinding", "robot", "-n", "team", "--clusterrole=edit", "--serviceaccount=team:robot"];
+    nuee.kubectl(&grant)?.success()?;
+    Ok(nuee.kubectl(&["create", "token", "robot", "--namespace", "team"])?.success()?.text().to_owned())
+}
+
+fn log_in(nuee: &Nuee, registry: &str, token: &str) -> Result<()> {
+    fed(nuee, &["login", "--username", "robot", "--password-stdin", registry], token).map(drop)
+}
+
+#[test]
+fn credentials_of_a_registry_are_kept_with_their_service_and_go_with_it() -> Result<()> {
+    let nuee = with_swarm()?;
+    let registry = "127.0.0.1:5000";
+    log_in(&nuee, registry, &token(&nuee)?)?;
+    let image = format!("{registry}/team/task:1");
+    nuee.docker(&["tag", "busybox:test", &image])?.success()?;
+    let create = |name: &str, flags: &[&str]| {
+        let first = ["service", "create", "--detach", "--name", name, "--no-resolve-image"];
+        let last = ["--stop-grace-period", "0s", image.as_str(), "sleep", "600"];
+        nuee.docker(&[&first, flags, &last].concat())?.success()
+    };
+    create("bare", &[])?;
+    create("known", &["--with-registry-auth"])?;
+    becomes(&nuee, "known", "1/1")?;
+    let secrets = || {
+        let columns = "custom-columns=NAME:.metadata.name,OWNER:.metadata.ownerReferences[0].kind";
+        let list = ["get", "secrets", "-l", "nuee.dev/swarm=registry", "--no-headers", "-o", columns];
+        Ok::<_, anyhow::Error>(nuee.kubectl(&list)?.success()?.text().to_owned())
+    };
+    let kept = secrets()?;
+    assert!(kept.lines().count() == 1 && kept.ends_with("SwarmService"), "{kept}");
+    assert_eq!(nuee.docker(&["secret", "ls", "-q"])?.success()?.text(), "", "they are no secret of a user");
+    // An update without credentials keeps those that there are.
+    nuee.docker(&["service", "update", "--detach", "--no-resolve-image", "--env-add", "A=1", "known"])?.success()?;
+    becomes(&nuee, "known", "1/1")?;
+    assert_eq!(secrets()?, kept);
+    let named = ["get", "swarmservices", "-o", "jsonpath={.items[*].spec.current.task.container.pullSecret}"];
+    assert_eq!(kept.split_whitespace().next(), Some(nuee.kubectl(&named)?.success()?.text()));
+    nuee.docker(&["service", "rm", "known", "bare"])?.success()?;
+    nuee.eventually("the credentials go with the service", || Ok(secrets()?.is_empty()))?;
+    nuee.docker(&["swarm", "leave", "--force"])?.success()?;
+    nuee.finish()
+}
+
+/// Settings by which a pool uses the registry of a third machine.
+const ELSEWHERE: &str = "insecureRegistries: ['198.18.0.3:5000']\n";
+
+fn append(nuee: &Nuee, settings: &str) -> Result<()> {
+    let path = nuee.data().join("config.yaml");
+    let present = std::fs::read_to_string(&path)?;
+    Ok(std::fs::write(path, present + settings)?)
+}
+
+#[test]
+fn a_machine_joins_by_the_token_of_the_swarm_and_tasks_are_placed_over_both() -> Result<()> {
+    let mut pool = testkit::Pool::new(env!("CARGO_BIN_EXE_nuee"))?;
+    let first = pool.prepare()?;
+    append(&first, ELSEWHERE)?;
+    first.up()?;
+    first.build_images()?;
+    pool.machines.push(first);
+    let started = pool.first().docker(&["swarm", "init"])?.success()?.stdout;
+    let line = started.lines().find(|line| line.contains("docker swarm join --token")).unwrap_or_default();
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+
+    // On a machine with a Nuée of its own the client is told what to run; that is done here.
+    let second = pool.prepare()?;
+    append(&second, ELSEWHERE)?;
+    let settings = std::fs::read_to_string(second.data().join("config.yaml"))?;
+    second.up()?;
+    second.docker(&["swarm", "join", "--token", "nonsense", "198.18.0.1:2377"])?.failure(1, "invalid join token")?;
+    let told = second.docker(&words)?.failure(1, "nuee join --token")?.stderr;
+    let command = told.split_once(": nuee ").map_or("", |(_, command)| command);
+    second.nuee(&["down", "--all"])?.success()?;
+    std::fs::remove_dir_all(second.data())?;
+    std::fs::create_dir_all(second.data())?;
+    std::fs::write(second.data().join("config.yaml"), settings)?;
+    let mut join: Vec<&str> = command.split_whitespace().collect();
+    join.push("--detach");
+    second.nuee(&join)?.success()?;
+    pool.machines.push(second);
+    let nuee = pool.first();
+    let nodes = nuee.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?.success()?.stdout;
+    assert_eq!(nodes, "n1 Ready\nn2 Ready\n");
+    nuee.docker(&["swarm", "join-token", "--rotate", "worker"])?.success()?;
+
+    for (node, zone) in [("n1", "a"), ("n2", "b")] {
+        nuee.docker(&["node", "update", "--label-add", &format!("zone={zone}"), node])?.success()?;
+    }
+    let create = |name: &str, flags: &[&str], command: &[&str]| {
+        let first =
+            ["service", "create", "--detach", "--no-resolve-image", "--name", name, "--stop-grace-period", "0s"];
+        nuee.docker(&[&first, flags, &["busybox:test"], command].concat())?.success()
+    };
+    let places = |service: &str| {
+        let mut places = tasks(nuee, service, "{{.Node}}")?;
+        places.sort_unstable();
+        Ok::<_, anyhow::Error>(places.concat())
+    };
+    create("spread", &["--replicas", "4", "--placement-pref", "spread=node.labels.zone"], &["sleep", "600"])?;
+    becomes(nuee, "spread", "4/4")?;
+    assert_eq!(places("spread")?, "n1n1n2n2");
+    create("bounded", &["--replicas", "3", "--replicas-max-per-node", "1"], &["sleep", "600"])?;
+    becomes(nuee, "bounded", "2/3 (max 1 per node)")?;
+    assert_eq!(places("bounded")?.replace("n1", "").replace("n2", ""), "", "the third waits without a machine");
+    create("job", &["--mode", "global-job"], &["true"])?;
+    nuee.eventually("the job is done on both", || Ok(replicas(nuee, "job")?.contains("(2/2 completed)")))?;
+
+    // An image that only a registry elsewhere has: it comes by the credentials of who made the service.
+    let third = pool.prepare()?;
+    append(&third, &format!("registryListen: 0.0.0.0:5000\n{ELSEWHERE}"))?;
+    third.up()?;
+    third.build_images()?;
+    let registry = "198.18.0.3:5000";
+    let image = format!("{registry}/team/task:1");
+    let secret = token(&third)?;
+    log_in(&third, registry, &secret)?;
+    third.docker(&["tag", "busybox:test", &image])?.success()?;
+    third.docker(&["push", &image])?.success()?;
+    log_in(nuee, registry, &secret)?;
+    let away = |name: &str, flags: &[&str]| {
+        let first =
+            ["service", "create", "--detach", "--no-resolve-image", "--name", name, "--stop-grace-period", "0s"];
+        let last = ["--constraint", "node.hostname==n2", image.as_str(), "sleep", "600"];
+        nuee.docker(&[&first, flags, &last].concat())?.success()
+    };
+    away("bare", &[])?;
+    nuee.eventually("it is not let in without credentials", || {
+        let list = ["service", "ps", "bare", "--no-trunc", "--format", "{{.Error}}"];
+        Ok(nuee.docker(&list)?.success()?.stdout.contains("No such image"))
+    })?;
+    away("known", &["--with-registry-auth"])?;
+    becomes(nuee, "known", "1/1")?;
+    nuee.docker(&["service", "rm", "bare", "known"])?.success()?;
+
+    // A token that was rotated lets nobody in any more; the machine that joined by it stays.
+    third.nuee(&["down", "--all"])?.success()?;
+    std::fs::remove_dir_all(third.data())?;
+    third.nuee(&join)?.failure(1, "cannot join")?;
+    assert_eq!(nuee.docker(&["node", "ls", "-q"])?.success()?.text().lines().count(), 2);
+    drop(third);
+    nuee.docker(&["service", "rm", "spread", "bounded", "job"])?.success()?;
+    nuee.eventually("the tasks are gone", || Ok(nuee.docker(&["ps", "-aq"])?.success()?.text().is_empty()))?;
+    pool.finish()
+}

@@ -62,6 +62,8 @@ pub struct AgentOptions {
     pub api_port: u16,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve_percent: u8,
+    /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
+    pub container_pids_limit: i64,
     /// Part of the default network that this machine gives addresses from; `None` means all of it.
     pub pod_range: Option<network::Subnet>,
     /// What the operator lets networks be towards the outside.
@@ -131,6 +133,7 @@ impl Agent {
             steps: Mutex::default(),
             machine: Machine::of_this_process(),
             disk_reserve_percent: options.disk_reserve_percent,
+            container_pids_limit: options.container_pids_limit,
             disk_pressure: tokio::sync::watch::Sender::new(false),
             size,
             origin: tokio::time::Instant::now(),

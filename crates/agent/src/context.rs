@@ -85,6 +85,8 @@ pub struct Context {
     pub machine: Machine,
     /// Part of the disk that workloads must leave free. Units: percent.
     pub disk_reserve_percent: u8,
+    /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
+    pub container_pids_limit: i64,
     /// Whether too little of the machine's disk is left.
     pub disk_pressure: tokio::sync::watch::Sender<bool>,
     /// Size of the machine.

@@ -93,8 +93,10 @@ pub struct Bounds {
     pub memory_swap_bytes: i64,
     /// Soft memory bound.
     pub memory_reservation_bytes: i64,
-    /// Tasks.
+    /// Tasks; −1 means none, as 0 does.
     pub pids: i64,
+    /// Weight of block input and output.
+    pub block_weight: u16,
     /// Do not kill when memory runs out.
     pub oom_kill_disable: bool,
     /// Bounds on block devices.
@@ -171,7 +173,9 @@ impl Bounds {
             .set_throttle_write_bps_device(of(RateKind::WriteBytes))
             .set_throttle_read_iops_device(of(RateKind::ReadOperations))
             .set_throttle_write_iops_device(of(RateKind::WriteOperations));
-        (!rates.is_empty()).then_some(block)
+        let weight = Some(self.block_weight).filter(|weight| *weight != 0);
+        block.set_weight(weight);
+        (!rates.is_empty() || weight.is_some()).then_some(block)
     }
 }
 

@@ -44,6 +44,7 @@ mod patch;
 mod pod;
 mod processes;
 mod proxy;
+mod pull_secret;
 mod quantity;
 mod routers;
 mod security;

@@ -99,6 +99,10 @@ pub struct ContainerSpec {
     /// Image id (`sha256:…`) that the reference meant at creation; empty: the agent finds or pulls it at the first start,
     /// and completes the spec with what the image says.
     pub image_id: String,
+    /// `Secret` in its namespace with the credentials of the image's registry, in the form of `kubernetes.io/dockerconfigjson`;
+    /// empty means none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pull_secret: String,
     /// Program and arguments, entry point included.
     pub command: Vec<String>,
     /// How many words at the front of `command` are the entry point (Docker shows them apart).
@@ -314,10 +318,16 @@ pub struct Resources {
     pub memory_swap_bytes: i64,
     /// Soft memory bound; Units: bytes.
     pub memory_reservation_bytes: i64,
-    /// Most tasks.
+    /// Most tasks; 0 means what the machine gives to who asks for nothing, -1 no bound.
     pub pids_limit: i64,
     /// Do not kill on out-of-memory.
     pub oom_kill_disable: bool,
+    /// Control group above the container's own, as a plain absolute path; empty means that of the daemon.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroup_parent: String,
+    /// Weight of block input and output, 10 to 1000; 0 means the usual one.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub block_weight: u16,
 }
 
 /// A bound on how fast a block device may be used.
@@ -493,9 +503,8 @@ pub enum State {
 }
 
 /// For `skip_serializing_if`, which passes a reference.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(number: &u8) -> bool {
-    *number == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// A container's place on a network.

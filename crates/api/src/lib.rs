@@ -1,6 +1,7 @@
 //! The kinds: Rust types of Nuée's own objects (group `nuee.dev/v1`), and names that the whole house shares. Kubernetes'
 //! own kinds come from `k8s-openapi`. No I/O here.
 
+pub mod bootstrap_token;
 pub mod container;
 pub mod cron;
 pub mod floating_ip;

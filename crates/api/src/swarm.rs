@@ -26,8 +26,11 @@ pub const NETWORK_ANNOTATION: &str = "nuee.dev/network";
 pub const NAMES_ANNOTATION: &str = "nuee.dev/names";
 /// Taint of machines that were drained by a Docker client; pods leave for it, too.
 pub const DRAIN_TAINT: &str = "nuee.dev/drain";
-/// Annotation of a `Node` with its labels in Swarm, as JSON: they may hold what a Kubernetes label may not.
-pub const NODE_LABELS_ANNOTATION: &str = "nuee.dev/swarm-labels";
+/// Annotation of a `Node`, `Secret` or `ConfigMap` with its labels in Swarm, as JSON: they may hold what a Kubernetes label
+/// may not.
+pub const LABELS_ANNOTATION: &str = "nuee.dev/swarm-labels";
+/// Annotation of the same with the name that the user chose.
+pub const NAME_ANNOTATION: &str = "nuee.dev/swarm-name";
 /// Name of the `Secret` that holds a swarm's settings and join tokens; there is a swarm where it exists.
 pub const SETTINGS_NAME: &str = "nuee-swarm";
 /// Member of it with the number of tasks that are remembered for each slot.

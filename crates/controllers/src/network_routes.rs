@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use api::{NetworkRoute, NetworkRouteSpec, VirtualMachine};
 use futures::StreamExt;
@@ -13,6 +14,8 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::{Result, follow, gone, watching};
 
+/// Time after which routes that should be as they are, are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// The network of pods.
 const NETWORK: &str = "default";
 
@@ -42,6 +45,9 @@ pub async fn run(client: Client) -> Result<()> {
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     let mut guests: BTreeMap<String, (Ipv4Addr, String)> = BTreeMap::new();
     let (mut nodes_listed, mut guests_listed) = (false, false);
+    // What was settled last, and when: most events of machines are signs of life. A fresh list forgets it, as it ends a gap in
+    // which anything may have happened; and now and then the objects are looked at all the same, as somebody may have changed them.
+    let mut settled: Option<(BTreeMap<String, NetworkRouteSpec>, Instant)> = None;
     while let Some(change) = changes.next().await {
         match change {
             Change::Node(event) => match *event {
@@ -51,7 +57,7 @@ pub async fn run(client: Client) -> Result<()> {
                     None => drop(places.remove(&node.name_any())),
                 },
                 Event::Delete(node) => drop(places.remove(&node.name_any())),
-                Event::InitDone => nodes_listed = true,
+                Event::InitDone => (nodes_listed, settled) = (true, None),
             },
             Change::Guest(event) => match *event {
                 Event::Init => guests.clear(),
@@ -60,11 +66,16 @@ pub async fn run(client: Client) -> Result<()> {
                     None => drop(guests.remove(&key(&guest))),
                 },
                 Event::Delete(guest) => drop(guests.remove(&key(&guest))),
-                Event::InitDone => guests_listed = true,
+                Event::InitDone => (guests_listed, settled) = (true, None),
             },
         }
         if nodes_listed && guests_listed {
-            settle(&client, &wanted(&places, guests.values())).await?;
+            let routes = wanted(&places, guests.values());
+            let known = settled.as_ref().is_some_and(|(last, at)| *last == routes && at.elapsed() < LOOK_AGAIN);
+            if !known {
+                settle(&client, &routes).await?;
+                settled = Some((routes, Instant::now()));
+            }
         }
     }
     Ok(())

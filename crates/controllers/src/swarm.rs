@@ -7,16 +7,16 @@ use std::time::Duration;
 use api::container::Container;
 use api::network::Network;
 use api::swarm::{FINALIZER, HISTORY_LIMIT, HISTORY_MEMBER, SERVICE_LABEL, SETTINGS_NAME, SwarmService, id_of};
+use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::Controller;
 use kube::runtime::controller::Action as Requeue;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::{Error, Result, drive, gone, watching};
+use crate::{Error, Result, drive, follow, gone, watching};
 
 mod addresses;
 pub mod machines;
@@ -36,12 +36,13 @@ const LEAST_WAIT: Duration = Duration::from_millis(20);
 
 /// Runs the controller.
 pub async fn run(client: Client) {
+    let mut seen = machines::Seen::default();
+    let nodes = follow(Api::<Node>::all(client.clone()), watching());
+    let changes = nodes.filter_map(move |event| std::future::ready(seen.observe(event).then_some(())));
     let controller = Controller::new(Api::<SwarmService>::all(client.clone()), watching())
-        .owns(Api::<Container>::all(client.clone()), watching());
-    let services = controller.store();
-    let controller = controller.watches(Api::<Node>::all(client.clone()), watching(), move |_| {
-        services.state().iter().map(|service| ObjectRef::from_obj(&**service)).collect::<Vec<_>>()
-    });
+        // Tasks alone: other containers come and go far more often, and are nobody's.
+        .owns(Api::<Container>::all(client.clone()), watching().labels(SERVICE_LABEL))
+        .reconcile_all_on(changes);
     drive(controller, "swarm service", reconcile, Arc::new(client)).await;
 }
 

@@ -81,11 +81,16 @@ impl<K> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Opens the watch. Must be called inside a tokio runtime.
+    /// Opens the watch over all objects of the kind. Must be called inside a tokio runtime.
     pub(crate) fn start(api: Api<K>, observer: Observer<K>) -> Self {
+        Self::start_of(api, watcher::Config::default(), observer)
+    }
+
+    /// The same over those that the watch is asked for.
+    pub(crate) fn start_of(api: Api<K>, of: watcher::Config, observer: Observer<K>) -> Self {
         let inner = RwLock::new(Inner { slots: HashMap::new(), tombstones: std::collections::VecDeque::new() });
         let shared = Arc::new(Shared { api, inner, observer, filled: watch::Sender::new(false) });
-        let task = tokio::spawn(follow(shared.clone()));
+        let task = tokio::spawn(follow(shared.clone(), of));
         Self { shared, watcher: Arc::new(AbortOnDrop(task)) }
     }
 
@@ -128,6 +133,14 @@ where
         let made = Arc::new(self.shared.api.create(&PostParams::default(), object).await?);
         self.shared.put(made.clone());
         Ok(made)
+    }
+
+    /// Writes an object anew. It must be in the version that it names.
+    pub(crate) async fn replace(&self, object: &K) -> std::result::Result<Arc<K>, kube::Error> {
+        let name = object.name_any();
+        let written = Arc::new(self.shared.api.replace(&name, &PostParams::default(), object).await?);
+        self.shared.put(written.clone());
+        Ok(written)
     }
 
     /// Changes an object by a JSON merge patch.
@@ -236,11 +249,11 @@ where
 }
 
 /// Keeps the cache true, for ever.
-async fn follow<K>(shared: Arc<Shared<K>>)
+async fn follow<K>(shared: Arc<Shared<K>>, of: watcher::Config)
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut events = Box::pin(watcher::watcher(shared.api.clone(), watcher::Config::default()));
+    let mut events = Box::pin(watcher::watcher(shared.api.clone(), of));
     let mut listed: Vec<String> = Vec::new();
     while let Some(event) = events.next().await {
         match event {

@@ -268,7 +268,7 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     if docker.all_networks().iter().any(|network| network.spec.name == request.name) {
         return Err(Error::Conflict(format!("network with name {} already exists", request.name)));
     }
-    let swarm = if request.is_overlay() { Some(docker.swarm().await?) } else { None };
+    let swarm = if request.is_overlay() { Some(docker.swarm()?) } else { None };
     if request.ingress && docker.all_networks().iter().any(|network| network.spec.ingress) {
         return Err(Error::Conflict("rpc error: code = AlreadyExists desc = ingress network already exists".into()));
     }

@@ -102,6 +102,9 @@ pub(crate) fn privileges(spec: &ContainerSpec) -> Vec<Privilege> {
         asked.push(Privilege::HostNamespace("network"));
     }
     asked.extend(security.devices.iter().map(|device| Privilege::Device(device.clone())));
+    if !spec.resources.cgroup_parent.is_empty() {
+        asked.push(Privilege::CgroupParent(spec.resources.cgroup_parent.clone()));
+    }
     asked.extend(spec.resources.device_rates.iter().map(|rate| Privilege::Device(rate.path.clone())));
     for capability in &security.capabilities_add {
         let upper = capability.to_ascii_uppercase();
@@ -157,6 +160,7 @@ mod tests {
             ("uts host", make(|s| s.security.uts_mode = "host".into())),
             ("device", make(|s| s.security.devices.push("/dev/sda:/dev/sda:rwm".into()))),
             ("device rate", make(|s| s.resources.device_rates.push(api::container::DeviceRate::default()))),
+            ("parent cgroup", make(|s| s.resources.cgroup_parent = "/machine".into())),
             ("capability", make(|s| s.security.capabilities_add.push("SYS_ADMIN".into()))),
             ("capability with prefix", make(|s| s.security.capabilities_add.push("CAP_sys_admin".into()))),
             ("all capabilities", make(|s| s.security.capabilities_add.push("ALL".into()))),

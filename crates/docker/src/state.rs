@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use api::swarm::SETTINGS_NAME;
 use api::{Container, Network, Volume};
 use image::ImageStore;
 use image::build::StepRunner;
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use node::SharedNode;
 use parking_lot::Mutex;
@@ -38,6 +41,8 @@ pub struct DockerState {
     pub endpoint: Endpoint,
     /// Data directory, shown by `docker info`.
     pub data_dir: std::path::PathBuf,
+    /// SHA-256 of the public key of the pool's authority, in hexadecimal: what join tokens name it by.
+    pub authority: String,
 }
 
 /// The running dialect, shared by all requests.
@@ -47,6 +52,8 @@ pub(crate) struct Docker {
     pub(crate) containers: Cache<Container>,
     pub(crate) networks: Cache<Network>,
     pub(crate) volumes: Cache<Volume>,
+    /// The `Secret` of the swarm's settings. A tenant's endpoint is in no swarm.
+    pub(crate) swarm: Option<Cache<Secret>>,
     pub(crate) events: Events,
     /// Exec instances that were made here; they live as long as their container or this process.
     pub(crate) execs: Mutex<HashMap<String, Arc<Exec>>>,
@@ -76,6 +83,11 @@ impl Docker {
             api_volumes,
             Box::new(move |old, new, live| crate::events::volume_changed(&seen, old, new, live)),
         );
+        let swarm = (state.endpoint == Endpoint::Machine).then(|| {
+            let api: Api<Secret> = Api::namespaced(state.client.clone(), &state.namespace);
+            let of = watcher::Config::default().fields(&format!("metadata.name={SETTINGS_NAME}"));
+            Cache::start_of(api, of, Box::new(|_, _, _| ()))
+        });
         if let Some(host) = &state.buildkit {
             let seen = events.clone();
             host.on_tag(Box::new(move |id, name| seen.image(id, name, "tag")));
@@ -86,6 +98,7 @@ impl Docker {
             containers,
             networks,
             volumes,
+            swarm,
             events,
             execs: Mutex::default(),
             listeners: AtomicUsize::new(0),
@@ -96,7 +109,11 @@ impl Docker {
     pub(crate) async fn ready(&self) -> crate::error::Result<()> {
         self.containers.ready().await?;
         self.networks.ready().await?;
-        self.volumes.ready().await
+        self.volumes.ready().await?;
+        match &self.swarm {
+            Some(swarm) => swarm.ready().await,
+            None => Ok(()),
+        }
     }
 
     /// The workload that a container object stands for.

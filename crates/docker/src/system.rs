@@ -38,8 +38,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 async fn system_ping(docker: Arc<Docker>, _call: Call) -> Reply {
-    let swarm =
-        if docker.swarm_if_any().await.is_ok_and(|swarm| swarm.is_some()) { "active/manager" } else { "inactive" };
+    let swarm = if docker.in_swarm() { "active/manager" } else { "inactive" };
     let mut response = body::typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("OK"));
     let headers = response.headers_mut();
     headers.insert("Builder-Version", HeaderValue::from_static("1"));
@@ -300,7 +299,16 @@ async fn system_data_usage(docker: Arc<Docker>, call: Call) -> Reply {
         shown["Volumes"] = json!(crate::volumes::describe_all_with_use(&docker));
     }
     if wants("build-cache") {
-        shown["BuildCache"] = json!([]);
+        // What tenants' builds may use again is the machine's, as its images are.
+        let held = docker.state.images.build_cache().await?;
+        let row = |cache: image::BuildCache| {
+            json!({
+                "ID": cache.id, "Parent": "", "Type": if cache.mount { "exec.cachemount" } else { "regular" },
+                "Description": cache.description, "InUse": false, "Shared": false, "Size": cache.size_bytes,
+                "LastUsedAt": null, "UsageCount": 0,
+            })
+        };
+        shown["BuildCache"] = held.into_iter().map(row).collect();
     }
     body::json(&shown)
 }

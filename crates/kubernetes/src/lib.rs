@@ -38,6 +38,6 @@ pub use identity::{
     request_certificate_user as certificate_user, request_remote,
 };
 pub use kinds::builtin_kinds;
-pub use router::{RouterOptions, router};
+pub use router::{RouterOptions, json_response, render, router};
 pub use serve::{ServeError, ServeLimits, serve};
 pub use webhooks::HttpsWebhooks;

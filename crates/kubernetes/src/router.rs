@@ -142,7 +142,7 @@ fn authorize_path(state: &State, context: &RequestContext, method: &http::Method
 }
 
 /// The one place where errors become HTTP.
-pub(crate) fn render(status: &Status) -> Response {
+pub fn render(status: &Status) -> Response {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_response(code, &status.to_value());
     if status.details.retry_after_seconds > 0 {
@@ -152,7 +152,7 @@ pub(crate) fn render(status: &Status) -> Response {
 }
 
 /// A JSON answer from a tree.
-pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response {
+pub fn json_response(code: StatusCode, value: &Value) -> Response {
     typed_response(code, "application/json", Bytes::from(value.to_string()))
 }
 

@@ -101,10 +101,17 @@ impl Fabric {
         self.run("an attachment", move |inner| inner.detach(&owner, &network)).await
     }
 
-    /// Takes an owner off all networks, and withdraws its published ports.
+    /// Takes an owner off all networks, and withdraws its published ports. Addresses, ports and all ways are free when it
+    /// returns; the kernel may take some milliseconds more to delete the interfaces.
     pub async fn release(&self, owner: &str) -> Result<()> {
         let owner = owner.to_owned();
-        self.run("an owner", move |inner| inner.release(&owner)).await
+        let left = self.run("an owner", move |inner| inner.release(&owner)).await?;
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = attachments::delete_interfaces(&left) {
+                tracing::warn!(error = %error, "an interface stays until the next start");
+            }
+        });
+        Ok(())
     }
 
     /// Publishes ports of `target`, in place of what this owner had published before. All or nothing. A port of all

@@ -61,6 +61,10 @@ const COMMENTED: &str = "\
 # do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
 # diskReserve: 5
 
+# Most processes and threads of a Docker container that sets no bound of its own (docker run --pids-limit; -1 there asks for
+# none). 0 sets no bound, as Docker does.
+# containerPidsLimit: 0
+
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
 
@@ -114,6 +118,8 @@ pub struct Config {
     pub bridged_interfaces: Vec<String>,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve: u8,
+    /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
+    pub container_pids_limit: u32,
     /// Registries that may be reached without TLS.
     pub insecure_registries: Vec<String>,
     /// Registries that are asked before Docker Hub for its images.
@@ -185,6 +191,7 @@ impl Default for Config {
             routed_addresses: Vec::new(),
             bridged_interfaces: Vec::new(),
             disk_reserve: 5,
+            container_pids_limit: 0,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
             etcd: None,

@@ -52,6 +52,9 @@ pub struct ContainerConfig {
     pub stdin_once: bool,
     /// Where its output goes.
     pub log: LogConfig,
+    /// The control group above its own, as a plain absolute path without `..`; `None` means that of this instance. It
+    /// stays when the container goes.
+    pub cgroup_parent: Option<String>,
 }
 
 /// A container's log file.

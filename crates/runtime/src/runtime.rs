@@ -73,9 +73,15 @@ impl Runtime {
         Ok(ShimDir(self.shared.options.containers_dir.join(id).join("shim")))
     }
 
+    /// The control group of a container: what it was created with, or what it would be created with.
     fn cgroup(&self, id: &str) -> Cgroup {
-        let path = format!("{}/{id}", self.shared.options.cgroup_root.trim_end_matches('/'));
-        Cgroup::new(self.shared.hierarchies.clone(), &path)
+        let config = self.directory(id).ok().and_then(|directory| read_json::<ShimConfig>(&directory.config()).ok()?);
+        config.map_or_else(|| self.cgroup_below(None, id), |config| config.cgroup)
+    }
+
+    fn cgroup_below(&self, parent: Option<&str>, id: &str) -> Cgroup {
+        let parent = parent.unwrap_or(&self.shared.options.cgroup_root);
+        Cgroup::new(self.shared.hierarchies.clone(), &format!("{}/{id}", parent.trim_end_matches('/')))
     }
 
     /// Creates a container up to the point where its process waits for [`Self::start`]. Returns its process id.
@@ -116,9 +122,13 @@ impl Runtime {
     /// Writes everything that the shim reads, and makes the control group. Also returns the name of a system-call filter
     /// that is to be kept once the OCI runtime has compiled it.
     fn prepare(&self, directory: &ShimDir, config: ContainerConfig) -> Result<(Limits, Option<String>)> {
-        let ContainerConfig { id, bundle_dir, mut spec, terminal, open_stdin, stdin_once, log } = config;
+        let ContainerConfig { id, bundle_dir, mut spec, terminal, open_stdin, stdin_once, log, cgroup_parent } = config;
         let filter = self.shared.filters.look_up(&mut spec);
-        let cgroup = self.cgroup(&id);
+        let parent = cgroup_parent.as_deref();
+        if parent.is_some_and(|path| !path.starts_with('/') || path.split('/').any(|name| matches!(name, "." | ".."))) {
+            return Err(Error::Invalid("the parent control group is no plain absolute path".to_owned()));
+        }
+        let cgroup = self.cgroup_below(parent, &id);
         spec::check(&spec)?;
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
         let mut limits = resources.as_ref().map(Limits::from).unwrap_or_default();

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::{Error, Result, chain};
 use crate::hands::FoundImage;
-use crate::patch;
+use crate::{patch, pull_secret};
 
 /// Label by which Docker's clients know volumes that nobody named.
 const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
@@ -27,7 +27,7 @@ pub async fn complete(context: &Context, object: &Arc<Container>) -> Result<Arc<
     if !object.spec.image_id.is_empty() {
         return Ok(object.clone());
     }
-    let image = find(context, &object.spec.image).await?;
+    let image = find(context, object).await?;
     let mut spec = object.spec.clone();
     merge(&mut spec, &image.id, &image.config)?;
     let id = object.metadata.name.clone().unwrap_or_default();
@@ -50,11 +50,17 @@ pub async fn complete(context: &Context, object: &Arc<Container>) -> Result<Arc<
 
 /// The image of a reference. One that came from a registry may be fresher there, unless it is named by its digest; what is
 /// here will do when the registry does not answer.
-async fn find(context: &Context, reference: &str) -> Result<FoundImage> {
-    let present = context.images.find(reference);
+async fn find(context: &Context, object: &Container) -> Result<FoundImage> {
+    let reference = object.spec.image.as_str();
+    let mut present = context.images.find(reference);
+    if present.as_ref().is_none_or(|image| !image.from_registry) {
+        // What was built on the pool's first machine is nowhere else.
+        context.images.bring(reference).await;
+        present = context.images.find(reference);
+    }
     match present {
         Some(image) if !image.from_registry || reference.contains('@') => Ok(image),
-        present => match (context.images.pull(reference, &PullOptions::default()).await, present) {
+        present => match (context.images.pull(reference, &pull_options(context, object).await).await, present) {
             (Ok(image), _) => Ok(image),
             (Err(error), Some(image)) => {
                 tracing::debug!(reference, error = %chain(&error), "not pulled; what is here is taken");
@@ -66,6 +72,18 @@ async fn find(context: &Context, reference: &str) -> Result<FoundImage> {
             }
         },
     }
+}
+
+async fn pull_options(context: &Context, object: &Container) -> PullOptions {
+    let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
+    let credentials = match image::Reference::parse_tagged(&spec.image) {
+        Ok(image) if !spec.pull_secret.is_empty() => {
+            let names = std::iter::once(spec.pull_secret.as_str());
+            pull_secret::credentials(&context.client, namespace, names, &image).await
+        }
+        _ => None,
+    };
+    PullOptions { credentials, ..PullOptions::default() }
 }
 
 /// Docker's rules for what an image and a container say together. `Source:` Docker, "Dockerfile reference", CMD and ENTRYPOINT.

@@ -190,7 +190,11 @@ impl Driver {
         if now == wanted || !matches!(self.machine.phase, step::Phase::Running { .. }) {
             return;
         }
-        let updated = self.context.runtime.update(&self.id, &spec::bounds(&self.object.spec).resources()).await;
+        let updated = self
+            .context
+            .runtime
+            .update(&self.id, &spec::bounds(&self.object.spec, self.context.container_pids_limit).resources())
+            .await;
         let error = updated.err().map(|error| chain(&error)).unwrap_or_default();
         self.status.resource_update = Some(ResourceUpdate { resources: wanted.clone(), error });
         self.report().await;
@@ -218,11 +222,12 @@ impl Driver {
         while let Some(event) = next.take() {
             let actions = step::step(&mut self.machine, event, self.context.now());
             let ends = actions.contains(&Action::EndRun) && actions.contains(&Action::Report);
+            let deletes = actions.contains(&Action::DeleteObject);
             for action in actions {
                 match action {
                     // The end of a run is told while its remains are cleared.
-                    Action::EndRun if ends => self.end_run_and_report().await,
-                    Action::Report if ends => {}
+                    Action::EndRun if ends => self.end_run_and_report(deletes).await,
+                    Action::Report | Action::DeleteObject if ends => {}
                     Action::EndRun => self.end_run().await,
                     Action::Report => self.report().await,
                     Action::Wake(at) => self.timer = Some(self.context.at(at)),
@@ -331,11 +336,17 @@ impl Driver {
         start::end_run(&self.context, &self.id).await;
     }
 
-    async fn end_run_and_report(&mut self) {
+    async fn end_run_and_report(&mut self, deletes: bool) {
         self.stop_helpers();
         self.handle.disconnect(false);
         let (context, id) = (self.context.clone(), self.id.clone());
-        tokio::join!(start::end_run(&context, &id), self.report());
+        let tell = async {
+            self.report().await;
+            if deletes {
+                self.simple(Action::DeleteObject).await;
+            }
+        };
+        tokio::join!(start::end_run(&context, &id), tell);
     }
 
     async fn health(&mut self, result: HealthResult) {

@@ -39,10 +39,11 @@ pub struct Findings {
 
 /// Period when a quota comes from a number of CPUs. Units: microseconds.
 const CPU_PERIOD_US: i64 = 100_000;
-/// Builds the launch.
+
+/// Builds the launch. `default_pids` is the bound on tasks of a container that asks for none; 0 means none.
 ///
 /// Errors: a setting that makes no sense.
-pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
+pub fn launch(spec: &ContainerSpec, found: Findings, default_pids: i64) -> Result<Launch> {
     let security = &spec.security;
     hands::check_working_directory(&spec.working_directory)?;
     let mut identity = found.user.identity.clone();
@@ -88,15 +89,15 @@ pub fn launch(spec: &ContainerSpec, found: Findings) -> Result<Launch> {
         devices: found.devices,
         masked_paths: security.masked_paths.clone().unwrap_or_else(|| texts(&runtime::spec::MASKED_PATHS)),
         readonly_paths: security.readonly_paths.clone().unwrap_or_else(|| texts(&runtime::spec::READONLY_PATHS)),
-        bounds: Bounds { device_rates: found.device_rates, ..bounds(spec) },
+        bounds: Bounds { device_rates: found.device_rates, ..bounds(spec, default_pids) },
         rlimits,
         sysctls: spec.sysctls.clone(),
         oom_score_adj: Some(security.oom_score_adj),
     })
 }
 
-/// The bounds of a spec; those on devices come from the machine.
-pub fn bounds(spec: &ContainerSpec) -> Bounds {
+/// The bounds of a spec; those on devices come from the machine. `default_pids` as in [`launch`].
+pub fn bounds(spec: &ContainerSpec, default_pids: i64) -> Bounds {
     let resources = &spec.resources;
     let by_number = resources.nano_cpus > 0;
     // Docker's rule: a memory bound without a swap bound allows as much swap again.
@@ -117,7 +118,8 @@ pub fn bounds(spec: &ContainerSpec) -> Bounds {
         memory_bytes: resources.memory_bytes,
         memory_swap_bytes: swap,
         memory_reservation_bytes: resources.memory_reservation_bytes,
-        pids: resources.pids_limit,
+        pids: if resources.pids_limit == 0 { default_pids } else { resources.pids_limit },
+        block_weight: resources.block_weight,
         oom_kill_disable: resources.oom_kill_disable,
         device_rates: Vec::new(),
     }
@@ -240,7 +242,7 @@ mod tests {
 
     fn check(spec: ContainerSpec) -> serde_json::Value {
         let found = Findings { hostname: "abc".into(), rootfs: "/nonexistent".into(), ..Findings::default() };
-        let launch = launch(&spec, found).unwrap();
+        let launch = launch(&spec, found, 7).unwrap();
         serde_json::to_value(launch.specification(&Machine { capabilities: u64::MAX }).unwrap()).unwrap()
     }
 
@@ -266,6 +268,13 @@ mod tests {
         assert_eq!(resources["cpu"], serde_json::json!({"quota": 50_000, "period": 100_000}));
         assert_eq!(resources["memory"], serde_json::json!({"limit": 64 << 20, "swap": 128 << 20}));
         assert_eq!(resources["pids"], serde_json::json!({"limit": 10}));
+        let pids = |pids_limit: i64| {
+            let resources = Resources { pids_limit, block_weight: 300, ..Resources::default() };
+            check(ContainerSpec { resources, ..ContainerSpec::default() })["linux"]["resources"].clone()
+        };
+        assert_eq!(pids(0)["pids"], serde_json::json!({"limit": 7}), "the machine's own");
+        assert_eq!(pids(-1).get("pids"), None, "none at all");
+        assert_eq!(pids(0)["blockIO"]["weight"], 300);
     }
 
     #[test]

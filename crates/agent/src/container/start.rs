@@ -76,7 +76,12 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         .create(&directory)
         .map_err(Error::io("create", &directory))?;
     let (prepared, connected, mounts, files) = tokio::try_join!(
-        async { Ok(context.images.mount(id, &spec.image_id).await?) },
+        async {
+            Ok(match spec.auto_remove {
+                true => context.images.mount_scratch(id, &spec.image_id).await?,
+                false => context.images.mount(id, &spec.image_id).await?,
+            })
+        },
         connect(context, namespace, id, spec),
         mounts::resolve(context, namespace, spec),
         secrets::files(context, namespace, &directory, spec),
@@ -123,8 +128,9 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         link_environment: linked.environment,
         device_rates: spec.resources.device_rates.iter().map(spec::device_rate).collect::<Result<_>>()?,
     };
-    let launch = spec::launch(spec, findings)?;
+    let launch = spec::launch(spec, findings, context.container_pids_limit)?;
     let config = ContainerConfig {
+        cgroup_parent: (!spec.resources.cgroup_parent.is_empty()).then(|| spec.resources.cgroup_parent.clone()),
         id: id.to_owned(),
         bundle_dir: directory.clone(),
         spec: launch.specification(&context.machine)?,

@@ -87,15 +87,26 @@ impl Images {
 
     /// Makes (when it is new) and mounts the root file system of a container.
     pub async fn mount(&self, container_id: &str, image: &str) -> Result<Prepared> {
-        if self.store.snapshot(container_id).is_none() && self.find(image).is_none() {
-            self.bring(image).await;
-        }
-        let snapshot = match self.store.snapshot(container_id) {
-            Some(snapshot) => snapshot,
-            None => self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await?,
-        };
+        let snapshot = self.prepare(container_id, image).await?;
         self.store.mount(&snapshot).await?;
         Ok(Prepared { rootfs: snapshot.rootfs })
+    }
+
+    /// The same for a container that goes with the end of its process, and so with a crash of the machine.
+    pub async fn mount_scratch(&self, container_id: &str, image: &str) -> Result<Prepared> {
+        let snapshot = self.prepare(container_id, image).await?;
+        self.store.mount_scratch(&snapshot).await?;
+        Ok(Prepared { rootfs: snapshot.rootfs })
+    }
+
+    async fn prepare(&self, container_id: &str, image: &str) -> Result<Snapshot> {
+        if let Some(snapshot) = self.store.snapshot(container_id) {
+            return Ok(snapshot);
+        }
+        if self.find(image).is_none() {
+            self.bring(image).await;
+        }
+        self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await
     }
 
     /// What there is of a container's file system.

@@ -76,6 +76,7 @@ async fn start(context: &Context, uid: &str, id: &str, sandbox: &Sandbox) -> Res
         ..Launch::default()
     };
     let config = ContainerConfig {
+        cgroup_parent: None,
         id: id.to_owned(),
         bundle_dir: directory.clone(),
         spec: launch.specification(&context.machine)?,

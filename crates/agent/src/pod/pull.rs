@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use image::{Credentials, PullOptions, Reference};
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
-use kube::Api;
-use serde_json::Value;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::driver::reference;
 use super::start::Failure;
@@ -13,6 +11,7 @@ use crate::context::Context;
 use crate::error::chain;
 use crate::events::Kind;
 use crate::hands::FoundImage;
+use crate::pull_secret;
 
 /// Finds the image, or fetches it, as the policy says.
 pub async fn ensure(context: &Arc<Context>, pod: &Pod, container: &Container) -> Result<FoundImage, Failure> {
@@ -66,55 +65,13 @@ fn default_policy(name: &str) -> &'static str {
 
 async fn credentials(context: &Context, pod: &Pod, image: &Reference) -> Option<Credentials> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    for wanted in pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten()) {
-        let Ok(Some(secret)) = secrets.get_opt(&wanted.name).await else { continue };
-        let data = secret.data.unwrap_or_default();
-        let text = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg"));
-        let Some(config) = text.and_then(|t| serde_json::from_slice::<Value>(&t.0).ok()) else { continue };
-        if let Some(found) = from_config(&config, &image.to_string()) {
-            return Some(found);
-        }
-    }
-    None
-}
-
-/// The entry of a Docker configuration whose server the image's name begins with.
-fn from_config(config: &Value, image: &str) -> Option<Credentials> {
-    let servers = config.get("auths").unwrap_or(config).as_object()?;
-    let host = |text: &str| {
-        text.trim_start_matches("https://")
-            .trim_start_matches("http://")
-            .split('/')
-            .next()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let wanted = host(image);
-    let (_, entry) = servers.iter().find(|(server, _)| host(server) == wanted)?;
-    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (mut username, mut password) = (text("username"), text("password"));
-    if username.is_empty() {
-        let decoded: k8s_openapi::ByteString = serde_json::from_value(entry.get("auth")?.clone()).ok()?;
-        let pair = String::from_utf8(decoded.0).ok()?;
-        let (user, secret) = pair.split_once(':')?;
-        (username, password) = (user.to_owned(), secret.to_owned());
-    }
-    Some(Credentials { username, password, ..Credentials::default() })
+    let names = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten()).map(|one| one.name.as_str());
+    pull_secret::credentials(&context.client, namespace, names, image).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn credentials_are_found_by_server() {
-        let config = json!({"auths": {"https://registry.example/v1/": {"auth": "YTpi"}, "other.example": {"username": "x", "password": "y"}}});
-        let found = from_config(&config, "registry.example/team/web:1").unwrap();
-        assert_eq!((found.username.as_str(), found.password.as_str()), ("a", "b"));
-        assert!(from_config(&config, "third.example/web").is_none());
-    }
 
     #[test]
     fn latest_is_always_pulled() {

@@ -93,6 +93,7 @@ pub async fn start(context: &Arc<Context>, order: &Order) -> Result<Started, Fai
     let launch = launch(context, order, &image.config, prepared.rootfs, environment).await?;
     let container = &order.container;
     let config = ContainerConfig {
+        cgroup_parent: None,
         id: order.id.clone(),
         bundle_dir: directory.clone(),
         spec: launch.specification(&context.machine).map_err(|e| create_error(e.into()))?,

@@ -140,14 +140,16 @@ fn is_used(caches: &Caches, node: &str, a: &Attributes, references: References) 
         && pods_of(caches, node, &a.namespace).iter().any(|pod| refers(&pod["spec"], references, &a.name))
 }
 
-/// Whether a container on this machine has a file out of the secret or the config map.
+/// Whether a container on this machine has a file out of the secret or the config map, or its image's credentials in it.
 fn is_in_container(caches: &Caches, node: &str, a: &Attributes, secret: bool) -> bool {
     let names = |file: &Value| {
         file["object"] == a.name.as_str() && file["secret"].as_bool().unwrap_or(false) == secret && !a.name.is_empty()
     };
     caches.get(&keys::resource("nuee.dev", "containers")).all(&format!("{}/", a.namespace)).iter().any(|container| {
         let spec = &container.to_value()["spec"];
-        spec["nodeName"] == node && spec["files"].as_array().is_some_and(|files| files.iter().any(names))
+        let credentials = secret && !a.name.is_empty() && spec["pullSecret"] == a.name.as_str();
+        let file = spec["files"].as_array().is_some_and(|files| files.iter().any(names));
+        spec["nodeName"] == node && (credentials || file)
     })
 }
 

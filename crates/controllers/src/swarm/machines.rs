@@ -1,10 +1,11 @@
 //! What placement rules ask of a machine, out of its `Node`. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use api::swarm::{DRAIN_TAINT, NODE_LABELS_ANNOTATION, Placement, PlacementRule, id_of};
+use api::swarm::{DRAIN_TAINT, LABELS_ANNOTATION, Placement, PlacementRule, id_of};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use kube::runtime::watcher::Event;
 
 use super::plan::Machine;
 use crate::node_life;
@@ -36,7 +37,7 @@ pub fn attributes(node: &Node) -> BTreeMap<String, String> {
 
 /// The labels that a machine has in Swarm.
 pub fn swarm_labels(node: &Node) -> BTreeMap<String, String> {
-    let text = node.annotations().get(NODE_LABELS_ANNOTATION);
+    let text = node.annotations().get(LABELS_ANNOTATION);
     text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
@@ -60,6 +61,43 @@ pub fn rules(placement: &Placement) -> Vec<(String, Vec<String>, bool)> {
         rules.push(("node.platform.arch".to_owned(), placement.architectures.clone(), false));
     }
     rules
+}
+
+/// What services ask of machines, kept to tell changes of it from signs of life.
+#[derive(Debug, Default)]
+pub struct Seen {
+    machines: BTreeMap<String, Asked>,
+    /// Those that the list under way has not named yet.
+    unnamed: Option<BTreeSet<String>>,
+}
+
+type Asked = (Option<String>, BTreeMap<String, String>, Machine);
+
+impl Seen {
+    /// Takes in an event; whether services must be looked at again.
+    pub fn observe(&mut self, event: Event<Node>) -> bool {
+        match event {
+            Event::Init => {
+                self.unnamed = Some(self.machines.keys().cloned().collect());
+                false
+            }
+            Event::Apply(node) | Event::InitApply(node) => {
+                let name = node.name_any();
+                if let Some(unnamed) = &mut self.unnamed {
+                    unnamed.remove(&name);
+                }
+                let asked = (node.uid(), attributes(&node), machine(&node, &Placement::default()));
+                let known = self.machines.insert(name, asked);
+                known.as_ref() != self.machines.get(&node.name_any())
+            }
+            Event::Delete(node) => self.machines.remove(&node.name_any()).is_some(),
+            Event::InitDone => {
+                let gone = self.unnamed.take().unwrap_or_default();
+                self.machines.retain(|name, _| !gone.contains(name));
+                !gone.is_empty()
+            }
+        }
+    }
 }
 
 /// A machine as a service's plan sees it.
@@ -87,10 +125,32 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_sign_of_life_is_no_change_and_what_services_ask_for_is() {
+        let node = |beat: &str, ready: &str, zone: &str| -> Node {
+            let condition = json!({ "type": "Ready", "status": ready, "lastHeartbeatTime": beat });
+            let labels = json!({ "zone": zone });
+            let text = json!({ "metadata": { "name": "n1", "uid": "1", "resourceVersion": beat, "labels": labels },
+                "status": { "conditions": [condition] } });
+            serde_json::from_value(text).unwrap()
+        };
+        let first = "2026-01-01T00:00:00Z";
+        let later = "2026-01-01T00:00:10Z";
+        let mut seen = Seen::default();
+        assert!(!seen.observe(Event::Init));
+        assert!(seen.observe(Event::InitApply(node(first, "True", "a"))));
+        assert!(!seen.observe(Event::InitDone));
+        assert!(!seen.observe(Event::Apply(node(later, "True", "a"))), "a sign of life");
+        assert!(seen.observe(Event::Apply(node(later, "True", "b"))), "another label");
+        assert!(seen.observe(Event::Apply(node(later, "False", "b"))), "not ready");
+        assert!(!seen.observe(Event::Init) && seen.observe(Event::InitDone), "a list that does not name it any more");
+        assert!(!seen.observe(Event::Delete(node(later, "False", "b"))), "gone already");
+    }
+
+    #[test]
     fn rules_compare_without_case_and_absent_labels_are_unequal() {
         let node: Node = serde_json::from_value(json!({
             "metadata": { "name": "n1", "uid": "1", "labels": { ARCHITECTURE: "amd64", CONTROL_PLANE: "" },
-                "annotations": { NODE_LABELS_ANNOTATION: "{\"Zone\":\"West Wing\"}" } },
+                "annotations": { LABELS_ANNOTATION: "{\"Zone\":\"West Wing\"}" } },
             "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
         }))
         .unwrap_or_default();

@@ -88,7 +88,7 @@ impl Task {
 }
 
 /// A machine as the plan sees it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Its name.
     pub name: String,

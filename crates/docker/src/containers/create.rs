@@ -10,6 +10,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::config::{self, Surroundings, Translated};
+use super::connections;
 use super::echo::Echo;
 use super::wire::{CreateRequest, EndpointConfig};
 use crate::call::Call;
@@ -53,7 +54,7 @@ impl Surroundings for Lookup<'_> {
 
 /// What is checked of a place on a network that is asked for.
 pub(crate) fn check_endpoint(docker: &Docker, network: &str, asked: &EndpointConfig) -> Result<()> {
-    config::check_addresses(network, asked, &Lookup(docker))
+    connections::check_addresses(network, asked, &Lookup(docker))
 }
 
 /// Makes a container.

@@ -369,7 +369,7 @@ pub(super) fn list_ports(container: &Container) -> Vec<Value> {
         }));
     }
     for exposed in &container.spec.exposed_ports {
-        let Ok((number, protocol)) = super::config::parse_port(exposed) else { continue };
+        let Ok((number, protocol)) = super::connections::parse_port(exposed) else { continue };
         if !bound.iter().any(|port| port.container_port == number && port.protocol == protocol) {
             shown.push(json!({ "PrivatePort": number, "Type": protocol }));
         }

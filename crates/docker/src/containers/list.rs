@@ -128,7 +128,7 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
         }
     };
     let exposed: Vec<(u16, String)> =
-        spec.exposed_ports.iter().filter_map(|port| super::config::parse_port(port).ok()).collect();
+        spec.exposed_ports.iter().filter_map(|port| super::connections::parse_port(port).ok()).collect();
     // Only what runs has published ports.
     let published: Vec<(u16, String)> = match status.state {
         State::Running | State::Paused => &status.ports[..],

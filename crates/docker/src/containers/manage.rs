@@ -10,6 +10,7 @@ use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bounds;
 use super::config;
 use super::create::{ANONYMOUS_LABEL, check_name, name_conflict};
 use super::echo::Echo;
@@ -94,7 +95,7 @@ pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Rep
         echo.host_config["CpusetCpus"] = json!(update.cpuset_cpus);
     }
     if let Some(limit) = update.pids_limit {
-        resources.pids_limit = limit.max(0);
+        resources.pids_limit = bounds::pids_limit(limit);
         echo.host_config["PidsLimit"] = json!(limit);
     }
     if resources.memory_bytes > 0
@@ -115,7 +116,7 @@ pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Rep
         cpuset_cpus: update.cpuset_cpus.clone(),
         ..HostConfig::default()
     };
-    config::resources(&asked)?;
+    bounds::resources(&asked)?;
     let mut change = json!({ "spec": { "resources": resources, "dialectConfig": "" } });
     if !update.restart_policy.name.is_empty() {
         config::check_restart(&update.restart_policy, container.spec.auto_remove)?;

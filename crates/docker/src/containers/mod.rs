@@ -1,12 +1,15 @@
 //! Containers: list, create, inspect, rename, update, remove, prune. Life cycle, streams and files are in their own files.
 
 pub(crate) mod archive;
+mod bounds;
 pub(crate) mod config;
+mod connections;
 pub(crate) mod create;
 pub(crate) mod echo;
 mod inspect;
 pub(crate) mod lifecycle;
 mod list;
+mod logging;
 mod manage;
 pub(crate) mod mounts;
 pub(crate) mod signals;

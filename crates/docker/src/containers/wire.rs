@@ -176,6 +176,8 @@ pub(crate) struct HostConfig {
     #[serde(rename = "BlkioDeviceWriteIOps", deserialize_with = "null_is_default")]
     pub(crate) blkio_device_write_iops: Vec<ThrottleDevice>,
     pub(crate) blkio_weight: u16,
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) blkio_weight_device: Vec<Value>,
     pub(crate) isolation: String,
     pub(crate) memory_swappiness: Option<i64>,
     pub(crate) pids_limit: i64,

@@ -20,7 +20,7 @@ use crate::state::Docker;
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageBuild", Method::POST, "/build", "create", "images", run!(image_build))
-        .partial("context from the request or a session only, not from a URL"),
+        .partial("context from a git repository"),
     Operation::new("BuildPrune", Method::POST, "/build/prune", "delete", "images", run!(build_prune))
         .partial("steps of BuildKit builds and cache mounts; filters are not read"),
 ];
@@ -39,9 +39,6 @@ pub(super) fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str)
 
 fn request(call: &Call, endpoint: Endpoint) -> Result<BuildOptions> {
     let query = &call.query;
-    if query.text("remote").is_some_and(|remote| remote != "client-session") {
-        return Err(Error::NotImplemented("building from a remote context is not available yet".into()));
-    }
     let build_args: BTreeMap<String, Option<String>> = json_value(call, "buildargs")?;
     if query.flag("squash") {
         return Err(Error::Invalid("squash is only supported with experimental mode".into()));
@@ -123,7 +120,7 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
-    let request = request(&call, docker.state.endpoint)?;
+    let mut request = request(&call, docker.state.endpoint)?;
     let mut asked = Vec::new();
     if request.network == "host" {
         asked.push(Privilege::HostNamespace("network"));
@@ -139,7 +136,17 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
         return super::buildkit::build(&docker, &call, &request);
     }
     let quiet = call.query.flag("q");
-    let context = body::byte_stream(call.body);
+    let context = match call.query.text("remote").filter(|remote| *remote != "client-session") {
+        Some(url) => {
+            let remote = image::build::remote_context(&docker.state.images, url, request.local_urls).await?;
+            if remote.dockerfile_only {
+                // There is no other file, whatever name the client gives.
+                request.dockerfile.clear();
+            }
+            remote.stream
+        }
+        None => body::byte_stream(call.body),
+    };
     let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
     let (sender, pieces) = body::channel();
     let tags = request.tags.clone();

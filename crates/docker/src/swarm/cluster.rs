@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::bootstrap_token;
 use api::network::NetworkSpec;
-use api::swarm::{HISTORY_MEMBER, MANAGED_LABEL, SETTINGS_NAME, SwarmService, id_of};
+use api::swarm::{HISTORY_LIMIT, HISTORY_MEMBER, MANAGED_LABEL, SETTINGS_NAME, SwarmService, id_of};
 use http::{Method, StatusCode};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
@@ -13,11 +14,12 @@ use kube::{Api, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{UPDATED_ANNOTATION, check_version, networks, nodes, now_text, stamps, write_error};
+use super::token::JoinToken;
+use super::{CLUSTER_PORT, UPDATED_ANNOTATION, check_version, networks, nodes, now_text, stamps, write_error};
+use crate::cache::Cache;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
-use crate::policy::Endpoint;
 use crate::state::Docker;
 use crate::{body, text};
 
@@ -27,7 +29,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("SwarmInit", Method::POST, "/swarm/init", "create", "swarm", run!(swarm_init))
         .partial("autolock; settings of raft and of the dispatcher are kept, there is nothing that they could set"),
     Operation::new("SwarmJoin", Method::POST, "/swarm/join", "create", "swarm", run!(swarm_join))
-        .missing("a machine joins by `nuee join`"),
+        .partial("a machine joins by `nuee join`: the answer is the command to run"),
     Operation::new("SwarmLeave", Method::POST, "/swarm/leave", "delete", "swarm", run!(swarm_leave)),
     Operation::new("SwarmUpdate", Method::POST, "/swarm/update", "update", "swarm", run!(swarm_update))
         .partial("autolock, rotation of the authority"),
@@ -37,10 +39,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 
 /// Members of the `Secret`.
 const SETTINGS_MEMBER: &str = "settings";
-const WORKER_MEMBER: &str = "workerToken";
+/// Identifier of the workers' token. The token itself lets machines join, so it lies with its like and not beside the services'
+/// secrets, which more people may read.
+const WORKER_MEMBER: &str = "workerTokenId";
+/// Member of the bootstrap token's `Secret` with the token as Docker's clients have it.
+const TOKEN_MEMBER: &str = "swarm-token";
 const MANAGER_MEMBER: &str = "managerToken";
-/// Port at which a swarm's machines find each other, as Docker's tools print it.
-const CLUSTER_PORT: u16 = 2377;
+/// Port of the API that machines join at, unless the pool's settings say another.
+const API_PORT: u16 = 6443;
 /// Size of the subnets of overlay networks. Units: bits.
 const SUBNET_SIZE: u32 = 24;
 /// Port of the data path when none is given. `Source:` RFC 7348.
@@ -79,21 +85,30 @@ struct Init {
 
 impl Docker {
     /// The swarm, if there is one. A tenant's endpoint is in none.
-    pub(crate) async fn swarm_if_any(&self) -> Result<Option<Swarm>> {
-        if self.state.endpoint != Endpoint::Machine {
-            return Ok(None);
-        }
-        let Some(object) = self.swarm_secrets().get_opt(SETTINGS_NAME).await? else { return Ok(None) };
+    pub(crate) fn swarm_if_any(&self) -> Option<Swarm> {
+        let object = (*self.swarm.as_ref()?.get(SETTINGS_NAME)?).clone();
         let data = object.data.as_ref().and_then(|data| data.get(SETTINGS_MEMBER));
         let settings = data.and_then(|bytes| serde_json::from_slice(&bytes.0).ok()).unwrap_or_default();
-        Ok(Some(Swarm { object, settings }))
+        Some(Swarm { object, settings })
+    }
+
+    /// Whether there is one.
+    pub(crate) fn in_swarm(&self) -> bool {
+        self.swarm.as_ref().is_some_and(|swarm| swarm.get(SETTINGS_NAME).is_some())
+    }
+
+    /// Where the swarm's own object is written.
+    ///
+    /// Errors: [`Error::Unavailable`] on an endpoint that can be in none.
+    fn swarm_object(&self) -> Result<&Cache<Secret>> {
+        self.swarm.as_ref().ok_or_else(not_a_manager)
     }
 
     /// The swarm.
     ///
     /// Errors: [`Error::Unavailable`] in Docker's words when there is none.
-    pub(crate) async fn swarm(&self) -> Result<Swarm> {
-        self.swarm_if_any().await?.ok_or_else(not_a_manager)
+    pub(crate) fn swarm(&self) -> Result<Swarm> {
+        self.swarm_if_any().ok_or_else(not_a_manager)
     }
 
     pub(super) fn swarm_secrets(&self) -> Api<Secret> {
@@ -156,7 +171,7 @@ impl Swarm {
 
 /// The member `Swarm` of `docker info`.
 pub(crate) async fn info(docker: &Docker) -> Result<Value> {
-    let Some(swarm) = docker.swarm_if_any().await? else {
+    let Some(swarm) = docker.swarm_if_any() else {
         return Ok(json!({
             "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
             "RemoteManagers": null,
@@ -181,9 +196,10 @@ pub(crate) async fn info(docker: &Docker) -> Result<Value> {
 }
 
 async fn swarm_inspect(docker: Arc<Docker>, _call: Call) -> Reply {
-    let swarm = docker.swarm().await?;
+    let swarm = docker.swarm()?;
     let mut shown = swarm.describe(&docker.trust_root().await?);
-    shown["JoinTokens"] = json!({ "Worker": swarm.member(WORKER_MEMBER), "Manager": swarm.member(MANAGER_MEMBER) });
+    let worker = worker_token(&docker, &swarm.member(WORKER_MEMBER)).await?;
+    shown["JoinTokens"] = json!({ "Worker": worker, "Manager": swarm.member(MANAGER_MEMBER) });
     body::json(&shown)
 }
 
@@ -192,7 +208,7 @@ fn full_spec(given: Option<Value>) -> Value {
     let mut spec = json!({
         "Name": "default",
         "Labels": {},
-        "Orchestration": { "TaskHistoryRetentionLimit": 5 },
+        "Orchestration": { "TaskHistoryRetentionLimit": HISTORY_LIMIT },
         "Raft": { "SnapshotInterval": 10000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500, "ElectionTick": 10, "HeartbeatTick": 1 },
         "Dispatcher": { "HeartbeatPeriod": 5_000_000_000_i64 },
         "CAConfig": { "NodeCertExpiry": 7_776_000_000_000_000_i64 },
@@ -237,7 +253,7 @@ fn check_spec(spec: &Value) -> Result<()> {
 
 async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
     let request: Init = call.json().await?;
-    if docker.swarm_if_any().await?.is_some() {
+    if docker.swarm_if_any().is_some() {
         return Err(already());
     }
     let spec = full_spec(request.spec);
@@ -255,7 +271,7 @@ async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
         subnet_size: or(request.subnet_size, SUBNET_SIZE),
         data_path_port: or(request.data_path_port, DATA_PATH_PORT),
     };
-    let root = docker.trust_root().await?;
+    let worker = new_token(&docker);
     let mut object = Secret {
         metadata: ObjectMeta {
             name: Some(SETTINGS_NAME.to_owned()),
@@ -265,14 +281,15 @@ async fn swarm_init(docker: Arc<Docker>, mut call: Call) -> Reply {
         type_: Some("nuee.dev/swarm".to_owned()),
         ..Secret::default()
     };
-    put(&mut object, WORKER_MEMBER, &token(&root));
-    put(&mut object, MANAGER_MEMBER, &token(&root));
+    put(&mut object, WORKER_MEMBER, worker.bootstrap().0);
+    put(&mut object, MANAGER_MEMBER, &new_token(&docker).text());
     keep(&mut object, &settings);
-    match docker.swarm_secrets().create(&PostParams::default(), &object).await {
+    match docker.swarm_object()?.create(&object).await {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.code == 409 => return Err(already()),
         Err(error) => return Err(error.into()),
     }
+    admit_by(&docker, &worker).await?;
     make_ingress(&docker).await?;
     let all = docker.nodes().await?;
     let own = docker.own_node(&all).ok_or_else(|| Error::Unavailable("this machine is not registered yet".into()))?;
@@ -292,7 +309,7 @@ async fn make_ingress(docker: &Docker) -> Result<()> {
         name: INGRESS.to_owned(),
         id: id.clone(),
         driver: "overlay".into(),
-        subnet: networks::free_subnet(docker, &docker.swarm().await?)?,
+        subnet: networks::free_subnet(docker, &docker.swarm()?)?,
         ingress: true,
         ..NetworkSpec::default()
     };
@@ -306,25 +323,78 @@ fn put(object: &mut Secret, name: &str, value: &str) {
 
 fn keep(object: &mut Secret, settings: &Settings) {
     let history = settings.spec.pointer("/Orchestration/TaskHistoryRetentionLimit").and_then(Value::as_i64);
-    put(object, HISTORY_MEMBER, &history.unwrap_or(5).to_string());
+    put(object, HISTORY_MEMBER, &history.map_or_else(|| HISTORY_LIMIT.to_string(), |limit| limit.to_string()));
     put(object, SETTINGS_MEMBER, &serde_json::to_string(settings).unwrap_or_default());
     object.annotations_mut().insert(UPDATED_ANNOTATION.into(), now_text());
 }
 
-/// A token: the authority that it stands for, and a secret. `Source:` swarmkit, `GenerateJoinToken`.
-fn token(trust_root: &str) -> String {
-    let root = text::id_of_name(trust_root);
-    let (first, second) = root.split_at(32);
-    format!("SWMTKN-1-{}{}-{}", id_of(first), id_of(second), id_of(&text::new_id()))
+fn new_token(docker: &Docker) -> JoinToken {
+    JoinToken::new(&docker.state.authority, &text::new_id())
 }
 
-async fn swarm_join(_docker: Arc<Docker>, _call: Call) -> Reply {
-    Err(Error::NotImplemented("a machine joins by `nuee join`, run on it as root".into()))
+fn bootstrap_tokens(docker: &Docker) -> Api<Secret> {
+    Api::namespaced(docker.state.client.clone(), bootstrap_token::NAMESPACE)
+}
+
+/// Lets machines join by a token: it is one for `nuee join`, too.
+async fn admit_by(docker: &Docker, token: &JoinToken) -> Result<()> {
+    let (identifier, secret) = token.bootstrap();
+    let mut object = bootstrap_token::join_token(identifier, secret, None, "lets a machine join; made by docker swarm");
+    put(&mut object, TOKEN_MEMBER, &token.text());
+    bootstrap_tokens(docker).create(&PostParams::default(), &object).await?;
+    Ok(())
+}
+
+fn bootstrap_name(identifier: &str) -> String {
+    format!("{}{identifier}", bootstrap_token::NAME_PREFIX)
+}
+
+/// The workers' token; empty when somebody took it back.
+async fn worker_token(docker: &Docker, identifier: &str) -> Result<String> {
+    let object = bootstrap_tokens(docker).get_opt(&bootstrap_name(identifier)).await?;
+    let text = object.and_then(|object| object.data?.remove(TOKEN_MEMBER));
+    Ok(text.map(|text| String::from_utf8_lossy(&text.0).into_owned()).unwrap_or_default())
+}
+
+/// Lets machines join by a token no more; those that did stay.
+async fn refuse(docker: &Docker, identifier: &str) -> Result<()> {
+    match bootstrap_tokens(docker).delete(&bootstrap_name(identifier), &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Body of join.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Join {
+    remote_addrs: Option<Vec<String>>,
+    join_token: String,
+}
+
+/// A machine with a Docker endpoint is a pool of its own: it cannot become a part of another while it runs. So the answer is
+/// what to do.
+async fn swarm_join(docker: Arc<Docker>, mut call: Call) -> Reply {
+    let request: Join = call.json().await?;
+    if docker.in_swarm() {
+        return Err(already());
+    }
+    let remote = request.remote_addrs.iter().flatten().next().filter(|address| !address.is_empty());
+    let remote = remote.ok_or_else(|| super::invalid("at least 1 remote address is required"))?;
+    let token = JoinToken::parse(&request.join_token).ok_or_else(|| super::invalid("invalid join token"))?;
+    let host = remote.strip_suffix(&format!(":{CLUSTER_PORT}")).unwrap_or(remote);
+    let server = if host == remote && remote.contains(':') { remote.clone() } else { format!("{host}:{API_PORT}") };
+    Err(Error::NotImplemented(format!(
+        "this machine is a pool of its own. To make it a machine of that swarm, stop Nuée here (`nuee down`) and run, as root and \
+         with an empty data directory: nuee join --token {} {server}",
+        token.for_join()
+    )))
 }
 
 async fn swarm_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let given: Value = call.json().await?;
-    let mut swarm = docker.swarm().await?;
+    let mut swarm = docker.swarm()?;
     check_version(&call, &swarm.object)?;
     let spec = full_spec(Some(given));
     check_spec(&spec)?;
@@ -336,21 +406,26 @@ async fn swarm_update(docker: Arc<Docker>, mut call: Call) -> Reply {
         return Err(Error::NotImplemented("autolock is not available".into()));
     }
     swarm.settings.spec = spec;
-    let root = docker.trust_root().await?;
-    for (flag, member) in [("rotateWorkerToken", WORKER_MEMBER), ("rotateManagerToken", MANAGER_MEMBER)] {
-        if call.query.flag(flag) {
-            put(&mut swarm.object, member, &token(&root));
-        }
+    let old = swarm.member(WORKER_MEMBER);
+    let fresh = call.query.flag("rotateWorkerToken").then(|| new_token(&docker));
+    if let Some(fresh) = &fresh {
+        put(&mut swarm.object, WORKER_MEMBER, fresh.bootstrap().0);
+    }
+    if call.query.flag("rotateManagerToken") {
+        put(&mut swarm.object, MANAGER_MEMBER, &new_token(&docker).text());
     }
     keep(&mut swarm.object, &swarm.settings);
-    let replaced = docker.swarm_secrets().replace(SETTINGS_NAME, &PostParams::default(), &swarm.object).await;
-    replaced.map_err(write_error)?;
+    docker.swarm_object()?.replace(&swarm.object).await.map_err(write_error)?;
+    if let Some(fresh) = &fresh {
+        refuse(&docker, &old).await?;
+        admit_by(&docker, fresh).await?;
+    }
     Ok(body::empty(StatusCode::OK))
 }
 
 /// Ends everything of the swarm: services with their tasks, secrets, configs and overlay networks.
 async fn swarm_leave(docker: Arc<Docker>, call: Call) -> Reply {
-    let Some(_) = docker.swarm_if_any().await? else {
+    let Some(swarm) = docker.swarm_if_any() else {
         return Err(Error::Unavailable("This node is not part of a swarm".into()));
     };
     if !call.query.flag("force") {
@@ -368,28 +443,25 @@ async fn swarm_leave(docker: Arc<Docker>, call: Call) -> Reply {
     for network in docker.networks.all().into_iter().filter(|network| networks::is_overlay(network)) {
         networks::remove(&docker, &network).await?;
     }
-    let own = ListParams::default().labels(&format!("{MANAGED_LABEL} in (secret,config)"));
+    let own = ListParams::default().labels(&format!("{MANAGED_LABEL} in (secret,config,registry)"));
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &docker.state.namespace);
     maps.delete_collection(&DeleteParams::default(), &own).await?;
     docker.swarm_secrets().delete_collection(&DeleteParams::default(), &own).await?;
     for node in docker.nodes().await? {
         nodes::forget(&docker, &node).await?;
     }
-    match docker.swarm_secrets().delete(SETTINGS_NAME, &DeleteParams::default()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => return Err(error.into()),
-    }
+    refuse(&docker, &swarm.member(WORKER_MEMBER)).await?;
+    docker.swarm_object()?.delete(SETTINGS_NAME).await?;
     Ok(body::empty(StatusCode::OK))
 }
 
 async fn swarm_unlock_key(docker: Arc<Docker>, _call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     body::json(&json!({ "UnlockKey": "" }))
 }
 
 async fn swarm_unlock(docker: Arc<Docker>, _call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     Err(Error::Conflict("swarm is not locked".into()))
 }
 
@@ -413,13 +485,5 @@ mod tests {
         let locked = full_spec(Some(json!({ "EncryptionConfig": { "AutoLockManagers": true } })));
         assert_eq!(check_spec(&locked).map_err(|error| error.status().as_u16()), Err(501));
         assert!(check_spec(&full_spec(None)).is_ok());
-    }
-
-    #[test]
-    fn tokens_name_the_authority_and_differ() {
-        let (one, other) = (token("root"), token("root"));
-        assert_eq!(one.split('-').count(), 4);
-        assert_eq!(one.split('-').nth(2), other.split('-').nth(2));
-        assert_ne!(one, other);
     }
 }

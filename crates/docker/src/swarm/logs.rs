@@ -57,14 +57,14 @@ struct Style {
 }
 
 async fn service_logs(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let service = docker.service(call.parameter("id")).await?;
     let terminal = service.spec.current.task.container.terminal;
     answer(docker, &call, Whose::Service(service.name_any()), terminal)
 }
 
 async fn task_logs(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let task = tasks::task(&docker, call.parameter("id"))?;
     let terminal = task.container.spec.terminal;
     answer(docker, &call, Whose::Task(task.info.id), terminal)

@@ -11,9 +11,12 @@
 //! | [`networks`] | overlay networks, under `/networks` | `Network` |
 //! | [`secrets`], [`configs`] | `/secrets…`, `/configs…` | `Secret`, `ConfigMap` |
 //! | [`stored`] | what secrets and configs share | |
+//! | [`credentials`] | `--with-registry-auth` | `Secret` |
+//! | [`token`] | join tokens, and what they are for `nuee join`; pure | |
 
 pub(crate) mod cluster;
 pub(crate) mod configs;
+mod credentials;
 pub(crate) mod logs;
 pub(crate) mod networks;
 pub(crate) mod nodes;
@@ -23,6 +26,7 @@ mod shown;
 mod spec;
 mod stored;
 pub(crate) mod tasks;
+mod token;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -35,6 +39,8 @@ use crate::time;
 
 /// Annotation with the time of the last change by a user.
 const UPDATED_ANNOTATION: &str = "nuee.dev/updated-at";
+/// Port at which a swarm's machines find each other, as Docker's tools print it.
+const CLUSTER_PORT: u16 = 2377;
 /// Longest name of a service. `Source:` swarmkit, `validateAnnotations`.
 const NAME_MAX: usize = 63;
 
@@ -129,6 +135,12 @@ fn find<K>(
         (Some(_), Some(_)) => Err(invalid(format!("{kind} {reference} is ambiguous (2 matches found)"))),
         (None, _) => Err(not_found(kind, reference)),
     }
+}
+
+/// The labels that an object has in Swarm.
+fn labels_of<K: ResourceExt>(object: &K) -> BTreeMap<String, String> {
+    let text = object.annotations().get(api::swarm::LABELS_ANNOTATION);
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// Labels as a text, for an annotation.

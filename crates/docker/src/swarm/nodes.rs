@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::swarm::{DRAIN_TAINT, NODE_LABELS_ANNOTATION, id_of};
+use api::swarm::{DRAIN_TAINT, LABELS_ANNOTATION, NAME_ANNOTATION, id_of};
 use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{DeleteParams, ListParams, PostParams};
@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    UPDATED_ANNOTATION, check_version, find, is_id_prefix, labels_text, now_text, precondition, stamps, write_error,
+    CLUSTER_PORT, UPDATED_ANNOTATION, check_version, find, is_id_prefix, labels_of, labels_text, now_text,
+    precondition, stamps, write_error,
 };
 use crate::body;
 use crate::call::Call;
@@ -33,10 +34,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 
 /// Label of machines that decide.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
-/// Annotation with the name that a user gave a machine.
-const NAME_ANNOTATION: &str = "nuee.dev/swarm-name";
-/// Port at which a swarm's machines find each other, as Docker's tools print it.
-const CLUSTER_PORT: u16 = 2377;
 
 /// Body of update, and `Spec` of a machine.
 #[derive(Debug, Default, Deserialize)]
@@ -84,11 +81,6 @@ fn availability(node: &Node) -> &'static str {
     }
 }
 
-fn labels(node: &Node) -> BTreeMap<String, String> {
-    let text = node.annotations().get(NODE_LABELS_ANNOTATION);
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
-}
-
 impl Docker {
     /// All machines, in the order of their names.
     pub(crate) async fn nodes(&self) -> Result<Vec<Node>> {
@@ -129,7 +121,7 @@ fn describe(node: &Node, trust_root: &str) -> Value {
         other => other,
     };
     let mut spec = json!({
-        "Labels": labels(node),
+        "Labels": labels_of(node),
         "Role": if is_manager(node) { "manager" } else { "worker" },
         "Availability": availability(node),
     });
@@ -178,11 +170,11 @@ fn describe(node: &Node, trust_root: &str) -> Value {
 }
 
 async fn node_list(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let filters = Filters::of(&call.query, &["id", "label", "membership", "name", "node.label", "role"])?;
     let mut nodes = docker.nodes().await?;
     nodes.retain(|node| {
-        let own = labels(node);
+        let own = labels_of(node);
         let role = if is_manager(node) { "manager" } else { "worker" };
         let labelled =
             |name: &str| filters.values(name).iter().all(|wanted| crate::filters::label_matches(wanted, &own));
@@ -198,14 +190,14 @@ async fn node_list(docker: Arc<Docker>, call: Call) -> Reply {
 }
 
 async fn node_inspect(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let node = docker.node_of(call.parameter("id")).await?;
     body::json(&describe(&node, &docker.trust_root().await?))
 }
 
 async fn node_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let request: NodeSpec = call.json().await?;
-    docker.swarm().await?;
+    docker.swarm()?;
     let node = docker.node_of(call.parameter("id")).await?;
     check_version(&call, &node)?;
     match (request.role.as_str(), is_manager(&node)) {
@@ -229,7 +221,7 @@ async fn node_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     }
     let mut next = node.clone();
     let own = request.labels.unwrap_or_default();
-    next.annotations_mut().insert(NODE_LABELS_ANNOTATION.into(), labels_text(&own));
+    next.annotations_mut().insert(LABELS_ANNOTATION.into(), labels_text(&own));
     next.annotations_mut().insert(UPDATED_ANNOTATION.into(), now_text());
     if request.name.is_empty() {
         next.annotations_mut().remove(NAME_ANNOTATION);
@@ -272,7 +264,7 @@ pub(crate) async fn forget(docker: &Docker, node: &Node) -> Result<()> {
     let drained = availability(node) == "drain";
     let mut next = node.clone();
     let annotations = next.annotations_mut();
-    let marked = [NODE_LABELS_ANNOTATION, NAME_ANNOTATION].map(|name| annotations.remove(name).is_some());
+    let marked = [LABELS_ANNOTATION, NAME_ANNOTATION].map(|name| annotations.remove(name).is_some());
     if drained {
         make_available(&mut next, "active");
     }
@@ -283,7 +275,7 @@ pub(crate) async fn forget(docker: &Docker, node: &Node) -> Result<()> {
 }
 
 async fn node_delete(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let node = docker.node_of(call.parameter("id")).await?;
     if is_manager(&node) {
         return Err(precondition(format!(

@@ -17,13 +17,14 @@ use serde_json::{Value, json};
 
 use super::spec::{self, NetworkFacts, References, Wanted};
 use super::{
-    UPDATED_ANNOTATION, check_version, extend, find, invalid, is_id_prefix, not_found, now_text, precondition, shown,
-    stamps, stored, tasks, write_error,
+    UPDATED_ANNOTATION, check_version, credentials, extend, find, invalid, is_id_prefix, not_found, now_text,
+    precondition, shown, stamps, stored, tasks, write_error,
 };
 use crate::call::Call;
 use crate::containers::config::Surroundings;
 use crate::error::{Error, Result};
 use crate::filters::Filters;
+use crate::images::transfer::registry_auth;
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
 use crate::{body, policy, text, time};
@@ -32,11 +33,11 @@ use crate::{body, policy, text, time};
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ServiceList", Method::GET, "/services", "list", "swarm", run!(service_list)),
     Operation::new("ServiceCreate", Method::POST, "/services/create", "create", "swarm", run!(service_create))
-        .partial("credentials of registries, seccomp profiles of its own, plugins"),
+        .partial("seccomp profiles of its own, plugins"),
     Operation::new("ServiceInspect", Method::GET, "/services/{id}", "get", "swarm", run!(service_inspect)),
     Operation::new("ServiceDelete", Method::DELETE, "/services/{id}", "delete", "swarm", run!(service_delete)),
     Operation::new("ServiceUpdate", Method::POST, "/services/{id}/update", "update", "swarm", run!(service_update))
-        .partial("credentials of registries, seccomp profiles of its own, plugins"),
+        .partial("seccomp profiles of its own, plugins"),
 ];
 
 /// What a specification refers to, read before it is translated.
@@ -133,11 +134,12 @@ fn check_ports(all: &[SwarmService], own: &str, version: &ServiceVersion) -> Res
 
 async fn service_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     let mut given: Value = call.json().await?;
-    docker.swarm().await?;
+    docker.swarm()?;
     if given["Name"].as_str().is_none_or(str::is_empty) {
         given["Name"] = json!(docker.free_container_name());
     }
-    let wanted = docker.translate(given).await?;
+    let login = registry_auth(&call)?;
+    let mut wanted = docker.translate(given).await?;
     let all = docker.services().await?;
     let conflict = || {
         let text = format!("name conflicts with an existing object: service {} already exists", wanted.name);
@@ -149,14 +151,22 @@ async fn service_create(docker: Arc<Docker>, mut call: Call) -> Reply {
     check_ports(&all, "", &wanted.version)?;
     make_volumes(&docker, &wanted).await?;
     let id = id_of(&text::new_id());
+    // Before the service is there, so that its first task finds them.
+    if let Some(login) = &login {
+        wanted.version.task.container.pull_secret = credentials::secret_name(&id);
+        credentials::keep(&docker, &id, None, &wanted.version.task.container.image, login).await?;
+    }
     let spec = SwarmServiceSpec { name: wanted.name.clone(), current: wanted.version.clone(), ..Default::default() };
     let mut service = SwarmService::new(&id, spec);
     service.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
     service.annotations_mut().insert(UPDATED_ANNOTATION.into(), now_text());
-    match docker.service_api().create(&PostParams::default(), &service).await {
-        Ok(_) => {}
+    let made = match docker.service_api().create(&PostParams::default(), &service).await {
+        Ok(made) => made,
         Err(kube::Error::Api(status)) if status.code == 409 => return Err(conflict()),
         Err(error) => return Err(error.into()),
+    };
+    if let Some(login) = &login {
+        credentials::keep(&docker, &id, Some(&made), &made.spec.current.task.container.image, login).await?;
     }
     docker.events.swarm("service", "create", &id, &[("name", wanted.name.clone())]);
     body::json_with(StatusCode::CREATED, &json!({ "ID": id, "Warnings": null }))
@@ -185,7 +195,7 @@ async fn make_volumes(docker: &Docker, wanted: &Wanted) -> Result<()> {
 
 async fn service_update(docker: Arc<Docker>, mut call: Call) -> Reply {
     let given: Value = call.json().await?;
-    docker.swarm().await?;
+    docker.swarm()?;
     let service = docker.service(call.parameter("id")).await?;
     check_version(&call, &service)?;
     let mut next = service.clone();
@@ -197,7 +207,8 @@ async fn service_update(docker: Arc<Docker>, mut call: Call) -> Reply {
         next.spec.previous = Some(std::mem::replace(&mut next.spec.current, previous));
         next.spec.rolling_back = true;
     } else {
-        let wanted = docker.translate(given).await?;
+        let login = registry_auth(&call)?;
+        let mut wanted = docker.translate(given).await?;
         let unimplemented =
             |text: &str| Error::NotImplemented(format!("rpc error: code = Unimplemented desc = {text}"));
         if wanted.name != service.spec.name {
@@ -208,6 +219,15 @@ async fn service_update(docker: Arc<Docker>, mut call: Call) -> Reply {
         }
         check_ports(&docker.services().await?, &service.name_any(), &wanted.version)?;
         make_volumes(&docker, &wanted).await?;
+        let task = &mut wanted.version.task.container;
+        match &login {
+            Some(login) => {
+                task.pull_secret = credentials::secret_name(&service.name_any());
+                credentials::keep(&docker, &service.name_any(), Some(&service), &task.image, login).await?;
+            }
+            // Those that it had, as with `registryAuthFrom=spec`.
+            None => task.pull_secret.clone_from(&service.spec.current.task.container.pull_secret),
+        }
         next.spec.previous = Some(std::mem::replace(&mut next.spec.current, wanted.version));
         next.spec.rolling_back = false;
     }
@@ -220,7 +240,7 @@ async fn service_update(docker: Arc<Docker>, mut call: Call) -> Reply {
 }
 
 async fn service_delete(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let service = docker.service(call.parameter("id")).await?;
     remove(&docker, &service).await?;
     Ok(body::empty(StatusCode::OK))
@@ -346,9 +366,8 @@ fn fill_ports(ports: &mut Value, service: &SwarmService, front: &Service) {
 }
 
 /// How many tasks run, should run, and are done.
-fn counts(docker: &Docker, service: &SwarmService) -> Value {
+fn counts(own: &[tasks::Task], service: &SwarmService) -> Value {
     let current = &service.spec.current;
-    let own = tasks::of_service(docker, &service.name_any());
     let running = own.iter().filter(|task| task.is_running()).count();
     let wanted = own.iter().filter(|task| task.info.desired == TaskDesired::Running && !task.is_over()).count();
     let slots: std::collections::BTreeSet<(u32, &str)> =
@@ -369,7 +388,7 @@ async fn fronts(docker: &Docker) -> Result<Vec<Service>> {
 }
 
 async fn service_list(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let filters = Filters::of(&call.query, &["id", "label", "mode", "name", "runtime"])?;
     let mut all = docker.services().await?;
     all.retain(|service| {
@@ -388,11 +407,12 @@ async fn service_list(docker: Arc<Docker>, call: Call) -> Reply {
             && filters.labels(&labels)
     });
     let fronts = fronts(&docker).await?;
-    let status = call.query.flag("status");
+    let status = call.query.flag("status").then(|| tasks::by_service(&docker));
     let rows = all.iter().map(|service| {
         let mut row = describe(&docker, service, &fronts, false);
-        if status {
-            row["ServiceStatus"] = counts(&docker, service);
+        if let Some(tasks) = &status {
+            let own = tasks.get(&service.name_any()).map(Vec::as_slice).unwrap_or_default();
+            row["ServiceStatus"] = counts(own, service);
         }
         row
     });
@@ -400,7 +420,7 @@ async fn service_list(docker: Arc<Docker>, call: Call) -> Reply {
 }
 
 async fn service_inspect(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let service = docker.service(call.parameter("id")).await?;
     let fronts = fronts(&docker).await?;
     body::json(&describe(&docker, &service, &fronts, call.query.flag("insertDefaults")))

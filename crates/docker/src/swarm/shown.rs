@@ -8,11 +8,6 @@ use super::wire::Spec;
 
 /// Completes a specification as Docker keeps it: networks by id, and what clients leave out.
 pub(super) fn complete(given: &mut Value, spec: &Spec, networks: &[(NetworkFacts, Option<ServiceNetwork>)]) {
-    let default = |target: &mut Value, name: &str, value: Value| {
-        if target.get(name).is_none_or(Value::is_null) {
-            target[name] = value;
-        }
-    };
     let by_template = spec.task_template.networks.as_ref().is_some_and(|list| !list.is_empty());
     let list = if by_template { given.pointer_mut("/TaskTemplate/Networks") } else { given.get_mut("Networks") };
     for (config, (facts, _)) in list.and_then(Value::as_array_mut).into_iter().flatten().zip(networks) {
@@ -41,11 +36,6 @@ pub(super) fn insert_defaults(spec: &mut Value) {
     let policy = json!({
         "Parallelism": 1, "FailureAction": "pause", "Monitor": MONITOR_NS, "MaxFailureRatio": 0, "Order": "stop-first",
     });
-    let default = |target: &mut Value, name: &str, value: Value| {
-        if target.get(name).is_none_or(Value::is_null) {
-            target[name] = value;
-        }
-    };
     default(spec, "UpdateConfig", policy.clone());
     default(spec, "RollbackConfig", policy);
     default(spec, "EndpointSpec", json!({ "Mode": "vip" }));
@@ -57,5 +47,12 @@ pub(super) fn insert_defaults(spec: &mut Value) {
             default(container, "StopGracePeriod", json!(GRACE_NS));
             default(container, "DNSConfig", json!({}));
         }
+    }
+}
+
+/// Sets a member that is absent or null.
+fn default(target: &mut Value, name: &str, value: Value) {
+    if target.get(name).is_none_or(Value::is_null) {
+        target[name] = value;
     }
 }

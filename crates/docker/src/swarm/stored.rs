@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use api::swarm::{MANAGED_LABEL, SwarmService, id_of};
+use api::swarm::{LABELS_ANNOTATION, MANAGED_LABEL, NAME_ANNOTATION, SwarmService, id_of};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{UPDATED_ANNOTATION, check_version, find, invalid, labels_text, now_text, stamps, write_error};
+use super::{UPDATED_ANNOTATION, check_version, find, invalid, labels_of, labels_text, now_text, stamps, write_error};
 use crate::body;
 use crate::call::{Call, Query};
 use crate::error::{Error, Result};
@@ -23,10 +23,6 @@ use crate::filters::Filters;
 use crate::operation::Reply;
 use crate::state::Docker;
 
-/// Annotation with the name that the user chose.
-const NAME_ANNOTATION: &str = "nuee.dev/swarm-name";
-/// Annotation with the user's labels, as JSON.
-const LABELS_ANNOTATION: &str = "nuee.dev/swarm-labels";
 /// Longest name. `Source:` swarmkit, `validateConfigOrSecretAnnotations`.
 const NAME_MAX: usize = 64;
 
@@ -71,7 +67,7 @@ impl Docker {
 }
 
 pub(super) async fn list<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let mut all = docker.stored::<K>().await?;
     select(&call.query, &mut all)?;
     body::json(&all.iter().map(describe).collect::<Vec<_>>())
@@ -79,7 +75,7 @@ pub(super) async fn list<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
 
 pub(super) async fn create<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Reply {
     let request: Request = call.json().await?;
-    docker.swarm().await?;
+    docker.swarm()?;
     let mut object = K::holding(request.content(K::WORD, K::BYTES_MAX)?);
     mark(&mut object, &request.name, &request.labels.unwrap_or_default());
     let made = objects::<K>(&docker).create(&PostParams::default(), &object).await;
@@ -89,12 +85,12 @@ pub(super) async fn create<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Re
 }
 
 pub(super) async fn inspect<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     body::json(&describe::<K>(&docker.one_stored(call.parameter("id")).await?))
 }
 
 pub(super) async fn delete<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let object: K = docker.one_stored(call.parameter("id")).await?;
     let name = name(&object);
     check_unused::<K>(&docker, &object.name_any(), &name).await?;
@@ -105,7 +101,7 @@ pub(super) async fn delete<K: Stored>(docker: Arc<Docker>, call: Call) -> Reply 
 
 pub(super) async fn update<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Reply {
     let request: Request = call.json().await?;
-    docker.swarm().await?;
+    docker.swarm()?;
     let mut object: K = docker.one_stored(call.parameter("id")).await?;
     check_version(&call, &object)?;
     let name = name(&object);
@@ -193,14 +189,9 @@ fn name<K: ResourceExt>(object: &K) -> String {
     object.annotations().get(NAME_ANNOTATION).cloned().unwrap_or_else(|| object.name_any())
 }
 
-fn labels<K: ResourceExt>(object: &K) -> BTreeMap<String, String> {
-    let text = object.annotations().get(LABELS_ANNOTATION);
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
-}
-
 /// The object as Docker shows it; secrets keep their content to themselves.
 fn describe<K: Stored>(object: &K) -> Value {
-    let mut spec = json!({ "Name": name(object), "Labels": labels(object) });
+    let mut spec = json!({ "Name": name(object), "Labels": labels_of(object) });
     if !K::IS_SECRET {
         spec["Data"] = json!(STANDARD.encode(object.content()));
     }
@@ -216,7 +207,7 @@ fn select<K: ResourceExt>(query: &Query, all: &mut Vec<K>) -> Result<()> {
         filters.any("id", |prefix| id(object).starts_with(prefix))
             && filters.any("name", |part| name(object).contains(part))
             && filters.any("names", |whole| name(object) == whole)
-            && filters.labels(&labels(object))
+            && filters.labels(&labels_of(object))
     });
     all.sort_by_key(name);
     Ok(())

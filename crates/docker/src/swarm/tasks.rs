@@ -1,5 +1,6 @@
 //! Tasks: list and inspect. A task is a `Container` object; its states are read out of what the agent and the scheduler say.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::Container;
@@ -31,7 +32,7 @@ pub(super) struct Task {
     pub(super) info: TaskInfo,
 }
 
-/// The tasks of all services, or of one, in the order of their making.
+/// The tasks of all services, in the order of their making.
 fn all(docker: &Docker) -> Vec<Task> {
     let of = |container: Arc<Container>| Some(Task { info: container.spec.task.clone()?, container });
     let mut tasks: Vec<Task> = docker.containers.all().into_iter().filter_map(of).collect();
@@ -39,6 +40,16 @@ fn all(docker: &Docker) -> Vec<Task> {
     tasks
 }
 
+/// The tasks of all services, by service.
+pub(super) fn by_service(docker: &Docker) -> HashMap<String, Vec<Task>> {
+    let mut found: HashMap<String, Vec<Task>> = HashMap::new();
+    for task in all(docker) {
+        found.entry(task.info.service.clone()).or_default().push(task);
+    }
+    found
+}
+
+/// The tasks of one service, in the order of their making.
 pub(super) fn of_service(docker: &Docker, service: &str) -> Vec<Task> {
     let mut tasks = all(docker);
     tasks.retain(|task| task.info.service == service);
@@ -251,7 +262,7 @@ fn host_ports(status: &ContainerStatus) -> Value {
 }
 
 async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let accepted = ["_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"];
     let filters = Filters::of(&call.query, &accepted)?;
     let services = docker.service_api().list(&kube::api::ListParams::default()).await?.items;
@@ -292,7 +303,7 @@ async fn task_list(docker: Arc<Docker>, call: Call) -> Reply {
 }
 
 async fn task_inspect(docker: Arc<Docker>, call: Call) -> Reply {
-    docker.swarm().await?;
+    docker.swarm()?;
     let task = task(&docker, call.parameter("id"))?;
     let service = docker.service_api().get_opt(&task.info.service).await?;
     let nodes = docker.nodes().await?;

@@ -47,6 +47,7 @@ impl House {
             buildkit: None,
             endpoint,
             data_dir: directory.path().to_owned(),
+            authority: "5a".repeat(32),
         };
         let router = docker::router_with(state, Arc::new(FakeImages));
         let listener = UnixListener::bind(&socket).unwrap();

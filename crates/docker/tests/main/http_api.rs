@@ -24,7 +24,12 @@ async fn unknown_paths_versions_and_bodies_get_dockers_answers() {
     check("GET", "/containers/nope/json", "", 404, "No such container: nope").await;
     check("GET", "/containers/json?filters=%7B%22x%22:%5B%22y%22%5D%7D", "", 400, "invalid filter 'x'").await;
     check("GET", "/services", "", 503, "not a swarm manager").await;
-    check("POST", "/swarm/join", "{}", 501, "nuee join").await;
+    check("POST", "/swarm/join", "{}", 400, "at least 1 remote address").await;
+    let join = |token: &str| format!(r#"{{"RemoteAddrs":["10.0.0.1:2377"],"JoinToken":"{token}"}}"#);
+    check("POST", "/swarm/join", &join("x"), 400, "invalid join token").await;
+    let (authority, secret) = ("0".repeat(50), "0123456789abcdefghijklmno");
+    let command = format!("nuee join --token 012345.9abcdefghijklmno.{} 10.0.0.1:6443", "0".repeat(64));
+    check("POST", "/swarm/join", &join(&format!("SWMTKN-1-{authority}-{secret}")), 501, &command).await;
     check("GET", "/volumes/nope", "", 404, "get nope: no such volume").await;
     check("GET", "/networks/nope", "", 404, "network nope not found").await;
 }

@@ -18,11 +18,12 @@ use crate::build::work::container_id;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::remote::connect::{Class, Connector, tls};
+use crate::store::ImageStore;
 
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 10;
 /// Time until the head of an answer is there, and between two pieces of a body.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Largest file.
 const MAX_FILE: u64 = 16 << 30;
 
@@ -66,7 +67,10 @@ async fn one(build: &Build, source: &str, spec: &CopySpec) -> Result<Fetched> {
     let name = name_of(source, &spec.destination)?;
     let directory = build.scratch.join(format!("url-{}", &container_id()[..12]));
     std::fs::create_dir_all(&directory).map_err(Error::io(format!("cannot make {}", directory.display())))?;
-    let mut response = request(build, source).await?;
+    let mut response = request(&build.store, build.options.local_urls, source).await?;
+    if !response.status().is_success() {
+        return Err(Error::Invalid(format!("{source}: invalid response status {}", response.status().as_u16())));
+    }
     let modified = response.headers().get(LAST_MODIFIED).and_then(|value| http_date(value.to_str().ok()?));
     let path = directory.join(&name);
     let doing = || format!("cannot write {}", path.display());
@@ -104,11 +108,12 @@ fn finish(file: &std::fs::File, modified: Option<i64>) -> Result<()> {
     file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).map_err(Error::io(doing))
 }
 
-async fn request(build: &Build, source: &str) -> Result<Response<Incoming>> {
+/// Asks for what is at a URL, and for where it leads to; the answer may be a refusal.
+pub(super) async fn request(store: &ImageStore, local_urls: bool, source: &str) -> Result<Response<Incoming>> {
     // A build of one who does not own the machine must not reach the machine's own services by its hand.
-    let nearest = if build.options.local_urls { Class::Local } else { Class::Public };
+    let nearest = if local_urls { Class::Local } else { Class::Public };
     let client: Client<Connector, Empty<Bytes>> =
-        Client::builder(TokioExecutor::new()).build(Connector::new(tls(&build.store.options)?, nearest));
+        Client::builder(TokioExecutor::new()).build(Connector::new(tls(&store.options)?, nearest));
     let invalid = |_| Error::Invalid(format!("invalid URL {source:?}"));
     let mut url: Uri = source.split('#').next().unwrap_or_default().parse().map_err(invalid)?;
     for _ in 0..=MAX_REDIRECTS {
@@ -121,12 +126,6 @@ async fn request(build: &Build, source: &str) -> Result<Response<Incoming>> {
             .map_err(|_| Error::Unavailable(format!("{source}: no answer in time")))?
             .map_err(|error| Error::Unavailable(format!("{source}: {}", cause(&error))))?;
         if !response.status().is_redirection() {
-            if !response.status().is_success() {
-                return Err(Error::Invalid(format!(
-                    "{source}: invalid response status {}",
-                    response.status().as_u16()
-                )));
-            }
             return Ok(response);
         }
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();

@@ -13,6 +13,7 @@ pub mod lines;
 pub(crate) mod mounts;
 pub mod parse;
 mod plan;
+mod remote;
 mod report;
 mod stage;
 mod steps;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 
 pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
+pub use self::remote::{RemoteContext, remote_context};
 pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -233,10 +235,13 @@ pub trait StepRunner: Send + Sync + 'static {
 pub async fn build<R: AsyncRead + Send + Unpin + 'static>(
     store: &Arc<ImageStore>,
     context: R,
-    options: BuildOptions,
+    mut options: BuildOptions,
     runner: Arc<dyn StepRunner>,
     events: mpsc::Sender<BuildEvent>,
 ) -> Result<Digest> {
+    // Who names images for the cache wants what comes from them; none of them is here. Source: moby, `MakeImageCache`.
+    options.no_cache |=
+        !options.cache_from.is_empty() && !options.cache_from.iter().any(|name| store.resolve(name).is_ok());
     let tags = options.tags.iter().map(|tag| crate::store::tag_target(tag)).collect::<Result<Vec<_>>>()?;
     let scratch = Scratch::new(store)?;
     let dir = scratch.0.join("context");

@@ -21,6 +21,9 @@ const MAX_OPTIONS: usize = 4095;
 /// Nothing but plain copy-up: the other features leave marks in the writable directory that a layer cannot express.
 const FEATURES: &str = "index=off,metacopy=off,redirect_dir=nofollow";
 
+/// Where in the work directory overlayfs says that it was mounted with `volatile`: a directory with a file in it.
+const VOLATILE_MARK: &str = "work/incompat/volatile";
+
 /// Name of an empty directory among the short names of layers; no random name is as short.
 pub(super) const EMPTY_LAYER: &str = "0";
 
@@ -171,13 +174,20 @@ impl ImageStore {
     /// Mounts a snapshot at its `rootfs`. Mounted already is no error.
     pub async fn mount(&self, snapshot: &Snapshot) -> Result<()> {
         let (links, snapshot) = (self.dir.join("l"), snapshot.clone());
-        tokio::task::spawn_blocking(move || mount_overlay(&links, &snapshot, false)).await?
+        tokio::task::spawn_blocking(move || mount_overlay(&links, &snapshot, Mode::Durable)).await?
+    }
+
+    /// Mounts a snapshot whose writable directory need not survive a crash of the machine: nothing that is written waits
+    /// for the disk, and neither does the unmount, which otherwise writes back all that the disk's file system holds.
+    pub async fn mount_scratch(&self, snapshot: &Snapshot) -> Result<()> {
+        let (links, snapshot) = (self.dir.join("l"), snapshot.clone());
+        tokio::task::spawn_blocking(move || mount_overlay(&links, &snapshot, Mode::Scratch)).await?
     }
 
     /// Mounts a snapshot at its `rootfs` for reading only, without its writable directory.
     pub async fn mount_read_only(&self, snapshot: &Snapshot) -> Result<()> {
         let (links, snapshot) = (self.dir.join("l"), snapshot.clone());
-        tokio::task::spawn_blocking(move || mount_overlay(&links, &snapshot, true)).await?
+        tokio::task::spawn_blocking(move || mount_overlay(&links, &snapshot, Mode::ReadOnly)).await?
     }
 
     /// Unmounts a snapshot. Not mounted is no error.
@@ -235,7 +245,18 @@ fn is_mounted(rootfs: &Path) -> bool {
     }
 }
 
-fn mount_overlay(links: &Path, snapshot: &Snapshot, read_only: bool) -> Result<()> {
+/// How a snapshot is mounted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Writable, as any file system is.
+    Durable,
+    /// Writable, and lost with the machine.
+    Scratch,
+    /// Without the writable directory.
+    ReadOnly,
+}
+
+fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
     if is_mounted(&snapshot.rootfs) {
         return Ok(());
     }
@@ -250,15 +271,31 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, read_only: bool) -> Result<(
         .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
         .collect();
     // overlayfs wants at least one layer, and two when nothing is writable: an empty one does no harm.
-    if lower.is_empty() || (read_only && lower.len() == 1) {
+    if lower.is_empty() || (mode == Mode::ReadOnly && lower.len() == 1) {
         lower.push(EMPTY_LAYER.to_owned());
     }
     let lower = lower.join(":");
     let (upper, work) = (snapshot.upper.display(), snapshot.work.display());
-    if read_only {
+    if mode == Mode::ReadOnly {
         return relative_mount(links, &snapshot.rootfs, format!("lowerdir={lower},{FEATURES}"), MsFlags::MS_RDONLY);
     }
+    // The kernel leaves this mark when it mounts a scratch file system, and refuses to mount where it is, as nobody knows
+    // what a crash left. Whoever mounts again after a crash knows that the container was to go with it.
+    let mark = snapshot.work.join(VOLATILE_MARK);
+    match std::fs::remove_dir_all(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("cannot remove {}", mark.display()))(error));
+        }
+        _ => {}
+    }
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work},{FEATURES}");
+    if mode == Mode::Scratch {
+        match relative_mount(links, &snapshot.rootfs, format!("{options},volatile"), MsFlags::empty()) {
+            // Kernels before 5.10 do not know the option.
+            Err(error) => tracing::debug!(%error, "mounting without it"),
+            Ok(()) => return Ok(()),
+        }
+    }
     relative_mount(links, &snapshot.rootfs, options, MsFlags::empty())
 }
 

@@ -59,6 +59,27 @@ async fn a_snapshot_shows_the_layers_and_keeps_what_is_written() {
 }
 
 #[tokio::test]
+async fn a_scratch_snapshot_is_mounted_again_in_either_way_and_keeps_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    load(&store, &two_layers(), "app:1").await.unwrap();
+    let snapshot = store.prepare("c1", "app:1", &dir.path().join("c1")).await.unwrap();
+    let written = snapshot.rootfs.join("written");
+    store.mount_scratch(&snapshot).await.unwrap();
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(&*snapshot.rootfs.to_string_lossy())).unwrap();
+    assert!(line.contains("volatile"), "{line}");
+    std::fs::write(&written, b"mine").unwrap();
+    store.unmount(&snapshot).await.unwrap();
+    store.mount_scratch(&snapshot).await.unwrap();
+    assert_eq!(std::fs::read(&written).unwrap(), b"mine");
+    store.unmount(&snapshot).await.unwrap();
+    store.mount(&snapshot).await.unwrap();
+    assert_eq!(std::fs::read(&written).unwrap(), b"mine");
+    store.remove_snapshot("c1").await.unwrap();
+}
+
+#[tokio::test]
 async fn hundreds_of_layers_mount_below_a_long_path() {
     let dir = tempfile::tempdir().unwrap();
     let long = dir.path().join("d".repeat(200)).join("e".repeat(100));

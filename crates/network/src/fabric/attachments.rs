@@ -143,21 +143,40 @@ impl Inner {
 
     pub(super) fn detach(&self, owner: &str, network: &str) -> Result<()> {
         let found = self.core().addresses.find(owner, network).cloned();
-        self.unplug(found.as_slice(), None)
-    }
-
-    pub(super) fn release(&self, owner: &str) -> Result<()> {
-        let attachments: Vec<Attachment> = self.core().addresses.all().filter(|a| a.owner == owner).cloned().collect();
-        self.unplug(&attachments, Some(owner))
-    }
-
-    /// Deletes interfaces, and withdraws the ports of `publisher`; all elements go in one batch.
-    fn unplug(&self, attachments: &[Attachment], publisher: Option<&str>) -> Result<()> {
         let mut host = host_channel()?;
-        for attachment in attachments {
-            link::delete(&mut host, &attachment.host_interface)
-                .map_err(netlink_error(format!("delete the interface of {}", attachment.owner)))?;
+        found.iter().try_for_each(|attachment| delete_interface(&mut host, attachment))?;
+        self.withdraw(found.as_slice(), None)
+    }
+
+    /// Takes an owner off all networks. The kernel takes several milliseconds to delete a pair of interfaces, and nobody
+    /// needs to wait for them: without its elements a port lets no packet through. The caller gets the interfaces, and
+    /// hands them to [`delete_interfaces`]; what a crash leaves of them, the next start finds.
+    pub(super) fn release(&self, owner: &str) -> Result<Vec<u32>> {
+        let (attachments, publishes) = {
+            let core = self.core();
+            let own: Vec<Attachment> = core.addresses.all().filter(|a| a.owner == owner).cloned().collect();
+            (own, core.ports.all().any(|published| published.owner == owner))
+        };
+        if attachments.is_empty() && !publishes {
+            return Ok(Vec::new());
         }
+        let mut host = host_channel()?;
+        let mut left = Vec::new();
+        for attachment in &attachments {
+            // A guest's tap has nothing behind it whose end could be awaited elsewhere.
+            if attachment.tap {
+                delete_interface(&mut host, attachment)?;
+                continue;
+            }
+            let found = link::find(&mut host, &attachment.host_interface);
+            left.extend(found.map_err(netlink_error(format!("look for the interface of {owner}")))?.map(|l| l.index));
+        }
+        self.withdraw(&attachments, Some(owner))?;
+        Ok(left)
+    }
+
+    /// Withdraws what lets attachments speak, and the ports of `publisher`, all elements in one batch; frees addresses.
+    fn withdraw(&self, attachments: &[Attachment], publisher: Option<&str>) -> Result<()> {
         let mut core = self.core();
         let mut batch = Batch::default();
         let publication = publisher.map_or(Ok(None), |owner| core.ports.unpublish(owner))?;
@@ -172,6 +191,22 @@ impl Inner {
         drop(core);
         publication.map_or(Ok(()), |gone| forget_datagrams(&gone))
     }
+}
+
+fn delete_interface(host: &mut Channel, attachment: &Attachment) -> Result<()> {
+    link::delete(host, &attachment.host_interface)
+        .map_err(netlink_error(format!("delete the interface of {}", attachment.owner)))
+}
+
+/// Deletes what [`Inner::release`] left. By index: by now the owner may have new interfaces with the names of the old.
+pub(super) fn delete_interfaces(left: &[u32]) -> Result<()> {
+    if left.is_empty() {
+        return Ok(());
+    }
+    let mut host = host_channel()?;
+    left.iter().try_for_each(|index| {
+        link::delete_index(&mut host, *index).map_err(netlink_error(format!("delete interface {index}")))
+    })
 }
 
 /// The wished name, or the first `eth<n>` that the owner has not.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::attachments::delete_interfaces;
 use crate::error::{Error, IoContext, Result};
 use crate::kernel::link::ETHERNET_MTU;
 use crate::kernel::netlink::Channel;
@@ -461,7 +462,7 @@ impl Inner {
         dead.sort_unstable();
         dead.dedup();
         for owner in &dead {
-            self.release(owner)?;
+            delete_interfaces(&self.release(owner)?)?;
             self.remove_namespace(owner)?;
         }
         Ok(dead)

@@ -235,6 +235,17 @@ pub(crate) fn switch(channel: &mut Channel, name: &str, on: bool) -> io::Result<
 pub(crate) fn delete(channel: &mut Channel, name: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    delete_link(channel, message)
+}
+
+/// The same by its index.
+pub(crate) fn delete_index(channel: &mut Channel, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    delete_link(channel, message)
+}
+
+fn delete_link(channel: &mut Channel, message: LinkMessage) -> io::Result<()> {
     match channel.execute(RouteNetlinkMessage::DelLink(message), 0) {
         Err(e) if e.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
         other => other,

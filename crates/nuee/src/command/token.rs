@@ -1,13 +1,11 @@
 //! `nuee token`: bootstrap tokens, as Kubernetes has them. They are Secrets, so `kubectl` shows and deletes them too.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use api::bootstrap_token::{NAME_PREFIX, NAMESPACE, SECRET_TYPE, join_token};
 use clap::Subcommand;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -15,11 +13,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::config::Config;
 use crate::instance::Instance;
 
-const NAMESPACE: &str = "kube-system";
-const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
-const NAME_PREFIX: &str = "bootstrap-token-";
-/// The one thing that the token is good for. See `crates/apiserver/src/bootstrap/roles.rs`.
-const GROUP: &str = "system:bootstrappers:nuee:join";
 /// Longest life of a token.
 const LIFE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -110,23 +103,8 @@ async fn create(instance: &Instance, client: kube::Client, secrets: &Api<Secret>
     let config = Config::load(&instance.path("config.yaml"))?;
     let (id, secret) = (random(6)?, random(16)?);
     let end = jiff::Timestamp::now().checked_add(jiff::SignedDuration::try_from(life)?)?;
-    let data: BTreeMap<String, ByteString> = [
-        ("token-id", id.clone()),
-        ("token-secret", secret.clone()),
-        ("expiration", end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-        ("usage-bootstrap-authentication", "true".into()),
-        ("auth-extra-groups", GROUP.into()),
-        ("description", "lets a machine join; made by nuee token create".into()),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes())))
-    .collect();
-    let object = Secret {
-        metadata: ObjectMeta { name: Some(format!("{NAME_PREFIX}{id}")), ..ObjectMeta::default() },
-        type_: Some(SECRET_TYPE.into()),
-        data: Some(data),
-        ..Secret::default()
-    };
+    let end = end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let object = join_token(&id, &secret, Some(end), "lets a machine join; made by nuee token create");
     secrets.create(&PostParams::default(), &object).await.context("the token cannot be made")?;
     let pki = crate::daemon::open_pki(instance, &config)?;
     let token = format!("{id}.{secret}.{}", pki.fingerprint()?);

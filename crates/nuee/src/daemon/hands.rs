@@ -68,6 +68,7 @@ impl Hands {
             version: env!("CARGO_PKG_VERSION").into(),
             api_port: config.kubernetes_listen.port(),
             disk_reserve_percent: config.disk_reserve,
+            container_pids_limit: config.container_pids_limit.into(),
             pod_range: network::share::first(cidr(&config.pod_cidr, "podCidr")?),
             outside: agent::Outside {
                 routed: config

@@ -106,13 +106,7 @@ pub fn router(gate: Gate, rest: Router) -> Router {
 }
 
 fn respond(answer: Answer) -> Response {
-    answer.unwrap_or_else(|status| {
-        let mut response = Response::new(Body::from(status.to_value().to_string()));
-        *response.status_mut() = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let json = http::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-        response
-    })
+    answer.unwrap_or_else(|status| kubernetes::render(&status))
 }
 
 async fn answer_join(State(gate): State<Arc<Gate>>, request: Request) -> Response {
@@ -147,11 +141,8 @@ async fn answer_image(State(gate): State<Arc<Gate>>, request: Request) -> Respon
 }
 
 fn json_answer(value: &impl Serialize) -> Answer {
-    let text = serde_json::to_string(value).map_err(apiserver::Status::internal)?;
-    let mut response = Response::new(Body::from(text));
-    let json = http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-    Ok(response)
+    let value = serde_json::to_value(value).map_err(apiserver::Status::internal)?;
+    Ok(kubernetes::json_response(StatusCode::OK, &value))
 }
 
 fn failed(error: kube::Error) -> apiserver::Status {

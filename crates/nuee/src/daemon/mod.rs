@@ -21,6 +21,7 @@ mod listen;
 mod logging;
 mod machines;
 mod member;
+mod memory;
 mod peer;
 mod pool_client;
 mod ready;
@@ -85,6 +86,7 @@ async fn serve(instance: &Instance, config: Config, started: Instant) -> Result<
     tracing::info!(after_ms = state.ready_after_ms, "ready");
     let ended = house.run_until(async {
         tokio::select! {
+            () = memory::keep_small() => {}
             _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
             _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
         }
@@ -285,6 +287,7 @@ impl House {
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Machine,
             data_dir: instance.directory().to_owned(),
+            authority: pki.fingerprint()?,
         });
         for listener in listeners.docker {
             let docker = docker.clone();
@@ -331,6 +334,8 @@ fn tenant_endpoints(
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
             data_dir: data_dir.clone(),
+            // A tenant is in no swarm, and makes no tokens.
+            authority: String::new(),
         })
     })
 }

@@ -172,6 +172,7 @@ pub fn config_in(directory: &Path, id: &str, wanted: Wanted) -> ContainerConfig 
     runtime::spec::set_namespace(&mut spec, LinuxNamespaceType::Network, Some(None)).unwrap();
     (wanted.change)(&mut spec);
     ContainerConfig {
+        cgroup_parent: None,
         id: id.to_owned(),
         bundle_dir: bundle_dir.clone(),
         spec,

@@ -1,0 +1,171 @@
+//! A build's context from a URL: a tar archive, or a Dockerfile that has no context. `Source:` moby `builder/remotecontext`,
+//! Docker Engine API, `ImageBuild`, `remote`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::header::CONTENT_TYPE;
+use http_body_util::BodyExt;
+
+use super::fetch::{self, PATIENCE};
+use crate::error::{Error, Result};
+use crate::layer::write::{Entry, Writer};
+use crate::store::ImageStore;
+use crate::types::ByteStream;
+
+/// How much of an answer is looked at to see whether it is text. `Source:` moby, `maxPreambleLength`.
+const LOOKED_AT_BYTES: usize = 100;
+/// Largest Dockerfile. Units: bytes.
+const DOCKERFILE_BYTES_MAX: usize = 2 << 20;
+/// Name of the file in a context that is nothing but a Dockerfile.
+const DOCKERFILE: &str = "Dockerfile";
+
+/// What an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Archive,
+}
+
+/// A context that was found at a URL.
+pub struct RemoteContext {
+    /// The context, as a client would send it.
+    pub stream: ByteStream,
+    /// It is a Dockerfile alone, under that name.
+    pub dockerfile_only: bool,
+}
+
+/// Opens the context at a URL.
+///
+/// Errors, in Docker's words: `NotSupported` for repositories; `Invalid` for other schemes, and when the server gives neither an
+/// archive nor text; `NotFound`, or `Unavailable` when it refuses or does not answer in time.
+pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<RemoteContext> {
+    if is_repository(url) {
+        return Err(Error::NotSupported("building from a git repository is not supported".to_owned()));
+    }
+    if !fetch::is_url(url) {
+        return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
+    }
+    let response = fetch::request(store, local_urls, url).await.map_err(|error| {
+        // Go writes the kernel's errors in small letters; clients look for them.
+        let cause = error.to_string().replace("Connection refused", "connection refused");
+        Error::Unavailable(format!("error downloading remote context {url}: {cause}"))
+    })?;
+    if !response.status().is_success() {
+        let text =
+            format!("error downloading remote context {url}: failed to GET {url} with status {}", response.status());
+        return Err(if response.status() == http::StatusCode::NOT_FOUND {
+            Error::NotFound(text)
+        } else {
+            Error::Unavailable(text)
+        });
+    }
+    let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    // It is asked again after its end.
+    let mut body = bounded(url, response.into_body()).fuse();
+    let mut first = Vec::new();
+    while first.len() < LOOKED_AT_BYTES {
+        match body.next().await.transpose().map_err(Error::io(format!("cannot read {url}")))? {
+            Some(piece) => first.extend_from_slice(&piece),
+            None => break,
+        }
+    }
+    let undetected = |why: String| Error::Invalid(format!("error detecting content type for remote {url}: {why}"));
+    if first.is_empty() {
+        return Err(undetected("empty response".to_owned()));
+    }
+    let kind = kind(&said, first.get(..LOOKED_AT_BYTES).unwrap_or(&first))
+        .ok_or_else(|| undetected(format!("unsupported Content-Type {said:?}")))?;
+    if kind == Kind::Archive {
+        let start = futures::stream::once(std::future::ready(Ok(Bytes::from(first))));
+        return Ok(RemoteContext { stream: Box::pin(start.chain(body)), dockerfile_only: false });
+    }
+    while let Some(piece) = body.next().await.transpose().map_err(Error::io(format!("cannot read {url}")))? {
+        first.extend_from_slice(&piece);
+        if first.len() > DOCKERFILE_BYTES_MAX {
+            return Err(Error::Invalid(format!("the Dockerfile at {url} is larger than {DOCKERFILE_BYTES_MAX} bytes")));
+        }
+    }
+    let archive = Bytes::from(alone(&first)?);
+    let stream = futures::stream::once(std::future::ready(Ok(archive)));
+    Ok(RemoteContext { stream: Box::pin(stream), dockerfile_only: true })
+}
+
+/// The body of an answer, which must go on coming.
+fn bounded(url: &str, body: hyper::body::Incoming) -> ByteStream {
+    let url = url.to_owned();
+    Box::pin(futures::stream::unfold(Some(body.into_data_stream()), move |state| {
+        let url = url.clone();
+        async move {
+            let mut body = state?;
+            match tokio::time::timeout(PATIENCE, body.next()).await {
+                Ok(None) => None,
+                Ok(Some(Ok(piece))) => Some((Ok(piece), Some(body))),
+                Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
+                Err(_) => Some((Err(std::io::Error::other(format!("{url}: no answer in time"))), None)),
+            }
+        }
+    }))
+}
+
+/// Whether a URL names a repository. `Source:` moby `urlutil.IsGitURL`.
+fn is_repository(url: &str) -> bool {
+    let path = url.split('#').next().unwrap_or_default();
+    ["git://", "github.com/", "git@"].iter().any(|prefix| url.starts_with(prefix))
+        || (fetch::is_url(url) && path.ends_with(".git"))
+}
+
+/// What an answer is, by what its server says, or by its beginning where that says nothing.
+fn kind(said: &str, first: &[u8]) -> Option<Kind> {
+    let said = said.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match said.as_str() {
+        "text/plain" => Some(Kind::Text),
+        "" | "application/octet-stream" => {
+            // As browsers tell text from the rest: no byte of it is a control character. Source: WHATWG MIME Sniffing, 7.2.
+            let control = |b: &u8| matches!(b, 0x00..=0x08 | 0x0b | 0x0e..=0x1a | 0x1c..=0x1f);
+            Some(if first.iter().any(control) { Kind::Archive } else { Kind::Text })
+        }
+        other => {
+            let known = ["tar", "gzip", "bzip", "bzip2", "xz"];
+            let kind = other.strip_prefix("application/")?;
+            known.contains(&kind.strip_prefix("x-").unwrap_or(kind)).then_some(Kind::Archive)
+        }
+    }
+}
+
+/// An archive with nothing but a Dockerfile.
+fn alone(text: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Writer::new(Vec::new());
+    archive.entry(DOCKERFILE.as_bytes(), &Entry { size: text.len() as u64, ..Entry::default() }, text)?;
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_answer_is_follows_from_its_type_or_else_its_beginning() {
+        for (said, first, wanted) in [
+            ("text/plain; charset=utf-8", &b"\0"[..], Some(Kind::Text)),
+            ("application/x-tar", b"FROM x", Some(Kind::Archive)),
+            ("application/gzip", b"", Some(Kind::Archive)),
+            ("application/octet-stream", b"FROM busybox\nRUN true\n", Some(Kind::Text)),
+            ("", b"\x1f\x8b\x08\0", Some(Kind::Archive)),
+            ("", b"Dockerfile\0\0\0", Some(Kind::Archive)),
+            ("text/html", b"<html>", None),
+            ("application/json", b"{}", None),
+        ] {
+            assert_eq!(kind(said, first), wanted, "{said} {first:?}");
+        }
+    }
+
+    #[test]
+    fn repositories_are_known() {
+        for url in ["https://x/y.git", "https://x/y.git#main:dir", "git://x/y", "git@x:y", "github.com/x/y"] {
+            assert!(is_repository(url), "{url}");
+        }
+        assert!(!is_repository("https://x/y.tar.gz") && !is_repository("file:///etc/passwd"));
+    }
+}
