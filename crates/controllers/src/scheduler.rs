@@ -128,7 +128,7 @@ pub async fn run(client: Client) -> Result<()> {
     };
     let mut changes = select_all(sources).ready_chunks(BATCH);
     loop {
-        let patience = scheduler.lacks_memory().then_some(BALLOON_LOOK).unwrap_or(Duration::MAX);
+        let patience = if scheduler.lacks_memory() { BALLOON_LOOK } else { Duration::MAX };
         match tokio::time::timeout(patience, changes.next()).await {
             Ok(Some(batch)) => batch.into_iter().for_each(|change| scheduler.take_in(change)),
             Ok(None) => return Ok(()),

@@ -81,6 +81,16 @@ fn up(bytes: u64) -> u64 {
     bytes.div_ceil(GRAIN_BYTES).saturating_mul(GRAIN_BYTES)
 }
 
+fn down(bytes: u64) -> u64 {
+    bytes / GRAIN_BYTES * GRAIN_BYTES
+}
+
+/// So many parts of so many of an amount, rounded down.
+fn share(amount: u64, parts: u64, of: u64) -> u64 {
+    let share = u128::from(amount) * u128::from(parts) / u128::from(of.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
 fn free(machine: &Machine) -> u64 {
     machine.allocatable.memory_bytes.saturating_sub(machine.used.memory_bytes)
 }
@@ -96,7 +106,7 @@ fn by_machine(balloons: &BTreeMap<String, Balloon>) -> BTreeMap<&str, Vec<&Ballo
 /// What the guests of one machine are to be left with so that the workload has a place there: on the machine where the smallest part
 /// of what they could give is enough. `None` when that helps nowhere. The pool is as before when this returns.
 pub fn squeeze(pool: &mut Pool, workload: &Workload, balloons: &BTreeMap<String, Balloon>) -> Option<Vec<Target>> {
-    let mut best: Option<(f64, Vec<Target>)> = None;
+    let mut best: Option<((u64, u64), Vec<Target>)> = None;
     for (name, guests) in by_machine(balloons) {
         let slack: u64 = guests.iter().map(|guest| guest.slack()).sum();
         let Some(machine) = pool.machines().find(|machine| machine.name == name) else { continue };
@@ -104,20 +114,21 @@ pub fn squeeze(pool: &mut Pool, workload: &Workload, balloons: &BTreeMap<String,
         if needed == 0 || needed > slack {
             continue;
         }
-        let part = needed as f64 / slack as f64;
-        if best.as_ref().is_some_and(|(least, _)| *least <= part) {
+        let is_no_less =
+            |(least, of): (u64, u64)| u128::from(needed) * u128::from(of) >= u128::from(least) * u128::from(slack);
+        if best.as_ref().is_some_and(|(least, _)| is_no_less(*least)) {
             continue;
         }
         let targets: Vec<Target> = guests
             .iter()
             .filter(|guest| guest.slack() > 0)
             .map(|guest| {
-                let kept = (guest.slack() as f64 * (1.0 - part)) as u64 / GRAIN_BYTES * GRAIN_BYTES;
+                let kept = down(share(guest.slack(), slack - needed, slack));
                 (guest.workload.id.clone(), guest.floor().saturating_add(kept))
             })
             .collect();
         if would_fit(pool, name, workload, &guests, &targets) {
-            best = Some((part, targets));
+            best = Some(((needed, slack), targets));
         }
     }
     best.map(|(_, targets)| targets)
@@ -149,10 +160,10 @@ pub fn give_back(pool: &Pool, balloons: &BTreeMap<String, Balloon>, all: bool) -
             rest.push((guest, target));
         }
         let missing: u64 = rest.iter().map(|(guest, target)| guest.size - target).sum();
-        let part = if all && missing > 0 { (free as f64 / missing as f64).min(1.0) } else { 0.0 };
+        let given = if all { free.min(missing) } else { 0 };
         for (guest, target) in rest {
             let lacks = guest.size - target;
-            let more = if part < 1.0 { (lacks as f64 * part) as u64 / GRAIN_BYTES * GRAIN_BYTES } else { lacks };
+            let more = if given == missing { lacks } else { down(share(lacks, given, missing)) };
             if target + more > guest.target {
                 targets.push((guest.workload.id.clone(), target + more));
             }
