@@ -185,6 +185,15 @@ fn what_a_virtual_machine_cannot_be_is_refused() -> Result<()> {
         Ok(said.stdout.contains("disk image nowhere not found"))
     })?;
     nuee.kubectl(&["delete", "vm", "x", "--timeout=60s"])?.success()?;
+    // A flavor's size counts where it is placed.
+    nuee.apply("apiVersion: nuee.dev/v1\nkind: Flavor\nmetadata: {name: vast}\nspec: {cpus: 1, memory: 100Ti}\n")?
+        .success()?;
+    nuee.apply(&object("VirtualMachine", "image: nowhere, flavor: vast"))?.success()?;
+    nuee.eventually("no machine is large enough", || {
+        let events = nuee.kubectl(&["get", "events", "--field-selector", "involvedObject.name=x"])?.success()?;
+        Ok(events.stdout.contains("Insufficient memory"))
+    })?;
+    nuee.kubectl(&["delete", "vm", "x", "--timeout=60s"])?.success()?;
     // A hostile image reads nothing of the machine.
     let secret = nuee.files().join("secret");
     std::fs::write(&secret, "secret".repeat(100))?;

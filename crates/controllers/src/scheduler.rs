@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Container, VirtualMachine, Volume};
+use api::{Container, Flavor, VirtualMachine, Volume};
 use futures::stream::{BoxStream, select_all};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -21,6 +21,7 @@ mod act;
 mod balloon;
 mod convert;
 mod disks;
+mod flavors;
 mod preempt;
 mod relations;
 
@@ -43,6 +44,7 @@ enum Change {
     Container(Box<Event<Container>>),
     Guest(Box<Event<VirtualMachine>>),
     Volume(Box<Event<Volume>>),
+    Flavor(Box<Event<Flavor>>),
     Node(Box<Event<Node>>),
     /// A bind request failed.
     Unbound(String),
@@ -88,6 +90,8 @@ struct Scheduler {
     squeezed: Option<Instant>,
     /// Where the disks of guests are.
     disks: disks::Disks,
+    /// Sizes of guests that do not say theirs.
+    flavors: flavors::Flavors,
     binds: Arc<Semaphore>,
     verdicts: mpsc::Sender<Change>,
 }
@@ -106,6 +110,7 @@ pub async fn run(client: Client) -> Result<()> {
             .map(|event| Change::Guest(Box::new(event)))
             .boxed(),
         follow(Api::<Volume>::all(client.clone()), watching()).map(|event| Change::Volume(Box::new(event))).boxed(),
+        follow(Api::<Flavor>::all(client.clone()), watching()).map(|event| Change::Flavor(Box::new(event))).boxed(),
         verdicts.boxed(),
     ];
     let mut scheduler = Scheduler {
@@ -119,8 +124,9 @@ pub async fn run(client: Client) -> Result<()> {
         priorities: BTreeMap::new(),
         listing: HashMap::new(),
         known: HashMap::new(),
-        unsynced: ["node", "pod", "container", "guest", "volume"].into_iter().collect(),
+        unsynced: ["node", "pod", "container", "guest", "volume", "flavor"].into_iter().collect(),
         disks: disks::Disks::default(),
+        flavors: flavors::Flavors::default(),
         balloons: BTreeMap::new(),
         squeezed: None,
         binds: Arc::new(Semaphore::new(PARALLEL_BINDS)),
@@ -157,6 +163,12 @@ impl Scheduler {
                     this.see_guest(&guest);
                 }
                 disks::id(volume)
+            }),
+            Change::Flavor(event) => self.track("flavor", *event, |this, flavor| {
+                for guest in this.flavors.see(flavor) {
+                    this.see_guest(&guest);
+                }
+                flavors::id(flavor)
             }),
             Change::Unbound(id) => {
                 if let Some(pending) = self.assumed.remove(&id) {
@@ -205,7 +217,8 @@ impl Scheduler {
             return;
         }
         self.disks.forget(id);
-        if kind == "volume" {
+        self.flavors.forget(id);
+        if matches!(kind, "volume" | "flavor") {
             return;
         }
         self.pool.remove(id);
@@ -258,8 +271,9 @@ impl Scheduler {
     }
 
     fn see_guest(&mut self, guest: &VirtualMachine) -> String {
-        let (mut workload, balloon) = balloon::workload(guest, convert::guest_workload(guest));
-        let id = workload.id.clone();
+        let id = convert::guest_id(guest);
+        let whole = convert::guest_workload(guest, self.flavors.of(&id, guest));
+        let (mut workload, balloon) = balloon::workload(guest, whole);
         let held = |balloon: &balloon::Balloon| balloon.workload.requests.memory_bytes;
         let now = balloon.as_ref().map(held);
         let before = match balloon {

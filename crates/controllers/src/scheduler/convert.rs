@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::swarm::{SERVICE_LABEL, TaskInfo};
-use api::{Container, VirtualMachine};
+use api::{Container, FlavorSpec, VirtualMachine};
 use k8s_openapi::api::core::v1::{self as core, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
@@ -271,13 +271,20 @@ const LANE: &str = "nuee.dev/lane";
 /// Memory of a machine that does not say, as the agent gives it. Units: bytes.
 const GUEST_MEMORY_DEFAULT: u64 = 512 << 20;
 
-/// A workload from a `VirtualMachine`: all that it is given counts, whether or not it runs.
-pub fn guest_workload(guest: &VirtualMachine) -> Workload {
-    let memory = guest.spec.memory.as_ref().and_then(quantity::units).filter(|bytes| *bytes > 0);
+/// The id of a guest's workload.
+pub fn guest_id(guest: &VirtualMachine) -> String {
+    format!("guest/{}/{}", guest.namespace().unwrap_or_default(), guest.name_any())
+}
+
+/// A workload from a `VirtualMachine`: all that it is given counts, whether or not it runs. `flavor` says what it does not.
+pub fn guest_workload(guest: &VirtualMachine, flavor: Option<&FlavorSpec>) -> Workload {
+    let memory = guest.spec.memory.as_ref().or(flavor.map(|flavor| &flavor.memory));
+    let memory = memory.and_then(quantity::units).filter(|bytes| *bytes > 0);
+    let cpus = if guest.spec.cpus > 0 { guest.spec.cpus } else { flavor.map_or(1, |flavor| flavor.cpus.max(1)) };
     Workload {
-        id: format!("guest/{}/{}", guest.namespace().unwrap_or_default(), guest.name_any()),
+        id: guest_id(guest),
         requests: Resources {
-            cpu_millis: u64::from(guest.spec.cpus.max(1)) * 1000,
+            cpu_millis: u64::from(cpus) * 1000,
             memory_bytes: memory.unwrap_or(GUEST_MEMORY_DEFAULT),
             ..Resources::default()
         },
