@@ -5,6 +5,7 @@
 //! Where to look: a non-resource path is one row of [`endpoints::ENDPOINTS`]; a kind is one file section under `kinds/`;
 //! everything about resources goes through `resource.rs`.
 
+mod alive;
 mod body;
 mod client;
 mod discovery;
@@ -31,6 +32,7 @@ mod time;
 mod watch;
 mod webhooks;
 
+pub use alive::keep_alive;
 pub use client::client;
 pub use endpoints::{ENDPOINTS, Endpoint};
 pub use identity::{

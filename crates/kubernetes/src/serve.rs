@@ -152,6 +152,9 @@ async fn connection(
 ) {
     // Small writes (watch events) must not wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
+    if let Err(error) = crate::keep_alive(&stream) {
+        tracing::debug!(%remote, %error, "a connection that nobody will miss when its other end is gone");
+    }
     let tls = match tokio::time::timeout(limits.handshake_timeout, acceptor.accept(stream)).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),

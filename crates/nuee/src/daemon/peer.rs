@@ -10,10 +10,10 @@ use async_trait::async_trait;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use kubernetes::keep_alive;
 use kubernetes::pki::machine::{Machine, server_name};
 use node::Duplex;
 use node::remote::Dial;
-use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -28,19 +28,8 @@ pub const PROTOCOL: &str = "nuee-machine/1";
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest refusal that is read. Units: bytes.
 const REFUSAL_BYTES_MAX: usize = 4 << 10;
-/// A silent connection is asked for a sign of life after this time, this often, and given up after this many.
-const ALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Time between two pings of a connection to the API.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const ALIVE_PROBES: u32 = 3;
-
-/// Has the kernel find out when the other end is gone without a word.
-pub fn keep_alive(stream: &TcpStream) -> Result<()> {
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, ALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, ALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, ALIVE_PROBES)?;
-    Ok(())
-}
 
 /// One machine, as another one reaches it.
 pub struct Peer {
@@ -169,7 +158,7 @@ impl tower::Service<http::Uri> for Connector {
             let connect = async {
                 let stream = TcpStream::connect(&own.server).await?;
                 stream.set_nodelay(true)?;
-                keep_alive(&stream).map_err(std::io::Error::other)?;
+                keep_alive(&stream)?;
                 TlsConnector::from(own.tls).connect(own.name, stream).await
             };
             let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);

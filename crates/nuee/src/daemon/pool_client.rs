@@ -10,6 +10,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use kubernetes::keep_alive;
 use kubernetes::pki::machine::{Machine, fingerprint};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -20,7 +21,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::join::{CERTIFICATE_PATH, IMAGE_HEADER, IMAGE_ID_HEADER, IMAGE_PATH, JOIN_PATH, LEAVE_PATH, Welcome, Wish};
-use super::peer::keep_alive;
 
 /// Time for a connection and the head of an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
