@@ -107,12 +107,7 @@ async fn end_guest(context: &Context, uid: &str) -> Result<()> {
     let run_dir = context.guests.run_dir(uid);
     hypervisor::qemu::driver::kill(&run_dir).await?;
     for directory in [run_dir, context.guests.directory(uid)] {
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(crate::error::Error::io("remove", directory)(error));
-            }
-            _ => {}
-        }
+        crate::directories::remove(&directory)?;
     }
     Ok(context.guests.control_group(uid)?.remove()?)
 }

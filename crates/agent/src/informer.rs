@@ -1,6 +1,6 @@
 //! Watching kinds: a reflector whose stream never ends and waits between failures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
-use crate::context::Key;
+use crate::context::{Context, Key};
+use crate::error::{Result, chain};
 
 /// A store of all objects, and the stream of events that keeps it current; the stream must be polled.
 pub fn reflect<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, impl Stream<Item = watcher::Event<K>> + Send)
@@ -84,6 +86,55 @@ where
         std::future::ready(whole.then(|| known.clone()))
     };
     StreamExt::filter_map(events(api, config).filter_ok(), step)
+}
+
+/// Follows objects that are made once and stay as they are, such as snapshots: `make` is begun for each that `is_open`, in a task of its
+/// own, and `remove` is called for each that is gone. Sends the uids of all once the first list is complete.
+pub async fn make_each<K, M, R>(
+    context: Arc<Context>,
+    listed: oneshot::Sender<Vec<String>>,
+    is_open: impl Fn(&Context, &K) -> bool,
+    make: impl Fn(Arc<Context>, K) -> M,
+    remove: impl Fn(Arc<Context>, K) -> R,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    M: Future<Output = ()> + Send + 'static,
+    R: Future<Output = Result<()>>,
+{
+    let config = watcher::Config::default();
+    let mut events = std::pin::pin!(events(Api::<K>::all(context.client.clone()), config).filter_ok());
+    let mut listed = Some(listed);
+    let mut uids: Vec<String> = Vec::new();
+    let mut begun: HashSet<Option<String>> = HashSet::new();
+    while let Some(event) = events.next().await {
+        match event {
+            watcher::Event::Init => uids.clear(),
+            watcher::Event::InitDone => {
+                if let Some(listed) = listed.take() {
+                    let _ = listed.send(uids.clone());
+                }
+            }
+            watcher::Event::Delete(object) => {
+                begun.remove(&object.meta().uid);
+                let name = object.meta().name.clone();
+                if let Err(error) = remove(context.clone(), object).await {
+                    tracing::warn!(kind = %K::kind(&()), name, error = %chain(&error), "cannot remove what was made");
+                }
+            }
+            watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                uids.extend(object.meta().uid.clone());
+                if is_open(&context, &object) && begun.insert(object.meta().uid.clone()) {
+                    let stop = context.stop.clone();
+                    tokio::spawn(stop.run_until_cancelled_owned(make(context.clone(), object)));
+                }
+            }
+        }
+    }
+}
+
+/// Whether the phase of what is made once says that it is done, well or not.
+pub fn is_made(phase: Option<&str>) -> bool {
+    matches!(phase, Some("Ready" | "Failed"))
 }
 
 /// The events of a kind, for ever.

@@ -22,6 +22,7 @@ mod attach;
 mod build;
 mod container;
 mod context;
+mod directories;
 mod directory;
 mod disk;
 mod error;

@@ -431,10 +431,7 @@ impl Driver {
         self.patience = None;
         let run_dir = self.context.guests.run_dir(&self.uid);
         hypervisor::qemu::driver::kill(&run_dir).await?;
-        match std::fs::remove_dir_all(&run_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", run_dir)(error)),
-            _ => Ok(()),
-        }
+        crate::directories::remove(&run_dir)
     }
 
     async fn start(&mut self, resuming: bool) -> Event {
@@ -529,12 +526,7 @@ impl Driver {
         released.map_err(|_| Error::Timeout("releasing the disk"))??;
         attach::give_all_back(&self.context, &self.key, &self.uid).await?;
         let directory = self.context.guests.directory(&self.uid);
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", directory)(error));
-            }
-            _ => {}
-        }
+        crate::directories::remove(&directory)?;
         self.context.guests.control_group(&self.uid)?.remove()?;
         if self.vanished {
             return Ok(());

@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use api::virtual_machine::MachineBoot;
 use api::{DiskImage, DiskImageStatus, VirtualMachine};
-use futures::StreamExt;
 use hypervisor::DiskCopy;
 use hypervisor::disk::{Format, tool};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
 use serde_json::json;
 use sha2::Digest;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -18,6 +16,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use super::start::ROOT_DISK;
 use super::status;
 use crate::context::{Context, Key, is_path_safe};
+use crate::directories;
 use crate::error::{Error, Result, chain};
 use crate::informer;
 
@@ -26,45 +25,29 @@ const AT_ONCE: usize = 2;
 
 /// Follows `DiskImage` objects until the agent is dropped. Sends the uids of all once the first list is complete.
 pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
-    let (_, stream) = informer::reflect(Api::<DiskImage>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    let mut listed = Some(listed);
-    let mut uids = Vec::new();
+    let is_open = |context: &Context, object: &DiskImage| {
+        let ours = match &object.spec.node_name {
+            Some(node) => *node == context.node_name,
+            None => may_take(context, object),
+        };
+        ours && !informer::is_made(object.status.as_ref().map(|status| status.phase.as_str()))
+    };
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    let mut begun = std::collections::HashSet::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => uids.clear(),
-            Event::InitDone => {
-                if let Some(listed) = listed.take() {
-                    let _ = listed.send(uids.clone());
-                }
-            }
-            Event::Delete(object) => {
-                begun.remove(&object.metadata.uid);
-                if let Err(error) = remove(&context, &object).await {
-                    tracing::warn!(image = object.metadata.name, error = %chain(&error), "cannot remove the disk image");
-                }
-            }
-            Event::Apply(object) | Event::InitApply(object) => {
-                uids.extend(object.metadata.uid.clone());
-                let ours = match &object.spec.node_name {
-                    Some(node) => *node == context.node_name,
-                    None => may_take(&context, &object),
-                };
-                let open =
-                    object.status.as_ref().is_none_or(|status| !matches!(status.phase.as_str(), "Ready" | "Failed"));
-                if ours && open && begun.insert(object.metadata.uid.clone()) {
-                    let (context, places) = (context.clone(), places.clone());
-                    let stop = context.stop.clone();
-                    tokio::spawn(stop.run_until_cancelled_owned(async move {
-                        let Ok(_place) = places.acquire().await else { return };
-                        make(&context, &object).await;
-                    }));
-                }
-            }
+    let make = |context: Arc<Context>, object: DiskImage| {
+        let places = places.clone();
+        async move {
+            let Ok(_place) = places.acquire().await else { return };
+            make(&context, &object).await;
         }
-    }
+    };
+    informer::make_each(
+        context,
+        listed,
+        is_open,
+        make,
+        |context, object| async move { remove(&context, &object).await },
+    )
+    .await;
 }
 
 /// Whether this machine makes an image that none has taken: the one that has what it is made from, or the pool's first one, which
@@ -82,17 +65,10 @@ async fn remove(context: &Context, object: &DiskImage) -> Result<()> {
     if !context.data_dir.join("disks").exists() {
         return Ok(());
     }
-    remove_directory(&context.guests.image_directory(&uid))?;
+    directories::remove(&context.guests.image_directory(&uid))?;
     let layers = context.guests.layers().await?;
     let released = tokio::task::spawn_blocking(move || layers.release(&uid)).await;
     Ok(released.map_err(|_| Error::Timeout("releasing a disk image"))??)
-}
-
-fn remove_directory(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
 }
 
 /// Makes one image and tells how it went.
@@ -175,7 +151,7 @@ async fn import(context: &Context, object: &DiskImage, uid: &str) -> Result<Disk
     if object.spec.boot == MachineBoot::Kernel && !kernel {
         return Err(Error::Invalid("spec.boot is Kernel, but the upload has no kernel".into()));
     }
-    remove_directory(&upload)?;
+    directories::remove(&upload)?;
     let virtual_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
     Ok(DiskImageStatus { virtual_bytes, layer: id, kernel, ..DiskImageStatus::default() })
 }

@@ -1,21 +1,18 @@
 //! `Backup` objects: copies of all disks of a machine at one instant, made while it runs, whole or what was written since a mark. They
 //! lie in the data directory's `exports` until somebody has carried them away and deletes the object.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::Backup;
 use api::snapshot::{BackupDisk, BackupStatus};
-use futures::StreamExt;
 use hypervisor::disk::{create, tool};
 use hypervisor::{DiskCopy, Guest};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
@@ -36,46 +33,19 @@ const MARKS_MAX: usize = 4;
 
 /// Follows `Backup` objects until the agent is dropped. Sends the uids of all once the first list is complete.
 pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
-    let (_, stream) = informer::reflect(Api::<Backup>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    let mut listed = Some(listed);
-    let mut uids = Vec::new();
-    let mut begun = HashSet::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => uids.clear(),
-            Event::InitDone => {
-                if let Some(listed) = listed.take() {
-                    let _ = listed.send(uids.clone());
-                }
-            }
-            Event::Delete(object) => {
-                begun.remove(&object.metadata.uid);
-                if let Err(error) = remove(&context, &object) {
-                    tracing::warn!(backup = object.metadata.name, error = %chain(&error), "cannot remove the backup");
-                }
-            }
-            Event::Apply(object) | Event::InitApply(object) => {
-                uids.extend(object.metadata.uid.clone());
-                let open =
-                    object.status.as_ref().is_none_or(|status| !matches!(status.phase.as_str(), "Ready" | "Failed"));
-                let elsewhere = object.spec.node_name.as_ref().is_some_and(|node| *node != context.node_name);
-                if open && !elsewhere && begun.insert(object.metadata.uid.clone()) {
-                    let (context, stop) = (context.clone(), context.stop.clone());
-                    tokio::spawn(stop.run_until_cancelled_owned(async move { make(&context, &object).await }));
-                }
-            }
-        }
-    }
+    let is_open = |context: &Context, object: &Backup| {
+        let elsewhere = object.spec.node_name.as_ref().is_some_and(|node| *node != context.node_name);
+        !elsewhere && !informer::is_made(object.status.as_ref().map(|status| status.phase.as_str()))
+    };
+    let make = |context, object| async move { make(&context, &object).await };
+    informer::make_each(context, listed, is_open, make, |context, object| async move { remove(&context, &object) })
+        .await;
 }
 
 fn remove(context: &Context, object: &Backup) -> Result<()> {
     let Some(uid) = &object.metadata.uid else { return Ok(()) };
     let directory = context.guests.export_directory(uid);
-    match std::fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", directory)(error)),
-        _ => Ok(()),
-    }
+    crate::directories::remove(&directory)
 }
 
 /// One backup that is being made.
@@ -300,12 +270,7 @@ impl Work<'_> {
 /// Makes an empty directory.
 fn empty(directory: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", directory)(error));
-        }
-        _ => {}
-    }
+    crate::directories::remove(directory)?;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.map_err(Error::io("create", directory))
 }

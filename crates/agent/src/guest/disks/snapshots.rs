@@ -1,18 +1,15 @@
 //! `Snapshot` objects: disks frozen at one instant, taken once. What is made from one keeps the layers that it needs, whatever becomes of
 //! the snapshot.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::snapshot::{SnapshotDisk, SnapshotStatus};
 use api::{Snapshot, VirtualMachine};
-use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -28,37 +25,19 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows `Snapshot` objects until the agent is dropped. Sends the uids of all once the first list is complete.
 pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
-    let (_, stream) = informer::reflect(Api::<Snapshot>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    let mut listed = Some(listed);
-    let mut uids = Vec::new();
-    let mut begun = HashSet::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Init => uids.clear(),
-            Event::InitDone => {
-                if let Some(listed) = listed.take() {
-                    let _ = listed.send(uids.clone());
-                }
-            }
-            Event::Delete(object) => {
-                begun.remove(&object.metadata.uid);
-                if let Err(error) = remove(&context, &object).await {
-                    tracing::warn!(snapshot = object.metadata.name, error = %chain(&error), "cannot remove the snapshot");
-                }
-            }
-            Event::Apply(object) | Event::InitApply(object) => {
-                uids.extend(object.metadata.uid.clone());
-                let open =
-                    object.status.as_ref().is_none_or(|status| !matches!(status.phase.as_str(), "Ready" | "Failed"));
-                let elsewhere = object.spec.node_name.as_ref().is_some_and(|node| *node != context.node_name);
-                if open && !elsewhere && begun.insert(object.metadata.uid.clone()) {
-                    let (context, stop) = (context.clone(), context.stop.clone());
-                    tokio::spawn(stop.run_until_cancelled_owned(async move { make(&context, &object).await }));
-                }
-            }
-        }
-    }
+    let is_open = |context: &Context, object: &Snapshot| {
+        let elsewhere = object.spec.node_name.as_ref().is_some_and(|node| *node != context.node_name);
+        !elsewhere && !informer::is_made(object.status.as_ref().map(|status| status.phase.as_str()))
+    };
+    let make = |context, object| async move { make(&context, &object).await };
+    informer::make_each(
+        context,
+        listed,
+        is_open,
+        make,
+        |context, object| async move { remove(&context, &object).await },
+    )
+    .await;
 }
 
 async fn remove(context: &Context, object: &Snapshot) -> Result<()> {

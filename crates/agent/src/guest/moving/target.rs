@@ -181,12 +181,7 @@ async fn clear(context: &Arc<Context>, uid: &str, object: &api::VirtualMachine) 
     let run_dir = context.guests.run_dir(uid);
     hypervisor::qemu::driver::kill(&run_dir).await?;
     for directory in [run_dir, context.guests.directory(uid)] {
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", directory)(error));
-            }
-            _ => {}
-        }
+        crate::directories::remove(&directory)?;
     }
     let found = context.fabric.list().attachments.into_iter().find(|one| one.owner == uid);
     if let Some(found) = found {
