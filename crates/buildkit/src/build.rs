@@ -24,7 +24,7 @@ const MAX_OUTPUT: usize = 16 << 20;
 /// Messages that are kept of one build.
 const MAX_MESSAGES: usize = 200_000;
 /// How long a client's other calls may come before the build itself.
-const ARRIVAL: Duration = Duration::from_secs(10);
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// The builds of an endpoint.
 #[derive(Default)]
@@ -112,8 +112,10 @@ pub struct Running {
     changed: Notify,
     /// Images by the names under which the client knows them.
     results: Mutex<HashMap<String, Digest>>,
-    /// Where the client's answer goes when it evaluates the build itself.
+    /// Where the client's answer goes when it evaluates the build itself. Both ends are there from the beginning: the answer
+    /// may come as soon as others see the build.
     returned: Mutex<Option<oneshot::Sender<ReturnRequest>>>,
+    expected: Mutex<Option<oneshot::Receiver<ReturnRequest>>>,
     /// What the client is told at the end.
     pub response: Mutex<HashMap<String, String>>,
 }
@@ -129,6 +131,7 @@ struct Log {
 
 impl Running {
     fn new(reference: &str, session: &str) -> Running {
+        let (sender, receiver) = oneshot::channel();
         Running {
             reference: reference.to_owned(),
             session: session.to_owned(),
@@ -136,23 +139,32 @@ impl Running {
             log: Mutex::default(),
             changed: Notify::new(),
             results: Mutex::default(),
-            returned: Mutex::default(),
+            returned: Mutex::new(Some(sender)),
+            expected: Mutex::new(Some(receiver)),
             response: Mutex::default(),
         }
     }
 
     /// Waits for the client to say how the build that it evaluates itself ended.
-    pub fn expect_return(&self) -> oneshot::Receiver<ReturnRequest> {
-        let (sender, receiver) = oneshot::channel();
-        *lock(&self.returned) = Some(sender);
-        receiver
+    ///
+    /// Errors: it is waited for already.
+    pub async fn client_return(&self) -> Result<ReturnRequest, Status> {
+        let cancelled = || Status::new(Code::Cancelled, "context canceled");
+        let receiver = lock(&self.expected).take().ok_or_else(cancelled)?;
+        receiver.await.map_err(|_| cancelled())
     }
 
     /// The client has said it.
+    ///
+    /// Errors: it has said so before; the build has ended.
     pub fn give_back(&self, answer: ReturnRequest) -> Result<(), Status> {
+        let ended = || Status::new(Code::Cancelled, "the build has ended");
         let sender = lock(&self.returned).take();
-        let sender = sender.ok_or_else(|| Status::new(Code::FailedPrecondition, "the build has returned already"))?;
-        sender.send(answer).map_err(|_| Status::new(Code::Cancelled, "the build has ended"))
+        let sender = sender.ok_or_else(|| match self.ended() {
+            Some(_) => ended(),
+            None => Status::new(Code::FailedPrecondition, "the build has returned already"),
+        })?;
+        sender.send(answer).map_err(|_| ended())
     }
 
     /// Remembers an image under a new name.
@@ -186,6 +198,8 @@ impl Running {
         let open: Vec<Vertex> = log.names.drain().map(|(_, vertex)| vertex).collect();
         log.done.get_or_insert_with(now);
         drop(log);
+        // Nobody takes an answer from here on.
+        lock(&self.returned).take();
         // Steps that were cut off are shown as such.
         for mut vertex in open {
             vertex.completed = Some(now());
@@ -316,5 +330,34 @@ pub struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.builds.end(&self.running);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_may_come_before_it_is_waited_for_and_comes_once() {
+        let builds = Builds::default();
+        let running = builds.begin("build", "session").unwrap();
+        // Clients that only ask what we can do answer at once, on a connection of their own.
+        running.give_back(ReturnRequest::default()).unwrap();
+        assert_eq!(running.give_back(ReturnRequest::default()).unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(running.client_return().await.unwrap(), ReturnRequest::default());
+        assert_eq!(running.client_return().await.unwrap_err().code(), Code::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_a_build_that_has_ended_is_refused() {
+        let builds = Builds::default();
+        let never_waited = builds.begin("other", "session").unwrap();
+        builds.end(&never_waited);
+        assert_eq!(never_waited.give_back(ReturnRequest::default()).unwrap_err().code(), Code::Cancelled);
+        let running = builds.begin("build", "session").unwrap();
+        let waiting = running.client_return();
+        assert!(tokio::time::timeout(Duration::from_millis(1), waiting).await.is_err());
+        // Its call went away, and the end of the build with it is yet to come.
+        assert_eq!(running.give_back(ReturnRequest::default()).unwrap_err().code(), Code::Cancelled);
     }
 }

@@ -183,7 +183,7 @@ fn warn_of_caches(running: &Running, request: &SolveRequest) {
 
 /// Waits for the client, which evaluates the build itself and asks the gateway for its parts.
 async fn returned(running: &Running) -> Result<Option<Built>, Status> {
-    let answer = running.expect_return().await.map_err(|_| Status::new(Code::Cancelled, "context canceled"))?;
+    let answer = running.client_return().await?;
     if let Some(error) = answer.error.filter(|error| error.code != 0) {
         return Err(Status::new(Code::from(error.code), error.message));
     }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use image::build::Scratch;
 use image::{Credentials, Progress, Reference};
 use tonic::{Code, Status};
 
 use crate::BuildKit;
 use crate::build::Running;
-use crate::frontend::{Built, Scratch, status};
+use crate::frontend::{Built, status};
 use crate::send;
 
 /// One wish.
@@ -141,8 +142,9 @@ async fn files(
     built: &Built,
 ) -> Result<HashMap<String, String>, Status> {
     let session = buildkit.sessions.get(session).await?;
-    let scratch = Scratch::new(buildkit)?;
-    let mounted = buildkit.options.store.mount_for_export(&built.image, &scratch.0).await.map_err(status)?;
+    let store = &buildkit.options.store;
+    let scratch = Scratch::new(store).map_err(status)?;
+    let mounted = store.mount_for_export(&built.image, scratch.path()).await.map_err(status)?;
     let root = mounted.rootfs().to_owned();
     let sent = if tar {
         let stream = image::archive::stream_of(move |out| image::layer::pack_tree(&root, out).map(drop));

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use image::build::{BuildEvent, BuildInputs, BuildOptions, ContextSource, Dialect, StepBounds};
-use image::{Credentials, Digest, Error};
+use image::build::{BuildEvent, BuildInputs, BuildOptions, ContextSource, Dialect, Scratch, StepBounds};
+use image::{Credentials, Digest, Error, ImageStore};
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
@@ -21,6 +21,8 @@ use crate::session::Session;
 pub const DOCKERFILE: &str = "dockerfile.v0";
 /// Steps of one evaluation that wait to be told.
 const EVENT_QUEUE: usize = 256;
+/// The argument that asks for the history of the main context, when that is a git repository.
+const KEEP_GIT_DIR: &str = "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 /// Longest Dockerfile and ignore file.
 const MAX_FILE: u64 = 4 << 20;
 
@@ -57,16 +59,36 @@ pub async fn solve(
     check_frontend(frontend, &attributes)?;
     let session = buildkit.sessions.get(session).await?;
     let (mut options, locals) = options(&attributes, buildkit.options.host_network)?;
-    let scratch = Scratch::new(buildkit)?;
-    let dockerfile = load_dockerfile(&session, &attributes, &options.dockerfile, &scratch.0, running).await?;
+    let scratch = Scratch::new(&buildkit.options.store).map_err(status)?;
     options.local_urls = buildkit.options.host_network;
-    let inputs = Arc::new(SessionInputs {
-        session: session.clone(),
-        running: running.clone(),
-        locals,
-        main: attributes.get("contextkey").cloned().unwrap_or_else(|| "context".to_owned()),
-        ignore: dockerfile.ignore,
-    });
+    let git = Git { store: buildkit.options.store.clone(), local_urls: options.local_urls };
+    let main = match attributes.get("context").filter(|context| image::is_repository(context)) {
+        Some(url) => {
+            let target = scratch.path().join("repository");
+            git.check_out(url, &target, running).await?;
+            Main::Here(target)
+        }
+        None => Main::Session(attributes.get("contextkey").cloned().unwrap_or_else(|| "context".to_owned())),
+    };
+    let name = &options.dockerfile;
+    let dockerfile = match &main {
+        // It is the repository's, unless the client says that it has its own.
+        Main::Here(directory) if !attributes.contains_key("dockerfilekey") => read_dockerfile(directory, name).await?,
+        _ => load_dockerfile(&session, &attributes, name, scratch.path(), running).await?,
+    };
+    if let Main::Here(directory) = &main {
+        let ignore = match &dockerfile.ignore {
+            Some(own) => Some(own.clone()),
+            None => read(directory, ".dockerignore").await?,
+        };
+        let directory = directory.clone();
+        let excluding = move || image::build::exclude_ignored(&directory, &ignore.unwrap_or_default());
+        let excluded = tokio::task::spawn_blocking(excluding).await;
+        excluded.map_err(|error| Status::new(Code::Internal, error.to_string()))?.map_err(status)?;
+    }
+    let ignore = dockerfile.ignore;
+    let inputs =
+        Arc::new(SessionInputs { session: session.clone(), running: running.clone(), locals, main, ignore, git });
     let (sender, mut events) = mpsc::channel::<BuildEvent>(EVENT_QUEUE);
     let evaluation = format!("{:032x}", rand::random::<u128>());
     let forward = async {
@@ -108,6 +130,17 @@ struct Dockerfile {
     ignore: Option<String>,
 }
 
+fn own_ignore(name: &str) -> String {
+    format!("{name}.dockerignore")
+}
+
+async fn read_dockerfile(directory: &Path, name: &str) -> Result<Dockerfile, Status> {
+    let text = read(directory, name).await?;
+    let missing =
+        || Status::new(Code::Unknown, format!("failed to read dockerfile: open {name}: no such file or directory"));
+    Ok(Dockerfile { text: text.ok_or_else(missing)?, ignore: read(directory, &own_ignore(name)).await? })
+}
+
 async fn load_dockerfile(
     session: &Session,
     attributes: &HashMap<String, String>,
@@ -117,16 +150,12 @@ async fn load_dockerfile(
 ) -> Result<Dockerfile, Status> {
     let step = running.begin_step(&format!("[internal] load build definition from {name}"));
     let key = attributes.get("dockerfilekey").cloned().unwrap_or_else(|| "dockerfile".to_owned());
-    let own_ignore = format!("{name}.dockerignore");
-    let wanted = Wanted { name: key, follow: vec![name.to_owned(), own_ignore.clone()], exclude: Vec::new() };
+    let wanted = Wanted { name: key, follow: vec![name.to_owned(), own_ignore(name)], exclude: Vec::new() };
     let loaded = async {
         let target = scratch.join("dockerfile");
         make(&target)?;
         receive(session, &wanted, &target).await?;
-        let text = read(&target, name).await?;
-        let missing =
-            || Status::new(Code::Unknown, format!("failed to read dockerfile: open {name}: no such file or directory"));
-        Ok(Dockerfile { text: text.ok_or_else(missing)?, ignore: read(&target, &own_ignore).await? })
+        read_dockerfile(&target, name).await
     };
     let loaded: Result<Dockerfile, Status> = loaded.await;
     match &loaded {
@@ -170,8 +199,42 @@ async fn read(directory: &Path, name: &str) -> Result<Option<String>, Status> {
         .map_err(|error| Status::new(Code::Internal, format!("cannot read a file of the client: {error}")))
 }
 
-/// Named contexts that are directories of the client: context name to directory name.
-type Locals = BTreeMap<String, String>;
+/// Named contexts that are directories of the client, or repositories.
+type Locals = BTreeMap<String, Place>;
+
+/// Where the files of a named context are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// A directory of the client, by its name.
+    Client(String),
+    /// A git repository, by its URL.
+    Repository(String),
+}
+
+/// Where the files of the main context are.
+enum Main {
+    /// In the client's directory of this name.
+    Session(String),
+    /// In a directory of the build.
+    Here(PathBuf),
+}
+
+/// What fetches repositories.
+struct Git {
+    store: Arc<ImageStore>,
+    local_urls: bool,
+}
+
+impl Git {
+    async fn check_out(&self, url: &str, target: &Path, running: &Running) -> Result<(), Status> {
+        // A step is shown to whoever looks at builds: nobody need see credentials there.
+        let shown = image::build::shown_repository(url);
+        let step = running.begin_step(&format!("[internal] load git source {shown}"));
+        let done = image::build::checkout(&self.store, url, self.local_urls, target).await.map_err(status);
+        running.end_step(&step, false, done.as_ref().err().map(Status::message));
+        done
+    }
+}
 
 /// From attributes to the builder's options. Pure.
 fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(BuildOptions, Locals), Status> {
@@ -196,8 +259,14 @@ fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(
     if options.platform.contains(',') {
         return Err(Status::new(Code::Unimplemented, "builds for several platforms at once are not supported"));
     }
-    if attributes.get("context").is_some_and(|context| !context.is_empty() && !context.starts_with("local:")) {
+    let known = |context: &str| context.is_empty() || context.starts_with("local:") || image::is_repository(context);
+    if attributes.get("context").is_some_and(|context| !known(context)) {
         return Err(Status::new(Code::Unimplemented, format!("context {} is not supported", get("context"))));
+    }
+    let keeps = attributes.get(KEEP_GIT_DIR).is_some_and(|value| is_true(value));
+    if keeps && attributes.get("context").is_some_and(|context| image::is_repository(context)) {
+        let why = "the history of git repositories is not kept: BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+        return Err(Status::new(Code::Unimplemented, why));
     }
     for host in get("add-hosts").split(',').filter(|host| !host.is_empty()) {
         let (name, address) = host.split_once('=').ok_or_else(|| invalid(format!("invalid hosts {host}")))?;
@@ -221,12 +290,21 @@ fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(
     Ok((options, locals))
 }
 
+/// `Source:` Go, `strconv.ParseBool`.
+fn is_true(value: &str) -> bool {
+    ["1", "t", "T", "true", "TRUE", "True"].contains(&value)
+}
+
 fn named_context(name: &str, value: &str, locals: &mut Locals) -> Result<ContextSource, Status> {
     if let Some(image) = value.strip_prefix("docker-image://") {
         return Ok(ContextSource::Image(image.to_owned()));
     }
     if let Some(local) = value.strip_prefix("local:") {
-        locals.insert(name.to_owned(), local.to_owned());
+        locals.insert(name.to_owned(), Place::Client(local.to_owned()));
+        return Ok(ContextSource::Local);
+    }
+    if image::is_repository(value) {
+        locals.insert(name.to_owned(), Place::Repository(value.to_owned()));
         return Ok(ContextSource::Local);
     }
     Err(Status::new(Code::Unimplemented, format!("context {value} is not supported")))
@@ -234,6 +312,10 @@ fn named_context(name: &str, value: &str, locals: &mut Locals) -> Result<Context
 
 fn bounds(attributes: &HashMap<String, String>) -> Result<StepBounds, Status> {
     let mut bounds = StepBounds::default();
+    if let Some(parent) = attributes.get("cgroup-parent") {
+        let bad = || invalid("invalid cgroup parent");
+        bounds.cgroup_parent = image::build::clean_cgroup_parent(parent).ok_or_else(bad)?;
+    }
     if let Some(size) = attributes.get("shm-size") {
         bounds.shm_bytes = size.parse().map_err(|_| invalid(format!("failed to parse shm size {size}")))?;
     }
@@ -251,18 +333,22 @@ struct SessionInputs {
     session: Session,
     running: Arc<Running>,
     locals: Locals,
-    main: String,
+    main: Main,
+    /// The ignore file of the Dockerfile alone, for the main context.
     ignore: Option<String>,
+    git: Git,
 }
 
 impl SessionInputs {
-    async fn load(&self, name: &str, target: &Path) -> Result<(), Status> {
-        let directory = if name.is_empty() { &self.main } else { self.locals.get(name).unwrap_or(&self.main) };
+    async fn load(&self, name: &str, directory: &str, target: &Path) -> Result<(), Status> {
         let ignore = match (&self.ignore, name) {
             (Some(ignore), "") => Some(ignore.clone()),
             _ => {
-                let wanted =
-                    Wanted { name: directory.clone(), follow: vec![".dockerignore".to_owned()], exclude: Vec::new() };
+                let wanted = Wanted {
+                    name: directory.to_owned(),
+                    follow: vec![".dockerignore".to_owned()],
+                    exclude: Vec::new(),
+                };
                 let place = target.with_extension("ignore");
                 make(&place)?;
                 receive(&self.session, &wanted, &place).await?;
@@ -271,7 +357,7 @@ impl SessionInputs {
         };
         make(target)?;
         let exclude = ignore.as_deref().map(patterns).unwrap_or_default();
-        let wanted = Wanted { name: directory.clone(), follow: Vec::new(), exclude };
+        let wanted = Wanted { name: directory.to_owned(), follow: Vec::new(), exclude };
         receive(&self.session, &wanted, target).await
     }
 }
@@ -283,10 +369,19 @@ fn from_status(status: Status) -> Error {
 #[async_trait]
 impl BuildInputs for SessionInputs {
     async fn context(&self, name: &str, scratch: &Path) -> image::Result<PathBuf> {
+        let target = scratch.join(format!("context-{}", &Digest::of(name.as_bytes()).hex()[..12]));
+        let directory = match (name, &self.main, self.locals.get(name)) {
+            ("", Main::Here(directory), _) => return Ok(directory.clone()),
+            ("", Main::Session(directory), _) | (_, _, Some(Place::Client(directory))) => directory,
+            (_, _, Some(Place::Repository(url))) => {
+                self.git.check_out(url, &target, &self.running).await.map_err(from_status)?;
+                return Ok(target);
+            }
+            (name, _, None) => return Err(Error::NotFound(format!("no context is named {name}"))),
+        };
         let shown = if name.is_empty() { String::new() } else { format!("{name} ") };
         let step = self.running.begin_step(&format!("[{shown}internal] load build context").replace("[ ", "["));
-        let target = scratch.join(format!("context-{}", &Digest::of(name.as_bytes()).hex()[..12]));
-        let loaded = self.load(name, &target).await;
+        let loaded = self.load(name, directory, &target).await;
         match &loaded {
             Ok(()) => {
                 self.running.progress(&step, "transferring context:", 0);
@@ -319,27 +414,6 @@ impl BuildInputs for SessionInputs {
     }
 }
 
-/// A directory for a client's files, gone when the call is.
-pub struct Scratch(pub PathBuf);
-
-impl Scratch {
-    /// A new one.
-    pub fn new(buildkit: &BuildKit) -> Result<Scratch, Status> {
-        let path = buildkit.options.store.builds_directory().join(format!("{:032x}", rand::random::<u128>()));
-        make(&path)?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // At most a few small files; a start sweeps up what stays.
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, "cannot remove a client's files");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,17 +432,25 @@ mod tests {
             ("no-cache", ""),
             ("context:Base", "docker-image://alpine"),
             ("context:src", "local:src0"),
+            ("context:code", "https://x/y.git#v1"),
+            ("context", "https://x/z.git"),
             ("add-hosts", "a=10.0.0.1,b=10.0.0.2"),
             ("ulimit", "nofile=10:20"),
             ("shm-size", "1024"),
+            ("cgroup-parent", "../builds"),
+            ("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR", "0"),
             ("force-network-mode", "none"),
         ])
         .unwrap();
         assert_eq!((options.dockerfile.as_str(), options.network.as_str(), options.no_cache), ("Other", "none", true));
         assert_eq!(options.build_args.len(), 1);
         assert_eq!(options.contexts["base"], ContextSource::Image("alpine".to_owned()));
-        assert_eq!((options.contexts["src"].clone(), locals["src"].as_str()), (ContextSource::Local, "src0"));
+        assert_eq!(options.contexts["src"], ContextSource::Local);
+        assert_eq!(locals["src"], Place::Client("src0".to_owned()));
+        assert_eq!(options.contexts["code"], ContextSource::Local);
+        assert_eq!(locals["code"], Place::Repository("https://x/y.git#v1".to_owned()));
         assert_eq!(options.extra_hosts, ["a:10.0.0.1", "b:10.0.0.2"]);
+        assert_eq!(options.bounds.cgroup_parent, "/builds");
         assert_eq!(options.bounds.ulimits, [("nofile".to_owned(), 10, 20)]);
     }
 
@@ -377,13 +459,17 @@ mod tests {
         for (pair, code) in [
             (("force-network-mode", "host"), Code::PermissionDenied),
             (("force-network-mode", "what"), Code::InvalidArgument),
-            (("context", "https://x/y.git"), Code::Unimplemented),
+            (("context", "https://x/y.tar"), Code::Unimplemented),
             (("platform", "linux/amd64,linux/arm64"), Code::Unimplemented),
             (("context:x", "input:x"), Code::Unimplemented),
             (("add-hosts", "x"), Code::InvalidArgument),
             (("ulimit", "x"), Code::InvalidArgument),
+            (("cgroup-parent", "a\0b"), Code::InvalidArgument),
         ] {
             assert_eq!(from(&[pair]).unwrap_err().code(), code, "{pair:?}");
         }
+        let kept = [("context", "https://x/z.git"), (KEEP_GIT_DIR, "true")];
+        assert_eq!(from(&kept).unwrap_err().code(), Code::Unimplemented);
+        assert!(from(&[("context", "local:context"), (KEEP_GIT_DIR, "true")]).is_ok(), "there is no git directory");
     }
 }

@@ -22,7 +22,7 @@ use crate::wire::session::{BytesMessage, CredentialsRequest, CredentialsResponse
 /// Sessions of one endpoint at once.
 const MAX_SESSIONS: usize = 1_000;
 /// How long a build waits for its session, which comes over another connection.
-const ARRIVAL: Duration = Duration::from_secs(10);
+const ARRIVAL: Duration = Duration::from_secs(30);
 /// How long a client may take for a question without files.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Largest message of a client: fsutil sends pieces of 32 KiB.

@@ -120,6 +120,23 @@ impl Hasher {
         }
     }
 
+    /// Reads to the end. Returns the digest and the number of bytes.
+    pub fn read(mut self, mut reader: impl Read) -> io::Result<(Digest, u64)> {
+        let mut buffer = vec![0; 128 << 10];
+        let mut size = 0;
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok((self.finish(), size)),
+                Ok(count) => {
+                    self.update(&buffer[..count]);
+                    size += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use crate::build::flags::Dialect;
 use crate::build::{expand, ignore, lines, parse};
+use crate::git::Address;
+use crate::git::packets::Packets;
 use crate::layer::{Limits, UnpackOptions, tree, unpack};
 use crate::reference::Reference;
 
@@ -54,6 +56,31 @@ pub fn archive(data: &[u8], scratch: &Path) {
     assert_eq!(beside, 2, "something was made beside the root");
 }
 
+/// Addresses of git repositories, and what servers of such say: what is read breaks no bound, and leads nowhere else.
+pub fn git(data: &[u8]) {
+    const PACK_BYTES_MAX: u64 = 1 << 10;
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(address) = Address::parse(text)
+    {
+        let scheme = address.url.split("://").next().expect("a scheme");
+        assert!(["http", "https", "git"].contains(&scheme), "{text:?}");
+        assert!(!address.reference.starts_with('-') && !address.directory.split('/').any(|part| part == ".."));
+        if let Ok(inner) = address.beside(text, "c0ffee") {
+            assert_eq!(inner.reference, "c0ffee");
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let _ = Packets::new(data).capabilities().await;
+        if let Ok(object) = Packets::new(data).reference("main").await {
+            assert_eq!(object.len(), 40);
+        }
+        let mut pack = Vec::new();
+        let _ = Packets::new(data).pack(&mut pack, PACK_BYTES_MAX).await;
+        assert!(pack.len() as u64 <= PACK_BYTES_MAX);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +95,17 @@ mod tests {
             b"**/*.rs\n!a/b\n# c\n[a-z]\n\\",
         ];
         smoke(&corpus, 10_000, dockerfile);
+    }
+
+    #[test]
+    fn git_servers_and_addresses_of_any_content_are_read_or_refused() {
+        let corpus: [&[u8]; 4] = [
+            b"https://me:x@h:8/a/b.git#refs/heads/main:some/dir",
+            b"001e# service=git-upload-pack\n0000000eversion 2\n0012fetch=shallow\n0000",
+            b"003d0123456789abcdef0123456789abcdef01234567 refs/heads/main\n0000",
+            b"0011shallow-info\n0001000dpackfile\n0008\x01abc0008\x02hmm0007\x03de0000",
+        ];
+        smoke(&corpus, 5_000, git);
     }
 
     #[test]

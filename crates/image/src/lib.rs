@@ -10,6 +10,8 @@
 //! | [`reference`](mod@reference) | names of images |
 //! | [`config`] | the image configuration |
 //! | [`digest`] | digests |
+//! | `git` | files out of git repositories |
+//! | [`web`] | what is at a URL |
 
 pub mod archive;
 pub mod build;
@@ -18,6 +20,7 @@ pub mod digest;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod git;
 pub mod layer;
 pub mod manifest;
 pub mod pattern;
@@ -25,10 +28,12 @@ pub mod reference;
 mod remote;
 pub mod store;
 pub mod types;
+pub mod web;
 
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, Result};
+pub use git::is_repository;
 pub use reference::Reference;
 pub use store::{BuildCache, ImageStore, Mounted, StoreOptions};
 pub use types::*;

@@ -6,6 +6,8 @@ mod build;
 mod helpers;
 #[path = "cases/hostile.rs"]
 mod hostile;
+#[path = "cases/push.rs"]
+mod push;
 #[path = "cases/remote.rs"]
 mod remote;
 #[path = "cases/store.rs"]

@@ -96,7 +96,7 @@ fn read_files(store: &ImageStore, archive: &mut dyn Read, lease: &Lease) -> Resu
             continue;
         }
         let mut ingest = store.blobs.begin(crate::digest::Algorithm::Sha256)?;
-        std::io::copy(&mut archive, &mut ingest).map_err(|error| from_io("cannot read the archive", error))?;
+        crate::layer::copy(&mut archive, &mut ingest).map_err(|error| from_io("cannot read the archive", error))?;
         files.blobs.insert(name, ingest.commit(None, lease)?);
     }
     archive.drain()?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{FileType, OFlags};
 
 use crate::build::evaluate::join;
-use crate::build::fetch::{Fetched, is_url};
+use crate::build::fetch::{self, Fetched};
 use crate::build::files::{self, Attributes};
 use crate::build::ignore::Ignore;
 use crate::build::parse::CopySpec;
@@ -38,7 +38,7 @@ struct Source {
 impl CopySpec {
     /// Whether any source is a file of the context.
     pub(super) fn needs_context(&self) -> bool {
-        self.sources.iter().any(|source| !self.add || !is_url(source))
+        self.sources.iter().any(|source| !self.add || !fetch::is_remote(source))
     }
 }
 
@@ -55,13 +55,13 @@ pub(super) fn plan(root: &Path, spec: &CopySpec, fetched: Vec<Fetched>) -> Resul
     }
     let mut fetched = fetched.into_iter();
     for source in &spec.sources {
-        if spec.add && is_url(source) {
+        if spec.add && fetch::is_remote(source) {
             let file = fetched.next().filter(|file| file.source == *source);
             let file = file.ok_or_else(|| Error::Internal(format!("{source} was not fetched")))?;
             let dir = tree::open_root(&file.directory)?;
-            let (_, hash) = files::hash(dir.as_fd(), &file.name, None)?;
-            hashes.push(format!("file:{hash}"));
-            sources.push(Source { path: file.name, directory: false, fetched: Some(dir), below: String::new() });
+            let (directory, hash) = files::hash(dir.as_fd(), &file.name, excludes.as_ref())?;
+            hashes.push(format!("{}:{hash}", if directory { "dir" } else { "file" }));
+            sources.push(Source { path: file.name, directory, fetched: Some(dir), below: String::new() });
             continue;
         }
         for path in named(root.as_fd(), source)? {
@@ -163,7 +163,8 @@ pub(super) fn execute(
     for source in &plan.sources {
         if source.directory {
             let dir = open(&join(&destination, &source.below))?;
-            files::copy(plan.root.as_fd(), &source.path, dir.as_fd(), None, attributes, plan.excludes.as_ref())?;
+            let from = source.fetched.as_ref().unwrap_or(&plan.root).as_fd();
+            files::copy(from, &source.path, dir.as_fd(), None, attributes, plan.excludes.as_ref())?;
             continue;
         }
         if let Some(fetched) = &source.fetched {

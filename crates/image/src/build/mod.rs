@@ -1,5 +1,6 @@
 //! Builds images from Dockerfiles: a pure parser and evaluator, and the engine that runs what they decide.
 
+pub(crate) mod cancel;
 mod context;
 mod copy;
 mod engine;
@@ -22,6 +23,7 @@ pub(crate) mod work;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,12 +32,17 @@ use tokio::sync::mpsc;
 
 pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
-pub use self::remote::{RemoteContext, remote_context};
+pub use self::remote::{RemoteContext, checkout, remote_context, shown_repository};
 pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::ImageStore;
 use crate::types::{Credentials, ProgressEvent};
+
+/// Attempts to remove the directory of a build.
+const REMOVALS_MAX: usize = 5;
+/// Time between two of them.
+const REMOVE_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What to build and how.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +113,8 @@ pub struct StepBounds {
     pub shm_bytes: u64,
     /// `name`, soft and hard limit; -1 is none.
     pub ulimits: Vec<(String, i64, i64)>,
+    /// The control group above those of the steps, as a plain absolute path.
+    pub cgroup_parent: String,
 }
 
 /// Where the files of a build come from.
@@ -246,6 +255,7 @@ pub async fn build<R: AsyncRead + Send + Unpin + 'static>(
     let scratch = Scratch::new(store)?;
     let dir = scratch.0.join("context");
     let (limits, name, root) = (store.options.limits, options.dockerfile.clone(), dir.clone());
+    let (context, _waiting) = cancel::cancellable(context);
     let dockerfile = crate::archive::in_background(context, move |context| {
         std::fs::create_dir(&root).map_err(Error::io("cannot make the build context"))?;
         context::unpack(context, &root, limits, &name)
@@ -299,19 +309,30 @@ async fn run(
 }
 
 /// A directory of one build, gone when the build is.
-struct Scratch(PathBuf, Arc<ImageStore>);
+pub struct Scratch(pub(crate) PathBuf, Arc<ImageStore>);
 
 impl Scratch {
-    fn new(store: &Arc<ImageStore>) -> Result<Scratch> {
-        let path = store.dir.join("builds").join(format!("{:032x}", rand::random::<u128>()));
+    /// A new one.
+    pub fn new(store: &Arc<ImageStore>) -> Result<Scratch> {
+        let path = store.builds_directory().join(format!("{:032x}", rand::random::<u128>()));
         std::fs::create_dir_all(&path).map_err(Error::io(format!("cannot make {}", path.display())))?;
         Ok(Scratch(path, store.clone()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 
 fn remove_scratch(store: &ImageStore, path: &Path) {
-    if let Err(error) = store.remove_build(path) {
-        tracing::warn!(error = %error.chain(), "cannot remove the directory of a build");
+    for left in (0..REMOVALS_MAX).rev() {
+        match store.remove_build(path) {
+            Ok(()) => return,
+            // What was ended may still finish the file that it is at.
+            Err(_) if left > 0 => std::thread::sleep(REMOVE_AGAIN_AFTER),
+            Err(error) => tracing::warn!(error = %error.chain(), "cannot remove the directory of a build"),
+        }
     }
 }
 
@@ -327,6 +348,25 @@ impl Drop for Scratch {
             Err(_) => remove_scratch(&store, &path),
         }
     }
+}
+
+/// A control group as a path without `.`, `..` and empty names; what would lead out of the hierarchy stays at its top. `None` for what is
+/// no path. `Source:` runc, `utils.CleanPath`.
+pub fn clean_cgroup_parent(asked: &str) -> Option<String> {
+    /// Longest path that is taken. Source: PATH_MAX, and room for the id.
+    const BYTES_MAX: usize = 3_072;
+    if asked.len() > BYTES_MAX || asked.contains('\0') {
+        return None;
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for name in asked.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    Some(if asked.is_empty() { String::new() } else { format!("/{}", names.join("/")) })
 }
 
 /// Applies Dockerfile instructions that only change the configuration (`docker commit --change`, `docker import`).

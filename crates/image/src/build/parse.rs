@@ -38,6 +38,8 @@ pub struct CopySpec {
     pub excludes: Vec<String>,
     /// Digest that the file of a URL must have.
     pub checksum: Option<String>,
+    /// Whether the history of a git repository is wanted too.
+    pub keep_git_dir: bool,
 }
 
 /// RUN.
@@ -284,7 +286,8 @@ fn copy(
             "chown" => spec.chown = Some((*value).to_owned()),
             "chmod" => spec.chmod = Some((*value).to_owned()),
             // Only tells how to store the layer, and ours are stored that way anyhow.
-            "link" | "keep-git-dir" => drop(flags::boolean(flag, value)?),
+            "link" => drop(flags::boolean(flag, value)?),
+            "keep-git-dir" if spec.add => spec.keep_git_dir = flags::boolean(flag, value)?,
             "parents" if modern && !spec.add => spec.parents = flags::boolean(flag, value)?,
             "exclude" if modern => spec.excludes.push((*value).to_owned()),
             "checksum" if modern && spec.add => spec.checksum = Some((*value).to_owned()),

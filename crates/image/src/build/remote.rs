@@ -1,6 +1,7 @@
-//! A build's context from a URL: a tar archive, or a Dockerfile that has no context. `Source:` moby `builder/remotecontext`,
+//! A build's context from a URL: a tar archive, a Dockerfile that has no context, or a git repository. `Source:` moby `builder/remotecontext`,
 //! Docker Engine API, `ImageBuild`, `remote`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,11 +9,13 @@ use futures::StreamExt;
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
 
-use super::fetch::{self, PATIENCE};
+use super::fetch;
 use crate::error::{Error, Result};
+use crate::git::{self, is_repository};
 use crate::layer::write::{Entry, Writer};
 use crate::store::ImageStore;
 use crate::types::ByteStream;
+use crate::web::{PATIENCE, is_url};
 
 /// How much of an answer is looked at to see whether it is text. `Source:` moby, `maxPreambleLength`.
 const LOOKED_AT_BYTES: usize = 100;
@@ -38,13 +41,14 @@ pub struct RemoteContext {
 
 /// Opens the context at a URL.
 ///
-/// Errors, in Docker's words: `NotSupported` for repositories; `Invalid` for other schemes, and when the server gives neither an
+/// Errors, in Docker's words: those of repositories; `Invalid` for other schemes, and when the server gives neither an
 /// archive nor text; `NotFound`, or `Unavailable` when it refuses or does not answer in time.
 pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<RemoteContext> {
     if is_repository(url) {
-        return Err(Error::NotSupported("building from a git repository is not supported".to_owned()));
+        let stream = git::archive(store, fetch::reach(local_urls), url).await?;
+        return Ok(RemoteContext { stream, dockerfile_only: false });
     }
-    if !fetch::is_url(url) {
+    if !is_url(url) {
         return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
     }
     let response = fetch::request(store, local_urls, url).await.map_err(|error| {
@@ -92,6 +96,18 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     Ok(RemoteContext { stream: Box::pin(stream), dockerfile_only: true })
 }
 
+/// Puts the files of a git repository into a directory, which is made.
+///
+/// Errors: those of repositories, as for [`remote_context`].
+pub async fn checkout(store: &Arc<ImageStore>, url: &str, local_urls: bool, target: &Path) -> Result<()> {
+    git::checkout(store, fetch::reach(local_urls), url, target).await
+}
+
+/// The address of a repository as anybody may see it.
+pub fn shown_repository(url: &str) -> String {
+    git::without_credentials(url)
+}
+
 /// The body of an answer, which must go on coming.
 fn bounded(url: &str, body: hyper::body::Incoming) -> ByteStream {
     let url = url.to_owned();
@@ -107,13 +123,6 @@ fn bounded(url: &str, body: hyper::body::Incoming) -> ByteStream {
             }
         }
     }))
-}
-
-/// Whether a URL names a repository. `Source:` moby `urlutil.IsGitURL`.
-fn is_repository(url: &str) -> bool {
-    let path = url.split('#').next().unwrap_or_default();
-    ["git://", "github.com/", "git@"].iter().any(|prefix| url.starts_with(prefix))
-        || (fetch::is_url(url) && path.ends_with(".git"))
 }
 
 /// What an answer is, by what its server says, or by its beginning where that says nothing.
@@ -159,13 +168,5 @@ mod tests {
         ] {
             assert_eq!(kind(said, first), wanted, "{said} {first:?}");
         }
-    }
-
-    #[test]
-    fn repositories_are_known() {
-        for url in ["https://x/y.git", "https://x/y.git#main:dir", "git://x/y", "git@x:y", "github.com/x/y"] {
-            assert!(is_repository(url), "{url}");
-        }
-        assert!(!is_repository("https://x/y.tar.gz") && !is_repository("file:///etc/passwd"));
     }
 }

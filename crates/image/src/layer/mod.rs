@@ -1,7 +1,10 @@
 //! Layers: reading hostile archives, unpacking them, and packing changes. Knows bytes and file systems; must never know
 //! images or their names.
 
+use std::io::{self, Read, Write};
+
 pub mod compress;
+pub mod gzip;
 pub mod pack;
 pub mod read;
 pub mod tree;
@@ -11,6 +14,32 @@ pub mod write;
 pub use compress::{Compression, Decompressor};
 pub use pack::{pack_changes, pack_tree};
 pub use unpack::{UnpackOptions, Unpacked, unpack};
+
+/// What large files are copied by. Units: bytes.
+const COPY_BYTES: usize = 128 << 10;
+
+/// Like [`std::io::copy`], whose 8 KiB at a time cost more than all else of a large layer. Small files get by with as little.
+pub fn copy(reader: &mut impl Read, writer: &mut impl Write) -> io::Result<u64> {
+    let mut small = [0; 8 << 10];
+    let mut large = Vec::new();
+    let mut copied = 0;
+    loop {
+        let buffer = if copied < small.len() as u64 {
+            &mut small[..]
+        } else {
+            large.resize(COPY_BYTES, 0);
+            &mut large[..]
+        };
+        let count = match reader.read(buffer) {
+            Ok(0) => return Ok(copied),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        writer.write_all(&buffer[..count])?;
+        copied += count as u64;
+    }
+}
 
 /// Bounds on one layer or archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

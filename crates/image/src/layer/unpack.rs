@@ -5,16 +5,16 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::io::{self, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, from_io};
-use crate::layer::Limits;
 use crate::layer::read::{Archive, Header, Kind};
 use crate::layer::tree::{self, components, make_directories_as, open_in, part};
+use crate::layer::{Limits, copy};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -240,7 +240,7 @@ impl Unpacker<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(parent, target, flags, Mode::from_raw_mode(0o600)).map_err(failed("make", whole))?;
         let mut file = std::fs::File::from(file);
-        let written = io::copy(&mut data.take(header.size), &mut file).map_err(|error| match error.raw_os_error() {
+        let written = copy(&mut data.take(header.size), &mut file).map_err(|error| match error.raw_os_error() {
             Some(_) => Error::Io { doing: "cannot write a file of the archive".to_owned(), source: error },
             None => from_io("cannot read the archive", error),
         })?;

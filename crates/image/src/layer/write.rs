@@ -1,6 +1,6 @@
 //! Writes tar archives: ustar, with PAX headers where a field does not fit. The same input gives the same bytes.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 
 use crate::error::{Error, Result};
 
@@ -51,8 +51,8 @@ impl<W: Write> Writer<W> {
     /// Writes one entry with exactly `entry.size` bytes of `data`.
     pub fn entry(&mut self, path: &[u8], entry: &Entry, data: impl Read) -> Result<()> {
         self.header(path, entry)?;
-        let copied =
-            io::copy(&mut data.take(entry.size), &mut self.out).map_err(Error::io("cannot write an archive"))?;
+        let copied = crate::layer::copy(&mut data.take(entry.size), &mut self.out)
+            .map_err(Error::io("cannot write an archive"))?;
         if copied != entry.size {
             return Err(Error::Internal("a file is shorter than its header says".to_owned()));
         }

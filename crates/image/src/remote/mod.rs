@@ -34,7 +34,8 @@ impl ImageStore {
         pull::pull(self, reference, options, progress).await
     }
 
-    /// Sends an image to its registry. Layers that were made here are packed with gzip, once.
+    /// Sends an image to its registry. Layers that were made here are packed with gzip on the way; what they became is
+    /// remembered.
     ///
     /// Errors: as [`ImageStore::pull`].
     pub async fn push(

@@ -1,12 +1,16 @@
 //! Pulling: manifest, configuration, layers in parallel, each fetched once and gone on with where it broke off.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use http::{Method, StatusCode};
+use hyper::body::Incoming;
 
 use crate::archive::pair;
 use crate::digest::{Digest, Hasher};
@@ -15,6 +19,7 @@ use crate::manifest::{self, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, 
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 use crate::remote::session::{Pieces, Session, Wanted, read_all};
 use crate::store::blobs::{Lease, MAX_DOCUMENT};
+use crate::store::index::EntryLayer;
 use crate::store::{ImageStore, NewImage};
 use crate::types::{Progress, PullOptions, Pulled};
 
@@ -24,6 +29,8 @@ const PARALLEL: usize = 3;
 const ATTEMPTS: u32 = 5;
 /// First pause between two attempts; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Pieces of a blob that wait to be written. Units: pieces of what the connection reads at once, 400 KiB at most.
+const PIECES_WAITING: usize = 8;
 /// Documents that we can read.
 pub(super) const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
@@ -77,15 +84,7 @@ async fn pull_from(
     let config = store.blobs.document(&image.config.digest)?;
     let layers = pair(&config, image.layers.clone())?;
     let before = store.look(|index| index.names.get(&named(&reference)).cloned());
-    fetch_layers(store, session, &reference, &image, progress, &lease).await?;
-    for layer in &layers {
-        let id = layer.blob.digest.short();
-        if store.unpacked(&layer.diff_id).is_none() {
-            progress.status(id, "Extracting").await;
-            store.ensure_unpacked(&layer.diff_id, &layer.blob).await?;
-            progress.status(id, "Pull complete").await;
-        }
-    }
+    fetch_layers(store, session, &reference, &layers, progress, &lease).await?;
     let by_digest = Reference { tag: None, digest: Some(top.digest.clone()), ..reference.clone() };
     let by_tag = reference.digest.is_none().then(|| reference.clone());
     let names: Vec<Reference> = by_tag.into_iter().chain([by_digest]).collect();
@@ -170,28 +169,38 @@ async fn choose(
     }
 }
 
+/// Fetches and unpacks layers, some at once: while one waits for the registry, another is unpacked.
 async fn fetch_layers(
     store: &Arc<ImageStore>,
     session: &Session,
     reference: &Reference,
-    image: &Manifest,
+    layers: &[EntryLayer],
     progress: &Progress,
     lease: &Lease,
 ) -> Result<()> {
-    let mut wanted: Vec<&Descriptor> = Vec::new();
-    for layer in &image.layers {
+    let mut wanted: Vec<&EntryLayer> = Vec::new();
+    for layer in layers {
         // A layer may stand there twice (empty ones do).
-        if wanted.iter().any(|other| other.digest == layer.digest) {
+        if wanted.iter().any(|other| other.blob.digest == layer.blob.digest && other.diff_id == layer.diff_id) {
             continue;
         }
         wanted.push(layer);
-        lease.keep(&layer.digest);
-        let text = if store.blobs.has(&layer.digest) { "Already exists" } else { "Pulling fs layer" };
-        progress.status(layer.digest.short(), text).await;
+        lease.keep(&layer.blob.digest);
+        let text = if store.blobs.has(&layer.blob.digest) { "Already exists" } else { "Pulling fs layer" };
+        progress.status(layer.blob.digest.short(), text).await;
     }
     let mut fetches: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
     for layer in wanted {
-        fetches.push(Box::pin(fetch_blob(store, session, reference, layer, progress, lease)));
+        fetches.push(Box::pin(async move {
+            fetch_blob(store, session, reference, &layer.blob, progress, lease).await?;
+            if store.unpacked(&layer.diff_id).is_none() {
+                let id = layer.blob.digest.short();
+                progress.status(id, "Extracting").await;
+                store.ensure_unpacked(&layer.diff_id, &layer.blob).await?;
+                progress.status(id, "Pull complete").await;
+            }
+            Ok(())
+        }));
     }
     let mut running = futures::stream::iter(fetches).buffer_unordered(PARALLEL);
     while let Some(result) = running.next().await {
@@ -210,8 +219,7 @@ async fn fetch_blob(
     lease: &Lease,
 ) -> Result<()> {
     lease.keep(&wanted.digest);
-    let busy = store.busy(&wanted.digest);
-    let _alone = busy.lock().await;
+    let alone = Arc::new(store.busy(&wanted.digest).lock_owned().await);
     if store.blobs.has(&wanted.digest) {
         return Ok(());
     }
@@ -220,7 +228,7 @@ async fn fetch_blob(
     }
     let mut pause = PAUSE;
     for attempt in 1..=ATTEMPTS {
-        match download(store, session, reference, wanted, progress, lease).await {
+        match download(store, session, reference, wanted, progress, (lease, &alone)).await {
             Err(Error::Unavailable(why)) if attempt < ATTEMPTS => {
                 tracing::debug!(digest = %wanted.digest, attempt, why, "a download broke off");
                 progress.status(wanted.digest.short(), "Retrying").await;
@@ -234,78 +242,131 @@ async fn fetch_blob(
 }
 
 async fn download(
-    store: &ImageStore,
+    store: &Arc<ImageStore>,
     session: &Session,
     reference: &Reference,
     wanted: &Descriptor,
     progress: &Progress,
-    lease: &Lease,
+    (lease, alone): (&Lease, &Alone),
 ) -> Result<()> {
     let path = store.blobs.partial(&wanted.digest);
     let short = wanted.digest.short();
-    let doing = || format!("cannot write {}", path.display());
-    let mut file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(Error::io(doing()))?;
-    let (mut hasher, mut size) = hash_so_far(&mut file, wanted)?;
-    if size < wanted.size || wanted.size == 0 {
+    let (begun, claimed) = (path.clone(), wanted.clone());
+    let mut partial = tokio::task::spawn_blocking(move || Partial::open(begun, &claimed)).await??;
+    if partial.size < wanted.size || wanted.size == 0 {
         let blob = format!("/v2/{}/blobs/{}", reference.repository, wanted.digest);
-        let response = session.request(Method::GET, &blob, &Wanted { from: size, ..Wanted::default() }).await?;
-        if size > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+        let response = session.request(Method::GET, &blob, &Wanted { from: partial.size, ..Wanted::default() }).await?;
+        if partial.size > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
             // It starts from the beginning, so do we.
-            use std::io::Seek;
-            file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io(doing()))?;
-            (hasher, size) = (Hasher::new(wanted.digest.algorithm()), 0);
+            partial.start_over(wanted)?;
         }
-        let mut pieces = Pieces::new(response.into_body());
-        while let Some(piece) = pieces.next().await? {
-            size += piece.len() as u64;
-            if size > wanted.size {
-                drop(std::fs::remove_file(&path));
-                return Err(Error::Corrupt(format!("blob {} is longer than its manifest says", wanted.digest)));
-            }
-            hasher.update(&piece);
-            file.write_all(&piece).map_err(Error::io(doing()))?;
-            progress.figure(short, "Downloading", size, wanted.size);
-        }
-        if size < wanted.size {
-            return Err(Error::Unavailable(format!("blob {} broke off after {size} bytes", wanted.digest)));
+        partial = receive(response.into_body(), partial, wanted, progress, alone.clone()).await?;
+        if partial.size < wanted.size {
+            return Err(Error::Unavailable(format!("blob {} broke off after {} bytes", wanted.digest, partial.size)));
         }
     }
     progress.status(short, "Verifying Checksum").await;
-    let found = hasher.finish();
-    if found != wanted.digest {
+    if partial.hasher.finish() != wanted.digest {
         drop(std::fs::remove_file(&path));
         return Err(Error::Corrupt(format!("filesystem layer verification failed for digest {}", wanted.digest)));
     }
-    let (target, digest) = (path.clone(), wanted.digest.clone());
-    store.blobs.adopt(&target, &digest, lease)?;
+    lease.keep(&wanted.digest);
+    let (kept, digest, worker) = (store.blobs.lease(), wanted.digest.clone(), store.clone());
+    let alone = alone.clone();
+    tokio::task::spawn_blocking(move || {
+        let _alone = alone;
+        worker.blobs.adopt(&path, &digest, &kept)
+    })
+    .await??;
     progress.status(short, "Download complete").await;
     Ok(())
 }
 
-/// What an earlier attempt left counts, up to the size that is wanted.
-fn hash_so_far(file: &mut std::fs::File, wanted: &Descriptor) -> Result<(Hasher, u64)> {
-    let mut hasher = Hasher::new(wanted.digest.algorithm());
-    let mut size = 0;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io("cannot read a partial download"))? {
-            0 => break,
-            count => {
-                hasher.update(&buffer[..count]);
-                size += count as u64;
+/// That nobody else fetches the same blob. It goes along with what writes: that may outlive whoever asked for the blob.
+type Alone = Arc<tokio::sync::OwnedMutexGuard<()>>;
+
+/// Writes and hashes what comes on a thread of its own, so that several layers do not wait for each other's.
+async fn receive(
+    body: Incoming,
+    partial: Partial,
+    wanted: &Descriptor,
+    progress: &Progress,
+    alone: Alone,
+) -> Result<Partial> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(PIECES_WAITING);
+    let mut size = partial.size;
+    let writer = tokio::task::spawn_blocking(move || {
+        let (_alone, mut partial) = (alone, partial);
+        while let Some(piece) = receiver.blocking_recv() {
+            partial.add(&piece)?;
+        }
+        Ok::<_, Error>(partial)
+    });
+    let mut pieces = Pieces::new(body);
+    let received = async {
+        while let Some(piece) = pieces.next().await? {
+            size += piece.len() as u64;
+            if size > wanted.size {
+                return Err(Error::Corrupt(format!("blob {} is longer than its manifest says", wanted.digest)));
+            }
+            if sender.send(piece).await.is_err() {
+                break; // The writer says why.
+            }
+            progress.figure(wanted.digest.short(), "Downloading", size, wanted.size);
+        }
+        Ok(())
+    }
+    .await;
+    drop(sender);
+    let written = writer.await?;
+    if let Err(error @ Error::Corrupt(_)) = received {
+        drop(written.map(|partial| std::fs::remove_file(partial.path)));
+        return Err(error);
+    }
+    received.and(written)
+}
+
+/// A blob of which there is a beginning.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Partial {
+    /// What an earlier attempt left counts, up to the size that is wanted.
+    fn open(path: PathBuf, wanted: &Descriptor) -> Result<Partial> {
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = options.map_err(Error::io(format!("cannot write {}", path.display())))?;
+        let mut partial = Partial { path, file, hasher: Hasher::new(wanted.digest.algorithm()), size: 0 };
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match partial.file.read(&mut buffer).map_err(Error::io("cannot read a partial download"))? {
+                0 => break,
+                count => {
+                    partial.hasher.update(&buffer[..count]);
+                    partial.size += count as u64;
+                }
             }
         }
+        if partial.size > wanted.size {
+            partial.start_over(wanted)?;
+        }
+        Ok(partial)
     }
-    if size > wanted.size {
-        use std::io::Seek;
-        file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io("cannot write a partial download"))?;
-        return Ok((Hasher::new(wanted.digest.algorithm()), 0));
+
+    fn start_over(&mut self, wanted: &Descriptor) -> Result<()> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.rewind());
+        emptied.map_err(Error::io(format!("cannot write {}", self.path.display())))?;
+        (self.hasher, self.size) = (Hasher::new(wanted.digest.algorithm()), 0);
+        Ok(())
     }
-    Ok((hasher, size))
+
+    fn add(&mut self, piece: &[u8]) -> Result<()> {
+        self.file.write_all(piece).map_err(Error::io(format!("cannot write {}", self.path.display())))?;
+        self.hasher.update(piece);
+        self.size += piece.len() as u64;
+        Ok(())
+    }
 }

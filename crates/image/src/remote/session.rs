@@ -1,6 +1,8 @@
 //! A conversation with one registry: scheme, authorization, redirects, time-outs. Must never know what is transferred.
 
-use std::sync::Mutex;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,7 +14,7 @@ use http::header::{
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
@@ -33,7 +35,7 @@ pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 const HUB_HOST: &str = "registry-1.docker.io";
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
-/// Time until the head of an answer is there.
+/// Time until the head of an answer is there, from when the registry last took a piece of the request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time between two pieces of a body.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,6 +54,10 @@ pub struct Wanted<'a> {
     /// Bytes of the body.
     pub length: Option<u64>,
 }
+
+/// Where a request went in the end, after all redirects; it stands among the extensions of the answer.
+#[derive(Clone)]
+pub struct Went(pub Uri);
 
 /// A conversation.
 pub struct Session {
@@ -158,7 +164,7 @@ impl Session {
 
     /// As [`Session::request`], with any status.
     pub async fn try_request(&self, method: &Method, path: &str, wanted: &Wanted<'_>) -> Result<Response<Incoming>> {
-        self.authorized(method, path, wanted, &empty).await
+        self.try_send(method, path, wanted, &empty).await
     }
 
     /// Sends a request with a body, which is made anew when authorization has to be got first.
@@ -169,11 +175,12 @@ impl Session {
         wanted: &Wanted<'_>,
         body: &(dyn Fn() -> RequestBody + Send + Sync),
     ) -> Result<Response<Incoming>> {
-        let response = self.authorized(method, path, wanted, body).await?;
+        let response = self.try_send(method, path, wanted, body).await?;
         if response.status().is_success() { Ok(response) } else { Err(failure(response).await) }
     }
 
-    async fn authorized(
+    /// As [`Session::send`], with any status.
+    pub async fn try_send(
         &self,
         method: &Method,
         path: &str,
@@ -225,8 +232,9 @@ impl Session {
             }
             let request = request.body(body()).map_err(invalid_request)?;
             let client = if own { &self.direct } else { &self.away };
-            let response = self.send_raw(client, request).await?;
+            let mut response = self.send_raw(client, request).await?;
             if !response.status().is_redirection() {
+                response.extensions_mut().insert(Went(url));
                 return Ok(response);
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
@@ -252,17 +260,37 @@ impl Session {
             let host = uri.host().unwrap_or_default();
             Error::Unavailable(format!("cannot reach registry {host}: {text}"))
         };
-        match tokio::time::timeout(HEAD_TIMEOUT, client.request(request)).await {
-            Ok(answer) => answer.map_err(describe),
-            Err(_) => Err(Error::Unavailable(format!("registry {} does not answer in time", self.host))),
+        let now = tokio::time::Instant::now();
+        let taking = Arc::new(Mutex::new(Taking { began: now, last: now, pace: Pace::default(), failed: None }));
+        let watches = taking.clone();
+        let watched = request.map(|inner| Watched { inner, taking: watches }.boxed_unsync());
+        let mut answer = std::pin::pin!(client.request(watched));
+        loop {
+            let last = lock(&taking).last;
+            match tokio::time::timeout_at(last + HEAD_TIMEOUT, &mut answer).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => {
+                    // What failed here is not the registry's fault.
+                    let own = lock(&taking).failed.take();
+                    return Err(own.unwrap_or_else(|| describe(error)));
+                }
+                Err(_) if lock(&taking).last > last => {}
+                Err(_) => return Err(Error::Unavailable(format!("registry {} does not answer in time", self.host))),
+            }
         }
     }
 
-    /// An absolute address from what a registry says; TLS is never left.
+    /// An absolute address from what a registry says in its answer to a request to `current`; TLS is never left.
     pub fn absolute(&self, location: &str, current: Option<&Uri>) -> Result<Uri> {
+        let base = current.and_then(|uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?)));
+        let base = base.as_deref().unwrap_or(&self.base);
+        let whole = location.split('?').next().is_some_and(|path| path.contains("://"));
         let text = if location.starts_with('/') {
-            let base = current.and_then(|uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?)));
-            format!("{}{location}", base.as_deref().unwrap_or(&self.base))
+            format!("{base}{location}")
+        } else if let Some(current) = current
+            && !whole
+        {
+            format!("{base}{}{location}", beside(current.path(), location))
         } else {
             location.to_owned()
         };
@@ -349,6 +377,67 @@ impl Session {
     }
 }
 
+/// What of a path comes before a reference that is relative to it: all of it before a query, otherwise its directory.
+fn beside<'a>(path: &'a str, reference: &str) -> &'a str {
+    let directory = path.rfind('/').map_or(0, |at| at + 1);
+    if reference.starts_with('?') { path } else { &path[..directory] }
+}
+
+/// How a body is taken that is being sent.
+struct Taking {
+    began: tokio::time::Instant,
+    /// When a piece of it was last taken.
+    last: tokio::time::Instant,
+    pace: Pace,
+    /// Why it was not sent to its end: the client of the protocol tells that as if the registry had failed.
+    failed: Option<Error>,
+}
+
+/// A body that notes how it is taken.
+struct Watched {
+    inner: RequestBody,
+    taking: Arc<Mutex<Taking>>,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, std::io::Error>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else { return Poll::Pending };
+        let mut taking = lock(&self.taking);
+        taking.last = tokio::time::Instant::now();
+        let failed: std::io::Error = match frame {
+            None => return Poll::Ready(None),
+            Some(Ok(frame)) => {
+                let (bytes, passed) = (frame.data_ref().map_or(0, Bytes::len), taking.last - taking.began);
+                if taking.pace.passed(bytes, passed) {
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                taking.failed = Some(Error::Unavailable("the registry takes what is sent too slowly".to_owned()));
+                std::io::ErrorKind::TimedOut.into()
+            }
+            Some(Err(error)) => {
+                let kind = error.kind();
+                taking.failed = Some(Error::io("cannot read what is sent to a registry")(error));
+                kind.into()
+            }
+        };
+        Poll::Ready(Some(Err(failed)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
 fn invalid_request(error: http::Error) -> Error {
     Error::Invalid(format!("invalid request to a registry: {error}"))
 }
@@ -406,7 +495,7 @@ impl Pieces {
                 Ok(Some(Err(error))) => return Err(Error::Unavailable(format!("the registry broke off: {error}"))),
                 Err(_) => return Err(Error::Unavailable("the registry stopped sending".to_owned())),
             };
-            if !self.pace.received(data.len(), self.began.elapsed()) {
+            if !self.pace.passed(data.len(), self.began.elapsed()) {
                 return Err(Error::Unavailable("the registry sends too slowly".to_owned()));
             }
             if !data.is_empty() {
@@ -453,5 +542,28 @@ pub async fn failure(response: Response<Incoming>) -> Error {
         (StatusCode::NOT_FOUND, _) => Error::NotFound(format!("not found: {message}")),
         (StatusCode::TOO_MANY_REQUESTS, _) => Error::Unavailable(format!("toomanyrequests: {message}")),
         _ => Error::Unavailable(format!("unexpected answer {status} from the registry: {message}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_place_lies_beside_the_one_that_was_asked() {
+        assert_eq!(beside("/v2/some/blobs/uploads/id", "next?state=x"), "/v2/some/blobs/uploads/");
+        assert_eq!(beside("/v2/some/blobs/uploads/id", "?state=x"), "/v2/some/blobs/uploads/id");
+        assert_eq!(beside("/", "next"), "/");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_fails_here_says_why() {
+        let now = tokio::time::Instant::now();
+        let taking = Arc::new(Mutex::new(Taking { began: now, last: now, pace: Pace::default(), failed: None }));
+        let pieces = futures::stream::iter([Err::<Frame<Bytes>, _>(std::io::Error::other("the disk is gone"))]);
+        let inner: RequestBody = http_body_util::StreamBody::new(pieces).boxed_unsync();
+        assert!(Watched { inner, taking: taking.clone() }.collect().await.is_err());
+        let failed = lock(&taking).failed.take();
+        assert!(failed.is_some_and(|error| error.chain().contains("the disk is gone")));
     }
 }

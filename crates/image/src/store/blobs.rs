@@ -129,6 +129,13 @@ impl Blobs {
         Ok(bytes)
     }
 
+    /// Reads all of a blob once more. Errors: `Corrupt` when it is not what it was.
+    pub fn verify(&self, digest: &Digest) -> Result<()> {
+        let read = Hasher::new(digest.algorithm()).read(self.file(digest)?);
+        let (found, _) = read.map_err(Error::io(format!("cannot read blob {digest}")))?;
+        if found == *digest { Ok(()) } else { Err(Error::Corrupt(format!("blob {digest} is damaged on the disk"))) }
+    }
+
     /// Stores a small document.
     pub fn put(&self, bytes: &[u8], lease: &Lease) -> Result<Digest> {
         self.put_as(Algorithm::Sha256, bytes, lease)

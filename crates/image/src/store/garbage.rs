@@ -112,7 +112,6 @@ impl ImageStore {
 
 fn uses_blob(index: &Index, digest: &Digest) -> bool {
     index.images.contains_key(digest)
-        || index.compressed.values().any(|blob| blob.digest == *digest)
         || index.images.values().any(|entry| {
             entry.manifest.digest == *digest || entry.layers.iter().any(|layer| layer.blob.digest == *digest)
         })

@@ -31,7 +31,7 @@ pub struct Index {
     pub views: BTreeMap<String, Names>,
     /// Unpacked layers by diff id.
     pub layers: BTreeMap<Digest, Layer>,
-    /// Compressed forms of layers, made for a push, by diff id.
+    /// What layers were when they were compressed and sent, by diff id. The blobs are at registries, not here.
     #[serde(default)]
     pub compressed: BTreeMap<Digest, Descriptor>,
 }

@@ -34,20 +34,24 @@ impl ImageStore {
         if let Some(layer) = self.unpacked(diff_id) {
             return Ok(layer);
         }
-        let busy = self.busy(diff_id);
-        let _alone = busy.lock().await;
+        let alone = self.busy(diff_id).lock_owned().await;
         if let Some(layer) = self.unpacked(diff_id) {
             return Ok(layer);
         }
         let (store, diff_id, blob) = (self.clone(), diff_id.clone(), blob.digest.clone());
-        tokio::task::spawn_blocking(move || store.unpack_layer(&diff_id, &blob)).await?
+        tokio::task::spawn_blocking(move || {
+            // The lock is the work's own: whoever waits for it may be gone before it is done.
+            let _alone = alone;
+            store.unpack_layer(&diff_id, &blob)
+        })
+        .await?
     }
 
     /// Stores an uncompressed or compressed layer from a stream: as a blob and unpacked. Returns its diff id and blob.
     pub(crate) fn add_layer(&self, source: impl Read, lease: &Lease) -> Result<(Digest, Descriptor)> {
         let mut ingest = self.blobs.begin(crate::digest::Algorithm::Sha256)?;
         let mut source = Decompressor::new(source, self.options.limits)?;
-        std::io::copy(&mut source, &mut ingest)
+        crate::layer::copy(&mut source, &mut ingest)
             .map_err(|error| crate::error::from_io("cannot store a layer", error))?;
         let (digest, size) = ingest.commit(None, lease)?;
         if self.unpacked(&digest).is_none() {
@@ -70,19 +74,22 @@ impl ImageStore {
         std::fs::create_dir_all(&root).map_err(Error::io(format!("cannot make {}", root.display())))?;
         set_root_mode(&root)?;
         let limits = self.options.limits;
-        // The blob is hashed on the way too: the disk may have changed it since it came.
-        let mut packed = HashingReader::new(self.blobs.file(blob)?);
-        let mut plain = HashingReader::new(Decompressor::new(&mut packed, limits)?);
+        let mut plain = HashingReader::new(Decompressor::new(self.blobs.file(blob)?, limits)?);
         let options = UnpackOptions { limits, whiteouts: true, owner: None };
-        let unpacked = unpack(&mut plain, tree::open_root(&root)?.as_fd(), &options)?;
+        let unpacked = unpack(&mut plain, tree::open_root(&root)?.as_fd(), &options);
         let (found, archive_bytes) = plain.finish();
+        if unpacked.is_err() || found != *diff_id {
+            // The disk may have changed the blob since it came.
+            self.blobs.verify(blob)?;
+        }
+        let unpacked = unpacked?;
         if found != *diff_id {
             return Err(Error::Corrupt(format!("layer {blob} unpacks to {found}, not to {diff_id}")));
         }
-        std::io::copy(&mut packed, &mut std::io::sink()).map_err(Error::io(format!("cannot read blob {blob}")))?;
-        let (found, _) = packed.finish();
-        if found.algorithm() == blob.algorithm() && found != *blob {
-            return Err(Error::Corrupt(format!("blob {blob} is damaged on the disk")));
+        if let Some(layer) = self.unpacked(diff_id) {
+            // Loaded or built meanwhile; what is there may be mounted already.
+            tree::remove_path(temporary)?;
+            return Ok(layer);
         }
         let target = self.layer_dir(diff_id);
         // What is there under this name is not trusted, or was left by a crash before the index knew it.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -203,20 +203,10 @@ impl Upload {
     ///
     /// Errors: `Corrupt` when it is another; the upload is gone then.
     pub fn finish(self, blobs: &Blobs, digest: &Digest, lease: &Lease) -> Result<u64> {
-        struct Sink(Hasher);
-        impl Write for Sink {
-            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.update(bytes);
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> std::io::Result<()> {
-                Ok(())
-            }
-        }
-        let mut sink = Sink(Hasher::new(digest.algorithm()));
-        let mut file = File::open(&self.path).map_err(Error::io("cannot read an upload"))?;
-        let size = std::io::copy(&mut file, &mut sink).map_err(Error::io("cannot read an upload"))?;
-        if sink.0.finish() != *digest {
+        let file = File::open(&self.path).map_err(Error::io("cannot read an upload"))?;
+        let read = Hasher::new(digest.algorithm()).read(file);
+        let (found, size) = read.map_err(Error::io("cannot read an upload"))?;
+        if found != *digest {
             let _ = fs::remove_file(&self.path);
             return Err(Error::Corrupt("provided digest did not match uploaded content".to_owned()));
         }
