@@ -1,7 +1,10 @@
-//! A target for fuzzing: what reads the beginnings of files that strangers made. It panics when a claim does not hold.
+//! Targets for fuzzing: what reads the beginnings of files that strangers made, and what a guest's agent says. They panic when a
+//! claim does not hold.
 
 use crate::backup_file;
 use crate::disk::header;
+use crate::error::Error;
+use crate::qemu::still;
 
 /// The beginning of a backup, and of a disk image: what is taken fits the file, and names nothing outside it.
 pub fn file_header(data: &[u8]) {
@@ -16,9 +19,31 @@ pub fn file_header(data: &[u8]) {
     }
 }
 
+/// A line that a guest's agent wrote: what is told of it is short, and nothing that a terminal would obey.
+pub fn guest_agent(data: &[u8]) {
+    if let Err(Error::Refused { message, .. }) = still::understand(data) {
+        assert!(message.chars().count() <= still::MESSAGE_CHARACTERS_MAX);
+        assert!(!message.chars().any(char::is_control));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use testkit::fuzzing::smoke;
+
+    #[test]
+    fn whatever_a_guest_says_is_understood_or_refused() {
+        let refused = |line: &[u8]| super::still::understand(line).unwrap_err().to_string();
+        assert!(refused(br#"{"error":{"desc":"no\u001b[2Jdisk"}}"#).contains("no[2Jdisk"));
+        assert!(refused(format!(r#"{{"error":{{"desc":"{}"}}}}"#, "x".repeat(5000)).as_bytes()).len() < 1000);
+        let corpus: [&[u8]; 4] = [
+            br#"{"return": 3}"#,
+            br#"{"error": {"class": "GenericError", "desc": "no such command"}}"#,
+            br#"{"error": ["\u0007\u0000", {"desc": 1}]}"#,
+            br#"[[[{"return": {"return": null}}]]]"#,
+        ];
+        smoke(&corpus, 20_000, super::guest_agent);
+    }
 
     #[test]
     fn headers_of_any_content_are_read_or_refused() {

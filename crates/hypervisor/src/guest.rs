@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -22,6 +22,8 @@ pub struct GuestConfig {
     pub cpus_max: u32,
     /// Memory. Units: bytes.
     pub memory_bytes: u64,
+    /// The most memory that it may have later without a restart; no more than `memory_bytes` means none. Units: bytes.
+    pub memory_max: u64,
     /// How it starts.
     pub boot: Boot,
     /// Disks, the boot disk first.
@@ -97,8 +99,11 @@ pub struct DiskCopy {
 }
 
 /// A network interface of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
+    /// Its place on the guest's bus, by which it is known; 0 leaves that to the hypervisor, for one interface that is there from the start.
+    /// A guest that is resumed or received needs each interface where it was.
+    pub slot: u8,
     /// The tap device on this machine.
     pub tap: String,
     /// Hardware address.
@@ -112,10 +117,17 @@ pub struct Interface {
 pub enum Start {
     /// From its firmware or kernel.
     Boot,
-    /// From memory that [`Guest::suspend`] wrote.
+    /// From memory that [`Guest::suspend`] wrote. The file loses its name before the first instruction runs: while it is there, its
+    /// guest has not gone on without it. After an error it has its name again, unless the guest may have run.
     Resume(PathBuf),
     /// Not at all: it waits for [`Guest::receive`], and then for [`Guest::resume`].
     Receive,
+}
+
+/// Where [`Guest::suspend`] writes until all is written: what lies there was cut short, and nobody wakes from it.
+#[must_use]
+pub fn unfinished(memory: &Path) -> PathBuf {
+    memory.with_extension("part")
 }
 
 /// What runs guests on this machine.
@@ -162,8 +174,8 @@ pub enum GuestEvent {
     Changed,
     /// It started over.
     Restarted,
-    /// The balloon reached a size; what is left to the guest. Units: bytes.
-    Memory(u64),
+    /// What is left to the guest of its memory has changed.
+    Memory,
     /// The hypervisor's process is gone.
     Gone,
 }
@@ -173,6 +185,8 @@ pub enum GuestEvent {
 pub struct MemoryStatistics {
     /// What it has now.
     pub actual_bytes: u64,
+    /// What of that was plugged in since it started.
+    pub plugged_bytes: u64,
     /// All that its kernel manages.
     pub total_bytes: Option<u64>,
     /// Unused.
@@ -188,7 +202,7 @@ pub struct Outgoing {
     pub memory: UnixStream,
     /// For its disks, by name.
     pub disks: Vec<(String, UnixStream)>,
-    /// Most that memory and each disk may take; `None` means no bound. Units: bytes per second.
+    /// Most that memory, and before it all disks together, may take; `None` means no bound. Units: bytes per second.
     pub bandwidth: Option<u64>,
 }
 
@@ -218,6 +232,8 @@ pub struct Progress {
     pub throttle_percent: u64,
     /// How long it stood still. Units: milliseconds.
     pub downtime_ms: u64,
+    /// Since when it stands still, for the last part.
+    pub stands_still_since: Option<tokio::time::Instant>,
     /// Its disks.
     pub disk_total: u64,
     /// Sent so far.
@@ -251,18 +267,31 @@ pub trait Guest: Send + Sync + 'static {
     /// Presses the power button: the guest may shut down, or not.
     async fn power_button(&self) -> Result<()>;
     /// Starts it over, as the reset button does.
+    ///
+    /// Errors: [`crate::Error::Refused`] while its memory is written or it is being sent, and when all of it was sent.
     async fn reset(&self) -> Result<()>;
     /// Stops its processors.
     async fn pause(&self) -> Result<()>;
     /// Lets its processors go on.
+    ///
+    /// Errors: [`crate::Error::Refused`] when all of it was sent to another machine ([`RunState::Sent`]).
     async fn resume(&self) -> Result<()>;
-    /// Writes its memory to a file that must not exist, and ends it.
+    /// Lets its processors go on, also those of a guest that was all sent: only for who knows that it will not run there.
+    async fn take_back(&self) -> Result<()>;
+    /// Writes its memory to a file, and ends it. The file has its name when it is whole and durable, and not before.
+    ///
+    /// Errors: [`crate::Error::Refused`] while it is being sent, or was, or may hold its file systems still, and when it has ended.
     async fn suspend(&self, file: &std::path::Path) -> Result<()>;
     /// Ends it at once; returns when its process is gone.
     async fn kill(&self) -> Result<()>;
     /// Gives it processors, up to what it was started with as the most. Returns how many it has.
     async fn set_cpus(&self, count: u32) -> Result<u32>;
-    /// Asks the guest to make do with so much memory; what it reaches is told by [`GuestEvent::Memory`].
+    /// Gives the guest so much memory beside what it was started with, or asks it to give back what is more. What it takes is told by
+    /// [`GuestEvent::Memory`]; nothing of it is taken by a guest whose kernel has no driver for that.
+    ///
+    /// Errors: more than it may have.
+    async fn plug_memory(&self, bytes: u64) -> Result<()>;
+    /// Asks the guest to make do with so much memory, plugged in or not; what it reaches is told by [`GuestEvent::Memory`].
     async fn set_memory(&self, bytes: u64) -> Result<()>;
     /// Figures of its memory.
     async fn memory(&self) -> Result<MemoryStatistics>;
@@ -270,19 +299,28 @@ pub trait Guest: Send + Sync + 'static {
     async fn attach_disk(&self, disk: &Disk) -> Result<()>;
     /// Takes a disk out; returns when the guest has let go of it.
     async fn detach_disk(&self, name: &str) -> Result<()>;
+    /// Plugs a network interface in, whose slot is not 0.
+    ///
+    /// Errors: one is plugged in there.
+    async fn attach_interface(&self, interface: &Interface) -> Result<()>;
+    /// Takes the network interface of a slot out; returns when the guest has let go of it. It is fine when there is none.
+    async fn detach_interface(&self, slot: u8) -> Result<()>;
+    /// The slots of its network interfaces.
+    async fn interfaces(&self) -> Result<Vec<u8>>;
     /// Makes a disk larger.
     async fn grow_disk(&self, name: &str, bytes: u64) -> Result<()>;
     /// The names of its disks.
     async fn disks(&self) -> Result<Vec<String>>;
     /// Bounds what the guest may ask of a disk.
     async fn limit_disk(&self, name: &str, limits: DiskLimits) -> Result<()>;
-    /// Puts a new empty layer on top of each of these disks at one instant: what was on top is never written again.
+    /// Puts a new empty layer on top of each of these disks at one instant: what was on top is never written again. Whether the guest held
+    /// its file systems still then, as it does when it has an agent that can.
     ///
     /// Errors: [`crate::Error::Refused`] when none was put there; after any other it is not known.
-    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<()>;
-    /// Copies disks as they are at one instant. Tells how many bytes are copied, and of how many. Dropping it leaves work going on that
+    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<bool>;
+    /// Copies disks as they are at one instant; whether the guest held its file systems still then. Tells how many bytes are copied, and of how many. Dropping it leaves work going on that
     /// the next call ends, also one for no disks.
-    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()>;
+    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<bool>;
     /// The marks of a disk that still tell what was written since: a mark ends with the guest's process.
     async fn marks(&self, name: &str) -> Result<Vec<String>>;
     /// Forgets a mark.
@@ -290,7 +328,7 @@ pub trait Guest: Send + Sync + 'static {
     /// Sends all of it to another machine while it runs, and stops it for the last part. When this is done it stands still here
     /// ([`RunState::Sent`]), and only who knows that it will not run there may let it go on.
     ///
-    /// Errors: it runs on.
+    /// Errors: it runs on. It is not sent while its memory is written to a file, or while it may hold its file systems still.
     async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()>;
     /// Takes away what a transfer left that broke or was dropped. A guest that was all sent stays so, any other runs on.
     async fn forget_send(&self) -> Result<()>;
@@ -300,6 +338,6 @@ pub trait Guest: Send + Sync + 'static {
     ///
     /// Errors: it will never be.
     async fn received(&self) -> Result<()>;
-    /// Types on its serial console.
-    async fn type_on_console(&self, bytes: &[u8]) -> Result<()>;
+    /// Its serial console. One caller has it at a time: the next one's bytes wait until this one's connection is closed.
+    async fn console(&self) -> Result<tokio::net::UnixStream>;
 }

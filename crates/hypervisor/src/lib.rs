@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`guest`] | the border: what a guest is made of, and what can be asked of one |
 //! | [`life`] | the life cycle, pure |
+//! | [`sleep`] | the file with the memory of a guest that sleeps |
 //! | [`qemu`] | the QEMU driver: arguments, launch, QMP, probe |
 //! | [`disk`] | headers of disk images, layers, conversions |
 //! | [`backup_file`] | one file with copies of a machine's disks |
@@ -18,6 +19,7 @@ pub mod fuzzing;
 pub mod guest;
 pub mod life;
 pub mod qemu;
+pub mod sleep;
 pub mod test_guest;
 
 pub use error::{Error, Result};

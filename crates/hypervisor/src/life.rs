@@ -8,7 +8,7 @@
 //!    |  +------(wait)---+   crash  |  v              | kill
 //!    |<------------(wait)----------+ Stopping        |
 //!    |<------------------------------+ off, or kill -+
-//!    |                             Suspending --> Suspended --> (Start, resuming)
+//!    |                             Suspending --> Suspended <--> (Start, resuming)
 //!    +--> Gone (deleted, cleared)
 //! ```
 
@@ -47,11 +47,25 @@ pub enum Policy {
     Never,
 }
 
+/// What a guest is to boot from, seen from what it was booted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Root {
+    /// The same.
+    #[default]
+    Same,
+    /// Another disk, or what its disks held earlier; what it leaves behind is whole.
+    Other,
+    /// A new disk; what it has now is thrown away.
+    New,
+}
+
 /// What is wished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Wish {
     /// What it should be doing.
     pub desired: Desired,
+    /// What it is to boot from; each start makes this so.
+    pub root: Root,
     /// Counts requests to start over; each is acted on once.
     pub restart_request: i64,
     /// What to do after its end.
@@ -79,7 +93,7 @@ pub enum Phase {
     Stopping(Duration),
     /// Its memory is being written.
     Suspending,
-    /// No process; its memory is on disk.
+    /// No process; its memory is on disk, and is not given up for an error.
     Suspended,
     /// Deleted and cleared away.
     Gone,
@@ -92,8 +106,10 @@ pub enum Event {
     Wished(Wish),
     /// The start is done.
     Started,
-    /// The start failed.
+    /// The start failed, and there is no memory to resume from, or there is none any more.
     StartFailed,
+    /// A start that was to resume failed, and its memory is still there.
+    WakeFailed,
     /// Something that it needs is not there yet: no failure, and tried again whatever the policy.
     StartLater,
     /// The guest switched itself off.
@@ -113,7 +129,7 @@ pub enum Event {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start it; answer with `Started` or `StartFailed`.
+    /// Start it; answer with `Started`, `StartFailed` or `WakeFailed`.
     Start {
         /// From its memory on disk.
         resuming: bool,
@@ -153,19 +169,21 @@ pub struct Life {
     pub stays_off: bool,
     /// Crashes and failed starts in a row.
     pub failures: u32,
+    /// Suspended, it is not woken before this time.
+    pub wake_at: Duration,
 }
 
 impl Life {
     /// A guest that has no process. `stays_off`: it had switched itself off before.
     pub fn down(observed_restart: i64, stays_off: bool, suspended: bool) -> Self {
         let phase = if suspended { Phase::Suspended } else { Phase::Down };
-        Self { phase, wish: Wish::default(), observed_restart, stays_off, failures: 0 }
+        Self { phase, wish: Wish::default(), observed_restart, stays_off, failures: 0, wake_at: Duration::ZERO }
     }
 
     /// A guest that was found running or paused.
     pub fn adopted(observed_restart: i64, paused: bool, now: Duration) -> Self {
         let phase = if paused { Phase::Paused } else { Phase::Running(now) };
-        Self { phase, wish: Wish::default(), observed_restart, stays_off: false, failures: 0 }
+        Self { phase, ..Self::down(observed_restart, false, false) }
     }
 
     /// Whether it has a process that somebody has to end.
@@ -185,6 +203,7 @@ pub fn step(life: &mut Life, event: Event, now: Duration) -> Vec<Action> {
             if wish.desired != life.wish.desired {
                 life.stays_off = false;
                 life.failures = 0;
+                life.wake_at = Duration::ZERO;
             }
             life.wish = wish;
         }
@@ -193,6 +212,12 @@ pub fn step(life: &mut Life, event: Event, now: Duration) -> Vec<Action> {
             actions.push(Action::Report);
         }
         Event::StartFailed if life.phase == Phase::Starting => fail(life, now, &mut actions),
+        Event::WakeFailed if life.phase == Phase::Starting => {
+            life.failures = life.failures.saturating_add(1);
+            life.wake_at = now + backoff(life.failures);
+            life.phase = Phase::Suspended;
+            actions.push(Action::Report);
+        }
         Event::StartLater if life.phase == Phase::Starting => {
             life.phase = Phase::Waiting(now + BACKOFF_FIRST);
             actions.push(Action::Report);
@@ -228,13 +253,17 @@ pub fn step(life: &mut Life, event: Event, now: Duration) -> Vec<Action> {
     actions
 }
 
-fn fail(life: &mut Life, now: Duration, actions: &mut Vec<Action>) {
-    life.failures = life.failures.saturating_add(1);
-    // The first crash is repaired at once.
-    let wait = match life.failures {
+/// How long to wait after so many failures in a row. The first one is repaired at once.
+fn backoff(failures: u32) -> Duration {
+    match failures {
         0 | 1 => Duration::ZERO,
         n => BACKOFF_FIRST.saturating_mul(1 << (n - 2).min(6)).min(BACKOFF_MAX),
-    };
+    }
+}
+
+fn fail(life: &mut Life, now: Duration, actions: &mut Vec<Action>) {
+    life.failures = life.failures.saturating_add(1);
+    let wait = backoff(life.failures);
     if life.wish.policy == Policy::Never || life.wish.desired == Desired::Stopped {
         life.stays_off = true;
         life.phase = Phase::Down;
@@ -262,7 +291,15 @@ fn pursue(life: &mut Life, event: Event, now: Duration, actions: &mut Vec<Action
         }
         Phase::Waiting(at) if at <= now || restart => start(life, false, actions),
         Phase::Waiting(at) => actions.push(Action::Wake(at)),
-        Phase::Running(_) if desired == Desired::Stopped => {
+        // It is given no time to write to a disk that is thrown away.
+        Phase::Running(_) if desired == Desired::Running && life.wish.root == Root::New => {
+            life.phase = Phase::Down;
+            actions.push(Action::Kill);
+            start(life, false, actions);
+        }
+        Phase::Running(_)
+            if desired == Desired::Stopped || (desired == Desired::Running && life.wish.root == Root::Other) =>
+        {
             let at = now + life.wish.stop_timeout;
             life.phase = Phase::Stopping(at);
             actions.extend([Action::PressPower, Action::Wake(at), Action::Report]);
@@ -298,12 +335,19 @@ fn pursue(life: &mut Life, event: Event, now: Duration, actions: &mut Vec<Action
             life.phase = Phase::Down;
             actions.extend([Action::DropMemory, Action::Report]);
         }
-        Phase::Suspended if desired != Desired::Suspended => start(life, true, actions),
+        Phase::Suspended if desired == Desired::Suspended => {}
+        // Who has it started over after it could not be woken does without what it had in mind.
+        Phase::Suspended if restart && life.failures > 0 => start(life, false, actions),
+        Phase::Suspended if life.wake_at <= now => start(life, true, actions),
+        Phase::Suspended => actions.push(Action::Wake(life.wake_at)),
         _ => {}
     }
 }
 
 fn start(life: &mut Life, resuming: bool, actions: &mut Vec<Action>) {
+    if !resuming {
+        life.wish.root = Root::Same;
+    }
     life.observed_restart = life.wish.restart_request;
     life.stays_off = false;
     life.phase = Phase::Starting;
@@ -389,6 +433,75 @@ mod tests {
         assert!(actions.contains(&Action::Start { resuming: true }));
     }
 
+    #[test]
+    fn a_guest_that_cannot_be_woken_sleeps_on_and_is_woken_again() {
+        let mut life = Life::down(0, false, true);
+        let never = Wish { policy: Policy::Never, ..wish(Desired::Running) };
+        assert!(step(&mut life, Event::Wished(never), SECOND).contains(&Action::Start { resuming: true }));
+        assert!(step(&mut life, Event::WakeFailed, SECOND).contains(&Action::Start { resuming: true }));
+        let actions = step(&mut life, Event::WakeFailed, SECOND);
+        assert_eq!((actions, life.phase), (vec![Action::Report, Action::Wake(2 * SECOND)], Phase::Suspended));
+        // Another word of the same wish does not hurry it.
+        assert_eq!(step(&mut life, Event::Wished(never), SECOND), [Action::Wake(2 * SECOND)]);
+        assert!(step(&mut life, Event::Timer, 2 * SECOND).contains(&Action::Start { resuming: true }));
+        let actions = step(&mut life, Event::WakeFailed, 2 * SECOND);
+        assert!(actions.contains(&Action::Wake(4 * SECOND)), "{actions:?}");
+        // What is wished anew is tried at once.
+        assert!(step(&mut life, Event::Wished(wish(Desired::Suspended)), 2 * SECOND).is_empty());
+        let actions = step(&mut life, Event::Wished(never), 2 * SECOND);
+        assert!(actions.contains(&Action::Start { resuming: true }), "{actions:?}");
+        step(&mut life, Event::Started, 2 * SECOND);
+        assert_eq!(life.phase, Phase::Running(2 * SECOND));
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_woken_is_switched_off_or_started_over_by_who_asks_for_that() {
+        let mut life = Life::down(0, false, true);
+        step(&mut life, Event::Wished(wish(Desired::Running)), SECOND);
+        step(&mut life, Event::WakeFailed, SECOND);
+        step(&mut life, Event::WakeFailed, SECOND);
+        let mut over = life.clone();
+        let actions = step(&mut life, Event::Wished(wish(Desired::Stopped)), SECOND);
+        assert_eq!((actions, life.phase), (vec![Action::DropMemory, Action::Report], Phase::Down));
+        let again = Wish { restart_request: 1, ..wish(Desired::Running) };
+        let actions = step(&mut over, Event::Wished(again), SECOND);
+        assert!(actions.contains(&Action::Start { resuming: false }), "{actions:?}");
+        // With nothing to resume from, it is a start like any other.
+        let mut life = Life::down(0, false, true);
+        step(&mut life, Event::Wished(wish(Desired::Running)), SECOND);
+        let actions = step(&mut life, Event::StartFailed, SECOND);
+        assert!(actions.contains(&Action::Start { resuming: false }), "{actions:?}");
+    }
+
+    #[test]
+    fn a_guest_with_another_disk_is_switched_off_and_one_with_a_new_disk_killed() {
+        let mut life = running();
+        let other = Wish { root: Root::Other, ..wish(Desired::Running) };
+        let actions = step(&mut life, Event::Wished(other), 2 * SECOND);
+        assert_eq!(actions[..2], [Action::PressPower, Action::Wake(12 * SECOND)]);
+        let actions = step(&mut life, Event::Off, 3 * SECOND);
+        assert!(actions.contains(&Action::Start { resuming: false }), "{actions:?}");
+        let actions = step(&mut life, Event::Started, 3 * SECOND);
+        assert_eq!(actions, [Action::Report], "it is done once");
+        let new = Wish { root: Root::New, ..wish(Desired::Running) };
+        let actions = step(&mut life, Event::Wished(new), 4 * SECOND);
+        assert_eq!(actions, [Action::Kill, Action::Report, Action::Start { resuming: false }]);
+        // A start that fails is tried again after its wait, not at each word about it.
+        step(&mut life, Event::StartFailed, 5 * SECOND);
+        step(&mut life, Event::StartFailed, 6 * SECOND);
+        let waiting = life.phase;
+        assert!(matches!(waiting, Phase::Waiting(_) | Phase::Starting), "{waiting:?}");
+    }
+
+    #[test]
+    fn a_sleeping_guest_wakes_with_the_disk_that_it_had() {
+        let mut life = Life::down(0, false, true);
+        let new = Wish { root: Root::New, ..wish(Desired::Running) };
+        assert!(step(&mut life, Event::Wished(new), SECOND).contains(&Action::Start { resuming: true }));
+        let actions = step(&mut life, Event::Started, SECOND);
+        assert_eq!(actions, [Action::Report, Action::Kill, Action::Report, Action::Start { resuming: false }]);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let desired = prop_oneof![
             Just(Desired::Running),
@@ -397,15 +510,18 @@ mod tests {
             Just(Desired::Suspended)
         ];
         let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-        let wish =
-            (desired, policy, 0i64..3, prop::bool::weighted(0.05)).prop_map(|(desired, policy, request, deleted)| {
+        let root = prop_oneof![3 => Just(Root::Same), 1 => Just(Root::Other), 1 => Just(Root::New)];
+        let wish = (desired, policy, root, 0i64..3, prop::bool::weighted(0.05)).prop_map(
+            |(desired, policy, root, request, deleted)| {
                 let stop_timeout = 3 * SECOND;
-                Event::Wished(Wish { desired, policy, restart_request: request, stop_timeout, deleted })
-            });
+                Event::Wished(Wish { desired, root, policy, restart_request: request, stop_timeout, deleted })
+            },
+        );
         prop_oneof![
             4 => wish,
             2 => Just(Event::Started),
             1 => Just(Event::StartFailed),
+            1 => Just(Event::WakeFailed),
             1 => Just(Event::StartLater),
             1 => Just(Event::Off),
             1 => Just(Event::Crashed),
@@ -427,35 +543,64 @@ mod tests {
     }
 
     proptest! {
-        /// The world: a process is there from a start until it is killed or suspended.
+        /// The world: a process is there from a start until it is killed or suspended, and memory on disk from a suspension until its
+        /// guest has gone on from it, or without it.
         #[test]
-        fn there_are_never_two_processes_of_one_guest(events in prop::collection::vec(event(), 1..60)) {
+        fn there_are_never_two_processes_of_one_guest_and_no_error_costs_its_memory(
+            events in prop::collection::vec(event(), 1..60)
+        ) {
             let mut life = Life::down(0, false, false);
-            let mut alive = false;
+            let (mut alive, mut sleeps, mut resuming) = (false, false, false);
             for (index, event) in events.into_iter().enumerate() {
-                // The world answers a start before anything else about the process can happen.
+                let starting = life.phase == Phase::Starting;
+                // The world answers a start before anything else about the process can happen, and as it is.
                 let event = match event {
-                    Event::Off | Event::Crashed if life.phase == Phase::Starting => Event::StartFailed,
+                    Event::Off | Event::Crashed | Event::StartFailed | Event::StartLater | Event::WakeFailed
+                        if starting =>
+                    {
+                        match (resuming, event) {
+                            (true, _) => Event::WakeFailed,
+                            (false, Event::StartLater) => Event::StartLater,
+                            (false, _) => Event::StartFailed,
+                        }
+                    }
                     other => other,
                 };
-                if (matches!(event, Event::StartFailed | Event::StartLater) && life.phase == Phase::Starting)
-                    || (event == Event::Suspended && life.phase == Phase::Suspending)
-                {
+                if starting && matches!(event, Event::StartFailed | Event::StartLater | Event::WakeFailed) {
                     alive = false;
                 }
+                if starting && event == Event::Started {
+                    sleeps = false;
+                }
+                if event == Event::Suspended && life.phase == Phase::Suspending {
+                    (alive, sleeps) = (false, true);
+                }
                 let now = SECOND * u32::try_from(index).unwrap();
+                let observed = life.observed_restart;
                 for action in step(&mut life, event, now) {
                     match action {
-                        Action::Start { .. } => {
+                        Action::Start { resuming: from_memory } => {
                             prop_assert!(!alive, "started twice");
-                            alive = true;
+                            let asked = life.wish.restart_request > observed;
+                            prop_assert!(from_memory == sleeps || (asked && !from_memory), "started without its memory");
+                            (alive, resuming) = (true, from_memory);
+                            sleeps &= from_memory;
+                        }
+                        Action::DropMemory => {
+                            prop_assert_eq!(life.wish.desired, Desired::Stopped);
+                            sleeps = false;
                         }
                         Action::Kill => alive = false,
-                        Action::Clear => prop_assert!(!alive, "cleared under a running guest"),
+                        Action::Clear => {
+                            prop_assert!(!alive, "cleared under a running guest");
+                            sleeps = false;
+                        }
                         _ => {}
                     }
                 }
                 prop_assert_eq!(alive, life.has_process());
+                let is_waking = life.phase == Phase::Starting && resuming;
+                prop_assert_eq!(sleeps, life.phase == Phase::Suspended || is_waking);
             }
         }
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+
 use hypervisor::disk::{LayerStore, header, tool};
 use hypervisor::qemu::{Options, Qemu};
 use hypervisor::{
@@ -49,6 +51,7 @@ impl Lab {
             cpus: 1,
             cpus_max: 1,
             memory_bytes: 128 << 20,
+            memory_max: 0,
             boot,
             disks: vec![Disk { name: "root".into(), layers, ..Disk::default() }],
             interfaces: Vec::new(),
@@ -85,16 +88,16 @@ impl Lab {
 
     /// Runs a line in the guest's shell; what it printed.
     async fn shell(&self, guest: &Arc<dyn Guest>, line: &str) -> String {
-        let marker = format!("done-{}", self.said().len());
-        // The marker is cut in two, so that the echo of the line is not taken for its end.
-        let (front, back) = marker.split_at(4);
         let before = self.said().len();
-        guest.type_on_console(format!("{line}; echo {front}''{back}\n").as_bytes()).await.unwrap();
-        self.until(line, |said| said[before.min(said.len())..].contains(&marker)).await;
+        // The markers are cut in two, so that an echo of the line is not taken for them; it may come twice, and late.
+        let [begin, end] = ["begin", "done"].map(|word| format!("{word}-{before}"));
+        let typed = format!("echo begin''-{before}; {line}; echo done''-{before}\n");
+        let mut console = guest.console().await.unwrap();
+        console.write_all(typed.as_bytes()).await.unwrap();
+        self.until(line, |said| said[before.min(said.len())..].contains(&end)).await;
         let said = self.said();
-        let text = &said[before..];
-        let end = text.find(&marker).unwrap_or(text.len());
-        text[..end].split_once('\n').map(|(_, rest)| rest.trim().to_owned()).unwrap_or_default()
+        let text = said[before..].split(&end).next().unwrap_or_default();
+        text.split_once(&begin).map(|(_, rest)| rest.trim().to_owned()).unwrap_or_default()
     }
 }
 
@@ -228,7 +231,8 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
         disks: vec![Disk { layers: lab.store.chain(&overlay).unwrap(), ..config.disks[0].clone() }],
         ..config
     };
-    let guest = lab.qemu.start(&config, Start::Resume(memory)).await.unwrap();
+    let guest = lab.qemu.start(&config, Start::Resume(memory.clone())).await.unwrap();
+    assert!(!memory.exists() && !hypervisor::guest::unfinished(&memory).exists());
     assert_eq!(lab.shell(&guest, "echo $x").await, "remembered");
 
     // Switched off by its button, it says so, and its disk holds what was synced.

@@ -65,6 +65,15 @@ const REFUSED: &[(&[u8], &str)] = &[
     (b"LUKS\xba\xbe", "LUKS"),
     (b"Bochs Virtual HD Image", "Bochs"),
     (b"json:", "QEMU description"),
+    // As plain bytes these would be taken, and no guest could boot from them.
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<!doctype", "HTML"),
+    (b"<html", "HTML"),
 ];
 
 /// Reads the header of an open file.
@@ -219,6 +228,8 @@ mod tests {
             ("backing file", with(|b| b[104..112].copy_from_slice(&[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3]))),
             ("VMDK", parse(b"# Disk DescriptorFile\nRW 1 FLAT \"/etc/shadow\" 0", 512)),
             ("description", parse(b"json:{\"driver\":\"raw\"}", 512)),
+            ("xz", parse(b"\xfd7zXZ\0\0", 512)),
+            ("HTML", parse(b"<!DOCTYPE html>", 512)),
         ] {
             let text = result.expect_err(what).to_string();
             assert!(text.contains(what), "{text}");

@@ -127,14 +127,13 @@ impl LayerStore {
         let part = self.directory.join(format!("{id}.jsonpart"));
         let bytes = serde_json::to_vec(&layer).map_err(std::io::Error::from).map_err(Error::io("encode", &path))?;
         let mut options = fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&part)
-            .map_err(Error::io("write", &part))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &part))?;
+        let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&part);
+        let written = opened.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
+        if let Err(error) = written {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(&part);
+            return Err(Error::io("write", &part)(error));
+        }
         fs::rename(&part, &path).map_err(Error::io("name", &path))?;
         sync_directory(&path)?;
         known.insert(id.to_owned(), layer);
@@ -178,8 +177,21 @@ impl LayerStore {
         self.known.lock().values().filter_map(|layer| layer.owner.clone()).collect()
     }
 
+    /// Removes a layer that was just made and that nobody uses. Like [`Self::release`] it needs no space for what goes.
+    ///
+    /// Errors: something lies on it.
+    pub fn discard(&self, id: &str) -> Result<()> {
+        let mut known = self.known.lock();
+        if known.values().any(|layer| layer.parent.as_deref() == Some(id)) {
+            return Err(Error::Conflict(format!("something lies on layer {id}")));
+        }
+        self.remove(&mut known, id)
+    }
+
     /// Takes everything from one owner.
     pub fn release(&self, owner: &str) -> Result<()> {
+        // On a full disk nothing can be written, not even that somebody does not need it any more.
+        self.sweep_with(Some(owner))?;
         let known = self.known.lock().clone();
         for (id, layer) in known.iter().filter(|(_, layer)| layer.owner.as_deref() == Some(owner)) {
             self.write(id, Layer { owner: None, ..layer.clone() })?;
@@ -195,21 +207,33 @@ impl LayerStore {
 
     /// Removes layers that nobody owns and on which nothing lies.
     fn sweep(&self) -> Result<()> {
+        self.sweep_with(None)
+    }
+
+    /// The same, with those of an owner as if they were nobody's.
+    fn sweep_with(&self, owner: Option<&str>) -> Result<()> {
         let mut known = self.known.lock();
         loop {
             let needed: HashSet<&String> = known.values().filter_map(|layer| layer.parent.as_ref()).collect();
-            let gone = known.iter().find(|(id, layer)| layer.owner.is_none() && !needed.contains(id));
+            let unowned = |layer: &Layer| layer.owner.is_none() || layer.owner.as_deref() == owner;
+            let gone = known.iter().find(|(id, layer)| unowned(layer) && !needed.contains(id));
             let Some(id) = gone.map(|(id, _)| id.clone()) else { return Ok(()) };
-            for path in [self.directory.join(format!("{id}.json")), self.file(&id)] {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io("remove", path)(error));
-                    }
-                    _ => {}
-                }
-            }
-            known.remove(&id);
+            self.remove(&mut known, &id)?;
         }
+    }
+
+    /// Removes a layer's files; the record first, since a file without one goes at the next opening.
+    fn remove(&self, known: &mut BTreeMap<String, Layer>, id: &str) -> Result<()> {
+        for path in [self.directory.join(format!("{id}.json")), self.file(id)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        known.remove(id);
+        Ok(())
     }
 }
 
@@ -235,6 +259,23 @@ mod tests {
         assert_eq!(store.get(&clone).unwrap().virtual_bytes, 2 << 30);
         assert_eq!(store.owners(), HashSet::from(["guest".to_owned()]));
         store.release("guest").unwrap();
+        assert_eq!(files(directory.path()), 0);
+    }
+
+    #[test]
+    fn what_goes_takes_no_space_and_what_others_lie_on_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LayerStore::open(directory.path()).unwrap();
+        let base = store.create(None, Some(1 << 20), "volume").unwrap();
+        let top = store.create(Some(&base), None, "volume").unwrap();
+        assert!(store.discard(&base).is_err(), "something lies on it");
+        store.discard(&top).unwrap();
+        assert_eq!(store.owned_by("volume"), std::slice::from_ref(&base));
+        store.create(Some(&base), None, "clone").unwrap();
+        store.create(Some(&base), None, "volume").unwrap();
+        store.release("volume").unwrap();
+        assert_eq!(files(directory.path()), 4, "the clone's, and the one that it lies on");
+        store.release("clone").unwrap();
         assert_eq!(files(directory.path()), 0);
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::launch::{Access, OpenFile, Plan, Tap};
-use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Start};
+use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Interface, Start};
 
 /// First number for descriptors; those below belong to the launcher.
 const FIRST_DESCRIPTOR: i32 = 100;
@@ -16,6 +16,10 @@ const FIRST_DESCRIPTOR: i32 = 100;
 const TRANSLATIONS_MIB: u32 = 128;
 /// How often the guest tells about its memory. Units: seconds.
 pub(super) const MEMORY_POLL_SECONDS: u32 = 2;
+/// Memory is plugged in by multiples of this. Units: bytes. `Source:` the least that QEMU takes with huge pages
+pub(super) const MEMORY_BLOCK: u64 = 2 << 20;
+/// The device of memory that is plugged in.
+pub(super) const MEMORY_DEVICE: &str = "memory";
 /// Where the kernel and its RAM disk are in the guest's root.
 const KERNEL: &str = "/kernel";
 const INITRD: &str = "/initrd";
@@ -90,15 +94,11 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
     for (index, disk) in config.disks.iter().enumerate() {
         add_disk(&mut builder, disk, (index == 0).then_some(1));
     }
-    for (index, interface) in config.interfaces.iter().enumerate() {
+    for interface in &config.interfaces {
         let descriptor = builder.descriptor();
         builder.plan.taps.push(Tap { name: interface.tap.clone(), descriptor });
-        builder.option("netdev", format!("tap,id=net{index},fd={descriptor}"));
-        builder.json(
-            "device",
-            &json!({"driver": "virtio-net-pci", "id": format!("nic{index}"), "netdev": format!("net{index}"),
-                "mac": interface.mac, "host_mtu": interface.mtu, "romfile": ""}),
-        );
+        builder.option("netdev", format!("tap,id={},fd={descriptor}", netdev_id(interface.slot)));
+        builder.json("device", &nic(interface));
     }
     if let Start::Resume(file) = start {
         let descriptor = builder.open(file, Access::Read);
@@ -106,6 +106,9 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
     }
     if *start == Start::Receive {
         builder.option("incoming", "defer");
+    }
+    if *start != Start::Boot {
+        // When it goes on is never its own to say.
         builder.arguments.push("-S".to_owned());
     }
     let Builder { arguments, mut plan, .. } = builder;
@@ -125,7 +128,7 @@ fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Accelerati
     builder.option("accel", accelerator);
     builder.option("cpu", processor);
     builder.option("smp", format!("cpus={},maxcpus={}", config.cpus, config.cpus_max.max(config.cpus)));
-    builder.option("m", format!("size={}k", config.memory_bytes / 1024));
+    memory(builder, config);
     builder.option("display", "none");
     builder.option("vga", "none");
     builder.option("rtc", "base=utc");
@@ -139,6 +142,23 @@ fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Accelerati
             "guest-stats-polling-interval": MEMORY_POLL_SECONDS}),
     );
     builder.json("device", &json!({"driver": "pvpanic-pci", "id": "panic"}));
+}
+
+/// What a guest may have beside its first memory is a device of its own, of which nothing is plugged in at first.
+fn memory(builder: &mut Builder, config: &GuestConfig) {
+    let size = config.memory_bytes / 1024;
+    let more = config.memory_max.saturating_sub(config.memory_bytes) / MEMORY_BLOCK * MEMORY_BLOCK;
+    if more == 0 {
+        return builder.option("m", format!("size={size}k"));
+    }
+    // The region begins at a boundary of its own; the hypervisor counts its whole size.
+    builder.option("m", format!("size={size}k,maxmem={}k,slots=1", size + more / 1024));
+    builder.json("object", &json!({"qom-type": "memory-backend-ram", "id": "more", "size": more}));
+    builder.json(
+        "device",
+        &json!({"driver": "virtio-mem-pci", "id": MEMORY_DEVICE, "memdev": "more", "block-size": MEMORY_BLOCK,
+            "requested-size": 0}),
+    );
 }
 
 fn boot(builder: &mut Builder, boot: &Boot) {
@@ -227,6 +247,35 @@ pub(super) fn device(disk: &Disk, node: &str, boot_index: Option<u32>) -> Value 
     device
 }
 
+/// The device through which the guest sees a network.
+pub(super) fn nic(interface: &Interface) -> Value {
+    let mut device = json!({"driver": "virtio-net-pci", "id": nic_id(interface.slot), "netdev": netdev_id(interface.slot),
+        "mac": interface.mac, "host_mtu": interface.mtu, "romfile": ""});
+    if interface.slot != 0 {
+        device["bus"] = "pci.0".into();
+        device["addr"] = format!("{:#x}", interface.slot).into();
+    }
+    device
+}
+
+/// What the ids of network interfaces' devices begin with.
+const NIC_PREFIX: &str = "nic";
+
+/// Id of a network interface's device.
+pub(super) fn nic_id(slot: u8) -> String {
+    format!("{NIC_PREFIX}{slot}")
+}
+
+/// The slot of a network interface's device, by its id.
+pub(super) fn slot_of_nic(id: &str) -> Option<u8> {
+    id.strip_prefix(NIC_PREFIX)?.parse().ok()
+}
+
+/// Id of the machine's end of a network interface.
+pub(super) fn netdev_id(slot: u8) -> String {
+    format!("net{slot}")
+}
+
 /// What the ids of disks' devices begin with.
 pub(super) const DEVICE_PREFIX: &str = "disk-";
 
@@ -243,7 +292,6 @@ pub(super) fn device_id(disk: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::Interface;
 
     fn config() -> GuestConfig {
         GuestConfig {
@@ -251,9 +299,10 @@ mod tests {
             cpus: 1,
             cpus_max: 2,
             memory_bytes: 128 << 20,
+            memory_max: 0,
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
             disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], ..Disk::default() }],
-            interfaces: vec![Interface { tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
+            interfaces: vec![Interface { slot: 0, tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
             run_dir: "/run/x".into(),
             console_log: "/log".into(),
             user_id: 1_900_000_001,
@@ -274,6 +323,14 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_with_foreign_memory_does_not_go_on_by_itself() {
+        for (start, stands) in [(Start::Boot, false), (Start::Resume("/m".into()), true), (Start::Receive, true)] {
+            let plan = plan(&config(), "/usr/bin/qemu".into(), Acceleration::Emulation, &start);
+            assert_eq!(plan.arguments.iter().any(|one| one == "-S"), stands, "{start:?}");
+        }
+    }
+
+    #[test]
     fn the_lowest_layer_lies_on_nothing_whatever_it_says() {
         let plan = plan(&config(), "/usr/bin/qemu".into(), Acceleration::Emulation, &Start::Boot);
         let nodes: Vec<Value> = plan.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
@@ -281,5 +338,18 @@ mod tests {
         assert_eq!(find("root.1")["backing"], Value::Null);
         assert!(find("root.1").as_object().unwrap().contains_key("backing"));
         assert_eq!(find("root.0")["backing"], "root.1");
+    }
+
+    #[test]
+    fn each_interface_has_its_own_tap_and_its_place() {
+        let mut config = config();
+        config.interfaces.push(Interface { slot: 12, tap: "nuv1".into(), mac: "02:42:0a:59:00:02".into(), mtu: 1450 });
+        let plan = plan(&config, "/usr/bin/qemu".into(), Acceleration::Emulation, &Start::Boot);
+        assert_eq!(plan.taps.iter().map(|tap| tap.name.as_str()).collect::<Vec<_>>(), ["nuv0", "nuv1"]);
+        let nodes: Vec<Value> = plan.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        let nic = |id: &str| nodes.iter().find(|node| node["id"] == id).unwrap().clone();
+        assert_eq!((nic("nic0")["addr"].clone(), nic("nic0")["netdev"].clone()), (Value::Null, "net0".into()));
+        assert_eq!((nic("nic12")["addr"].clone(), nic("nic12")["netdev"].clone()), ("0xc".into(), "net12".into()));
+        assert_eq!((slot_of_nic("nic12"), slot_of_nic("nicx"), slot_of_nic("disk-1")), (Some(12), None, None));
     }
 }

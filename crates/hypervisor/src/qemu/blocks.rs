@@ -127,19 +127,23 @@ impl QemuGuest {
     }
 
     pub(super) async fn unplug_disk(&self, name: &str) -> Result<()> {
-        let id = device_id(name);
-        let events = self.qmp.events();
         if self.top_node(name).await.is_ok() {
-            match self.qmp.execute("device_del", json!({"id": id})).await {
-                // The guest was asked before.
-                Err(Error::Refused { message, .. }) if message.contains("in the process of unplug") => {}
-                other => drop(other?),
-            }
-            let gone = wait_for(events, "DEVICE_DELETED", |data| data["device"] == id.as_str());
-            let waited = tokio::time::timeout(UNPLUG_TIMEOUT, gone).await;
-            waited.map_err(|_| Error::Timeout(format!("the guest did not let go of disk {name}; that")))??;
+            self.unplug_device(&device_id(name), &format!("disk {name}")).await?;
         }
         self.close_disk(name).await
+    }
+
+    /// Asks the guest to let go of a device that it has, and waits until it has.
+    pub(super) async fn unplug_device(&self, id: &str, what: &str) -> Result<()> {
+        let events = self.qmp.events();
+        match self.qmp.execute("device_del", json!({"id": id})).await {
+            // The guest was asked before.
+            Err(Error::Refused { message, .. }) if message.contains("in the process of unplug") => {}
+            other => drop(other?),
+        }
+        let gone = wait_for(events, "DEVICE_DELETED", |data| data["device"] == id);
+        let waited = tokio::time::timeout(UNPLUG_TIMEOUT, gone).await;
+        waited.map_err(|_| Error::Timeout(format!("the guest did not let go of {what}; that")))?.map(drop)
     }
 
     /// Closes all nodes of a disk, from the top down, and the descriptors that were handed over for them: an open one would keep
@@ -193,7 +197,7 @@ impl QemuGuest {
         }
     }
 
-    pub(super) async fn put_on_top(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
+    pub(super) async fn put_on_top(&self, new_tops: &[(String, PathBuf)]) -> Result<bool> {
         let mut actions = Vec::new();
         let (mut opened, mut moved) = (Vec::new(), Vec::new());
         let prepared = async {
@@ -213,7 +217,10 @@ impl QemuGuest {
             Ok::<_, Error>(())
         };
         let done = match prepared.await {
-            Ok(()) => self.qmp.execute("transaction", json!({"actions": actions})).await.map(drop),
+            Ok(()) => {
+                let frozen = self.qmp.execute("transaction", json!({"actions": actions}));
+                self.while_still(frozen).await.map(|(_, still)| still)
+            }
             // Nothing has happened to the disks yet.
             Err(error @ (Error::Gone | Error::Timeout(_))) => {
                 Err(Error::Refused { command: "blockdev-add".into(), message: error.to_string() })

@@ -31,10 +31,10 @@ fn job(disk: &str) -> String {
 }
 
 impl QemuGuest {
-    pub(super) async fn copy_all(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()> {
+    pub(super) async fn copy_all(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<bool> {
         self.end_copies().await?;
         if copies.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let copied = self.try_to_copy(copies, progress).await;
         let ended = self.end_copies().await;
@@ -47,10 +47,11 @@ impl QemuGuest {
                 }
             }
         }
-        copied.and(ended)
+        let still = copied?;
+        ended.map(|()| still)
     }
 
-    async fn try_to_copy(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()> {
+    async fn try_to_copy(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<bool> {
         let mut actions = Vec::new();
         for copy in copies {
             let target = job(&copy.name);
@@ -72,8 +73,9 @@ impl QemuGuest {
             }
             actions.push(json!({"type": "blockdev-backup", "data": data}));
         }
-        self.qmp.execute("transaction", json!({"actions": actions})).await?;
-        self.await_copies(copies.len(), progress).await
+        let begun = self.qmp.execute("transaction", json!({"actions": actions}));
+        let (_, still) = self.while_still(begun).await?;
+        self.await_copies(copies.len(), progress).await.map(|()| still)
     }
 
     async fn copy_jobs(&self) -> Result<Vec<Value>> {

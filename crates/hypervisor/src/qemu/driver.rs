@@ -13,9 +13,10 @@ use tokio::process::Command;
 use super::guest::QemuGuest;
 use super::launch::{LOG_FILE, Plan};
 use super::process::Process;
-use super::{PROGRAM, arguments, probe, qmp};
+use super::{PROGRAM, arguments, probe, qmp, still};
 use crate::error::{Error, Result};
 use crate::guest::{Acceleration, Guest, GuestConfig, Hypervisor, Start};
+use crate::sleep;
 
 /// How long the launcher may take; a machine under load takes seconds to unshare.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -86,12 +87,39 @@ impl Qemu {
             other => other,
         };
         let guest = connect(&config.run_dir).await.and_then(|guest| guest.ok_or(Error::Gone)).map_err(told)?;
-        if matches!(start, Start::Resume(_)) {
+        if let Start::Resume(memory) = start {
             guest.await_incoming().await.map_err(told)?;
-            guest.resume().await.map_err(told)?;
+            wake(&guest, memory).await.map_err(|error| match error {
+                Error::Gone => Error::Start(log_end(&config.run_dir)),
+                other => other,
+            })?;
         }
         Ok(guest)
     }
+}
+
+/// Lets a guest go on that has read its memory. With its first instruction its disks may be ahead of that: nobody may wake it from there
+/// again then, and everybody may until then.
+async fn wake(guest: &QemuGuest, memory: &Path) -> Result<()> {
+    let went = match sleep::begin(memory).await {
+        Ok(()) => guest.simple("cont").await,
+        Err(error) => Err(error),
+    };
+    let Err(error) = went else {
+        if let Err(error) = sleep::forget(memory).await {
+            // By its name nobody wakes from it; only its room is not there.
+            tracing::warn!(%error, "the memory from which a guest was woken is not removed yet");
+        }
+        return Ok(());
+    };
+    guest.kill().await?;
+    // Without an answer it may have run before it was ended.
+    let has_run = !matches!(error, Error::Refused { .. } | Error::Io { .. });
+    let settled = if has_run { sleep::forget(memory).await } else { sleep::call_off(memory).await };
+    if let Err(error) = settled {
+        tracing::warn!(%error, has_run, "the memory of a guest that was not woken is not put in order");
+    }
+    Err(error)
 }
 
 /// What the hypervisor of a run directory printed last.
@@ -149,6 +177,10 @@ impl Hypervisor for Qemu {
     }
 
     async fn adopt(&self, run_dir: &Path) -> Result<Option<Arc<dyn Guest>>> {
-        Ok(connect(run_dir).await?.map(|guest| guest as Arc<dyn Guest>))
+        let found = connect(run_dir).await?;
+        if found.is_some() {
+            still::resume_after_end(run_dir);
+        }
+        Ok(found.map(|guest| guest as Arc<dyn Guest>))
     }
 }

@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{broadcast, watch};
 
 use super::arguments::backend_path;
 use super::process::Process;
 use super::qmp::{self, Qmp, QmpEvent};
+use super::still;
 use crate::error::{Error, Result};
 use crate::guest::{
-    Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, MemoryStatistics, Outgoing, Progress, RunState,
+    Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, Interface, MemoryStatistics, Outgoing, Progress, RunState,
+    unfinished,
 };
+use crate::sleep;
 
 /// Events that a slow listener may fall behind; it looks anew then.
 const EVENTS_KEPT: usize = 64;
@@ -30,16 +31,17 @@ const TRANSFER_LOOK: Duration = Duration::from_millis(20);
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
 /// No bound on the speed of such a transfer. Units: bytes per second.
 const BANDWIDTH_MAX: u64 = 1 << 50;
-/// How long the console may take no input.
-const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest.
 pub(super) struct QemuGuest {
     pub(super) qmp: Qmp,
     process: Process,
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
+    /// Held by who speaks to the guest's agent.
+    pub(super) agent: tokio::sync::Mutex<()>,
+    /// Held by who has its memory written, to a file or to another machine: QEMU knows one transfer at a time.
+    transfers: tokio::sync::Mutex<()>,
     events: broadcast::Sender<GuestEvent>,
-    console: tokio::sync::Mutex<Option<OwnedWriteHalf>>,
     translator: tokio::task::JoinHandle<()>,
 }
 
@@ -57,9 +59,9 @@ impl QemuGuest {
             let _ = gone.send(GuestEvent::Gone);
         })
         .await?;
-        let translator = tokio::spawn(translate(qmp.events(), events.clone()));
-        let console = tokio::sync::Mutex::default();
-        Ok(Arc::new(Self { qmp, process, run_dir: run_dir.to_owned(), events, console, translator }))
+        let translator = tokio::spawn(translate(qmp.events(), events.clone(), run_dir.to_owned()));
+        let (agent, transfers) = Default::default();
+        Ok(Arc::new(Self { qmp, process, run_dir: run_dir.to_owned(), agent, transfers, events, translator }))
     }
 
     /// Waits until the memory that it was started with is there.
@@ -79,11 +81,13 @@ impl QemuGuest {
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    async fn simple(&self, command: &str) -> Result<()> {
+    pub(super) async fn simple(&self, command: &str) -> Result<()> {
         self.qmp.execute(command, json!({})).await.map(drop)
     }
 
     async fn write_memory(&self, file: &File) -> Result<()> {
+        // What an earlier migration set stays set: nobody would tell QEMU to go on, and a file is as fast as it is.
+        self.moves_by_itself(true).await?;
         self.qmp.execute_with("getfd", json!({"fdname": "memory"}), file.as_fd()).await?;
         self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": BANDWIDTH_MAX})).await?;
         self.qmp.execute("migrate", json!({"uri": "fd:memory"})).await?;
@@ -106,14 +110,21 @@ impl QemuGuest {
     }
 }
 
+pub(super) fn refused(command: &str, why: &str) -> Error {
+    Error::Refused { command: command.to_owned(), message: why.to_owned() }
+}
+
 /// From QEMU's events to ours.
-async fn translate(mut from: broadcast::Receiver<QmpEvent>, to: broadcast::Sender<GuestEvent>) {
+async fn translate(mut from: broadcast::Receiver<QmpEvent>, to: broadcast::Sender<GuestEvent>, run_dir: PathBuf) {
     loop {
         let event = match from.recv().await {
-            Ok(QmpEvent { name, data }) => match name.as_str() {
+            Ok(QmpEvent { name, .. }) => match name.as_str() {
                 "SHUTDOWN" | "STOP" | "RESUME" | "GUEST_PANICKED" | "BLOCK_IO_ERROR" => GuestEvent::Changed,
-                "RESET" => GuestEvent::Restarted,
-                "BALLOON_CHANGE" => GuestEvent::Memory(data["actual"].as_u64().unwrap_or(0)),
+                "RESET" => {
+                    still::forget(&run_dir);
+                    GuestEvent::Restarted
+                }
+                "BALLOON_CHANGE" | "MEMORY_DEVICE_SIZE_CHANGE" => GuestEvent::Memory,
                 _ => continue,
             },
             Err(broadcast::error::RecvError::Lagged(_)) => GuestEvent::Changed,
@@ -138,7 +149,8 @@ impl Guest for QemuGuest {
         Ok(match self.status().await?.as_str() {
             "postmigrate" => RunState::Sent,
             "inmigrate" => RunState::Receiving,
-            "paused" | "finish-migrate" | "save-vm" | "suspended" => RunState::Paused,
+            // The last one has not begun to run, and is not about to.
+            "paused" | "finish-migrate" | "save-vm" | "suspended" | "prelaunch" => RunState::Paused,
             "shutdown" => RunState::Off,
             "guest-panicked" | "internal-error" => RunState::Panicked,
             "io-error" => RunState::OutOfSpace,
@@ -151,6 +163,12 @@ impl Guest for QemuGuest {
     }
 
     async fn reset(&self) -> Result<()> {
+        let why = "the guest is being sent, or was sent, to another machine";
+        let Ok(_transfer) = self.transfers.try_lock() else { return Err(refused("system_reset", why)) };
+        // QEMU would not tell any more that it was sent.
+        if self.is_sending().await? {
+            return Err(refused("system_reset", why));
+        }
         self.simple("system_reset").await
     }
 
@@ -159,18 +177,46 @@ impl Guest for QemuGuest {
     }
 
     async fn resume(&self) -> Result<()> {
+        // It may run on the other machine by now.
+        if self.status().await? == "postmigrate" {
+            return Err(refused("cont", "all of the guest was sent to another machine"));
+        }
+        self.simple("cont").await
+    }
+
+    async fn take_back(&self) -> Result<()> {
         self.simple("cont").await
     }
 
     async fn suspend(&self, path: &Path) -> Result<()> {
+        let Ok(_transfer) = self.transfers.try_lock() else {
+            return Err(refused("suspend", "the guest is being sent to another machine"));
+        };
+        // Nobody has it hold still meanwhile: it would do so for ever after.
+        let _turn = self.agent.lock().await;
+        self.must_not_hold_still("suspend")?;
+        if self.is_sending().await? {
+            return Err(refused("suspend", "the guest is being sent, or was sent, to another machine"));
+        }
+        let part = unfinished(path);
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io("create", path))?;
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&part);
+        let file = file.map_err(Error::io("create", &part))?;
         self.pause().await?;
-        let written = self.write_memory(&file).await.and_then(|()| file.sync_all().map_err(Error::io("sync", path)));
-        if let Err(error) = written {
+        if matches!(self.state().await?, RunState::Off | RunState::Panicked) {
+            // From such memory nothing goes on.
+            let _ = sleep::tidy(path).await;
+            return Err(refused("suspend", "the guest has ended"));
+        }
+        let written = async move {
+            self.write_memory(&file).await?;
+            sleep::finish(file, path).await
+        };
+        if let Err(error) = written.await {
             // It goes on as if nothing had been asked.
-            let _ = std::fs::remove_file(path);
-            self.resume().await?;
+            let _ = sleep::forget(path).await;
+            // What was sent was sent to that file alone.
+            self.take_back().await?;
             return Err(error);
         }
         self.kill().await
@@ -199,22 +245,16 @@ impl Guest for QemuGuest {
         Ok(present)
     }
 
+    async fn plug_memory(&self, bytes: u64) -> Result<()> {
+        self.plug(bytes).await
+    }
+
     async fn set_memory(&self, bytes: u64) -> Result<()> {
-        self.qmp.execute("balloon", json!({"value": bytes})).await.map(drop)
+        self.balloon(bytes).await
     }
 
     async fn memory(&self) -> Result<MemoryStatistics> {
-        let actual = self.qmp.execute("query-balloon", json!({})).await?;
-        let path = json!({"path": "/machine/peripheral/balloon", "property": "guest-stats"});
-        let told = self.qmp.execute("qom-get", path).await?;
-        // The largest number means that the guest did not say.
-        let figure = |name: &str| told["stats"][name].as_u64().filter(|bytes| *bytes != u64::MAX);
-        Ok(MemoryStatistics {
-            actual_bytes: actual["actual"].as_u64().unwrap_or(0),
-            total_bytes: figure("stat-total-memory"),
-            free_bytes: figure("stat-free-memory"),
-            available_bytes: figure("stat-available-memory"),
-        })
+        self.statistics().await
     }
 
     async fn attach_disk(&self, disk: &Disk) -> Result<()> {
@@ -223,6 +263,18 @@ impl Guest for QemuGuest {
 
     async fn detach_disk(&self, name: &str) -> Result<()> {
         self.unplug_disk(name).await
+    }
+
+    async fn attach_interface(&self, interface: &Interface) -> Result<()> {
+        self.plug_nic(interface).await
+    }
+
+    async fn detach_interface(&self, slot: u8) -> Result<()> {
+        self.unplug_nic(slot).await
+    }
+
+    async fn interfaces(&self) -> Result<Vec<u8>> {
+        self.nic_slots().await
     }
 
     async fn grow_disk(&self, name: &str, bytes: u64) -> Result<()> {
@@ -241,11 +293,11 @@ impl Guest for QemuGuest {
         self.qmp.execute("block_set_io_throttle", bounds).await.map(drop)
     }
 
-    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<()> {
+    async fn snapshot_disks(&self, new_tops: &[(String, PathBuf)]) -> Result<bool> {
         self.put_on_top(new_tops).await
     }
 
-    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<()> {
+    async fn copy_disks(&self, copies: &[DiskCopy], progress: &watch::Sender<(u64, u64)>) -> Result<bool> {
         self.copy_all(copies, progress).await
     }
 
@@ -259,10 +311,23 @@ impl Guest for QemuGuest {
     }
 
     async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
-        self.send_all(to, progress).await
+        let Ok(_transfer) = self.transfers.try_lock() else {
+            return Err(refused("migrate", "the guest's memory is being written"));
+        };
+        self.must_not_hold_still("migrate")?;
+        let sent = self.send_all(to, progress).await;
+        if sent.is_err()
+            && let Err(error) = self.call_off().await
+        {
+            tracing::debug!(%error, "what is left of a transfer is not called off yet");
+        }
+        // In this order: once the sender knows, the other machine ends what takes the disks in.
+        sent
     }
 
     async fn forget_send(&self) -> Result<()> {
+        // What is written to a file is not given up for a transfer that never began.
+        let _transfer = self.transfers.lock().await;
         self.call_off().await
     }
 
@@ -274,26 +339,7 @@ impl Guest for QemuGuest {
         self.await_all().await
     }
 
-    async fn type_on_console(&self, bytes: &[u8]) -> Result<()> {
-        let mut console = self.console.lock().await;
-        if console.is_none() {
-            let stream = qmp::connect(&self.run_dir, "console.sock").await;
-            let (mut reader, writer) = stream.map_err(Error::io("reach the console of", &self.run_dir))?.into_split();
-            // What it says is read from the log; here it is only drained, so that the guest is never held up.
-            tokio::spawn(async move {
-                let mut buffer = [0u8; 4096];
-                while reader.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
-            });
-            *console = Some(writer);
-        }
-        let Some(writer) = console.as_mut() else { return Err(Error::Gone) };
-        match tokio::time::timeout(CONSOLE_TIMEOUT, writer.write_all(bytes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => {
-                *console = None;
-                Err(Error::Io { action: "write to the console of", path: self.run_dir.clone(), source })
-            }
-            Err(_) => Err(Error::Timeout("the guest's console".into())),
-        }
+    async fn console(&self) -> Result<UnixStream> {
+        qmp::connect(&self.run_dir, "console.sock").await.map_err(Error::io("reach the console of", &self.run_dir))
     }
 }

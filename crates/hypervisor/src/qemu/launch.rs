@@ -23,6 +23,8 @@ use super::process;
 pub(super) const PID_FILE: &str = "pid";
 /// Name of the file with what the hypervisor printed.
 pub(super) const LOG_FILE: &str = "hypervisor.log";
+/// The same, of the hypervisor that ran before it.
+const LAST_LOG_FILE: &str = "hypervisor.log.1";
 /// A plan is a few kilobytes. Units: bytes.
 const PLAN_BYTES_MAX: u64 = 1 << 20;
 /// What a program needs to start. Links are made again, directories are bound.
@@ -116,6 +118,8 @@ fn launch(plan: &Plan) -> Result<(), String> {
         let socket = at(UnixListener::bind(name), "listen on", Path::new(name))?;
         descriptors.push((socket.into(), *number));
     }
+    // There is none at the first start.
+    let _ = fs::rename(LOG_FILE, LAST_LOG_FILE);
     let log = open(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600), Path::new(LOG_FILE))?;
     let mut pid_file =
         open(OpenOptions::new().write(true).create(true).truncate(true).mode(0o600), Path::new(PID_FILE))?;
@@ -173,7 +177,7 @@ fn open_files(plan: &Plan) -> Result<Vec<(OwnedFd, i32)>, String> {
 
 /// Opens an existing tap device. `Source:` Linux, Documentation/networking/tuntap.rst
 #[allow(unsafe_code)]
-fn open_tap(name: &str) -> std::io::Result<OwnedFd> {
+pub(super) fn open_tap(name: &str) -> std::io::Result<OwnedFd> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all zeros are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -7,28 +7,65 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::guest::QemuGuest;
+use super::qmp::QmpEvent;
 use crate::error::{Error, Result};
-use crate::guest::{Incoming, Outgoing, Progress};
+use crate::guest::{Guest, Incoming, Outgoing, Progress};
 
-/// How often progress is looked at.
+/// How often progress is looked at, where no event tells of it.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long what needs no time of its own is waited for before it is looked at again.
+const CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// How long the last part may take, while the guest stands still.
 const LAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to go on after a transfer was called off.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// No bound on the speed. Units: bytes per second.
+/// No bound on the speed. How long the guest may stand still for the rest of its memory stays QEMU's own, 300 ms: with less it makes more
+/// passes over the memory, and QEMU 7.2 under emulation then loses writes of the guest, which dies of it. Units: bytes per second.
 const BANDWIDTH_MAX: u64 = 1 << 50;
+/// What the guest writes meanwhile is copied after it was written here. If its writes waited for the other machine ("write-blocking"),
+/// there would be less left when it stands still; but QEMU 7.2 corrupts its own memory when such a write fails, and the guest dies of
+/// a migration that breaks.
+const COPY_MODE: &str = "background";
 /// Name under which descriptors of memory are handed over.
 const MEMORY: &str = "moving-memory";
 const LISTENER: &str = "moving-disks";
+/// States of a transfer of memory that is not over.
+const GOING: [&str; 6] = ["setup", "active", "pre-switchover", "device", "cancelling", "postcopy-active"];
 
 /// The mirror of a disk: its job, and the node that it writes to.
 fn mirror(disk: &str) -> String {
     format!("moving-{disk}")
+}
+
+/// Returns at the next event of these names, or after a while. What happened is asked for: who missed an event looks anew.
+async fn woken(events: &mut broadcast::Receiver<QmpEvent>, names: &[&str], within: Duration) {
+    let heard = async {
+        while let Ok(event) = events.recv().await {
+            if names.contains(&event.name.as_str()) {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(within, heard).await;
+}
+
+/// Why a job ended, as it was told.
+fn end_of_job(events: &mut broadcast::Receiver<QmpEvent>) -> String {
+    loop {
+        match events.try_recv() {
+            Ok(event) if event.name == "BLOCK_JOB_COMPLETED" => {
+                if let Some(why) = event.data["error"].as_str() {
+                    return format!(": {why}");
+                }
+            }
+            Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+            Err(_) => return String::new(),
+        }
+    }
 }
 
 fn bytes(value: &Value) -> u64 {
@@ -41,7 +78,7 @@ impl QemuGuest {
         let sent = self.try_to_send(to, progress).await;
         if let Err(error) = sent {
             // What has all gone over is the other side's to run, whatever was heard of it here.
-            if self.status().await? == "postmigrate" {
+            if self.status().await? == "postmigrate" && self.transfer().await? == "completed" {
                 return Ok(());
             }
             self.call_off().await?;
@@ -52,6 +89,10 @@ impl QemuGuest {
 
     async fn try_to_send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
         let speed = to.bandwidth.unwrap_or(BANDWIDTH_MAX).max(1);
+        // The disks come first, all at once, and share what there is.
+        let disk_speed =
+            (speed / u64::try_from(to.disks.len()).unwrap_or(1).max(1)).clamp(1, i64::MAX.unsigned_abs() / 2);
+        let mut events = self.qmp.events();
         let mut mirrors = Vec::new();
         for (disk, socket) in &to.disks {
             let node = mirror(disk);
@@ -68,32 +109,67 @@ impl QemuGuest {
                 .execute(
                     "blockdev-mirror",
                     json!({"job-id": node, "device": top, "target": node, "sync": "full",
-                        "speed": speed.min(i64::MAX.unsigned_abs() / 2), "copy-mode": "write-blocking"}),
+                        "speed": disk_speed, "copy-mode": COPY_MODE}),
                 )
                 .await?;
             mirrors.push(node);
         }
-        self.await_mirrors(&mirrors, progress).await?;
-        let capabilities = json!({"capabilities": [
-            {"capability": "auto-converge", "state": true},
-            {"capability": "pause-before-switchover", "state": true}]});
-        self.qmp.execute("migrate-set-capabilities", capabilities).await?;
+        self.await_mirrors(&mirrors, &mut events, progress).await?;
+        self.moves_by_itself(false).await?;
         self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": speed})).await?;
         self.qmp.execute_with("getfd", json!({"fdname": MEMORY}), to.memory.as_fd()).await?;
         self.qmp.execute("migrate", json!({"uri": format!("fd:{MEMORY}")})).await?;
         drop(to.memory);
-        self.follow(&["pre-switchover"], None, progress).await?;
+        self.follow("pre-switchover", None, &mut events, progress).await?;
         // The guest stands still: what it wrote last goes over with the end of the mirrors.
         let stood_still = Instant::now();
+        progress.send_modify(|now| now.stands_still_since = Some(stood_still));
         for node in &mirrors {
             self.qmp.execute("block-job-cancel", json!({"device": node})).await?;
         }
-        self.await_no_jobs(&mirrors, stood_still).await?;
-        for node in &mirrors {
-            self.qmp.execute("blockdev-del", json!({"node-name": node})).await?;
-        }
+        self.await_no_jobs(&mirrors, stood_still, &mut events).await?;
+        let drained = Instant::now();
         self.qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
-        self.follow(&["completed"], Some(stood_still + LAST_TIMEOUT), progress).await
+        let deleted = async {
+            for node in &mirrors {
+                self.qmp.execute("blockdev-del", json!({"node-name": node})).await?;
+            }
+            Ok(())
+        };
+        let deadline = Some(stood_still + LAST_TIMEOUT);
+        tokio::try_join!(deleted, self.follow("completed", deadline, &mut events, progress))?;
+        // It is said to be so an instant before it is.
+        while self.status().await? == "finish-migrate" {
+            tokio::time::sleep(CLOSE_LOOK).await;
+        }
+        let drain = drained.duration_since(stood_still);
+        tracing::debug!(?drain, memory = ?drained.elapsed(), "the last part of a guest is sent");
+        Ok(())
+    }
+
+    /// Whether a transfer of memory goes on to its end by itself and leaves the guest its speed, or is led. It stays so for all that
+    /// follow.
+    pub(super) async fn moves_by_itself(&self, by_itself: bool) -> Result<()> {
+        self.set_capabilities(&["auto-converge", "pause-before-switchover", "events"], !by_itself).await
+    }
+
+    async fn set_capabilities(&self, names: &[&str], state: bool) -> Result<()> {
+        let all: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": state})).collect();
+        self.qmp.execute("migrate-set-capabilities", json!({"capabilities": all})).await.map(drop)
+    }
+
+    /// Whether it is on its way to another machine, or was all sent there.
+    pub(super) async fn is_sending(&self) -> Result<bool> {
+        let is_mirrored = |job: &Value| job["device"].as_str().is_some_and(|name| name.starts_with("moving-"));
+        Ok(self.status().await? == "postmigrate"
+            || GOING.contains(&self.transfer().await?.as_str())
+            || self.jobs().await?.iter().any(is_mirrored))
+    }
+
+    /// How the last transfer of memory stands.
+    async fn transfer(&self) -> Result<String> {
+        let answer = self.qmp.execute("query-migrate", json!({})).await?;
+        Ok(answer["status"].as_str().unwrap_or_default().to_owned())
     }
 
     async fn jobs(&self) -> Result<Vec<Value>> {
@@ -102,13 +178,20 @@ impl QemuGuest {
     }
 
     /// Waits until the mirrors have everything and get each further write.
-    async fn await_mirrors(&self, mirrors: &[String], progress: &watch::Sender<Progress>) -> Result<()> {
+    async fn await_mirrors(
+        &self,
+        mirrors: &[String],
+        events: &mut broadcast::Receiver<QmpEvent>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<()> {
+        // Those that tell why a job ended are kept for that.
+        let mut ready = self.qmp.events();
         loop {
             let jobs = self.jobs().await?;
             let ours: Vec<&Value> =
                 jobs.iter().filter(|job| mirrors.iter().any(|node| job["device"] == node.as_str())).collect();
             if ours.len() < mirrors.len() {
-                let message = "a disk could not be written on the other machine".to_owned();
+                let message = format!("a disk could not be written on the other machine{}", end_of_job(events));
                 return Err(Error::Refused { command: "blockdev-mirror".into(), message });
             }
             progress.send_modify(|now| {
@@ -118,25 +201,31 @@ impl QemuGuest {
             if ours.iter().all(|job| job["ready"] == true) {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK).await;
+            woken(&mut ready, &["BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED"], LOOK).await;
         }
     }
 
-    async fn await_no_jobs(&self, mirrors: &[String], since: Instant) -> Result<()> {
+    async fn await_no_jobs(
+        &self,
+        mirrors: &[String],
+        since: Instant,
+        events: &mut broadcast::Receiver<QmpEvent>,
+    ) -> Result<()> {
         while self.jobs().await?.iter().any(|job| mirrors.iter().any(|node| job["device"] == node.as_str())) {
             if since.elapsed() > LAST_TIMEOUT {
                 return Err(Error::Timeout("the end of a disk's copy".into()));
             }
-            tokio::time::sleep(LOOK / 5).await;
+            woken(events, &["JOB_STATUS_CHANGE"], LOOK).await;
         }
         Ok(())
     }
 
-    /// Follows the transfer of memory until it is in one of these states.
+    /// Follows the transfer of memory until it is in this state.
     async fn follow(
         &self,
-        until: &[&str],
+        until: &str,
         deadline: Option<Instant>,
+        events: &mut broadcast::Receiver<QmpEvent>,
         progress: &watch::Sender<Progress>,
     ) -> Result<()> {
         loop {
@@ -155,21 +244,20 @@ impl QemuGuest {
                     let message = answer["error-desc"].as_str().unwrap_or("the transfer broke").to_owned();
                     return Err(Error::Refused { command: "migrate".into(), message });
                 }
-                found if until.contains(&found) => return Ok(()),
+                found if found == until => return Ok(()),
                 _ if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
                     return Err(Error::Timeout("the last part of the transfer".into()));
                 }
-                _ => tokio::time::sleep(if deadline.is_some() { LOOK / 10 } else { LOOK }).await,
+                _ => {}
             }
+            woken(events, &["MIGRATION", "STOP"], LOOK).await;
         }
     }
 
     /// Takes away what a transfer left that is over or is not wanted any more, and has the guest go on. A guest that was all sent stays
     /// as it is.
     pub(super) async fn call_off(&self) -> Result<()> {
-        let answer = self.qmp.execute("query-migrate", json!({})).await?;
-        let going = ["setup", "active", "pre-switchover", "device", "cancelling", "postcopy-active"];
-        if answer["status"].as_str().is_some_and(|status| going.contains(&status)) {
+        if GOING.contains(&self.transfer().await?.as_str()) {
             self.qmp.execute("migrate_cancel", json!({})).await?;
         }
         for job in self.jobs().await? {
@@ -185,6 +273,11 @@ impl QemuGuest {
             let jobs = self.jobs().await?;
             let busy = jobs.iter().any(|job| job["device"].as_str().is_some_and(|name| name.starts_with("moving-")));
             if !busy && !matches!(status.as_str(), "finish-migrate") {
+                // One that stood still before looks as if it had been sent, and has no other way back.
+                if status == "postmigrate" && self.transfer().await? != "completed" {
+                    self.take_back().await?;
+                    self.pause().await?;
+                }
                 break;
             }
             if begun.elapsed() > RECOVERY_TIMEOUT {
@@ -214,13 +307,15 @@ impl QemuGuest {
                 )
                 .await?;
         }
+        self.set_capabilities(&["events"], true).await?;
         self.qmp.execute_with("getfd", json!({"fdname": MEMORY}), from.memory.as_fd()).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{MEMORY}")})).await.map(drop)
     }
 
     pub(super) async fn await_all(&self) -> Result<()> {
+        let mut events = self.qmp.events();
         while self.status().await? == "inmigrate" {
-            tokio::time::sleep(LOOK / 10).await;
+            woken(&mut events, &["MIGRATION"], LOOK).await;
         }
         let answer = self.qmp.execute("query-migrate", json!({})).await?;
         if answer["status"] != "completed" {

@@ -6,6 +6,8 @@
 //! | `guest` | what can be asked of one, over QMP |
 //! | `blocks` | disks of a running guest |
 //! | `copies` | copies of its disks at one instant, whole or since a mark |
+//! | `memory` | memory that it is given and that is taken from it |
+//! | `still` | a guest holds its file systems still for an instant |
 //! | `migrate` | a guest moves to another machine |
 //! | `arguments` | from a guest's configuration to a launch plan, pure |
 //! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
@@ -18,11 +20,14 @@ mod blocks;
 mod copies;
 pub mod driver;
 mod guest;
+mod interfaces;
 pub mod launch;
+mod memory;
 mod migrate;
 pub mod probe;
 mod process;
 mod qmp;
+pub(crate) mod still;
 
 pub use driver::{Options, Qemu};
 

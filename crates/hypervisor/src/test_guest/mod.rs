@@ -22,7 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Error, Result};
 
 /// Counts changes of what is built, so that an old one in the cache is not taken for it.
-const RECIPE: u32 = 6;
+const RECIPE: u32 = 10;
 
 /// Files of a built guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

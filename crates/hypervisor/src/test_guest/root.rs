@@ -19,6 +19,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("bin/busybox", "bin/busybox"),
     ("usr/sbin/dropbear", "usr/sbin/dropbear"),
     ("usr/bin/dropbearkey", "usr/bin/dropbearkey"),
+    ("usr/sbin/qemu-ga", "usr/sbin/qemu-ga"),
     ("usr/bin/lsblk", "bin/lsblk"),
     ("usr/sbin/blkid", "sbin/blkid"),
     ("usr/sbin/mke2fs", "sbin/mke2fs"),
@@ -31,8 +32,12 @@ const LIBRARIES: &[&str] = &[
     "libcrypt.so.1",
     "libe2p.so.2",
     "libext2fs.so.2",
+    "libglib-2.0.so.0",
+    "libgmodule-2.0.so.0",
     "libgmp.so.10",
+    "libm.so.6",
     "libmount.so.1",
+    "libnuma.so.1",
     "libpcre2-8.so.0",
     "libresolv.so.2",
     "libselinux.so.1",
@@ -40,6 +45,7 @@ const LIBRARIES: &[&str] = &[
     "libtomcrypt.so.1",
     "libtommath.so.1",
     "libudev.so.1",
+    "liburing.so.2",
     "libuuid.so.1",
     "libz.so.1",
 ];
@@ -50,8 +56,10 @@ const MODULES: &[&str] = &[
     "virtio_blk",
     "virtio_net",
     "virtio_balloon",
+    "virtio_mem",
     "virtio-rng",
     "isofs",
+    "virtio_console",
     "button",
     "evdev",
     "pvpanic-pci",
@@ -81,40 +89,77 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /run
 mount -t devpts devpts /dev/pts
 mount -t tmpfs run /run
-for m in virtio_net virtio_balloon virtio-rng button evdev pvpanic-pci; do modprobe $m; done
+echo online > /sys/devices/system/memory/auto_online_blocks
+for m in virtio_net virtio_balloon virtio_mem virtio-rng button evdev pvpanic-pci; do modprobe $m; done
 ip link set lo up
 acpid -l /run/acpid.log -p /run/acpid.pid
 hostname guest
 configure() {
     [ -n "$1" ] && hostname "$1" && echo "$1" > /etc/hostname
 }
-drive=$(blkid | sed -n 's/^\([^:]*\):.*LABEL="cidata".*/\1/p' | head -n 1)
+drive=$(blkid | sed -n 's/^\([^:]*\):.*LABEL="\(cidata\|config-2\)".*/\1/p' | head -n 1)
 if [ -n "$drive" ]; then
     modprobe isofs
-    mkdir -p /run/seed && mount -t iso9660 -o ro "$drive" /run/seed && {
-        configure "$(sed -n 's/^local-hostname: *//p' /run/seed/meta-data)"
-        sed -n 's/^  - *\(ssh-.*\|ecdsa-.*\)/\1/p' /run/seed/meta-data > /run/keys
+    mkdir -p /run/seed && mount -t iso9660 -o ro "$drive" /run/seed
+    m=/run/seed/meta-data
+    if [ -f $m ]; then
+        configure "$(sed -n 's/^local-hostname: *"*\([^"]*\)"*$/\1/p' $m)"
+        sed -n 's/^  - *"*\(ssh-[^"]*\|ecdsa-[^"]*\)"*$/\1/p' $m > /run/keys
         cp /run/seed/user-data /run/user-data
-    }
-fi
-if [ -d /sys/class/net/eth0 ]; then
-    ip link set eth0 up
-    udhcpc -i eth0 -q -n -t 20 -T 1 -s /etc/udhcpc.script -x hostname:"$(hostname)" > /run/udhcpc.log 2>&1
-    if [ -z "$drive" ]; then
-        m=http://169.254.169.254/latest
-        get() { timeout 10 wget -q -O - "$m/$1" 2>/dev/null; }
-        configure "$(get meta-data/local-hostname)"
-        get meta-data/public-keys/0/openssh-key > /run/keys
-        get user-data > /run/user-data
+    fi
+    m=/run/seed/openstack/latest/meta_data.json
+    if [ -f $m ]; then
+        configure "$(sed -n 's/.*"hostname": *"\([^"]*\)".*/\1/p' $m)"
+        sed 's/"/\n/g' $m | sed -n '/^ssh-/p; /^ecdsa-/p' | sort -u > /run/keys
+        [ -f /run/seed/openstack/latest/user_data ] && cp /run/seed/openstack/latest/user_data /run/user-data
     fi
 fi
+get() { timeout 10 wget -q -O - "http://169.254.169.254/latest/$1" 2>/dev/null; }
+ask() {
+    grep -q eth0 /proc/net/route || udhcpc -i eth0 -q -n -t 20 -T 1 -s /etc/udhcpc.script -x hostname:"$(hostname)" > /run/udhcpc.log 2>&1 || return 1
+    [ -z "$drive" ] || return 0
+    name=$(get meta-data/local-hostname) || return 1
+    get meta-data/public-keys/0/openssh-key > /run/keys.new && get user-data > /run/user-data.new ||
+        # What is not there looks like a service that has gone; then this fails too.
+        get meta-data/instance-id > /dev/null || return 1
+    configure "$name"
+    mv /run/keys.new /run/keys
+    [ -e /run/user-data.new ] && mv /run/user-data.new /run/user-data
+}
+obey() {
+    [ -s /run/keys ] && cp /run/keys /root/.ssh/authorized_keys
+    case "$(head -n 1 /run/user-data 2>/dev/null)" in
+        '#!'*) cp /run/user-data /run/user-script; chmod +x /run/user-script; /run/user-script > /run/user-script.log 2>&1 & ;;
+    esac
+}
+# Whoever answers may be away for a while: it is asked again, less and less often, for two minutes.
+later() {
+    for pause in 1 1 2 2 4 4 8 8 15 15 30 30; do
+        sleep $pause
+        ask && { obey; echo "nuee test guest configured late: $(hostname)"; return; }
+    done
+}
 mkdir -p /root/.ssh /etc/dropbear
 chmod 700 /root /root/.ssh
-[ -s /run/keys ] && cp /run/keys /root/.ssh/authorized_keys
+known=yes
+if [ -d /sys/class/net/eth0 ]; then
+    ip link set eth0 up
+    ask || known=no
+fi
+for i in /sys/class/net/eth*; do
+    i=${i##*/}
+    [ "$i" = eth0 ] || [ ! -d "/sys/class/net/$i" ] && continue
+    ip link set "$i" up
+    udhcpc -i "$i" -q -n -t 20 -T 1 -s /etc/udhcpc.script -x hostname:"$(hostname)" > "/run/udhcpc.$i.log" 2>&1 &
+done
+obey
 dropbear -R -s
-case "$(head -n 1 /run/user-data 2>/dev/null)" in
-    '#!'*) cp /run/user-data /run/user-script; chmod +x /run/user-script; /run/user-script > /run/user-script.log 2>&1 & ;;
-esac
+modprobe virtio_console
+for p in /sys/class/virtio-ports/*; do
+    [ "$(cat "$p/name")" = org.qemu.guest_agent.0 ] || continue
+    qemu-ga -d -m virtio-serial -p "/dev/${p##*/}" -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log -F/etc/freeze
+done
+[ $known = yes ] || later > /dev/console 2>&1 &
 echo "nuee test guest ready: $(hostname)"
 "#;
 
@@ -168,6 +213,7 @@ bound|renew)
     ip addr add "$ip/$mask" dev "$interface"
     [ -n "$mtu" ] && ip link set "$interface" mtu "$mtu"
     for r in $router; do ip route replace default via "$r" dev "$interface"; break; done
+    [ "$interface" = eth0 ] || exit 0
     : > /etc/resolv.conf
     [ -n "$domain" ] && echo "search $domain" >> /etc/resolv.conf
     for d in $dns; do echo "nameserver $d" >> /etc/resolv.conf; done
@@ -261,6 +307,7 @@ pub(super) fn make(work: &Path, tree: &Path, release: &str) -> Result<PathBuf> {
     for (name, content, mode) in [
         ("etc/start", START, 0o755),
         ("etc/udhcpc.script", UDHCPC, 0o755),
+        ("etc/freeze", "#!/bin/sh\necho \"$1\" >> /run/freezes\n", 0o755),
         ("etc/inittab", INITTAB, 0o644),
         ("etc/acpi/PWRF/00000080", "#!/bin/sh\npoweroff\n", 0o755),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
