@@ -95,16 +95,18 @@ impl Server {
         Ok(())
     }
 
-    /// Stops answering a guest; with the last one the socket is closed.
-    pub fn withdraw(&self, mac: Mac) {
-        self.bridges.lock().retain(|_, bridge| {
-            let mut leases = bridge.leases.lock();
+    /// Stops answering a guest on a bridge; with the last one there the socket is closed.
+    pub fn withdraw(&self, bridge: &str, mac: Mac) {
+        let mut bridges = self.bridges.lock();
+        let Some(known) = bridges.get(bridge) else { return };
+        let is_empty = {
+            let mut leases = known.leases.lock();
             leases.remove(&mac);
-            if leases.is_empty() {
-                bridge.task.abort();
-            }
-            !leases.is_empty()
-        });
+            leases.is_empty()
+        };
+        if is_empty && let Some(gone) = bridges.remove(bridge) {
+            gone.task.abort();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod inner;
 mod monitor;
 pub mod overlay;
 mod publications;
+mod reservations;
 mod routers;
 mod silence;
 
@@ -60,6 +61,14 @@ impl Fabric {
     /// another subnet and something is attached to it.
     pub async fn ensure_network(&self, config: NetworkConfig) -> Result<Network> {
         self.run("a network", move |inner| inner.ensure_network(&config)).await
+    }
+
+    /// Says which parts of a network that spans machines this one gives addresses from.
+    ///
+    /// `Errors:` [`Error::NetworkNotFound`].
+    pub async fn share_network(&self, id: &str, parts: Vec<Subnet>) -> Result<()> {
+        let id = id.to_owned();
+        self.run("a network", move |inner| inner.share_network(&mut inner.core(), &id, &parts)).await
     }
 
     /// Removes a network and its bridge. Removing what is not there is fine.

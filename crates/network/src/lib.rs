@@ -5,7 +5,6 @@
 //! |---|---|
 //! | [`types`], [`subnet`], [`subnet6`], [`error`] | the border |
 //! | [`fabric`] | every operation on one machine's network |
-//! | [`share`] | which machine of a pool gives which addresses |
 //! | [`dhcp`] | addresses for guests that ask for them |
 //! | [`dns`] | the name server for clusters and user networks |
 //! | `state` | what is known, in memory and on disk |
@@ -19,7 +18,6 @@ pub mod fabric;
 mod kernel;
 mod names;
 mod nft;
-pub mod share;
 mod state;
 pub mod subnet;
 pub mod subnet6;

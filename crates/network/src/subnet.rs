@@ -15,6 +15,14 @@ pub struct Subnet {
     prefix: u8,
 }
 
+/// Ranges that nobody on the internet has. `Source:` RFC 1918, RFC 6598.
+const PRIVATE: [Subnet; 4] = [
+    Subnet::new_const(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Subnet::new_const(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Subnet::new_const(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Subnet::new_const(Ipv4Addr::new(100, 64, 0, 0), 10),
+];
+
 const fn mask(prefix: u8) -> u32 {
     if prefix == 0 { 0 } else { u32::MAX << (32 - prefix as u32) }
 }
@@ -59,6 +67,11 @@ impl Subnet {
     /// Whether the two have an address in common.
     pub const fn overlaps(&self, other: &Subnet) -> bool {
         self.contains(other.address()) || other.contains(self.address())
+    }
+
+    /// Whether all of it lies in one of the private ranges.
+    pub fn is_private(&self) -> bool {
+        PRIVATE.iter().any(|range| range.contains(self.address()) && range.contains(self.last()))
     }
 
     /// Whether a host may have this address: inside, and neither the network's own nor broadcast.
@@ -141,6 +154,16 @@ mod tests {
         assert_eq!(subnet("0.0.0.0/0").last(), Ipv4Addr::BROADCAST);
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0/8", "a/8", "10.0.0.0/-1", "::/0"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn private_is_what_lies_in_a_private_range_whole() {
+        for private in ["10.0.0.0/8", "10.89.3.0/24", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"] {
+            assert!(subnet(private).is_private(), "{private}");
+        }
+        for public in ["1.1.1.0/24", "32.0.0.0/3", "0.0.0.0/0", "10.0.0.0/7", "172.32.0.0/16", "127.0.0.0/8"] {
+            assert!(!subnet(public).is_private(), "{public}");
         }
     }
 

@@ -68,6 +68,12 @@ impl Subnet6 {
         self.base.checked_add(offset).map(Ipv6Addr::from_bits).filter(|address| self.contains(*address))
     }
 
+    /// Whether all of it is unique local: nobody on the internet has it. `Source:` RFC 4193.
+    pub fn is_unique_local(&self) -> bool {
+        const PREFIX: u8 = 7;
+        self.prefix >= PREFIX && self.address().is_unique_local()
+    }
+
     /// Whether workloads can be on it: neither multicast nor link-local, nor the loopback or unspecified address.
     pub fn is_usable(&self) -> bool {
         let forbidden = ["ff00::/8", "fe80::/10", "::/127", "::ffff:0:0/96"];
@@ -152,6 +158,12 @@ mod tests {
             assert!(!subnet(bad).is_usable(), "{bad}");
         }
         assert!(subnet("fd00::/64").is_usable() && subnet("2001:db8::/32").is_usable());
+    }
+
+    #[test]
+    fn unique_local_is_what_lies_in_that_range_whole() {
+        assert!(["fc00::/7", "fd00:1::/64"].iter().all(|text| subnet(text).is_unique_local()));
+        assert!(!["2001:db8::/64", "fc00::/6", "::/0", "fe80::/64"].iter().any(|text| subnet(text).is_unique_local()));
     }
 
     #[test]

@@ -100,6 +100,12 @@ pub struct NetworkConfig {
     /// MTU; `None` means the fabric's.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// The network spans machines: this one gives addresses of parts of it alone, by [`crate::Fabric::share_network`].
+    #[serde(default)]
+    pub shared: bool,
+    /// Refuse a subnet that the machine's own routes lead to: whoever asks for it is not the machine's operator.
+    #[serde(default)]
+    pub beside_routes: bool,
 }
 
 /// The IPv6 part of a network as wanted.
@@ -165,6 +171,9 @@ pub struct Network {
     pub isolated_ports: bool,
     /// MTU in force.
     pub mtu: u32,
+    /// The network spans machines, and this one gives addresses of these parts alone.
+    #[serde(default)]
+    pub parts: Option<Vec<Subnet>>,
 }
 
 /// A wish to be on a network.
@@ -190,6 +199,21 @@ pub struct AttachRequest {
     pub tap: bool,
     /// Security groups that guard it; without any, everything may reach it.
     pub groups: Vec<String>,
+    /// Whose [`Reservation`] its addresses are of. With another one than before, the owner's place is made anew.
+    pub port: Option<String>,
+}
+
+/// Addresses that are kept for whoever names `owner` as its port, and given to nobody else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// Whose they are.
+    pub owner: String,
+    /// Which network.
+    pub network: String,
+    /// Address.
+    pub address: Ipv4Addr,
+    /// Hardware address.
+    pub mac: Mac,
 }
 
 /// A place on a network.
@@ -222,6 +246,9 @@ pub struct Attachment {
     /// Security groups that guard it.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// Whose [`Reservation`] its addresses are of.
+    #[serde(default)]
+    pub port: Option<String>,
 }
 
 /// Who may speak with the members of a group, and with whom they may. Everything else is dropped.
@@ -470,6 +497,8 @@ pub struct Inventory {
     pub networks: Vec<Network>,
     /// Attachments.
     pub attachments: Vec<Attachment>,
+    /// Addresses that are kept for ports.
+    pub reservations: Vec<Reservation>,
     /// Publications: owner, target address, ports.
     pub publications: Vec<Publication>,
     /// Ids of pinned namespaces.

@@ -39,6 +39,10 @@ impl Inner {
 
     pub(super) fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
         check_id(&request.owner)?;
+        let found = self.core().addresses.find(&request.owner, &request.network).cloned();
+        if found.is_some_and(|found| found.port != request.port) {
+            self.detach(&request.owner, &request.network)?;
+        }
         let (network, attachment, is_new) = self.reserve(request)?;
         let plugged = match attachment.tap {
             true => plug_tap(&network, &attachment),
@@ -69,6 +73,8 @@ impl Inner {
             return Ok((network, attachment, false));
         }
         let interface = free_interface(&core, request)?;
+        self.check_bridge_mac(&network, request.mac)?;
+        core.addresses.check_wishes(request)?;
         let attachment = core.addresses.take(&network, request.address, request.address6, |address| Attachment {
             owner: request.owner.clone(),
             network: network.id.clone(),
@@ -82,6 +88,7 @@ impl Inner {
             mac: request.mac.unwrap_or_else(|| Mac::from_address(address)),
             tap: request.tap,
             groups: request.groups.clone(),
+            port: request.port.clone(),
         })?;
         let mut batch = Batch::default();
         ruleset::of_attachment(&attachment).into_iter().for_each(|e| batch.add(e));

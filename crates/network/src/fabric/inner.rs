@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -16,7 +17,7 @@ use crate::nft::elements::{self, Batch, Family};
 use crate::nft::groups::Guards;
 use crate::nft::ruleset::{self, Fixed};
 use crate::nft::{TABLE, process, services::Tables};
-use crate::state::{addresses::AddressBook, files, ports::PortBook};
+use crate::state::{addresses::AddressBook, files, ports::PortBook, reservations::Reservations};
 use crate::subnet::{Subnet, first_free};
 use crate::subnet6::{Subnet6, unique_local};
 use crate::types::{
@@ -27,6 +28,8 @@ use crate::types::{
 const MTU_MIN: u32 = 68;
 /// The largest MTU of a bridge.
 const MTU_MAX: u32 = 65_535;
+/// Larger subnets take addresses away that others have a use for.
+const PREFIX_MIN: u8 = 8;
 /// A `/31` has no room for a gateway and a workload beside network and broadcast.
 const PREFIX_MAX: u8 = 29;
 /// The same for IPv6, which has no broadcast address.
@@ -50,8 +53,8 @@ pub(super) struct Core {
     pub(super) ports: PortBook,
     /// Service objects in the kernel; `None`: those that an earlier process left there.
     pub(super) services: Option<Tables>,
-    /// The overlay in the kernel; `None`: what an earlier process left there.
-    pub(super) overlay: Option<super::overlay::Installed>,
+    /// The overlays in the kernel.
+    pub(super) overlays: super::overlay::Overlays,
     /// Security groups as they were told last.
     pub(super) groups: BTreeMap<String, SecurityGroup>,
     /// Their objects in the kernel; `None`: those that an earlier process left there.
@@ -89,10 +92,11 @@ impl Inner {
             files::read_all::<Network>(&options.state_dir.join("networks"))?.into_iter().collect();
         let core = Core {
             networks,
-            addresses: AddressBook::open(&options.state_dir.join("addresses"))?,
+            addresses: AddressBook::open(&options.state_dir.join("addresses"))?
+                .keeping(Reservations::open(&options.state_dir.join("ports"))?),
             ports: PortBook::open(&options.state_dir.join("publications"))?,
             services: None,
-            overlay: None,
+            overlays: super::overlay::Overlays::default(),
             groups: super::guards::read(&options.state_dir)?,
             guards: None,
             floating: super::floating::read(&options.state_dir)?,
@@ -127,6 +131,23 @@ impl Inner {
         self.fixed.masquerade_within
     }
 
+    /// The hardware address of a network's bridge.
+    pub(super) fn bridge_mac(&self, network: &Network) -> Mac {
+        // Where the gateway is another's, so is its hardware address.
+        match &network.uplink {
+            None => Mac::from_address(network.gateway),
+            Some(_) => own_mac(&self.options.instance, &network.id),
+        }
+    }
+
+    /// Refuses the bridge's own hardware address: it would draw all of its traffic to one port.
+    pub(super) fn check_bridge_mac(&self, network: &Network, mac: Option<Mac>) -> Result<()> {
+        match mac.filter(|mac| *mac == self.bridge_mac(network)) {
+            Some(mac) => Err(Error::Invalid(format!("MAC address {mac} is in use on the network"))),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock()
     }
@@ -143,18 +164,25 @@ impl Inner {
         if let Some(old) = old.as_ref().filter(|o| **o != network) {
             let at = |n: &Network| (n.subnet, n.gateway, n.ipv6, n.bridge.clone(), n.uplink.clone());
             let moved = at(old) != at(&network);
-            if moved && core.addresses.count(&config.id) > 0 {
+            if moved && core.addresses.is_in_use(&config.id) {
                 return Err(Error::NetworkInUse(config.id.clone()));
             }
             if moved {
                 link::delete(&mut host_channel()?, &old.bridge).map_err(netlink_error("delete a bridge"))?;
             }
         }
+        if old.is_none() {
+            check_bridge(&network)?;
+        }
         self.ensure_bridge(&network)?;
         if old.as_ref() != Some(&network) {
             let mut batch = Batch::default();
             old.iter().flat_map(ruleset::of_network).for_each(|e| batch.delete(e));
             ruleset::of_network(&network).into_iter().for_each(|e| batch.add(e));
+            if let Some(device) = core.overlays.device_of(&network.id) {
+                old.iter().flat_map(|old| ruleset::of_overlay(old, device)).for_each(|e| batch.delete(e));
+                ruleset::of_overlay(&network, device).into_iter().for_each(|e| batch.add(e));
+            }
             files::replace(&self.network_path(&network.id), &network)?;
             core.networks.insert(network.id.clone(), network.clone());
             self.apply(&mut core, &batch)?;
@@ -172,6 +200,10 @@ impl Inner {
             (None, Some(old)) => old.subnet,
             (None, None) => self.free_subnet(core)?,
         };
+        let is_new = old.is_none_or(|old| old.subnet != subnet);
+        if is_new && subnet.prefix() < PREFIX_MIN {
+            return Err(Error::Invalid(format!("subnet {subnet} is too large: take /{PREFIX_MIN} or a longer prefix")));
+        }
         if subnet.prefix() > PREFIX_MAX {
             return Err(Error::Invalid(format!("subnet {subnet} is too small: at most /{PREFIX_MAX}")));
         }
@@ -179,6 +211,14 @@ impl Inner {
         if let Some(other) = others.clone().find(|n| n.subnet.overlaps(&subnet)) {
             let other = format!("{} of network {}", other.subnet, other.id);
             return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
+        }
+        if subnet.overlaps(&self.options.service_cidr) {
+            let other = format!("{} of services", self.options.service_cidr);
+            return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
+        }
+        if config.beside_routes && config.uplink.is_none() && !config.plain && is_new {
+            check_private(subnet, &self.options.subnet_pools, core.floating.keys())?;
+            self.check_routes(core, subnet)?;
         }
         let kept = old.filter(|o| o.subnet == subnet).map(|o| o.gateway);
         let gateway = config.gateway.or(kept).unwrap_or_else(|| subnet.first_host());
@@ -206,7 +246,27 @@ impl Inner {
             uplink: self.check_uplink(core, config)?,
             isolated_ports: config.isolated_ports,
             mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
+            parts: config.shared.then(|| old.and_then(|old| old.parts.clone()).unwrap_or_default()),
         })
+    }
+
+    /// Refuses a subnet that routes of the machine lead to, but for the default route and those of our own networks.
+    fn check_routes(&self, core: &Core, subnet: Subnet) -> Result<()> {
+        let mut channel = host_channel()?;
+        let links = link::list(&mut channel).map_err(netlink_error("list interfaces"))?;
+        let is_own = |name: &str| {
+            super::overlay::is_device(name) || core.networks.values().any(|network| network.bridge == name)
+        };
+        let routes = link::routes(&mut channel).map_err(netlink_error("list routes"))?;
+        for route in routes.iter().filter(|route| route.destination.prefix() > 0 && route.destination.overlaps(&subnet))
+        {
+            let name = links.iter().find(|link| link.index == route.interface).map_or("", |link| link.name.as_str());
+            if !is_own(name) {
+                let other = format!("{}, to which a route of the machine leads", route.destination);
+                return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
+            }
+        }
+        Ok(())
     }
 
     /// The IPv6 part of [`Inner::resolve`].
@@ -220,6 +280,10 @@ impl Inner {
         let subnet = subnet.ok_or(Error::SubnetsExhausted)?;
         if !subnet.is_usable() || subnet.prefix() > PREFIX6_MAX {
             return Err(Error::Invalid(format!("subnet {subnet} cannot carry a network: at most /{PREFIX6_MAX}")));
+        }
+        if config.beside_routes && !subnet.is_unique_local() && kept.is_none_or(|kept| kept.subnet != subnet) {
+            let text = "is not unique local: take one of fc00::/7, or name none and get a free one";
+            return Err(Error::Invalid(format!("IPv6 subnet {subnet} {text}")));
         }
         if let Some((other, taken)) = others.clone().find(|(_, taken)| taken.overlaps(&subnet)) {
             let other = format!("{taken} of network {}", other.id);
@@ -266,12 +330,12 @@ impl Inner {
             return Err(Error::Invalid(format!("interface {} is there and is no bridge", network.bridge)));
         }
         if found.is_none() {
-            // Where the gateway is another's, so is its hardware address.
-            let mac = match &network.uplink {
-                None => Mac::from_address(network.gateway),
-                Some(_) => own_mac(&self.options.instance, &network.id),
-            };
-            link::create_bridge(&mut channel, &network.bridge, mac, network.mtu).map_err(failed("make"))?;
+            link::create_bridge(&mut channel, &network.bridge, self.bridge_mac(network), network.mtu)
+                .map_err(failed("make"))?;
+            let made = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
+            if let Some(made) = made {
+                link::set_alias(&mut channel, made.index, &network.id).map_err(failed("mark"))?;
+            }
         }
         let bridge = link::find(&mut channel, &network.bridge).map_err(failed("look for"))?;
         let bridge = bridge.ok_or_else(|| Error::NetworkNotFound(network.id.clone()))?;
@@ -315,12 +379,24 @@ impl Inner {
         Ok(())
     }
 
+    /// Notes which parts of a network that spans machines this one gives addresses from.
+    pub(super) fn share_network(&self, core: &mut Core, id: &str, parts: &[Subnet]) -> Result<()> {
+        let network = core.networks.get_mut(id).ok_or_else(|| Error::NetworkNotFound(id.to_owned()))?;
+        if network.parts.as_deref() != Some(parts) {
+            let next = Network { parts: Some(parts.to_vec()), ..network.clone() };
+            files::replace(&self.options.state_dir.join("networks").join(id), &next)?;
+            *network = next;
+        }
+        Ok(())
+    }
+
     pub(super) fn remove_network(&self, id: &str) -> Result<()> {
         let mut core = self.core();
         let Some(network) = core.networks.get(id).cloned() else { return Ok(()) };
-        if core.addresses.count(id) > 0 {
+        if core.addresses.is_in_use(id) {
             return Err(Error::NetworkInUse(id.to_owned()));
         }
+        self.remove_overlay(&mut core, &network)?;
         link::delete(&mut host_channel()?, &network.bridge).map_err(netlink_error("delete a bridge"))?;
         files::remove(&self.network_path(id))?;
         core.addresses.forget(id)?;
@@ -335,6 +411,7 @@ impl Inner {
         let mut used: Vec<Subnet> = routes.iter().map(|r| r.destination).filter(|d| d.prefix() > 0).collect();
         used.extend(core.networks.values().map(|n| n.subnet));
         used.push(self.options.service_cidr);
+        used.extend(core.floating.keys().map(|address| Subnet::new_const(*address, 32)));
         first_free(&self.options.subnet_pools, &used).ok_or(Error::SubnetsExhausted)
     }
 
@@ -448,6 +525,7 @@ impl Inner {
         Inventory {
             networks: core.networks.values().cloned().collect(),
             attachments: core.addresses.all().cloned().collect(),
+            reservations: core.addresses.reservations().cloned().collect(),
             publications: core.ports.all().cloned().collect(),
             namespaces: self.namespaces(),
         }
@@ -476,7 +554,7 @@ impl Inner {
         let bridges: HashSet<&str> = core.networks.values().map(|n| n.bridge.as_str()).collect();
         for found in links {
             if found.name.starts_with(ruleset::PORT_PREFIX)
-                || found.name == super::overlay::DEVICE
+                || super::overlay::is_device(&found.name)
                 || bridges.contains(found.name.as_str())
             {
                 link::delete(&mut channel, &found.name).map_err(netlink_error(format!("delete {}", found.name)))?;
@@ -498,6 +576,37 @@ impl Inner {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("remove", &self.options.state_dir),
             _ => Ok(()),
         }
+    }
+}
+
+/// Refuses addresses that are others' on the internet, or that this machine answers for: they would not be reached. What the
+/// operator's pools hold is for networks.
+fn check_private<'a>(
+    subnet: Subnet,
+    pools: &[(Subnet, u8)],
+    mut floating: impl Iterator<Item = &'a Ipv4Addr>,
+) -> Result<()> {
+    let is_inside = |pool: &Subnet| pool.contains(subnet.address()) && pool.contains(subnet.last());
+    if !subnet.is_private() && !pools.iter().any(|(pool, _)| is_inside(pool)) {
+        let text = "is not private: take one of 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10, or name none \
+                    and get a free one";
+        return Err(Error::Invalid(format!("subnet {subnet} {text}")));
+    }
+    match floating.find(|address| subnet.contains(**address)) {
+        Some(address) => {
+            Err(Error::SubnetOverlap { subnet: subnet.to_string(), other: format!("floating address {address}") })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses to take over a bridge that somebody else made: it would be given our addresses, and deleted with the network.
+fn check_bridge(network: &Network) -> Result<()> {
+    let found = link::find(&mut host_channel()?, &network.bridge).map_err(netlink_error("look for a bridge"))?;
+    // One with our own kind of name, or our mark, is left from a crash.
+    match found.filter(|found| !is_bridge_name(&found.name) && found.alias != network.id) {
+        Some(found) => Err(Error::Invalid(format!("interface {} is there, and is not of this network", found.name))),
+        None => Ok(()),
     }
 }
 
@@ -524,4 +633,18 @@ fn default_mtu(channel: &mut Channel) -> Result<u32> {
     let Some(way_out) = routes.iter().find(|r| r.destination.prefix() == 0) else { return Ok(ETHERNET_MTU) };
     let links = link::list(channel).map_err(netlink_error("list interfaces"))?;
     Ok(links.iter().find(|l| l.index == way_out.interface).map_or(ETHERNET_MTU, |l| l.mtu.clamp(MTU_MIN, MTU_MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_of_tenants_is_private_and_holds_no_floating_address() {
+        let floating = [Ipv4Addr::new(192, 168, 7, 9)];
+        let pools = [("198.18.0.0/15".parse().unwrap(), 24)];
+        let check = |text: &str| check_private(text.parse().unwrap(), &pools, floating.iter()).is_ok();
+        assert!(check("10.89.0.0/24") && check("192.168.6.0/24") && check("198.19.4.0/24"));
+        assert!(!check("1.1.1.0/24") && !check("32.0.0.0/3") && !check("192.168.7.0/24"));
+    }
 }

@@ -29,11 +29,19 @@ pub(super) fn read(state_dir: &Path) -> Result<Links> {
     Ok(found.into_iter().flat_map(|(_, links)| links).collect())
 }
 
-/// Pairs of bridges.
+/// Pairs of interfaces between which packets pass: the bridges, and from each bridge to where the other network is led to other machines.
 pub(super) fn bridges(core: &Core) -> BTreeSet<(&str, &str)> {
     let bridge = |id: &String| core.networks.get(id).map(|network| network.bridge.as_str());
-    let pairs = core.links.iter().filter_map(|(one, other)| Some((bridge(one)?, bridge(other)?)));
-    pairs.filter(|(one, other)| one != other).flat_map(|(one, other)| [(one, other), (other, one)]).collect()
+    let mut pairs = BTreeSet::new();
+    for (one, other) in core.links.iter().flat_map(|(one, other)| [(one, other), (other, one)]) {
+        if let (Some(from), Some(to)) = (bridge(one), bridge(other))
+            && from != to
+        {
+            pairs.insert((from, to));
+            pairs.extend(core.overlays.device_of(other).map(|device| (from, device)));
+        }
+    }
+    pairs
 }
 
 impl Inner {

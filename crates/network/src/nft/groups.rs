@@ -197,6 +197,7 @@ mod tests {
             mac: Mac::from_address(address),
             tap: true,
             groups: groups.iter().map(|one| (*one).to_owned()).collect(),
+            port: None,
         }
     }
 

@@ -60,7 +60,7 @@ const INET_CHAINS: &str = r#"
 		ip daddr 127.0.0.0/8 iifname @bridges drop
 		udp dport { 4789, OVERLAY_PORT } iifname @bridges drop
 		udp dport OVERLAY_PORT ip saddr != @machines drop
-		ip saddr @members iifname != @bridges iifname != "OVERLAY_DEVICE" drop
+		ip saddr @members iifname != @bridges iifname != @overlays drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -88,13 +88,16 @@ const INET_CHAINS: &str = r#"
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state established,related accept
-		oifname "OVERLAY_DEVICE" tcp flags syn tcp option maxseg size set rt mtu
+		oifname @overlays tcp flags syn tcp option maxseg size set rt mtu
 		ip daddr @virtual goto refuse
 		iifname . oifname @within accept
 		iifname . oifname @joined accept
 		iifname @internal drop
 		oifname @internal drop
 		ct status dnat accept
+		iifname @bridges oifname @overlays drop
+		iifname @overlays iifname != "OVERLAY_DEVICE" drop
+		oifname @overlays oifname != "OVERLAY_DEVICE" drop
 		oifname @bridges goto inbound
 	}
 	chain inbound {
@@ -138,6 +141,9 @@ const INET_CHAINS: &str = r#"
 		ip6 saddr ::1 oifname @bridges masquerade
 		WITHIN
 		oifname @bridges return
+		iifname . oifname @within return
+		iifname . oifname @joined return
+		oifname @overlays ct status dnat masquerade
 		iifname @bridges ip daddr @direct return
 		iifname @bridges snat ip to ip saddr map @floating_out
 		iifname @plain return
@@ -234,6 +240,14 @@ pub(crate) fn joined(pairs: &BTreeSet<(&str, &str)>) -> String {
     text
 }
 
+/// The script that makes the sets by which networks span machines hold what of these elements is theirs, and nothing else.
+pub(crate) fn overlays(elements: impl Iterator<Item = Element>) -> String {
+    const SETS: [&str; 4] = ["machines", "overlays", "within", "internal"];
+    let mut text: String = SETS.iter().map(|set| format!("flush set inet {TABLE} {set}\n")).collect();
+    elements.filter(|element| SETS.contains(&element.set)).for_each(|element| text.push_str(&element.text()));
+    text
+}
+
 /// The script that makes floating addresses lead where they should, and nowhere else. A workload with several shows the first.
 pub(crate) fn floating(addresses: &BTreeMap<Ipv4Addr, Ipv4Addr>) -> String {
     let mut text = format!("flush map inet {TABLE} floating_in\nflush map inet {TABLE} floating_out\n");
@@ -257,6 +271,7 @@ fn sets(fixed: &Fixed) -> String {
         ("within", "type ifname . ifname;", &[]),
         ("joined", "type ifname . ifname;", &[]),
         ("plain", "type ifname;", &[]),
+        ("overlays", "type ifname;", &[]),
         ("hairpin", "type ipv4_addr . ipv4_addr;", &[]),
         ("machines", "type ipv4_addr;", &[]),
         ("gateways", "type ipv4_addr;", &[]),
@@ -305,6 +320,22 @@ pub(crate) fn of_network(network: &Network) -> Vec<Element> {
     }
     if !network.isolated_ports {
         elements.push(element("within", vec![bridge.clone(), bridge]));
+    }
+    elements
+}
+
+/// The elements that go with the device by which a network spans machines: packets pass between it and the network's own bridge.
+pub(crate) fn of_overlay(network: &Network, device: &str) -> Vec<Element> {
+    let (device, bridge) = (Field::Interface(device.to_owned()), Field::Interface(network.bridge.clone()));
+    let element = |set, key| Element { family: Family::Inet, set, key, value: Vec::new() };
+    let mut elements = vec![element("overlays", vec![device.clone()])];
+    // What comes from another machine has no way out and none in either, not even by a published port.
+    if network.internal {
+        elements.push(element("internal", vec![device.clone()]));
+    }
+    if !network.isolated_ports {
+        elements.push(element("within", vec![device.clone(), bridge.clone()]));
+        elements.push(element("within", vec![bridge, device]));
     }
     elements
 }

@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, IoContext, Result};
 use crate::names::check_id;
 use crate::state::files;
-use crate::types::{Attachment, Ipv6Place, Network};
+use crate::state::reservations::Reservations;
+use crate::subnet::Subnet;
+use crate::types::{AttachRequest, Attachment, Ipv6Place, Mac, Network, Reservation};
 
 /// How often to try again when another process takes the address that we found free.
 const RACES_MAX: usize = 1024;
+/// Ports may hold one of so many addresses of a network.
+const PORTS_SHARE: usize = 2;
 
 /// The attachments of all networks; each holds an address.
 pub(crate) struct AddressBook {
@@ -23,6 +27,8 @@ pub(crate) struct AddressBook {
     cursors: HashMap<String, Ipv4Addr>,
     /// Addresses that nobody is given, per network.
     reserved: HashMap<String, HashSet<Ipv4Addr>>,
+    /// Addresses of ports.
+    ports: Reservations,
 }
 
 impl AddressBook {
@@ -34,6 +40,7 @@ impl AddressBook {
             networks: HashMap::new(),
             cursors: HashMap::new(),
             reserved: HashMap::new(),
+            ports: Reservations::default(),
         };
         for entry in fs::read_dir(directory).at("list", directory)? {
             let path = entry.at("list", directory)?.path();
@@ -46,6 +53,97 @@ impl AddressBook {
             book.networks.insert(network, addresses);
         }
         Ok(book)
+    }
+
+    /// With addresses that are kept for ports.
+    pub(crate) fn keeping(self, ports: Reservations) -> AddressBook {
+        AddressBook { ports, ..self }
+    }
+
+    /// Addresses that are kept for ports.
+    pub(crate) fn reservations(&self) -> impl Iterator<Item = &Reservation> {
+        self.ports.all()
+    }
+
+    /// Whether somebody has an address of the network, or it is kept for somebody.
+    pub(crate) fn is_in_use(&self, network: &str) -> bool {
+        self.count(network) > 0 || self.ports.count_of(network) > 0
+    }
+
+    /// Keeps an address for a port; the same owner gets the same answer again. Ports have at most half of a network's addresses, so that
+    /// workloads without one still find some.
+    ///
+    /// `Errors:` as with [`AddressBook::take`]; [`Error::Invalid`] when somebody has the hardware address.
+    pub(crate) fn keep(
+        &mut self,
+        network: &Network,
+        owner: &str,
+        wanted: Option<Ipv4Addr>,
+        mac: Option<Mac>,
+    ) -> Result<Reservation> {
+        check_id(owner)?;
+        if let Some(found) = self.ports.of(owner) {
+            return match found.network == network.id {
+                true => Ok(found.clone()),
+                false => Err(Error::Invalid(format!("{owner} holds an address of another network"))),
+            };
+        }
+        if self.ports.count_of(&network.id) >= usable(network).div_ceil(PORTS_SHARE) {
+            return Err(Error::AddressesExhausted(network.subnet.to_string()));
+        }
+        let address = match wanted {
+            Some(address) if !is_given(network, address) => {
+                let ranges = ranges(network).iter().map(Subnet::to_string).collect::<Vec<_>>().join(", ");
+                let text = format!("invalid address {address}: ports have addresses of {ranges} that are no gateway's");
+                return Err(Error::Invalid(text));
+            }
+            Some(address) if self.is_held(&network.id, address) || self.is_reserved(&network.id, address) => {
+                return Err(Error::AddressTaken(address.into()));
+            }
+            Some(address) => address,
+            None => {
+                let free = self.next_free(network);
+                let free = free.ok_or_else(|| Error::AddressesExhausted(network.subnet.to_string()))?;
+                self.cursors.insert(network.id.clone(), free);
+                free
+            }
+        };
+        let mac = mac.unwrap_or_else(|| Mac::from_address(address));
+        self.check_mac(&network.id, mac, |_| false)?;
+        let reservation = Reservation { owner: owner.to_owned(), network: network.id.clone(), address, mac };
+        self.ports.add(&reservation)?;
+        Ok(reservation)
+    }
+
+    /// Gives up what is kept for a port.
+    pub(crate) fn give_up(&mut self, owner: &str) -> Result<()> {
+        self.ports.remove(owner)
+    }
+
+    fn is_held(&self, network: &str, address: Ipv4Addr) -> bool {
+        self.networks.get(network).is_some_and(|one| one.contains_key(&address))
+            || self.ports.holder(network, address).is_some()
+    }
+
+    /// Refuses a hardware address that another has than who `is_own`.
+    fn check_mac(&self, network: &str, mac: Mac, is_own: impl Fn(&str) -> bool) -> Result<()> {
+        let held = self.networks.get(network).into_iter().flat_map(BTreeMap::values).filter(|one| one.mac == mac);
+        let mut holders = held.map(|one| one.owner.as_str()).chain(self.ports.holder_of_mac(network, mac));
+        match holders.any(|holder| !is_own(holder)) {
+            true => Err(Error::Invalid(format!("MAC address {mac} is in use on the network"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses addresses that others have, or that are kept for ports that the request does not name.
+    pub(crate) fn check_wishes(&self, request: &AttachRequest) -> Result<()> {
+        let port = request.port.as_deref();
+        let holder = request.address.and_then(|address| self.ports.holder(&request.network, address));
+        if let Some(address) = request.address.filter(|_| holder.is_some() && holder != port) {
+            return Err(Error::AddressTaken(address.into()));
+        }
+        let is_own = |holder: &str| holder == request.owner || Some(holder) == port;
+        request.mac.map_or(Ok(()), |mac| self.check_mac(&request.network, mac, is_own))
     }
 
     fn path(&self, network: &str, address: Ipv4Addr) -> PathBuf {
@@ -139,17 +237,19 @@ impl AddressBook {
     fn next_free(&self, network: &Network) -> Option<Ipv4Addr> {
         let empty = BTreeMap::new();
         let used = self.networks.get(&network.id).unwrap_or(&empty);
-        let range = network.ip_range.filter(|r| network.subnet.contains(r.address())).unwrap_or(network.subnet);
-        let (first, last) = (range.address().to_bits(), range.last().to_bits());
-        let start = self.cursors.get(&network.id).map_or(first, |c| c.to_bits().saturating_add(1)).clamp(first, last);
+        let ranges = ranges(network);
+        let ends = |range: &Subnet| (range.address().to_bits(), range.last().to_bits());
+        let start = self.cursors.get(&network.id).map_or(0, |cursor| cursor.to_bits().saturating_add(1));
         let free = |bits: &u32| {
             let address = Ipv4Addr::from_bits(*bits);
-            network.subnet.is_host(address)
-                && address != network.gateway
+            is_given(network, address)
                 && !used.contains_key(&address)
                 && !self.is_reserved(&network.id, address)
+                && self.ports.holder(&network.id, address).is_none()
         };
-        (start..=last).find(free).or_else(|| (first..start).find(free)).map(Ipv4Addr::from_bits)
+        let mut after = ranges.iter().map(ends).flat_map(|(first, last)| first.max(start)..=last);
+        let mut before = ranges.iter().map(ends).flat_map(|(first, last)| first..=last.min(start));
+        after.find(free).or_else(|| before.find(free)).map(Ipv4Addr::from_bits)
     }
 
     /// The IPv6 address for whoever gets `address`: the wanted one, or the one as far behind the first as `address` is in
@@ -218,6 +318,42 @@ impl AddressBook {
     }
 }
 
+/// What this machine gives addresses from.
+fn ranges(network: &Network) -> Vec<Subnet> {
+    match &network.parts {
+        Some(parts) => parts.clone(),
+        None => vec![network.ip_range.filter(|r| network.subnet.contains(r.address())).unwrap_or(network.subnet)],
+    }
+}
+
+/// The last address of a part that is no broadcast address: kept for the machine itself, which leads the others here by it. Pure.
+fn own_of_part(network: &Network, part: &Subnet) -> Ipv4Addr {
+    match part.last() {
+        last if last == network.subnet.last() => Ipv4Addr::from_bits(last.to_bits().saturating_sub(1)),
+        last => last,
+    }
+}
+
+/// Whether an address is this machine's to give. Pure.
+fn is_given(network: &Network, address: Ipv4Addr) -> bool {
+    network.subnet.is_host(address)
+        && address != network.gateway
+        && !network.parts.iter().flatten().any(|part| own_of_part(network, part) == address)
+        && ranges(network).iter().any(|range| range.contains(address))
+}
+
+/// How many addresses are this machine's to give, taken or not. Pure.
+fn usable(network: &Network) -> usize {
+    let ranges = ranges(network);
+    let length = |range: &Subnet| u64::from(range.last().to_bits() - range.address().to_bits()) + 1;
+    let kept = network.parts.iter().flatten().map(|part| own_of_part(network, part));
+    let special = [network.subnet.address(), network.subnet.last(), network.gateway].into_iter().chain(kept);
+    let is_missing = |one: &Ipv4Addr| !is_given(network, *one) && ranges.iter().any(|range| range.contains(*one));
+    let missing: HashSet<Ipv4Addr> = special.filter(is_missing).collect();
+    let all: u64 = ranges.iter().map(length).sum();
+    usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(missing.len())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -240,6 +376,7 @@ mod tests {
             uplink: None,
             isolated_ports: false,
             mtu: 1500,
+            parts: None,
         }
     }
 
@@ -257,6 +394,7 @@ mod tests {
             mac: Mac::from_address(address),
             tap: false,
             groups: Vec::new(),
+            port: None,
         }
     }
 
@@ -350,6 +488,93 @@ mod tests {
         let rest: Vec<_> = (0..3).map(|_| take(&mut book, &network, None, "o").unwrap().octets()[3]).collect();
         assert_eq!(rest, [66, 67, 64]);
         assert!(take(&mut book, &network, None, "o").is_err());
+    }
+
+    #[test]
+    fn a_machine_gives_addresses_of_its_own_parts_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut network = network("10.0.0.0/24", None);
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        network.parts = Some(Vec::new());
+        assert!(matches!(take(&mut book, &network, None, "o"), Err(Error::AddressesExhausted(_))));
+        network.parts = Some(vec!["10.0.0.252/30".parse().unwrap(), "10.0.0.8/30".parse().unwrap()]);
+        book.reserve("net", [Ipv4Addr::new(10, 0, 0, 9)].into_iter());
+        let mut all: Vec<u8> = (0..4).map(|_| take(&mut book, &network, None, "o").unwrap().octets()[3]).collect();
+        all.sort_unstable();
+        // Without those that are kept for the machine: the last of each part that may be a host's.
+        assert_eq!(all, [8, 10, 252, 253]);
+        assert!(take(&mut book, &network, None, "o").is_err());
+        book.release("net", Ipv4Addr::new(10, 0, 0, 8)).unwrap();
+        assert_eq!(take(&mut book, &network, None, "o").unwrap(), Ipv4Addr::new(10, 0, 0, 8));
+    }
+
+    #[test]
+    fn what_is_kept_for_a_port_is_given_to_nobody_else_and_outlives_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let network = network("10.0.0.0/28", None);
+        let open = || {
+            let ports = Reservations::open(&directory.path().join("ports")).unwrap();
+            AddressBook::open(&directory.path().join("addresses")).unwrap().keeping(ports)
+        };
+        let address = |last| Some(Ipv4Addr::new(10, 0, 0, last));
+        let mut book = open();
+        assert_eq!(take(&mut book, &network, None, "o").unwrap().octets()[3], 2);
+        let port = book.keep(&network, "p", address(3), None).unwrap();
+        assert_eq!(book.keep(&network, "p", None, None).unwrap(), port, "asked again");
+        assert!(matches!(book.keep(&network, "q", address(3), None), Err(Error::AddressTaken(_))));
+        assert!(matches!(book.keep(&network, "q", address(2), None), Err(Error::AddressTaken(_))));
+        for gateway_or_stranger in [1, 0, 15, 16] {
+            assert!(matches!(book.keep(&network, "q", address(gateway_or_stranger), None), Err(Error::Invalid(_))));
+        }
+        assert!(book.keep(&network, "q", None, Some(port.mac)).is_err(), "a hardware address is one port's");
+        book = open();
+        assert_eq!(book.reservations().collect::<Vec<_>>(), [&port]);
+        let rest: HashSet<_> = std::iter::from_fn(|| take(&mut book, &network, None, "o").ok()).collect();
+        assert!(rest.len() == 11 && !rest.contains(&port.address));
+        let wish = |port: Option<&str>, mac: Option<Mac>| {
+            let port = port.map(str::to_owned);
+            let request = AttachRequest {
+                owner: "vm".into(),
+                network: "net".into(),
+                address: address(3),
+                mac,
+                port,
+                ..Default::default()
+            };
+            book.check_wishes(&request)
+        };
+        assert!(matches!(wish(None, None), Err(Error::AddressTaken(_))));
+        assert!(matches!(wish(Some("q"), None), Err(Error::AddressTaken(_))));
+        assert!(wish(Some("p"), Some(port.mac)).is_ok());
+        let thief =
+            AttachRequest { owner: "vm".into(), network: "net".into(), mac: Some(port.mac), ..Default::default() };
+        assert!(matches!(book.check_wishes(&thief), Err(Error::Invalid(_))));
+        book.give_up("p").unwrap();
+        assert!(book.check_wishes(&thief).is_ok());
+        assert_eq!(take(&mut open(), &network, None, "o").unwrap(), port.address);
+    }
+
+    #[test]
+    fn ports_have_half_of_a_network_at_most() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut network = network("10.0.0.0/28", None);
+        assert_eq!(usable(&network), 13, "without network, broadcast and gateway");
+        let ports = Reservations::open(&directory.path().join("ports")).unwrap();
+        let mut book = AddressBook::open(&directory.path().join("addresses")).unwrap().keeping(ports);
+        for number in 0..7 {
+            book.keep(&network, &format!("p{number}"), None, None).unwrap();
+        }
+        assert!(matches!(book.keep(&network, "q", None, None), Err(Error::AddressesExhausted(_))));
+        assert!(book.keep(&network, "p0", None, None).is_ok(), "what it has it keeps");
+        assert!(take(&mut book, &network, None, "o").is_ok());
+        book.give_up("p3").unwrap();
+        assert!(book.keep(&network, "q", None, None).is_ok());
+        // Of parts, those of this machine count, without the machine's own: .3 is one part's, .14 the other's, which holds broadcast, too.
+        network.parts = Some(vec!["10.0.0.0/30".parse().unwrap(), "10.0.0.12/30".parse().unwrap()]);
+        let given = (0..16).filter(|last| is_given(&network, Ipv4Addr::new(10, 0, 0, *last))).count();
+        assert_eq!((usable(&network), given), (3, 3));
+        network.parts = Some(Vec::new());
+        assert_eq!(usable(&network), 0);
     }
 
     #[test]
