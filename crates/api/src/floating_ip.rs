@@ -47,6 +47,22 @@ pub struct FloatingIPStatus {
     /// Why it is so, when that needs a word.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Why the machine of the workload does not answer for it, and which machine and address that was: the machine's own word, which
+    /// holds while it is of `nodeName` and `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<FloatingIPRefusal>,
+}
+
+/// A machine does not answer for an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FloatingIPRefusal {
+    /// The machine.
+    pub node_name: String,
+    /// The address.
+    pub address: String,
+    /// Why.
+    pub message: String,
 }
 
 /// Life of a floating address.
@@ -59,4 +75,6 @@ pub enum FloatingIPPhase {
     Available,
     /// It leads to a workload.
     Active,
+    /// It would lead to a workload, but its machine does not answer for it: the message says why.
+    Refused,
 }

@@ -1,10 +1,18 @@
 //! `Migration`: a running virtual machine moves to another machine; and who may run its guest meanwhile.
 //!
-//! The guest is run where the `VirtualMachine`'s `spec.nodeName` says, and one write changes that: the one of the controller, which is
-//! made only when the source has said in the same object (`status.handover`) that its guest stands still and the target has all of
-//! it. Whoever changes either does so against the version of the object that it read, so that the write of the controller and the
-//! withdrawal of the source exclude each other. The pure functions [`at_source`], [`at_target`] and [`may_commit`] are all that
-//! decides; the property test at the end kills everybody at any point.
+//! The guest is run where the `VirtualMachine`'s `spec.nodeName` says, and one write changes that: the one of the source, which it makes
+//! only when its guest stands still and the target has all of it. It makes it against the version of the object that it read. One that
+//! it has asked for may still be on its way when its sender is dead, so that nobody runs the guest on at the source before another write
+//! (`status.handover`) has made that version an old one: the two exclude each other. The target hears of the decision from the source, and
+//! should that not come, from the store. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
+//! the property test at the end kills everybody at any point.
+//!
+//! A target that has all of a guest keeps it while its migration is not over, so the `Migration` must not go before that: from the choice of
+//! the hosts until a final phase a finalizer holds it ([`must_stay`]), and its deletion is a cancellation.
+//!
+//! The volumes of a machine go along. While a volume is attached it is where its machine is bound, so that the one write decides for all of
+//! them; its own `spec.nodeName` is brought after it ([`lead`]), and until then nobody takes it out or gives it away ([`may_give_back`]).
+//! A host that has bytes of a volume drops them when the volume is another's and no guest here has it ([`keeps_copy`]).
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,13 +20,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// First part of a handover that the source declared; the migration's uid follows.
-pub const READY: &str = "ready:";
-
-/// Whether a machine's `status.handover` says that its guest is handed over by this migration.
-pub fn is_handed_over(handover: &str, migration: &str) -> bool {
-    handover.strip_prefix(READY) == Some(migration)
-}
+/// Holds a migration whose hosts have been chosen. See [`must_stay`].
+pub const FINALIZER: &str = "nuee.dev/migration";
 
 /// What the user wants. `spec: {virtualMachine}` alone is enough.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -103,7 +106,7 @@ pub enum MigrationPhase {
     Scheduled,
     /// Memory and disks are copied while the guest runs.
     Copying,
-    /// The guest stands still, and the store decides.
+    /// The guest stands still, the target has all of it, and the store has not taken the decision yet.
     Handover,
     /// The machine is on the target.
     Succeeded,
@@ -119,15 +122,6 @@ impl MigrationPhase {
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
-}
-
-/// What the store says of a machine that moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// `spec.nodeName` names the asking machine.
-    pub bound_here: bool,
-    /// `status.handover`: the source has stopped the guest, and the target has all of it.
-    pub handed_over: bool,
 }
 
 /// A guest on a machine.
@@ -154,48 +148,98 @@ pub enum Act {
     Run,
     /// End the guest and forget it.
     End,
-    /// Take `status.handover` back, against the version that was read, and look again.
+    /// Write `status.handover` anew, against the version that was read, so that what was asked for before comes too late; and look again.
     Withdraw,
     /// Start the guest from its disk.
     Boot,
 }
 
-/// What the source does. `driving`: the agent that drives this migration is alive and has not given it up. `withdrawn`: this very agent
-/// has taken the handover back since. Without that nobody runs a guest that was sent: the word that it was may still be on its way
-/// into the store, from an agent that is dead, and only a later version keeps it out. Pure.
+/// What the source does. `bound_here`: the machine's `spec.nodeName` names the asking host. `driving`: the agent that drives this
+/// migration is alive and has not given it up. `withdrawn`: this very agent has written into the object since. Without that nobody runs a
+/// guest that was sent, also when its process died since: the write that gives it away may still be on its way into the store, from an
+/// agent that is dead, and only a later version keeps it out. Pure.
 #[must_use]
-pub fn at_source(record: Record, seen: Seen, driving: bool, withdrawn: bool) -> Act {
-    match (record.bound_here, seen) {
+pub fn at_source(bound_here: bool, seen: Seen, driving: bool, withdrawn: bool) -> Act {
+    match (bound_here, seen) {
         (false, Seen::Nothing) => Act::Wait,
         (false, _) => Act::End,
-        (true, Seen::Nothing | Seen::Receiving | Seen::Received) => Act::Boot,
         (true, Seen::Running) => Act::Wait,
-        (true, Seen::Sent) if driving => Act::Wait,
-        (true, Seen::Sent) if withdrawn && !record.handed_over => Act::Run,
-        (true, Seen::Sent) => Act::Withdraw,
+        (true, _) if driving => Act::Wait,
+        (true, _) if !withdrawn => Act::Withdraw,
+        (true, Seen::Sent) => Act::Run,
+        (true, Seen::Nothing | Seen::Receiving | Seen::Received) => Act::Boot,
     }
 }
 
-/// What the target does. `connected`: the source still speaks to it. Pure.
+/// Whether the source gives the machine to the target, against the version that it read. `seen`: its own guest; `received`: the target
+/// has said that it has all of it. Pure.
 #[must_use]
-pub fn at_target(record: Record, seen: Seen, connected: bool) -> Act {
-    match (record.bound_here, seen) {
+pub fn may_decide(bound_here: bool, seen: Seen, received: bool, cancelled: bool) -> bool {
+    bound_here && seen == Seen::Sent && received && !cancelled
+}
+
+/// What the target does. `connected`: the source still speaks to it; or, when all of the guest is here, its migration is not over, since
+/// the store may say until then that it is this machine's. Pure.
+#[must_use]
+pub fn at_target(bound_here: bool, seen: Seen, connected: bool) -> Act {
+    match (bound_here, seen) {
         (true, Seen::Received) => Act::Run,
         (true, Seen::Running) => Act::Wait,
-        // Nothing is handed over before all is here, so what is incomplete is left from another attempt.
+        // Nothing is given away before all is here, so what is incomplete is left from another attempt.
         (true, Seen::Receiving | Seen::Sent) => Act::End,
         (true, Seen::Nothing) => Act::Boot,
         (false, Seen::Nothing) => Act::Wait,
-        (false, Seen::Received) if record.handed_over || connected => Act::Wait,
-        (false, Seen::Receiving) if connected => Act::Wait,
+        (false, Seen::Receiving | Seen::Received) if connected => Act::Wait,
         (false, _) => Act::End,
     }
 }
 
-/// Whether the controller binds the machine to the target. Pure.
+/// What the target does at the source's word that it is decided. Only a source whose own write was acknowledged says so. Pure.
 #[must_use]
-pub fn may_commit(record: Record, cancelled: bool) -> bool {
-    record.bound_here && record.handed_over && !cancelled
+pub fn at_word(seen: Seen) -> Act {
+    if seen == Seen::Received { Act::Run } else { Act::Wait }
+}
+
+/// Whether a migration that somebody deletes is held for now: its source may have begun, and asked the store for the decision, and a target
+/// that finds no migration any more would drop a guest that is still to be decided for it. Pure.
+#[must_use]
+pub fn must_stay(phase: MigrationPhase) -> bool {
+    phase != MigrationPhase::Pending && !phase.is_final()
+}
+
+/// What the pool's controller writes of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lead {
+    /// Nothing.
+    Nothing,
+    /// That it went to its machine's host: `status.movedTo`.
+    Announce,
+    /// That it is there: `spec.nodeName`.
+    Follow,
+}
+
+/// Brings an attached volume after its machine. `holder`: the volume's `spec.nodeName`; `host`: that of its machine. Pure.
+#[must_use]
+pub fn lead(holder: Option<&str>, moved_to: Option<&str>, host: Option<&str>) -> Lead {
+    match host {
+        None => Lead::Nothing,
+        _ if holder.is_none() || holder == host => Lead::Nothing,
+        _ if moved_to == host => Lead::Follow,
+        _ => Lead::Announce,
+    }
+}
+
+/// Whether a host may write that a volume is no machine's any more. One that has not been brought after its machine yet would be taken
+/// to be where it was. Pure.
+#[must_use]
+pub fn may_give_back(held_here: bool) -> bool {
+    held_here
+}
+
+/// Whether a host keeps what it has of a volume. `has_guest`: a guest here has it, be it on its way, sent, or not cleared away. Pure.
+#[must_use]
+pub fn keeps_copy(held_here: bool, has_guest: bool) -> bool {
+    held_here || has_guest
 }
 
 #[cfg(test)]
@@ -204,11 +248,10 @@ mod tests {
 
     use super::*;
 
-    /// The world: one store, a controller, and an agent and perhaps a guest on either machine.
+    /// The world: one store, and an agent and perhaps a guest on either machine.
     #[derive(Clone, Debug)]
     struct World {
         bound_to_source: bool,
-        handed_over: bool,
         version: u32,
         source: Seen,
         target: Seen,
@@ -217,51 +260,96 @@ mod tests {
         target_agent: Option<bool>,
         cancelled: bool,
         withdrawn: bool,
-        /// What somebody has read and will write against: the version.
-        commit: Option<u32>,
-        hand_over: Option<u32>,
+        /// The source has said that the machine stays.
+        over: bool,
+        /// Somebody has deleted the migration; and nothing is left of it.
+        deleted: bool,
+        gone: bool,
+        /// What the source has read and will write against: the version. It may arrive after its sender's end.
+        decision: Option<u32>,
         withdrawal: Option<u32>,
+        /// The source knows that its write was made, and has said so on a connection that still stands.
+        word: bool,
+        disk: Disk,
+    }
+
+    /// A volume of the machine.
+    #[derive(Clone, Debug)]
+    struct Disk {
+        attached: bool,
+        holder: &'static str,
+        moved_to: Option<&'static str>,
+        /// How often it was written, and what of that either side has.
+        written: u32,
+        at_source: Option<u32>,
+        at_target: Option<u32>,
+    }
+
+    impl Disk {
+        fn copy(&mut self, source: bool) -> &mut Option<u32> {
+            if source { &mut self.at_source } else { &mut self.at_target }
+        }
+    }
+
+    const SOURCE: &str = "source";
+    const TARGET: &str = "target";
+
+    fn host(source: bool) -> &'static str {
+        if source { SOURCE } else { TARGET }
     }
 
     #[derive(Clone, Copy, Debug)]
     enum Move {
         Transfer,
-        ReadToHandOver,
-        WriteHandOver,
-        ReadToCommit,
-        WriteCommit,
+        ReadToDecide,
+        WriteDecision,
+        Word,
         Source,
         WriteWithdrawal,
         Target,
         Cancel,
+        Delete,
+        Forget,
         GiveUp,
         KillSourceAgent,
         StartSourceAgent,
         KillTargetAgent,
         StartTargetAgent,
+        KillSourceGuest,
+        Write,
+        Detach,
+        Lead,
+        SourceDisk,
+        TargetDisk,
     }
-    const MOVES: [Move; 14] = [
+    const MOVES: [Move; 21] = [
         Move::Transfer,
-        Move::ReadToHandOver,
-        Move::WriteHandOver,
-        Move::ReadToCommit,
-        Move::WriteCommit,
+        Move::ReadToDecide,
+        Move::WriteDecision,
+        Move::Word,
         Move::Source,
         Move::WriteWithdrawal,
         Move::Target,
         Move::Cancel,
+        Move::Delete,
+        Move::Forget,
         Move::GiveUp,
         Move::KillSourceAgent,
         Move::StartSourceAgent,
         Move::KillTargetAgent,
         Move::StartTargetAgent,
+        Move::KillSourceGuest,
+        Move::Write,
+        Move::Detach,
+        Move::Lead,
+        Move::SourceDisk,
+        Move::TargetDisk,
     ];
 
     impl World {
         fn new() -> World {
             World {
                 bound_to_source: true,
-                handed_over: false,
                 version: 1,
                 source: Seen::Running,
                 target: Seen::Receiving,
@@ -269,14 +357,21 @@ mod tests {
                 target_agent: Some(true),
                 cancelled: false,
                 withdrawn: false,
-                commit: None,
-                hand_over: None,
+                over: false,
+                deleted: false,
+                gone: false,
+                decision: None,
                 withdrawal: None,
+                word: false,
+                disk: Disk {
+                    attached: true,
+                    holder: SOURCE,
+                    moved_to: None,
+                    written: 1,
+                    at_source: Some(1),
+                    at_target: Some(0),
+                },
             }
-        }
-
-        fn record(&self, source: bool) -> Record {
-            Record { bound_here: self.bound_to_source == source, handed_over: self.handed_over }
         }
 
         /// A write against a version; `None` means that nobody has read.
@@ -291,6 +386,15 @@ mod tests {
             self.source_agent == Some(true) && self.target_agent == Some(true)
         }
 
+        /// What the store says of the migration.
+        fn phase(&self) -> MigrationPhase {
+            match (self.bound_to_source, self.over) {
+                (false, _) => MigrationPhase::Succeeded,
+                (true, true) => MigrationPhase::Failed,
+                (true, false) => MigrationPhase::Copying,
+            }
+        }
+
         fn step(&mut self, step: Move) {
             match step {
                 Move::Transfer
@@ -298,36 +402,48 @@ mod tests {
                 {
                     self.source = Seen::Sent;
                     self.target = Seen::Received;
+                    self.disk.at_target = self.disk.at_source;
                 }
-                Move::ReadToHandOver if self.connected() && self.source == Seen::Sent && self.bound_to_source => {
-                    self.hand_over = Some(self.version);
+                // One that drives and has heard that all is there.
+                Move::ReadToDecide
+                    if self.connected()
+                        && may_decide(
+                            self.bound_to_source,
+                            self.source,
+                            self.target == Seen::Received,
+                            self.cancelled,
+                        ) =>
+                {
+                    self.decision = Some(self.version);
                 }
-                // It may arrive after its sender's end.
-                Move::WriteHandOver => {
-                    let read = self.hand_over.take();
-                    self.write(read, |world| world.handed_over = true);
+                Move::WriteDecision => {
+                    let read = self.decision.take();
+                    self.write(read, |world| {
+                        world.bound_to_source = false;
+                        // Its answer may be lost with its connection.
+                        world.word = world.connected();
+                    });
                 }
-                Move::ReadToCommit if may_commit(self.record(true), self.cancelled) => self.commit = Some(self.version),
-                Move::WriteCommit => {
-                    let read = self.commit.take();
-                    self.write(read, |world| world.bound_to_source = false);
+                Move::Word if self.word && self.target_agent == Some(true) && at_word(self.target) == Act::Run => {
+                    self.target = Seen::Running;
                 }
                 Move::Source => self.source_step(),
                 Move::WriteWithdrawal => {
                     let read = self.withdrawal.take();
-                    self.write(read, |world| {
-                        world.handed_over = false;
-                        world.withdrawn = world.source_agent == Some(false);
-                    });
+                    self.write(read, |world| world.withdrawn = world.source_agent == Some(false));
                 }
                 Move::Target if self.target_agent.is_some() => {
-                    match at_target(self.record(false), self.target, self.connected()) {
+                    let is_under_way = !self.over && !self.gone;
+                    let connected = if self.target == Seen::Received { is_under_way } else { self.connected() };
+                    match at_target(!self.bound_to_source, self.target, connected) {
                         Act::Run | Act::Boot => self.target = Seen::Running,
                         Act::End => self.target = Seen::Nothing,
                         Act::Wait | Act::Withdraw => {}
                     }
                 }
                 Move::Cancel => self.cancelled = true,
+                Move::Delete => (self.cancelled, self.deleted) = (true, true),
+                Move::Forget => self.gone |= self.deleted && !must_stay(self.phase()),
                 Move::GiveUp => self.source_agent = self.source_agent.map(|_| false),
                 Move::KillSourceAgent => {
                     self.source_agent = None;
@@ -338,18 +454,70 @@ mod tests {
                 Move::StartSourceAgent if self.source_agent.is_none() => self.source_agent = Some(false),
                 Move::KillTargetAgent => self.target_agent = None,
                 Move::StartTargetAgent if self.target_agent.is_none() => self.target_agent = Some(false),
+                Move::KillSourceGuest if matches!(self.source, Seen::Sent | Seen::Running) => {
+                    self.source = Seen::Nothing
+                }
+                Move::Write if self.disk.attached => {
+                    for source in [true, false] {
+                        if self.seen(source) == Seen::Running {
+                            self.disk.written += 1;
+                            *self.disk.copy(source) = Some(self.disk.written);
+                        }
+                    }
+                }
+                // The guest lets go of it, and its host says so. While it is sent its disks stay as they are.
+                Move::Detach if self.disk.attached && self.seen(self.bound_to_source) == Seen::Running => {
+                    let (agent, idle) = match self.bound_to_source {
+                        true => (self.source_agent, self.source_agent == Some(false)),
+                        false => (self.target_agent, true),
+                    };
+                    if agent.is_some() && idle && may_give_back(self.disk.holder == host(self.bound_to_source)) {
+                        self.disk.attached = false;
+                    }
+                }
+                Move::Lead if self.disk.attached => {
+                    let to = host(self.bound_to_source);
+                    match lead(Some(self.disk.holder), self.disk.moved_to, Some(to)) {
+                        Lead::Nothing => {}
+                        Lead::Announce => self.disk.moved_to = Some(to),
+                        Lead::Follow => self.disk.holder = to,
+                    }
+                }
+                Move::SourceDisk if self.source_agent.is_some() => self.look_at_disk(true),
+                Move::TargetDisk if self.target_agent.is_some() => self.look_at_disk(false),
                 _ => {}
             }
         }
 
+        fn seen(&self, source: bool) -> Seen {
+            if source { self.source } else { self.target }
+        }
+
+        fn look_at_disk(&mut self, source: bool) {
+            if !keeps_copy(self.disk.holder == host(source), self.seen(source) != Seen::Nothing) {
+                *self.disk.copy(source) = None;
+            }
+        }
+
+        /// Whoever runs the guest, or has the volume when nobody does, has everything that was ever written.
+        fn has_its_disk(&mut self) -> bool {
+            let written = Some(self.disk.written);
+            let holder = self.disk.holder == SOURCE;
+            let held = self.disk.attached || *self.disk.copy(holder) == written;
+            held && [true, false].into_iter().all(|source| {
+                !self.disk.attached || self.seen(source) != Seen::Running || *self.disk.copy(source) == written
+            })
+        }
+
         fn source_step(&mut self) {
             let Some(driving) = self.source_agent else { return };
-            match at_source(self.record(true), self.source, driving, self.withdrawn) {
+            match at_source(self.bound_to_source, self.source, driving, self.withdrawn) {
                 Act::Run | Act::Boot => self.source = Seen::Running,
                 Act::End => self.source = Seen::Nothing,
                 Act::Withdraw => self.withdrawal = Some(self.version),
                 Act::Wait => {}
             }
+            self.over |= !driving && self.source == Seen::Running;
         }
 
         fn running(&self) -> usize {
@@ -365,33 +533,132 @@ mod tests {
             for at in moves {
                 world.step(MOVES[at]);
                 prop_assert!(world.running() <= 1, "{world:?}");
+                prop_assert!(world.has_its_disk(), "{world:?}");
             }
-            // Everybody comes back, and nobody drives it any more; the controller may or may not be first.
+            // Everybody comes back, and nobody drives it any more; what was asked for may or may not arrive first.
             world.step(Move::GiveUp);
             for _ in 0..4 {
-                for last in [Move::StartSourceAgent, Move::StartTargetAgent, Move::ReadToCommit, Move::WriteCommit,
-                    Move::Source, Move::WriteWithdrawal, Move::Target] {
+                for last in [Move::StartSourceAgent, Move::StartTargetAgent, Move::WriteDecision, Move::Source,
+                    Move::WriteWithdrawal, Move::Target, Move::Lead, Move::SourceDisk, Move::TargetDisk] {
                     world.step(last);
                     prop_assert!(world.running() <= 1, "{world:?}");
+                    prop_assert!(world.has_its_disk(), "{world:?}");
                 }
             }
             prop_assert_eq!(world.running(), 1, "{:?}", world);
             prop_assert_eq!(world.bound_to_source, world.source == Seen::Running, "{:?}", world);
+            // One host has the volume, and no other has anything of it.
+            let here = world.disk.holder == SOURCE;
+            prop_assert!(world.disk.copy(!here).is_none(), "{:?}", world);
+            if world.disk.attached {
+                prop_assert_eq!(world.disk.holder, host(world.bound_to_source), "{:?}", world);
+            }
         }
     }
 
     #[test]
     fn the_checker_finds_a_source_that_resumes_without_asking() {
         let mut world = World::new();
-        for step in [Move::Transfer, Move::ReadToHandOver, Move::WriteHandOver, Move::ReadToCommit, Move::GiveUp] {
+        for step in [Move::Transfer, Move::ReadToDecide, Move::GiveUp] {
             world.step(step);
         }
-        // What the rules forbid: to run on with the handover in the store.
-        assert_eq!(at_source(world.record(true), world.source, false, false), Act::Withdraw);
+        // What the rules forbid: to run on while the decision may be on its way.
+        assert_eq!(at_source(world.bound_to_source, world.source, false, false), Act::Withdraw);
         world.source = Seen::Running;
-        for step in [Move::WriteCommit, Move::Target] {
+        for step in [Move::WriteDecision, Move::Target] {
             world.step(step);
         }
         assert_eq!(world.running(), 2);
+    }
+
+    #[test]
+    fn the_checker_finds_a_source_that_says_what_it_does_not_know() {
+        let mut world = World::new();
+        for step in [Move::Transfer, Move::ReadToDecide] {
+            world.step(step);
+        }
+        // What the rules forbid: the word before the write was acknowledged.
+        world.word = true;
+        for step in [Move::Word, Move::GiveUp, Move::Source, Move::WriteWithdrawal, Move::Source] {
+            world.step(step);
+        }
+        assert_eq!(world.running(), 2);
+    }
+
+    #[test]
+    fn the_checker_finds_a_migration_that_is_forgotten_too_early() {
+        let until_deleted = || {
+            let mut world = World::new();
+            for step in [Move::Transfer, Move::ReadToDecide, Move::Delete, Move::Forget] {
+                world.step(step);
+            }
+            world
+        };
+        let late = [Move::Target, Move::TargetDisk, Move::WriteDecision, Move::Source, Move::Target];
+        let mut world = until_deleted();
+        late.into_iter().for_each(|step| world.step(step));
+        assert!(!world.gone && world.target == Seen::Running && world.has_its_disk(), "{world:?}");
+        // What the rules forbid: nothing is left of it while its decision is on its way.
+        let mut world = until_deleted();
+        world.gone = true;
+        late.into_iter().for_each(|step| world.step(step));
+        assert!(!world.has_its_disk(), "{world:?}");
+    }
+
+    #[test]
+    fn the_target_runs_at_a_word_and_without_it() {
+        for last in [Move::Word, Move::Target] {
+            let mut world = World::new();
+            for step in [Move::Transfer, Move::ReadToDecide, Move::WriteDecision, last] {
+                world.step(step);
+            }
+            assert!(world.target == Seen::Running && world.has_its_disk(), "{world:?}");
+        }
+    }
+
+    #[test]
+    fn the_target_keeps_what_it_has_while_the_decision_may_be_on_its_way() {
+        let mut world = World::new();
+        for step in [Move::Transfer, Move::ReadToDecide, Move::GiveUp, Move::Target, Move::TargetDisk] {
+            world.step(step);
+        }
+        assert_eq!((world.target, world.disk.at_target), (Seen::Received, Some(1)));
+        for step in [Move::WriteDecision, Move::Target] {
+            world.step(step);
+        }
+        assert!(world.target == Seen::Running && world.has_its_disk(), "{world:?}");
+    }
+
+    #[test]
+    fn what_was_asked_for_is_made_void_before_the_guest_goes_on() {
+        let mut world = World::new();
+        for step in [Move::Transfer, Move::ReadToDecide, Move::Cancel, Move::GiveUp, Move::Source] {
+            world.step(step);
+        }
+        assert_eq!((world.source, world.running()), (Seen::Sent, 0));
+        for step in [Move::WriteWithdrawal, Move::Source, Move::WriteDecision, Move::Target] {
+            world.step(step);
+        }
+        assert_eq!((world.source, world.target), (Seen::Running, Seen::Nothing));
+    }
+
+    #[test]
+    fn the_checker_finds_a_volume_that_is_given_back_before_it_has_followed() {
+        let mut world = World::new();
+        for step in [
+            Move::Write,
+            Move::Transfer,
+            Move::ReadToDecide,
+            Move::WriteDecision,
+            Move::Target,
+            Move::Write,
+            Move::Detach,
+        ] {
+            world.step(step);
+        }
+        assert!(world.disk.attached && world.has_its_disk(), "it stays attached until it has followed: {world:?}");
+        // What the rules forbid: the store would say that it is where its old bytes are.
+        world.disk.attached = false;
+        assert!(!world.has_its_disk());
     }
 }

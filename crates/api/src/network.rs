@@ -6,6 +6,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::share::{self, Range};
+
 /// What the user wants of a network. `metadata.name` is a DNS label; `spec.name` is what Docker shows.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "nuee.dev", version = "v1", kind = "Network", namespaced, status = "NetworkStatus", shortname = "net")]
@@ -56,6 +58,21 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
     /// Driver options as Docker has them.
     pub options: BTreeMap<String, String>,
+}
+
+impl NetworkSpec {
+    /// Whether the network is one for the whole pool: on each machine that has a workload on it, all of them neighbours. What Docker
+    /// makes with its driver `bridge` is each machine's own, and so is what is known outside by its own addresses, which are routed to
+    /// one machine.
+    pub fn spans(&self) -> bool {
+        matches!(self.driver.as_str(), "" | "overlay") && self.mode == NetworkMode::Nat
+    }
+
+    /// The range that machines share, when the network is of this subnet; `None` when it is too small for that.
+    pub fn shared(&self, subnet: &str) -> Option<Range> {
+        let range = if self.ip_range.is_empty() { subnet } else { &self.ip_range };
+        range.parse().ok().filter(|range| self.spans() && share::first(*range).is_some())
+    }
 }
 
 /// How workloads of a network are seen outside.

@@ -75,6 +75,13 @@ pub fn format(nano: i128) -> String {
     if nano % NANO == 0 { (nano / NANO).to_string() } else { format!("{}m", nano.div_euclid(NANO / 1000)) }
 }
 
+/// A number of bytes as people read it (`64Mi`), exactly.
+pub fn bytes(number: u64) -> String {
+    let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let fits = units.into_iter().find(|(_, shift)| number > 0 && number.trailing_zeros() >= *shift);
+    fits.map_or_else(|| number.to_string(), |(unit, shift)| format!("{}{unit}", number >> shift))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +103,6 @@ mod tests {
             assert_eq!(nano(text), None, "{text}");
         }
         assert_eq!(nano("1500m").map(format).as_deref(), Some("1500m"));
+        assert_eq!([0, 1, 1536, 64 << 20, 3 << 30].map(bytes), ["0", "1", "1536", "64Mi", "3Gi"]);
     }
 }

@@ -45,6 +45,8 @@ pub struct SnapshotStatus {
     /// The instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_at: Option<Time>,
+    /// The guest's agent had written everything and held its file systems still then. Otherwise the disks are as a power cut leaves them.
+    pub quiesced: bool,
     /// Its disks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,
@@ -95,6 +97,8 @@ pub struct BackupStatus {
     /// The instant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_at: Option<Time>,
+    /// The guest's agent had written everything and held its file systems still then. Otherwise the disks are as a power cut leaves them.
+    pub quiesced: bool,
     /// The mark that it set, from which a later one may go on; empty when the machine did not run.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mark: String,

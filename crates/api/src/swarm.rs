@@ -31,6 +31,10 @@ pub const DRAIN_TAINT: &str = "nuee.dev/drain";
 pub const LABELS_ANNOTATION: &str = "nuee.dev/swarm-labels";
 /// Annotation of the same with the name that the user chose.
 pub const NAME_ANNOTATION: &str = "nuee.dev/swarm-name";
+/// Annotation of a `Secret` or `ConfigMap` whose content is a template, with Docker's driver of templates as JSON.
+pub const TEMPLATING_ANNOTATION: &str = "nuee.dev/swarm-templating";
+/// The one driver of templates that there is.
+pub const TEMPLATE_DRIVER: &str = "golang";
 /// Name of the `Secret` that holds a swarm's settings and join tokens; there is a swarm where it exists.
 pub const SETTINGS_NAME: &str = "nuee-swarm";
 /// Member of it with the number of tasks that are remembered for each slot.

@@ -9,6 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::container::PortMapping;
+use crate::interface::MachineInterface;
+use crate::volume::VolumeLimits;
 
 /// What the user wants of a virtual machine. `spec: {image, cpus, memory}` alone is enough.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +25,7 @@ use crate::container::PortMapping;
 #[kube(derive = "PartialEq", derive = "Default")]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualMachineSpec {
-    /// Name of the `DiskImage` that its disk is cloned from.
+    /// Name of the `DiskImage` that its disk is cloned from. Another one can be named together with a new `rebuildRequest`.
     pub image: String,
     /// Name of a `Flavor`, which gives what is not said here.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -36,6 +38,9 @@ pub struct VirtualMachineSpec {
     /// Size of its disk; absent means the flavor's, or the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Quantity>,
+    /// Bounds of the use of its disk; absent means the flavor's, or none. They may change while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_limits: Option<VolumeLimits>,
     /// Volumes that are further disks of it; they come and go while it runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<MachineDisk>,
@@ -43,6 +48,18 @@ pub struct VirtualMachineSpec {
     pub desired: MachineDesired,
     /// Counts requests to start over; each is acted on once.
     pub restart_request: i64,
+    /// Counts requests to make its disk anew from `image`; each is acted on once. What was on the disk is lost; address, name and
+    /// volumes stay.
+    pub rebuild_request: i64,
+    /// Name of a `Snapshot` of it, or of one of its volumes, that `revertRequest` is about.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revert_snapshot: String,
+    /// Counts requests to take its disks back to `revertSnapshot`; each is acted on once. It is switched off first, and started again.
+    /// What was written since is lost; disks of which the snapshot knows nothing stay as they are.
+    pub revert_request: i64,
+    /// Name of a `DiskImage` to boot from for as long as it is named, so that its own disk, then the second one, can be repaired.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rescue_image: String,
     /// When to start it again by itself.
     pub restart_policy: MachineRestartPolicy,
     /// How long it may take to switch itself off; absent means 30 s. Units: seconds.
@@ -51,10 +68,18 @@ pub struct VirtualMachineSpec {
     /// How it boots; absent means as its image says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<MachineBoot>,
-    /// Name of the `Network` that it is on; empty means the default one, on which containers are too.
+    /// Its network interfaces; they come and go while it runs. The default route leads through the first one. Empty means one interface,
+    /// as `network`, `port` and `securityGroups` say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<MachineInterface>,
+    /// Name of the `Network` that its first interface is on; empty means the default one, on which containers are too.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub network: String,
-    /// Names of `SecurityGroup` objects that guard it; without any, everything may reach it.
+    /// Name of the `Port` of the same namespace that its first interface is on, from its next start; it says network, addresses and security
+    /// groups then.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub port: String,
+    /// Names of `SecurityGroup` objects that guard its first interface; without any, everything may reach it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub security_groups: Vec<String>,
     /// Host name; empty means the object's name.
@@ -66,6 +91,10 @@ pub struct VirtualMachineSpec {
     /// Given to the guest as it is: a script or cloud-config.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user_data: String,
+    /// Gives the guest a read-only disk with what the metadata service says (host name, keys, user data), as it is at each start: for
+    /// networks without that service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_drive: Option<ConfigDrive>,
     /// Ports to publish on the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
@@ -78,6 +107,10 @@ pub struct VirtualMachineSpec {
     /// it, `memoryTarget` is the pool's to set. What the guest uses, with a margin, is never taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_minimum: Option<Quantity>,
+    /// The most memory that `memory` may be raised to while it runs; absent means that more needs a stop and a start. The guest's kernel
+    /// must have a driver for virtio-mem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_maximum: Option<Quantity>,
     /// Memory that the balloon leaves it; absent means all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_target: Option<Quantity>,
@@ -95,6 +128,15 @@ pub struct MachineDisk {
     /// The guest may not write to it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
+}
+
+/// The form of a configuration drive; cloud-init reads both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConfigDrive {
+    /// Labelled `config-2`: `openstack/latest/meta_data.json`, `network_data.json` and `user_data`.
+    OpenStack,
+    /// Labelled `cidata`: `meta-data`, `user-data` and `network-config`.
+    NoCloud,
 }
 
 /// What the user wants the machine to be doing.
@@ -145,10 +187,10 @@ pub struct VirtualMachineStatus {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Conditions; `Ready`: it runs and its guest has taken its address; `DisksAttached`: its guest has the volumes that it
-    /// should have, there when that is not so or volumes are named.
+    /// should have, there when that is not so or volumes are named; `InterfacesAttached`: the same of `spec.interfaces`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Its addresses, the first on its first network.
+    /// Its addresses, one for each interface that its guest has or is just given, in the order of the interfaces.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<MachineAddress>,
     /// Published ports as they were bound.
@@ -162,11 +204,18 @@ pub struct VirtualMachineStatus {
     pub acceleration: String,
     /// Process on the machine; 0 when it does not run.
     pub pid: u32,
-    /// While it moves: what its machine says of the handover. See [`crate::migration`].
+    /// What its host wrote when it made a move of it void. See [`crate::migration`].
     #[serde(skip_serializing_if = "String::is_empty")]
     pub handover: String,
     /// The restart request that was acted on last.
     pub observed_restart: i64,
+    /// The rebuild request that was acted on last.
+    pub observed_rebuild: i64,
+    /// The request to take its disks back that was acted on last.
+    pub observed_revert: i64,
+    /// The image that it was booted from to be rescued.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rescue_image: String,
     /// Starts by policy.
     pub restart_count: i64,
     /// Start of this run.
@@ -224,6 +273,12 @@ pub struct MachineAddress {
     pub ip: String,
     /// Hardware address.
     pub mac: String,
+    /// Name of the `Port` that gives it; empty: its own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub port: String,
+    /// Names of the security groups that guard it, where no port says them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub security_groups: Vec<String>,
 }
 
 /// A disk that machines are cloned from.
@@ -261,12 +316,18 @@ pub struct DiskImageSource {
     /// Name of a `VirtualMachine` of the same namespace, whose disk is copied as it is.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub virtual_machine: String,
+    /// Where it is fetched from, by HTTP or HTTPS. It must be a public address, or one of the operator's `diskImageNetworks`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub url: String,
     /// `raw` or `qcow2`; empty takes either.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub format: String,
-    /// SHA-256 that the uploaded disk must have, in hexadecimal; empty does not check.
+    /// SHA-256 that the uploaded or fetched file must have, in hexadecimal; empty does not check.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sha256: String,
+    /// SHA-512, likewise.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sha512: String,
 }
 
 /// What became of a disk image.
@@ -281,6 +342,12 @@ pub struct DiskImageStatus {
     /// Conditions; `Ready`: machines can be made from it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// What of `source.url` has been fetched. Units: bytes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fetched_bytes: i64,
+    /// How much there is to fetch, when its server says so. Units: bytes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total_bytes: i64,
     /// Size of the disk as a guest sees it. Units: bytes.
     pub virtual_bytes: i64,
     /// The layer that holds it.
@@ -303,6 +370,9 @@ pub struct FlavorSpec {
     /// Size of the disk; absent means the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Quantity>,
+    /// Bounds of the disk's use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_limits: Option<VolumeLimits>,
     /// Free-form properties.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
@@ -316,4 +386,9 @@ pub struct FlavorSpec {
 pub struct KeyPairSpec {
     /// One line as in `authorized_keys`.
     pub public_key: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }

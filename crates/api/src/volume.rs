@@ -109,6 +109,9 @@ pub struct VolumeStatus {
     /// The machine that has the disk to itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attached_to: Option<VolumeAttachment>,
+    /// The host that it went to with its machine, until `spec.nodeName` says so too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_to: Option<String>,
 }
 
 /// Who has a disk.
@@ -119,6 +122,13 @@ pub struct VolumeAttachment {
     pub virtual_machine: String,
     /// Its uid.
     pub uid: String,
+    /// There is no such machine any more; the volume's host gives it back when nothing of it is left there.
+    #[serde(skip_serializing_if = "is_false")]
+    pub gone: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Volume {

@@ -98,8 +98,27 @@ pub fn refusal(kind: &Kind, service: &Value, key: &str) -> Option<Status> {
     Some(Status::invalid(&kind.group, &kind.kind, crate::json::text(service, "/metadata/name"), vec![cause]))
 }
 
-/// Fills in addresses and ports that are wanted and not given; keeps those that the Service already has.
-pub fn allocate(server: &ApiServer, kind: &Kind, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+/// What is wrong with the first node port that is not of the range. Source: Kubernetes, `portallocator.ErrNotInRange`.
+fn stray_port(service: &Value, (first, last): (u16, u16), kept: &BTreeSet<u64>) -> Option<Cause> {
+    let mut all = service["spec"]["ports"].as_array()?.iter().enumerate();
+    let range = u64::from(first)..=u64::from(last);
+    let stray = |port: u64| port > 0 && !range.contains(&port) && !kept.contains(&port);
+    all.find_map(|(at, port)| {
+        let port = port["nodePort"].as_u64().filter(|port| stray(*port))?;
+        let detail = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
+        Some(Cause::invalid(&format!("spec.ports[{at}].nodePort"), &json!(port), &detail))
+    })
+}
+
+/// Fills in addresses and ports that are wanted and not given; keeps those that the Service already has. Ports that are asked for must
+/// be of the range, unless it may be `any_port`.
+pub fn allocate(
+    server: &ApiServer,
+    kind: &Kind,
+    service: &mut Value,
+    old: Option<&Value>,
+    any_port: bool,
+) -> Result<(), Status> {
     let name = crate::json::text(service, "/metadata/name").to_owned();
     let invalid = |cause: Cause| Status::invalid(&kind.group, &kind.kind, &name, vec![cause]);
     let class = crate::json::text(service, "/spec/type").to_owned();
@@ -143,6 +162,10 @@ pub fn allocate(server: &ApiServer, kind: &Kind, service: &mut Value, old: Optio
     service["spec"]["clusterIP"] = json!(address);
     service["spec"]["clusterIPs"] = json!([address]);
     if matches!(class.as_str(), "NodePort" | "LoadBalancer") {
+        let kept = old.map(ports).unwrap_or_default();
+        if let Some(cause) = stray_port(service, server.addresses.ports, &kept).filter(|_| !any_port) {
+            return Err(invalid(cause));
+        }
         let mut taken = used().1;
         let before = old.map(|old| old["spec"]["ports"].as_array().cloned().unwrap_or_default()).unwrap_or_default();
         for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {

@@ -167,6 +167,45 @@ async fn a_machine_sees_the_floating_addresses_that_lead_to_it() {
 }
 
 #[tokio::test]
+async fn a_machine_sees_the_ports_of_its_guests_and_writes_none() {
+    let world = two_machines().await;
+    for name in ["n1", "n2"] {
+        let object = json!({"metadata": {"name": format!("on-{name}")}, "status": {"nodeName": name}});
+        world.create("ports", object).await.unwrap();
+    }
+    let n1 = node("n1");
+    get(&world, &n1, "ports", "on-n1").await.unwrap();
+    assert_eq!(get(&world, &n1, "ports", "on-n2").await.unwrap_err().reason, Reason::Forbidden);
+    // One that a workload of the machine is to be on, whichever interface it is.
+    for name in ["second", "told", "labelled", "foreign"] {
+        world.create("ports", json!({"metadata": {"name": name}})).await.unwrap();
+    }
+    let machine = |name: &str, node: &str, port: &str| {
+        json!({"metadata": {"name": name}, "spec": {"nodeName": node, "interfaces": [{}, {"port": port}]},
+            "status": {"addresses": [{}, {"port": if node == "n1" { "told" } else { "" }}]}})
+    };
+    world.create("virtualmachines", machine("here", "n1", "second")).await.unwrap();
+    world.create("virtualmachines", machine("there", "n2", "foreign")).await.unwrap();
+    let container = json!({"metadata": {"name": "c"}, "spec": {"name": "c", "nodeName": "n1", "labels": {"nuee.dev/port": "labelled"}}});
+    world.create("containers", container).await.unwrap();
+    for name in ["second", "told", "labelled"] {
+        get(&world, &n1, "ports", name).await.unwrap();
+    }
+    assert_eq!(get(&world, &n1, "ports", "foreign").await.unwrap_err().reason, Reason::Forbidden);
+    let list = async |fields: &str| {
+        let options = ListOptions { field_selector: Some(fields.to_owned()), ..ListOptions::default() };
+        world.api.list(&n1, &path("ports"), &options).await.map(|list| list.items.len())
+    };
+    assert_eq!(list("status.nodeName=n1").await.unwrap(), 1);
+    assert_eq!(list("").await.unwrap_err().reason, Reason::Forbidden);
+    // Whose a port is, and where, is not for machines to say.
+    for at in [path("ports").object("on-n1"), path("ports").object("on-n1").sub("status")] {
+        let stolen = patch(&world, &n1, at, json!({"status": {"attachedTo": {"uid": "u"}}})).await;
+        assert_eq!(stolen.unwrap_err().reason, Reason::Forbidden);
+    }
+}
+
+#[tokio::test]
 async fn a_machine_writes_of_disks_only_those_that_it_holds() {
     let world = two_machines().await;
     let n1 = node("n1");
@@ -190,4 +229,31 @@ async fn a_machine_writes_of_disks_only_those_that_it_holds() {
         let refused = world.api.delete(&n1, &path(resource).object("own"), &DeleteOptions::default()).await;
         assert!(refused.is_err(), "{resource} are not a machine's to delete");
     }
+}
+
+#[tokio::test]
+async fn a_guest_is_given_away_by_its_host_alone_and_only_where_a_migration_takes_it() {
+    let world = two_machines().await;
+    let guest = json!({"metadata": {"name": "web"}, "spec": {"nodeName": "n1"}});
+    let uid = world.create("virtualmachines", guest).await.unwrap()["metadata"]["uid"].clone();
+    let to = async |who: &RequestContext, node: &str| {
+        patch(&world, who, path("virtualmachines").object("web"), json!({"spec": {"nodeName": node}})).await
+    };
+    let (n1, n2) = (node("n1"), node("n2"));
+    assert_eq!(to(&n1, "n2").await.unwrap_err().reason, Reason::Invalid, "nothing takes it there");
+    let migration = json!({"metadata": {"name": "m", "finalizers": ["nuee.dev/migration"]}, "spec": {"virtualMachine": "web"},
+        "status": {"phase": "Copying", "sourceNode": "n1", "targetNode": "n2", "machineUid": uid}});
+    world.create("migrations", migration).await.unwrap();
+    // The target, the administrator, and its host to where it does not go.
+    assert_eq!(to(&n2, "n2").await.unwrap_err().reason, Reason::Forbidden);
+    assert_eq!(to(&world.root, "n2").await.unwrap_err().reason, Reason::Invalid);
+    assert_eq!(to(&n1, "n3").await.unwrap_err().reason, Reason::Invalid);
+    // One that is being deleted takes nothing anywhere any more.
+    world.api.delete(&world.root, &path("migrations").object("m"), &DeleteOptions::default()).await.unwrap();
+    assert_eq!(to(&n1, "n2").await.unwrap_err().reason, Reason::Invalid, "it was called off");
+    let again = json!({"metadata": {"name": "again"}, "spec": {"virtualMachine": "web"},
+        "status": {"phase": "Handover", "sourceNode": "n1", "targetNode": "n2", "machineUid": uid}});
+    world.create("migrations", again).await.unwrap();
+    assert_eq!(to(&n1, "n2").await.unwrap()["spec"]["nodeName"], "n2");
+    assert_eq!(to(&n1, "n1").await.unwrap_err().reason, Reason::Forbidden, "it is another's now");
 }

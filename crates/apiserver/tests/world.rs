@@ -72,6 +72,12 @@ pub fn kinds() -> Vec<Kind> {
             selectable_fields: vec![("status.nodeName".into(), "/status/nodeName".into())],
             ..Kind::new("nuee.dev", "v1", "FloatingIP", "floatingips")
         },
+        Kind {
+            selectable_fields: vec![("status.nodeName".into(), "/status/nodeName".into())],
+            ..Kind::new("nuee.dev", "v1", "Port", "ports")
+        },
+        Kind::new("nuee.dev", "v1", "VirtualMachine", "virtualmachines"),
+        Kind::new("nuee.dev", "v1", "Migration", "migrations"),
         Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Volume", "volumes") },
         Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Snapshot", "snapshots") },
         Kind { status_subresource: true, ..Kind::new("nuee.dev", "v1", "Backup", "backups") },
@@ -113,7 +119,8 @@ pub fn user(name: &str) -> RequestContext {
 pub fn path(resource: &str) -> ResourcePath {
     let (group, version, namespace) = match resource {
         "deployments" => ("apps", "v1", Some("default")),
-        "containers" | "floatingips" | "volumes" | "snapshots" | "backups" => ("nuee.dev", "v1", Some("default")),
+        "containers" | "virtualmachines" | "migrations" | "floatingips" | "ports" | "volumes" | "snapshots"
+        | "backups" => ("nuee.dev", "v1", Some("default")),
         "namespaces" | "nodes" => ("", "v1", None),
         "clusterroles" | "clusterrolebindings" => ("rbac.authorization.k8s.io", "v1", None),
         "roles" | "rolebindings" => ("rbac.authorization.k8s.io", "v1", Some("default")),

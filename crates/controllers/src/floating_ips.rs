@@ -130,8 +130,7 @@ fn note(known: &mut BTreeMap<Key, Place>, at: Key, place: Option<Place>) -> bool
 }
 
 fn contains((base, prefix): &Range, address: Ipv4Addr) -> bool {
-    let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
-    address.to_bits() & mask == base.to_bits() & mask
+    api::share::Range::containing(*base, *prefix).contains(address)
 }
 
 /// All addresses of the pool that a host may have.
@@ -219,13 +218,20 @@ fn lead(world: &World, object: &FloatingIP, address: Ipv4Addr) -> FloatingIPStat
         phase: FloatingIPPhase::Available,
         ..FloatingIPStatus::default()
     };
+    // A word about another machine or address is of the past.
+    let said = object.status.as_ref().and_then(|status| status.refusal.clone());
     match place {
-        Some((fixed, node)) => FloatingIPStatus {
-            fixed_address: fixed.clone(),
-            node_name: node.clone(),
-            phase: FloatingIPPhase::Active,
-            ..free
-        },
+        Some((fixed, node)) => {
+            let refusal = said.filter(|said| said.node_name == *node && said.address == free.address);
+            FloatingIPStatus {
+                fixed_address: fixed.clone(),
+                node_name: node.clone(),
+                phase: if refusal.is_some() { FloatingIPPhase::Refused } else { FloatingIPPhase::Active },
+                message: refusal.as_ref().map(|said| said.message.clone()).unwrap_or_default(),
+                refusal,
+                ..free
+            }
+        }
         None if guest.is_empty() && container.is_empty() => free,
         None => FloatingIPStatus { message: format!("{guest}{container} has no address"), ..free },
     }
@@ -242,7 +248,8 @@ async fn settle(client: &Client, world: &World, pool: &[Range]) {
     for ((namespace, name), status) in changed {
         let objects: Api<FloatingIP> = Api::namespaced(client.clone(), namespace);
         // What the status lacks is taken away, not left as it was.
-        let whole = json!({ "address": null, "fixedAddress": null, "nodeName": null, "message": null });
+        let whole =
+            json!({ "address": null, "fixedAddress": null, "nodeName": null, "message": null, "refusal": null });
         let mut change = json!({ "status": whole });
         if let (Some(target), Ok(serde_json::Value::Object(now))) =
             (change["status"].as_object_mut(), serde_json::to_value(status))
@@ -258,7 +265,7 @@ async fn settle(client: &Client, world: &World, pool: &[Range]) {
 
 #[cfg(test)]
 mod tests {
-    use api::FloatingIPSpec;
+    use api::{FloatingIPRefusal, FloatingIPSpec};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -326,6 +333,32 @@ mod tests {
         let status = &wanted(&world, &pool())[&("shop".into(), "a".into())];
         assert_eq!((status.phase, status.fixed_address.as_str()), (FloatingIPPhase::Active, "10.88.0.7"));
         assert_eq!(status.node_name, "n1");
+    }
+
+    #[test]
+    fn what_a_machine_refuses_is_said_as_long_as_it_is_of_that_machine_and_address() {
+        let mut world = World::default();
+        let to = FloatingIPSpec { virtual_machine: "web".into(), ..FloatingIPSpec::default() };
+        let (at, object) = floating("a", 1, to);
+        world.floating.insert(at.clone(), object);
+        world.guests.insert(at_web(), ("10.88.0.7".to_owned(), "n1".to_owned()));
+        let mut status = wanted(&world, &pool())[&at].clone();
+        let refusal = FloatingIPRefusal {
+            node_name: "n1".into(),
+            address: status.address.clone(),
+            message: "the machine has it itself".into(),
+        };
+        status.refusal = Some(refusal);
+        world.floating.get_mut(&at).unwrap().status = Some(status);
+        let said = &wanted(&world, &pool())[&at];
+        assert_eq!((said.phase, said.message.as_str()), (FloatingIPPhase::Refused, "the machine has it itself"));
+        world.guests.insert(at_web(), ("10.88.128.7".to_owned(), "n2".to_owned()));
+        let said = &wanted(&world, &pool())[&at];
+        assert_eq!((said.phase, said.message.as_str(), &said.refusal), (FloatingIPPhase::Active, "", &None));
+    }
+
+    fn at_web() -> Key {
+        ("shop".into(), "web".into())
     }
 
     #[test]

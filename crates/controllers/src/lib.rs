@@ -10,6 +10,7 @@ use kube::runtime::{Controller, WatchStreamExt, watcher};
 use tokio::task::JoinSet;
 
 pub mod api_service;
+mod bootstrap_tokens;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
@@ -34,6 +35,7 @@ pub mod security_groups;
 pub mod service_account;
 pub mod stateful_set;
 pub mod swarm;
+pub mod volumes;
 
 /// Time before a reconcile that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -112,7 +114,9 @@ async fn run_all(client: kube::Client, scheduler: kube::Client, options: Options
         let client = client.clone();
         tasks.spawn(forever("kubernetes service", move || api_service::run(client.clone(), place)));
     }
+    tasks.spawn(bootstrap_tokens::run(client.clone()));
     tasks.spawn(migration::run(client.clone()));
+    tasks.spawn(volumes::run(client.clone()));
     tasks.spawn(routers::run(client.clone()));
     let routes = client.clone();
     tasks.spawn(forever("network routes", move || network_routes::run(routes.clone())));

@@ -1,9 +1,9 @@
-//! Migrations: chooses where to, and makes the one write that decides: `spec.nodeName` of the machine, against the version in which
-//! its source has handed it over. See [`api::migration`].
+//! Migrations: chooses where to, and follows the machine, whose own host decides when it goes. See [`api::migration`].
 
 use std::sync::Arc;
 
-use api::migration::{Record, is_handed_over, may_commit};
+use api::migration::{FINALIZER, must_stay};
+use api::virtual_machine::MachinePhase;
 use api::{Migration, MigrationPhase, VirtualMachine};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -15,7 +15,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::{Error, Result, drive, gone, node_life, watching};
+use crate::{Error, Result, drive, gone, node_life, volumes, watching};
 
 /// Runs the controller.
 pub async fn run(client: Client) {
@@ -52,8 +52,6 @@ pub enum Step {
     Wait,
     /// A place.
     Choose,
-    /// The write that decides.
-    Commit,
     /// It is over.
     End(MigrationPhase, &'static str),
 }
@@ -65,7 +63,6 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
     if status.phase.is_final() {
         return Step::Wait;
     }
-    let uid = migration.metadata.uid.clone().unwrap_or_default();
     let Some(guest) =
         guest.filter(|guest| status.machine_uid.is_empty() || guest.metadata.uid.as_ref() == Some(&status.machine_uid))
     else {
@@ -74,28 +71,59 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
     let node = guest.spec.node_name.as_deref().unwrap_or_default();
     if status.phase == MigrationPhase::Pending {
         return match () {
-            () if migration.spec.cancel => Step::End(MigrationPhase::Cancelled, "it was cancelled"),
+            () if migration.spec.cancel || migration.metadata.deletion_timestamp.is_some() => {
+                Step::End(MigrationPhase::Cancelled, "it was cancelled")
+            }
             () if busy => Step::Wait,
-            () if !guest.spec.disks.is_empty() => {
-                Step::End(MigrationPhase::Failed, "its volumes are on its host and do not move; detach them first")
+            () if guest.spec.disks.iter().any(|disk| disk.read_only) => {
+                Step::End(MigrationPhase::Failed, "a volume that it may only read does not move; detach it first")
             }
             () if node.is_empty() => Step::End(MigrationPhase::Failed, "the machine is on no host yet"),
             () if migration.spec.target_node.as_deref() == Some(node) => {
                 Step::End(MigrationPhase::Failed, "the machine is there already")
             }
-            () => Step::Choose,
+            () => match guest.status.as_ref().map(|status| status.phase) {
+                Some(MachinePhase::Suspended) => Step::End(
+                    MigrationPhase::Failed,
+                    "the machine sleeps, and its memory is on its host; wake it first",
+                ),
+                Some(MachinePhase::Stopped) => {
+                    Step::End(MigrationPhase::Failed, "the machine does not run; start it first")
+                }
+                _ => Step::Choose,
+            },
         };
     }
-    if node == status.target_node {
-        return Step::End(MigrationPhase::Succeeded, "");
+    if node == status.target_node { Step::End(MigrationPhase::Succeeded, "") } else { Step::Wait }
+}
+
+/// The finalizers that a migration should have, where they are others. Pure.
+fn finalizers(migration: &Migration, held: bool) -> Option<Vec<String>> {
+    let own = migration.finalizers();
+    if own.iter().any(|one| one == FINALIZER) == held {
+        return None;
     }
-    let handover = guest.status.as_ref().map(|status| status.handover.clone()).unwrap_or_default();
-    let record = Record { bound_here: node == status.source_node, handed_over: is_handed_over(&handover, &uid) };
-    if may_commit(record, migration.spec.cancel) { Step::Commit } else { Step::Wait }
+    let others = own.iter().filter(|one| *one != FINALIZER).cloned();
+    Some(others.chain(held.then(|| FINALIZER.to_owned())).collect())
+}
+
+/// Has the finalizer hold the migration, or not; whether that is so now. Otherwise the watch brings what somebody else wrote.
+async fn hold(client: &Client, migration: &Migration, held: bool) -> Result<bool> {
+    let Some(finalizers) = finalizers(migration, held) else { return Ok(true) };
+    let migrations: Api<Migration> = Api::namespaced(client.clone(), &migration.namespace().unwrap_or_default());
+    let metadata = json!({"uid": migration.metadata.uid, "resourceVersion": migration.metadata.resource_version,
+        "finalizers": finalizers});
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    match migrations.patch(&migration.name_any(), &PatchParams::default(), &patch).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> {
     if phase(&seen).is_final() {
+        hold(&client, &seen, must_stay(phase(&seen))).await?;
         return Ok(Action::await_change());
     }
     let namespace = seen.namespace().ok_or(Error::Incomplete("namespace"))?;
@@ -121,6 +149,9 @@ async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMa
     match step(migration, guest, busy) {
         Step::Wait => Ok(()),
         Step::End(phase, message) => {
+            if let Some(guest) = guest.filter(|_| phase == MigrationPhase::Succeeded) {
+                volumes::follow_machine(client, guest).await?;
+            }
             report(client, migration, json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())}))
                 .await
         }
@@ -129,6 +160,10 @@ async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMa
             let source = guest.spec.node_name.clone().unwrap_or_default();
             match choose(client, migration, &source).await? {
                 Some(target) => {
+                    // First, since the source may begin as soon as it is named.
+                    if !hold(client, migration, true).await? {
+                        return Ok(());
+                    }
                     let status = json!({"phase": MigrationPhase::Scheduled, "sourceNode": source, "targetNode": target,
                         "machineUid": guest.metadata.uid});
                     report(client, migration, status).await
@@ -140,16 +175,6 @@ async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMa
                     report(client, migration, status).await
                 }
             }
-        }
-        Step::Commit => {
-            let Some(guest) = guest else { return Ok(()) };
-            let target = migration.status.as_ref().map(|status| status.target_node.clone()).unwrap_or_default();
-            let machines: Api<VirtualMachine> = Api::namespaced(client.clone(), &guest.namespace().unwrap_or_default());
-            let metadata = json!({"uid": guest.metadata.uid, "resourceVersion": guest.metadata.resource_version});
-            let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"nodeName": target}}));
-            // Had somebody else written meanwhile, what is true now is looked at anew.
-            machines.patch(&guest.name_any(), &PatchParams::default(), &patch).await?;
-            Ok(())
         }
     }
 }
@@ -184,32 +209,53 @@ mod tests {
         .unwrap()
     }
 
-    fn guest(node: &str, handover: &str) -> VirtualMachine {
+    fn guest(node: &str) -> VirtualMachine {
         serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default", "uid": "g1"},
-            "spec": {"image": "i", "nodeName": node}, "status": {"handover": handover}}))
+            "spec": {"image": "i", "nodeName": node}}))
         .unwrap()
     }
 
     #[test]
-    fn only_a_handover_of_this_very_migration_is_committed() {
+    fn it_is_over_when_the_machine_is_on_its_target() {
         let copying = json!({"phase": "Copying", "sourceNode": "n1", "targetNode": "n2", "machineUid": "g1"});
-        let at = |node: &str, handover: &str| step(&migration(copying.clone()), Some(&guest(node, handover)), false);
-        assert_eq!(at("n1", ""), Step::Wait);
-        assert_eq!(at("n1", "ready:m1"), Step::Commit);
-        assert_eq!(at("n1", "ready:m0"), Step::Wait);
-        assert_eq!(at("n1", "withdrawn:1"), Step::Wait);
-        assert_eq!(at("n2", "ready:m1"), Step::End(MigrationPhase::Succeeded, ""));
-        assert_eq!(at("n3", "ready:m1"), Step::Wait);
+        let at = |node: &str| step(&migration(copying.clone()), Some(&guest(node)), false);
+        assert_eq!(at("n1"), Step::Wait);
+        assert_eq!(at("n2"), Step::End(MigrationPhase::Succeeded, ""));
+        assert_eq!(at("n3"), Step::Wait);
         let gone = step(&migration(copying), None, false);
         assert!(matches!(gone, Step::End(MigrationPhase::Failed, _)));
     }
 
     #[test]
+    fn one_that_is_deleted_before_it_began_is_cancelled_and_one_that_is_over_is_not_held() {
+        let mut deleted = migration(json!({}));
+        deleted.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        assert!(matches!(step(&deleted, Some(&guest("n1")), false), Step::End(MigrationPhase::Cancelled, _)));
+        let mut held = migration(json!({"phase": "Scheduled"}));
+        assert!(must_stay(phase(&held)));
+        held.metadata.finalizers = Some(vec!["other".into()]);
+        assert_eq!(finalizers(&held, false), None);
+        held.metadata.finalizers = finalizers(&held, true);
+        assert_eq!(held.metadata.finalizers.as_deref(), Some(&["other".to_owned(), FINALIZER.to_owned()][..]));
+        assert_eq!(finalizers(&held, true), None);
+        for over in [MigrationPhase::Succeeded, MigrationPhase::Failed, MigrationPhase::Cancelled] {
+            assert_eq!(finalizers(&held, must_stay(over)).unwrap(), ["other"]);
+        }
+    }
+
+    #[test]
     fn one_migration_of_a_machine_at_a_time() {
-        assert_eq!(step(&migration(json!({})), Some(&guest("n1", "")), true), Step::Wait);
-        assert_eq!(step(&migration(json!({})), Some(&guest("n1", "")), false), Step::Choose);
-        let mut with_volume = guest("n1", "");
+        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), true), Step::Wait);
+        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), false), Step::Choose);
+        let mut with_volume = guest("n1");
         with_volume.spec.disks.push(api::virtual_machine::MachineDisk { volume: "data".into(), read_only: false });
+        assert_eq!(step(&migration(json!({})), Some(&with_volume), false), Step::Choose);
+        with_volume.spec.disks[0].read_only = true;
         assert!(matches!(step(&migration(json!({})), Some(&with_volume), false), Step::End(MigrationPhase::Failed, _)));
+        let mut asleep = guest("n1");
+        asleep.status.get_or_insert_default().phase = MachinePhase::Suspended;
+        assert!(
+            matches!(step(&migration(json!({})), Some(&asleep), false), Step::End(MigrationPhase::Failed, why) if why.contains("sleeps"))
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::container::Container;
 use api::security_group::{FINALIZER, LABEL, SecurityGroupStatus, names};
-use api::{SecurityGroup, VirtualMachine};
+use api::{Port, SecurityGroup, VirtualMachine};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{Result, chain, follow, gone, watching};
 
 /// Kinds of workloads.
-const KINDS: usize = 3;
+const KINDS: usize = 4;
 
 enum Change {
     Group(Box<Event<SecurityGroup>>),
@@ -29,6 +29,7 @@ enum Change {
 enum Kind {
     Container,
     Pod,
+    Port,
     VirtualMachine,
 }
 
@@ -36,49 +37,63 @@ enum Kind {
 enum Listing {
     Begin,
     End,
-    /// `None`: it is gone, or in no group.
-    One(Key, Option<Member>),
+    /// Nothing: it is gone, or in no group.
+    One(Key, Vec<Member>),
 }
 
 type Key = (String, String);
-type Members = BTreeMap<(Kind, Key), Member>;
+type Members = BTreeMap<(Kind, Key), Vec<Member>>;
 
 fn key<K: kube::Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// What matters of a workload.
+/// What matters of a workload, or of one interface of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     groups: Vec<String>,
     addresses: Vec<String>,
 }
 
-fn of_guest(guest: &VirtualMachine) -> Member {
-    let addresses = guest.status.iter().flat_map(|status| &status.addresses);
-    let addresses = addresses.map(|address| address.ip.clone()).collect();
-    Member { groups: guest.spec.security_groups.clone(), addresses }
+/// A guest is in the groups that it names from then on, with the addresses that they guard; those of its ports are the ports'.
+fn of_guest(guest: &VirtualMachine) -> Vec<Member> {
+    let wishes = guest.spec.interfaces().into_iter();
+    let named = wishes.map(|wish| Member { groups: wish.security_groups, addresses: Vec::new() });
+    let addresses = guest.status.iter().flat_map(|status| &status.addresses).enumerate();
+    let on = addresses.filter(|(_, one)| one.port.is_empty()).map(|(at, one)| {
+        // A status that was written before addresses told their groups: those of the single fields guard it.
+        let is_silent = at == 0 && guest.spec.interfaces.is_empty() && one.security_groups.is_empty();
+        let groups = if is_silent { &guest.spec.security_groups } else { &one.security_groups };
+        Member { groups: groups.clone(), addresses: vec![one.ip.clone()] }
+    });
+    named.chain(on).collect()
 }
 
-fn of_container(container: &Container) -> Member {
+/// A port is in its groups whether or not anybody is on it: its address is nobody else's.
+fn of_port(port: &Port) -> Vec<Member> {
+    let address = port.status.iter().map(|status| status.address.clone()).filter(|address| !address.is_empty());
+    vec![Member { groups: port.spec.security_groups.clone(), addresses: address.collect() }]
+}
+
+fn of_container(container: &Container) -> Vec<Member> {
     let networks = container.status.iter().flat_map(|status| status.networks.values());
     let addresses = networks.map(|place| place.ip.clone()).filter(|address| !address.is_empty()).collect();
-    Member { groups: container.spec.labels.get(LABEL).map(|text| names(text)).unwrap_or_default(), addresses }
+    vec![Member { groups: container.spec.labels.get(LABEL).map(|text| names(text)).unwrap_or_default(), addresses }]
 }
 
-fn of_pod(pod: &Pod) -> Member {
+fn of_pod(pod: &Pod) -> Vec<Member> {
     let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
     let has_own_network = spec.is_some_and(|spec| spec.host_network != Some(true));
     let has_ended = status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")));
     if !has_own_network || has_ended {
-        return Member { groups: Vec::new(), addresses: Vec::new() };
+        return Vec::new();
     }
     let groups = pod.annotations().get(LABEL).map(|text| names(text)).unwrap_or_default();
-    Member { groups, addresses: status.and_then(|status| status.pod_ip.clone()).into_iter().collect() }
+    vec![Member { groups, addresses: status.and_then(|status| status.pod_ip.clone()).into_iter().collect() }]
 }
 
 /// The events of one kind.
-fn workloads<K>(client: &Client, kind: Kind, read: fn(&K) -> Member) -> BoxStream<'static, Change>
+fn workloads<K>(client: &Client, kind: Kind, read: fn(&K) -> Vec<Member>) -> BoxStream<'static, Change>
 where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default,
@@ -88,9 +103,9 @@ where
         Event::Init => Listing::Begin,
         Event::InitDone => Listing::End,
         Event::Apply(object) | Event::InitApply(object) => {
-            Listing::One(key(&object), Some(read(&object)).filter(|member| !member.groups.is_empty()))
+            Listing::One(key(&object), read(&object).into_iter().filter(|member| !member.groups.is_empty()).collect())
         }
-        Event::Delete(object) => Listing::One(key(&object), None),
+        Event::Delete(object) => Listing::One(key(&object), Vec::new()),
     };
     events.map(move |event| Change::Workload(kind, listing(event))).boxed()
 }
@@ -103,6 +118,7 @@ pub async fn run(client: Client) -> Result<()> {
         workloads(&client, Kind::VirtualMachine, of_guest),
         workloads(&client, Kind::Container, of_container),
         workloads(&client, Kind::Pod, of_pod),
+        workloads(&client, Kind::Port, of_port),
     ]);
     let mut groups: BTreeMap<Key, SecurityGroup> = BTreeMap::new();
     let mut members = Members::new();
@@ -135,10 +151,11 @@ pub async fn run(client: Client) -> Result<()> {
                 groups.keys().cloned().collect()
             }
             Change::Workload(kind, Listing::One(at, now)) => {
-                let before = match &now {
-                    Some(now) => members.insert((kind, at.clone()), now.clone()),
-                    None => members.remove(&(kind, at.clone())),
+                let before = match now.is_empty() {
+                    false => members.insert((kind, at.clone()), now.clone()),
+                    true => members.remove(&(kind, at.clone())),
                 };
+                let before = before.unwrap_or_default();
                 if before == now {
                     continue;
                 }
@@ -169,8 +186,10 @@ fn groups_of<'a>(namespace: &str, members: impl Iterator<Item = &'a Member>) -> 
 
 /// Who is in a group. Pure.
 fn status(at: &Key, all: &Members) -> SecurityGroupStatus {
-    let members = || all.iter().filter(|((_, own), member)| own.0 == at.0 && member.groups.contains(&at.1));
-    let mut addresses: Vec<String> = members().flat_map(|(_, member)| member.addresses.clone()).collect();
+    let of = |places: &&Vec<Member>| places.iter().any(|member| member.groups.contains(&at.1));
+    let members = || all.iter().filter(|((_, own), places)| own.0 == at.0 && of(places));
+    let guarded = members().flat_map(|(_, places)| places).filter(|member| member.groups.contains(&at.1));
+    let mut addresses: Vec<String> = guarded.flat_map(|member| member.addresses.clone()).collect();
     addresses.sort();
     addresses.dedup();
     SecurityGroupStatus {
@@ -234,16 +253,47 @@ mod tests {
         };
         let at = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         let members = Members::from([
-            ((Kind::VirtualMachine, at("shop", "a")), member(&["web", "db"], "10.88.0.2")),
-            ((Kind::Pod, at("shop", "a")), member(&["db"], "10.88.0.3")),
-            ((Kind::VirtualMachine, at("other", "c")), member(&["web"], "10.88.0.4")),
+            ((Kind::VirtualMachine, at("shop", "a")), vec![member(&["web", "db"], "10.88.0.2")]),
+            ((Kind::Pod, at("shop", "a")), vec![member(&["db"], "10.88.0.3")]),
+            ((Kind::VirtualMachine, at("other", "c")), vec![member(&["web"], "10.88.0.4")]),
         ]);
         let web = status(&at("shop", "web"), &members);
         assert_eq!((web.members, web.addresses), (vec!["VirtualMachine/a".to_owned()], vec!["10.88.0.2".to_owned()]));
         let db = status(&at("shop", "db"), &members);
         assert_eq!(db.members, ["Pod/a", "VirtualMachine/a"]);
         assert_eq!(status(&at("shop", "none"), &members), SecurityGroupStatus::default());
-        let touched = groups_of("shop", members.values());
+        let touched = groups_of("shop", members.values().flatten());
         assert_eq!(touched, [at("shop", "db"), at("shop", "web")]);
+    }
+
+    #[test]
+    fn a_guest_is_in_a_group_with_those_of_its_addresses_that_it_guards() {
+        let spec = json!({"image": "a", "interfaces": [{"securityGroups": ["web"]}, {"network": "n", "securityGroups": ["db", "new"]}]});
+        let on = json!([{"network": "bridge", "ip": "10.88.0.2", "securityGroups": ["web"]},
+            {"network": "n", "ip": "10.89.0.2", "securityGroups": ["db"]}, {"network": "p", "ip": "10.90.0.2", "port": "p"}]);
+        let object = json!({"apiVersion": "nuee.dev/v1", "kind": "VirtualMachine", "metadata": {"name": "a", "namespace": "shop"},
+            "spec": spec, "status": {"addresses": on}});
+        let guest: VirtualMachine = serde_json::from_value(object).unwrap();
+        let members = Members::from([((Kind::VirtualMachine, key(&guest)), of_guest(&guest))]);
+        let of = |name: &str| status(&("shop".to_owned(), name.to_owned()), &members);
+        assert_eq!(of("web").addresses, ["10.88.0.2"]);
+        assert_eq!(of("db").addresses, ["10.89.0.2"]);
+        let new = of("new");
+        assert_eq!((new.members.len(), new.addresses.len()), (1, 0), "named, and guarding nothing yet");
+    }
+
+    #[test]
+    fn a_guest_whose_status_does_not_tell_the_groups_of_its_address_is_in_those_of_its_specification() {
+        let guarded = |on: serde_json::Value| {
+            let object = json!({"apiVersion": "nuee.dev/v1", "kind": "VirtualMachine", "metadata": {"name": "a", "namespace": "shop"},
+                "spec": {"image": "a", "securityGroups": ["web"]}, "status": {"addresses": [on]}});
+            let guest: VirtualMachine = serde_json::from_value(object).unwrap();
+            let members = Members::from([((Kind::VirtualMachine, key(&guest)), of_guest(&guest))]);
+            status(&("shop".to_owned(), "web".to_owned()), &members).addresses
+        };
+        assert_eq!(guarded(json!({"network": "bridge", "ip": "10.88.0.2"})), ["10.88.0.2"]);
+        let before = json!({"network": "bridge", "ip": "10.88.0.2", "securityGroups": ["before"]});
+        assert!(guarded(before).is_empty(), "it tells, and the change is on its way");
+        assert!(guarded(json!({"network": "p", "ip": "10.90.0.2", "port": "p"})).is_empty(), "those are the port's");
     }
 }

@@ -6,6 +6,7 @@
 //! everything about resources goes through `resource.rs`.
 
 mod alive;
+mod beside_pods;
 mod body;
 mod client;
 mod discovery;

@@ -10,16 +10,29 @@ use crate::endpoints::EndpointCall;
 use crate::openapi;
 use crate::router::typed_response;
 
-/// `GET /openapi/v2`. JSON only: a client that takes nothing but protobuf gets 406 and falls back to v3.
+mod protobuf;
+
+/// The form that Go's clients take.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The same as kube-apiserver names it in its answer: with an `@` it would be no media type.
+const PROTOBUF_SAID: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// `GET /openapi/v2`, as JSON or as protobuf.
 pub(crate) async fn document(call: EndpointCall) -> Result<Response, Status> {
     let accept = call.headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !accept.is_empty() && !accept.contains("json") && !accept.contains("*/*") {
-        return Err(Status::not_acceptable("only application/json is served here"));
+    let binary = accept.contains(PROTOBUF) || accept.contains(PROTOBUF_SAID);
+    if !accept.is_empty() && !binary && !accept.contains("json") && !accept.contains("*/*") {
+        return Err(Status::not_acceptable(format!("only application/json and {PROTOBUF} are served here")));
     }
     let table = call.state.api.kinds();
-    let text = tokio::task::spawn_blocking(move || build(&table).to_string()).await.map_err(Status::internal)?;
-    let etag = digest(text.as_bytes());
-    Ok(conditional(&call.headers, &etag, || typed_response(StatusCode::OK, "application/json", text)))
+    let built = tokio::task::spawn_blocking(move || {
+        let document = build(&table);
+        if binary { protobuf::document(&document) } else { document.to_string().into_bytes() }
+    });
+    let bytes = built.await.map_err(Status::internal)?;
+    let etag = digest(&bytes);
+    let media_type = if binary { PROTOBUF_SAID } else { "application/json" };
+    Ok(conditional(&call.headers, &etag, || typed_response(StatusCode::OK, media_type, bytes)))
 }
 
 fn build(table: &KindTable) -> Value {

@@ -12,7 +12,7 @@ use crate::negotiate::{Form, Shape, negotiate};
 use crate::query::Query;
 use crate::router::{State, answer, json_response, with_warnings};
 use crate::table::{self, Include};
-use crate::{body, pods, watch};
+use crate::{beside_pods, body, pods, watch};
 
 /// A path below `/api` or `/apis`, taken apart.
 #[derive(Debug, PartialEq)]
@@ -164,7 +164,11 @@ async fn get(call: Call) -> Result<Response, Status> {
 
 async fn list(call: Call) -> Result<Response, Status> {
     let form = negotiate(&call.parts.headers)?;
-    let list = call.state.api.list(&call.context, &call.path, &call.query.list_options()?).await?;
+    let options = call.query.list_options()?;
+    let mut list = call.state.api.list(&call.context, &call.path, &options).await?;
+    if let (Shape::Object, Some(machine)) = (form.shape, beside_pods::machine(&call.path, &options)) {
+        beside_pods::add(&call.state.api, &call.context, machine, &mut list).await;
+    }
     many(&call, form, &list)
 }
 

@@ -2,6 +2,7 @@
 
 mod external_ips;
 mod limit_range;
+mod machine_moves;
 mod matching;
 mod node_restriction;
 mod pod_defaults;
@@ -45,7 +46,9 @@ impl ApiServer {
                 limit_range::fill_defaults(self, object);
             }
             if kind.allocator.is_some() {
-                crate::allocation::allocate(self, kind, object, request.old)?;
+                // What a swarm publishes is any port of the machines, and asked for by the controllers alone.
+                let any_port = request.ctx.user.name == api::names::CONTROLLER_USER;
+                crate::allocation::allocate(self, kind, object, request.old, any_port)?;
             }
             if crate::custom::is_definition(kind) {
                 crate::custom::complete(self, object);
@@ -78,6 +81,7 @@ impl ApiServer {
     ) -> Result<Option<QuotaGuard>, Status> {
         let kind = request.kind;
         node_restriction::check(self, request, object)?;
+        machine_moves::check(self, request, object)?;
         if request.verb == Verb::Delete {
             webhook::mutate(self, request, &mut Value::Null).await?;
             policy::check(self, request, object)?;
@@ -121,9 +125,11 @@ impl ApiServer {
             limit_range::check(self, object)?;
         }
         let runs = matches!(request.path.subresource.as_deref(), None | Some("ephemeralcontainers"));
-        if kind.is("", "pods") && runs && request.old.is_none_or(|old| old["spec"] != object["spec"]) {
+        let is_judged = kind.is("", "pods")
+            || (kind.group == api::names::GROUP && pod_security::OWN_KINDS.contains(&&*kind.plural));
+        if is_judged && runs && request.old.is_none_or(|old| old["spec"] != object["spec"]) {
             let namespace = crate::json::text(object, "/metadata/namespace");
-            request.warnings.extend(pod_security::check(self, namespace, object)?);
+            request.warnings.extend(pod_security::check(self, kind, namespace, object, request.old)?);
         }
         policy::check(self, request, object)?;
         webhook::validate(self, request, object).await?;

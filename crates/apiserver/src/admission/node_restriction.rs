@@ -43,8 +43,30 @@ pub(super) fn check(_: &ApiServer, request: &Request<'_>, object: &Value) -> Res
             .then(|| format!("node {node:?} can only update {} with spec.nodeName set to itself", kind.plural)),
         ("nuee.dev", "migrations") => {
             let comes_from = |object: &Value| object["status"]["sourceNode"] == node;
-            let fits = request.old.is_some_and(comes_from) && (object.is_null() || comes_from(object));
+            // Whose guest goes where is the pool's to say, and what is over stays over: the target believes both.
+            let said =
+                |object: &Value| ["targetNode", "machineUid"].map(|field| object["status"][field].clone()).to_vec();
+            let is_over = |object: &Value| {
+                matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Cancelled"))
+            };
+            let keeps = |old: &Value| {
+                said(old) == said(object) && (!is_over(old) || old["status"]["phase"] == object["status"]["phase"])
+            };
+            let fits = request
+                .old
+                .is_some_and(|old| comes_from(old) && (object.is_null() || comes_from(object) && keeps(old)));
             (!fits).then(|| format!("node {node:?} can only update migrations that start on it"))
+        }
+        ("nuee.dev", "floatingips") => {
+            let told = |object: &Value| {
+                let mut status = object["status"].clone();
+                if let Some(status) = status.as_object_mut() {
+                    status.remove("refusal");
+                }
+                (object["spec"].clone(), status)
+            };
+            let fits = request.old.is_some_and(|old| !object.is_null() && told(old) == told(object));
+            (!fits).then(|| format!("node {node:?} can only update status.refusal of floatingips"))
         }
         // Whoever has the content may take an object that nobody has.
         ("nuee.dev", "volumes" | "diskimages" | "snapshots" | "backups") => {
@@ -71,7 +93,10 @@ fn has_other_files(request: &Request<'_>, object: &Value) -> bool {
 
 fn is_foreign(request: &Request<'_>, node: &str, object: &Value) -> bool {
     let bound = request.old.unwrap_or(object);
-    bound["spec"]["nodeName"] != node || !object.is_null() && object["spec"]["nodeName"] != node
+    // Where a machine may go from here is another check's.
+    let stays =
+        request.kind.is("nuee.dev", "virtualmachines") || object.is_null() || object["spec"]["nodeName"] == node;
+    bound["spec"]["nodeName"] != node || !stays
 }
 
 fn node_objection(request: &Request<'_>, node: &str, name: &str, object: &Value) -> Option<String> {

@@ -1,8 +1,11 @@
 //! Pod security standards: `baseline` and `restricted`, chosen by labels of the namespace. `Source:` Kubernetes' Pod
 //! Security Standards. The agent checks again what the machine must never do.
 
+use api::NetworkSpec;
+use api::privilege::{Privilege, of_container, of_network, of_volume};
 use serde_json::Value;
 
+use crate::kind::Kind;
 use crate::server::ApiServer;
 use crate::status::Status;
 
@@ -67,22 +70,58 @@ fn level(labels: &Value, mode: &str) -> Level {
     }
 }
 
-/// Checks a pod against its namespace's levels; answers warnings. Errors: forbidden.
-pub(super) fn check(server: &ApiServer, namespace: &str, pod: &Value) -> Result<Vec<String>, Status> {
+/// Kinds of Nuée's own that can reach the machine; a namespace that keeps pods from it keeps them too.
+pub(super) const OWN_KINDS: [&str; 3] = ["containers", "volumes", "networks"];
+
+/// Checks a pod, or an object of one of [`OWN_KINDS`], against its namespace's levels; answers warnings. Errors: forbidden.
+/// What an own object asked for before stays: it can be stopped, and its machine can write into it.
+pub(super) fn check(
+    server: &ApiServer,
+    kind: &Kind,
+    namespace: &str,
+    checked: &Value,
+    old: Option<&Value>,
+) -> Result<Vec<String>, Status> {
     let Some(object) = server.cache_of("", "namespaces").get(namespace) else { return Ok(Vec::new()) };
     let labels = object.to_value()["metadata"]["labels"].take();
     let describe = |level: Level| {
-        let problems = violations(pod, level);
+        let problems = match kind.group.as_str() {
+            "" => violations(checked, level),
+            _ if level == Level::Privileged => Vec::new(),
+            _ => {
+                let before = old.map(|old| own_violations(&kind.plural, &old["spec"])).unwrap_or_default();
+                let mut now = own_violations(&kind.plural, &checked["spec"]);
+                now.retain(|problem| !before.contains(problem));
+                now
+            }
+        };
         let name = if level == Level::Restricted { "restricted" } else { "baseline" };
         (!problems.is_empty()).then(|| format!("violates PodSecurity \"{name}:latest\": {}", problems.join(", ")))
     };
     if let Some(problem) = describe(level(&labels, "enforce")) {
-        return Err(Status::forbidden("", "pods", crate::json::text(pod, "/metadata/name"), &problem));
+        let name = crate::json::text(checked, "/metadata/name");
+        return Err(Status::forbidden(&kind.group, &kind.plural, name, &problem));
     }
     Ok(describe(level(&labels, "warn"))
         .into_iter()
         .map(|problem| format!("would {}", problem.replacen("violates", "violate", 1)))
         .collect())
+}
+
+/// What an object of Nuée's own asks of the machine itself.
+fn own_violations(plural: &str, spec: &Value) -> Vec<String> {
+    let text = |found: Vec<Privilege>| found.iter().map(ToString::to_string).collect();
+    // What does not have the kind's shape reaches no machine.
+    match plural {
+        "containers" => {
+            serde_json::from_value(spec.clone()).map_or_else(|_| Vec::new(), |spec| text(of_container(&spec)))
+        }
+        "volumes" => serde_json::from_value(spec["options"].clone())
+            .map_or_else(|_| Vec::new(), |options| text(of_volume(&options))),
+        "networks" => serde_json::from_value::<NetworkSpec>(spec.clone())
+            .map_or_else(|_| Vec::new(), |spec| text(of_network(spec.mode, &spec.options))),
+        _ => Vec::new(),
+    }
 }
 
 fn violations(pod: &Value, level: Level) -> Vec<String> {

@@ -6,7 +6,7 @@ mod rbac;
 mod rules;
 
 pub use escalation::check_escalation;
-pub use node::{LEASE_NAMESPACE, node_name, objection};
+pub use node::{LEASE_NAMESPACE, may_give_away, node_name, objection};
 pub use rbac::RbacCache;
 pub use rules::Rule;
 

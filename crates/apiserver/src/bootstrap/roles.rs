@@ -104,8 +104,16 @@ const NUEE: &[&str] = &[
     "snapshots/status",
 ];
 /// What guards and connects workloads. Who is in a group and where an address leads is for the controllers to say.
-const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers"];
-const NETWORKING_STATUS: &[&str] = &["securitygroups/status", "floatingips/status", "routers/status"];
+const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers", "ports"];
+const NETWORKING_STATUS: &[&str] = &["securitygroups/status", "floatingips/status", "routers/status", "ports/status"];
+/// Virtual machines and what they are made from.
+const MACHINES: &[&str] = &["virtualmachines", "diskimages", "keypairs", "backups"];
+const MACHINES_STATUS: &[&str] =
+    &["virtualmachines/log", "virtualmachines/status", "diskimages/status", "backups/status"];
+/// What lets somebody type there.
+const CONSOLES: &[&str] = &["virtualmachines/console"];
+/// Where workloads run is the operator's to say: who owns a machine sees that it moves, and does not move it.
+const MIGRATIONS: &[&str] = &["migrations", "migrations/status"];
 /// Services of Swarm mode; their tasks may ask for anything of a machine, so they are not everybody's to make.
 const SWARM: &[&str] = &["swarmservices", "swarmservices/status"];
 const STREAMS: &[&str] = &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy", "secrets"];
@@ -120,6 +128,9 @@ const VIEW: &[Row] = &[
     (READ, &["nuee.dev"], REPOSITORIES),
     (READ, &["nuee.dev"], NETWORKING),
     (READ, &["nuee.dev"], NETWORKING_STATUS),
+    (READ, &["nuee.dev"], MACHINES),
+    (READ, &["nuee.dev"], MACHINES_STATUS),
+    (READ, &["nuee.dev"], MIGRATIONS),
 ];
 const EDIT: &[Row] = &[
     (READ, WORKLOAD_GROUPS, WORKLOADS),
@@ -133,6 +144,12 @@ const EDIT: &[Row] = &[
     (READ, &["nuee.dev"], NETWORKING),
     (READ, &["nuee.dev"], NETWORKING_STATUS),
     (WRITE, &["nuee.dev"], NETWORKING),
+    (READ, &["nuee.dev"], MACHINES),
+    (READ, &["nuee.dev"], MACHINES_STATUS),
+    (WRITE, &["nuee.dev"], MACHINES),
+    (READ, &["nuee.dev"], CONSOLES),
+    (WRITE, &["nuee.dev"], CONSOLES),
+    (READ, &["nuee.dev"], MIGRATIONS),
     (
         &["create", "delete", "get", "list", "patch", "update", "watch", "deletecollection"],
         &["coordination.k8s.io"],
@@ -187,6 +204,7 @@ const NODE: &[Row] = &[
             "diskimages",
             "diskimages/status",
             "migrations/status",
+            "floatingips/status",
             "backups",
             "backups/status",
         ],

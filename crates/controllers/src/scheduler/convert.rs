@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::requests::{self, Requests};
 use api::swarm::{SERVICE_LABEL, TaskInfo};
 use api::{Container, FlavorSpec, VirtualMachine};
 use k8s_openapi::api::core::v1::{self as core, Node, Pod};
@@ -217,13 +218,18 @@ fn term(term: &core::NodeSelectorTerm) -> Vec<LabelRequirement> {
     conditions.collect()
 }
 
-/// A workload from a `Container`: it counts with what it reserves, as Docker's limits are no requests.
+/// What is asked for, as placement takes it.
+fn asked(requests: Requests) -> Resources {
+    let Requests { cpu_millis, memory_bytes } = requests;
+    Resources { cpu_millis, memory_bytes, ..Resources::default() }
+}
+
+/// A workload from a `Container`.
 pub fn container_workload(container: &Container) -> Workload {
-    let reserved = container.spec.resources.memory_reservation_bytes;
     let mut workload = Workload {
         id: format!("container/{}/{}", container.namespace().unwrap_or_default(), container.name_any()),
         namespace: container.namespace().unwrap_or_default(),
-        requests: Resources { memory_bytes: u64::try_from(reserved).unwrap_or(0), ..Resources::default() },
+        requests: asked(requests::of_container(&container.spec)),
         ..Workload::default()
     };
     if let Some(task) = &container.spec.task {
@@ -236,9 +242,6 @@ pub fn container_workload(container: &Container) -> Workload {
 /// What a task says about its place.
 fn place_task(workload: &mut Workload, task: &TaskInfo) {
     let placement = &task.placement;
-    let amount = |number: i64| u64::try_from(number).unwrap_or(0);
-    workload.requests.cpu_millis = amount(placement.nano_cpus).div_ceil(1_000_000);
-    workload.requests.memory_bytes = amount(placement.memory_bytes);
     let further = placement.resources.iter().map(|(name, amount)| (name.clone(), u64::from(*amount)));
     workload.requests.extended = further.collect();
     let rules = machines::rules(placement).into_iter().map(|(attribute, values, negated)| {
@@ -268,28 +271,14 @@ fn place_task(workload: &mut Workload, task: &TaskInfo) {
 /// Label of tasks, for the bound on tasks of a service on one machine.
 const LANE: &str = "nuee.dev/lane";
 
-/// Memory of a machine that does not say, as the agent gives it. Units: bytes.
-const GUEST_MEMORY_DEFAULT: u64 = 512 << 20;
-
 /// The id of a guest's workload.
 pub fn guest_id(guest: &VirtualMachine) -> String {
     format!("guest/{}/{}", guest.namespace().unwrap_or_default(), guest.name_any())
 }
 
-/// A workload from a `VirtualMachine`: all that it is given counts, whether or not it runs. `flavor` says what it does not.
+/// A workload from a `VirtualMachine`. `flavor` says what it does not.
 pub fn guest_workload(guest: &VirtualMachine, flavor: Option<&FlavorSpec>) -> Workload {
-    let memory = guest.spec.memory.as_ref().or(flavor.map(|flavor| &flavor.memory));
-    let memory = memory.and_then(quantity::units).filter(|bytes| *bytes > 0);
-    let cpus = if guest.spec.cpus > 0 { guest.spec.cpus } else { flavor.map_or(1, |flavor| flavor.cpus.max(1)) };
-    Workload {
-        id: guest_id(guest),
-        requests: Resources {
-            cpu_millis: u64::from(cpus) * 1000,
-            memory_bytes: memory.unwrap_or(GUEST_MEMORY_DEFAULT),
-            ..Resources::default()
-        },
-        ..Workload::default()
-    }
+    Workload { id: guest_id(guest), requests: asked(requests::of_guest(&guest.spec, flavor)), ..Workload::default() }
 }
 
 #[cfg(test)]

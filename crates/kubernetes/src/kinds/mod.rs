@@ -17,6 +17,7 @@ mod events;
 mod fields;
 mod nuee;
 mod nuee_disks;
+mod nuee_machines;
 mod nuee_network;
 mod pod_defaults;
 mod pod_validation;

@@ -7,8 +7,8 @@ use schemars::{Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::columns::{age, column, path, wide};
-use super::fields::{check_immutable, check_label, text};
-use super::{Registration, nuee_disks, texts};
+use super::fields::{check_immutable, text};
+use super::{Registration, nuee_disks, nuee_machines, nuee_network, sub, texts};
 
 /// A registration of one of our types, named by the type itself.
 pub(super) fn own<T: CustomResourceExt + Resource<DynamicType = ()>>(refine: impl FnOnce(&mut Kind)) -> Registration {
@@ -61,61 +61,11 @@ pub(super) fn plain(kind: &mut Kind) {
     kind.selectable_fields = Vec::new();
 }
 
-/// Processors of one machine: what one node of the largest machines has.
-const CPUS_MAX: i64 = 255;
-/// User data that a guest is given. Units: bytes. `Source:` Amazon EC2, 16 KiB; OpenStack Nova, 64 KiB.
-const USER_DATA_BYTES_MAX: usize = 64 << 10;
-
 pub(super) fn check_size(object: &Value, pointer: &str, path: &str, causes: &mut Vec<Cause>) {
     let Some(value) = object.pointer(pointer).filter(|value| !value.is_null()) else { return };
     if value.as_str().and_then(api::quantity::whole).is_none_or(|bytes| bytes <= 0) {
         causes.push(Cause::invalid(path, value, "must be a positive amount of bytes, such as 512Mi"));
     }
-}
-
-fn validate_machine(new: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    if text(new, "/spec/image").is_empty() {
-        causes.push(Cause::required("spec.image", ""));
-    }
-    let cpus = &new["spec"]["cpus"];
-    if !cpus.is_null() && !cpus.as_i64().is_some_and(|count| (0..=CPUS_MAX).contains(&count)) {
-        causes.push(Cause::invalid("spec.cpus", cpus, "must be between 0 and 255"));
-    }
-    for (pointer, path) in [
-        ("/spec/memory", "spec.memory"),
-        ("/spec/disk", "spec.disk"),
-        ("/spec/memoryMinimum", "spec.memoryMinimum"),
-        ("/spec/memoryTarget", "spec.memoryTarget"),
-    ] {
-        check_size(new, pointer, path, &mut causes);
-    }
-    let bytes = |pointer: &str| api::quantity::whole(text(new, pointer));
-    if bytes("/spec/memory").is_some_and(|all| bytes("/spec/memoryMinimum").is_some_and(|least| least > all)) {
-        let least = &new["spec"]["memoryMinimum"];
-        causes.push(Cause::invalid("spec.memoryMinimum", least, "must not be more than spec.memory"));
-    }
-    if text(new, "/spec/userData").len() > USER_DATA_BYTES_MAX {
-        causes.push(Cause::invalid("spec.userData", &"".into(), "must be at most 64 KiB"));
-    }
-    let hostname = text(new, "/spec/hostname");
-    if !hostname.is_empty() {
-        check_label("spec.hostname", hostname, &mut causes);
-    }
-    super::nuee_network::check_group_names(new, &mut causes);
-    nuee_disks::check_disks(new, &mut causes);
-    if let Some(old) = old {
-        for field in ["image", "network"] {
-            let (now, before) = (new["spec"].get(field), old["spec"].get(field));
-            check_immutable(&format!("spec.{field}"), now, before, &mut causes);
-        }
-        // A machine that is bound stays, unless its guest was handed over.
-        let handed_over = text(old, "/status/handover").starts_with(api::migration::READY);
-        if old["spec"]["nodeName"].is_string() && !handed_over {
-            check_immutable("spec.nodeName", new["spec"].get("nodeName"), old["spec"].get("nodeName"), &mut causes);
-        }
-    }
-    causes
 }
 
 /// A migration is of one machine to one place; it can be called off, no more.
@@ -134,33 +84,14 @@ fn validate_migration(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
-/// An image is made once.
-fn validate_disk_image(new: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let (upload, machine) = (text(new, "/spec/source/upload"), text(new, "/spec/source/virtualMachine"));
-    if upload.is_empty() == machine.is_empty() {
-        causes.push(Cause::required("spec.source", "name either an upload or a virtualMachine"));
-    }
-    if let Some(old) = old {
-        check_immutable("spec.source", new["spec"].get("source"), old["spec"].get("source"), &mut causes);
-    }
-    causes
-}
-
-/// One line, so that nobody adds options or further keys behind it.
-fn validate_key_pair(new: &Value, _: Option<&Value>) -> Vec<Cause> {
-    let key = text(new, "/spec/publicKey").trim();
-    let kinds = ["ssh-", "ecdsa-", "sk-"];
-    if key.lines().count() == 1 && kinds.iter().any(|kind| key.starts_with(kind)) {
-        return Vec::new();
-    }
-    vec![Cause::invalid("spec.publicKey", &key.into(), "must be one line, as in authorized_keys, without options")]
-}
-
 pub(super) fn kinds() -> Vec<Registration> {
     vec![
         own::<api::VirtualMachine>(|kind| {
             plain(kind);
+            kind.subresources = vec![
+                sub("console", "VirtualMachineConsoleOptions", "", &["create", "get"]),
+                sub("log", "VirtualMachine", "", &["get"]),
+            ];
             kind.selectable_fields = vec![("spec.nodeName".into(), "/spec/nodeName".into())];
             kind.columns = vec![
                 path("Phase", "string", ".status.phase"),
@@ -172,7 +103,7 @@ pub(super) fn kinds() -> Vec<Registration> {
                 age(),
                 wide(path("Acceleration", "string", ".status.acceleration")),
             ];
-            kind.validate = validate_machine;
+            kind.validate = nuee_machines::validate_machine;
         }),
         own::<api::Migration>(|kind| {
             plain(kind);
@@ -194,11 +125,12 @@ pub(super) fn kinds() -> Vec<Registration> {
             kind.columns = vec![
                 path("Phase", "string", ".status.phase"),
                 path("Bytes", "integer", ".status.virtualBytes"),
+                wide(path("Fetched", "integer", ".status.fetchedBytes")),
                 path("Boot", "string", ".spec.boot"),
                 age(),
                 wide(path("Message", "string", ".status.message")),
             ];
-            kind.validate = validate_disk_image;
+            kind.validate = nuee_machines::validate_disk_image;
         }),
         own::<api::Flavor>(|kind| {
             plain(kind);
@@ -210,18 +142,13 @@ pub(super) fn kinds() -> Vec<Registration> {
                 path("Disk", "string", ".spec.disk"),
                 age(),
             ];
-            kind.validate = |new, _| {
-                let mut causes = Vec::new();
-                check_size(new, "/spec/memory", "spec.memory", &mut causes);
-                check_size(new, "/spec/disk", "spec.disk", &mut causes);
-                causes
-            };
+            kind.validate = nuee_machines::validate_flavor;
         }),
         own::<api::KeyPair>(|kind| {
             plain(kind);
             kind.status_subresource = false;
             kind.columns = vec![age()];
-            kind.validate = validate_key_pair;
+            kind.validate = nuee_machines::validate_key_pair;
         }),
         own::<api::Container>(|kind| {
             kind.selectable_fields.push(("spec.nodeName".into(), "/spec/nodeName".into()));
@@ -245,6 +172,8 @@ pub(super) fn kinds() -> Vec<Registration> {
                     let (now, before) = (new.pointer("/spec/nodeName"), old.pointer("/spec/nodeName"));
                     check_immutable("spec.nodeName", now, before, &mut causes);
                 }
+                let labels = |object: &Value| object["spec"]["labels"].clone();
+                nuee_network::check_port_label("spec.labels", &labels(new), old.map(labels).as_ref(), &mut causes);
                 causes
             };
         }),

@@ -50,7 +50,9 @@ pub(super) fn validate_volume(new: &Value, old: Option<&Value>) -> Vec<Cause> {
             causes.push(Cause::invalid("spec.mode", &spec["mode"], "field is immutable"));
         }
         check_immutable("spec.source", spec.get("source"), old["spec"].get("source"), &mut causes);
-        if is_block(old) && old["spec"]["nodeName"].is_string() {
+        // A disk is where it is, until it went along with its machine.
+        let went = old["status"]["movedTo"].is_string() && spec["nodeName"] == old["status"]["movedTo"];
+        if is_block(old) && old["spec"]["nodeName"].is_string() && !went {
             check_immutable("spec.nodeName", spec.get("nodeName"), old["spec"].get("nodeName"), &mut causes);
         }
     }
@@ -66,11 +68,7 @@ pub(super) fn validate_volume(new: &Value, old: Option<&Value>) -> Vec<Cause> {
         causes.push(Cause::forbidden("spec.options", "only a volume with mode Filesystem has them"));
     }
     check_size(new, "/spec/size", "spec.size", &mut causes);
-    check_size(new, "/spec/limits/bytesPerSecond", "spec.limits.bytesPerSecond", &mut causes);
-    let iops = &spec["limits"]["iops"];
-    if !iops.is_null() && !iops.as_i64().is_some_and(|count| (1..=IOPS_MAX).contains(&count)) {
-        causes.push(Cause::invalid("spec.limits.iops", iops, "must be between 1 and 1000000000"));
-    }
+    check_limits(new, "/spec/limits", "spec.limits", &mut causes);
     check_source(spec, &mut causes);
     let bytes = |spec: &Value| spec["size"].as_str().and_then(api::quantity::whole);
     if bytes(spec).is_some_and(|size| size > SIZE_MAX) {
@@ -84,6 +82,15 @@ pub(super) fn validate_volume(new: &Value, old: Option<&Value>) -> Vec<Cause> {
         }
     }
     causes
+}
+
+/// Bounds of a disk's use.
+pub(super) fn check_limits(object: &Value, pointer: &str, path: &str, causes: &mut Vec<Cause>) {
+    check_size(object, &format!("{pointer}/bytesPerSecond"), &format!("{path}.bytesPerSecond"), causes);
+    let iops = object.pointer(&format!("{pointer}/iops")).unwrap_or(&Value::Null);
+    if !iops.is_null() && !iops.as_i64().is_some_and(|count| (1..=IOPS_MAX).contains(&count)) {
+        causes.push(Cause::invalid(&format!("{path}.iops"), iops, "must be between 1 and 1000000000"));
+    }
 }
 
 fn check_source(spec: &Value, causes: &mut Vec<Cause>) {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use api::interface::INTERFACES_MAX;
+use api::names::DEFAULT_NETWORK;
 use api::security_group::{GROUPS_MAX, RULES_MAX};
 use apiserver::Cause;
 use serde_json::Value;
@@ -12,10 +14,82 @@ use super::columns::{age, column, path, wide};
 use super::fields::{check_immutable, check_label, items, text};
 use super::nuee::{own, plain, validate_name};
 
-/// The names of a machine's security groups.
-pub(super) fn check_group_names(machine: &Value, causes: &mut Vec<Cause>) {
-    let names = items(&machine["spec"], "securityGroups");
-    check_names("spec.securityGroups", names, GROUPS_MAX, causes);
+/// Larger subnets are refused: nothing would be left for anybody else. Units: bits.
+const SUBNET_PREFIX_MIN: u8 = 8;
+
+/// What a machine says of its places on networks.
+pub(super) fn check_places(machine: &Value, causes: &mut Vec<Cause>) {
+    let spec = &machine["spec"];
+    check_interface("spec", spec, causes);
+    let list = items(spec, "interfaces");
+    if list.len() > INTERFACES_MAX {
+        let flaw = format!("must have at most {INTERFACES_MAX} items");
+        causes.push(Cause::invalid("spec.interfaces", &list.len().into(), &flaw));
+        return;
+    }
+    let (mut ports, mut macs) = (BTreeSet::new(), BTreeSet::new());
+    for (at, interface) in list.iter().enumerate() {
+        let path = format!("spec.interfaces[{at}]");
+        check_interface(&path, interface, causes);
+        let (port, mac) = (text(interface, "/port"), text(interface, "/macAddress").to_lowercase());
+        if !port.is_empty() && !ports.insert(port) {
+            causes.push(Cause::invalid(&format!("{path}.port"), &port.into(), "must not be named twice"));
+        }
+        if !mac.is_empty() && !macs.insert(mac.clone()) {
+            causes.push(Cause::invalid(&format!("{path}.macAddress"), &mac.into(), "must not be named twice"));
+        }
+    }
+    if let Some(first) = list.first() {
+        check_shorthand(spec, first, causes);
+    }
+}
+
+/// The single fields are those of the first interface, and say nothing else beside a list.
+fn check_shorthand(spec: &Value, first: &Value, causes: &mut Vec<Cause>) {
+    for field in ["network", "port", "securityGroups"] {
+        let (alone, listed) = (&spec[field], &first[field]);
+        let says_default = field == "network" && text(first, "/port").is_empty() && !is_set(listed);
+        let is_same = alone == listed || (says_default && alone == DEFAULT_NETWORK);
+        if is_set(alone) && !is_same {
+            let flaw = "says another than spec.interfaces[0], whose shorthand it is";
+            causes.push(Cause::invalid(&format!("spec.{field}"), alone, flaw));
+        }
+    }
+}
+
+fn is_set(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.is_empty()) || value.as_array().is_some_and(|list| !list.is_empty())
+}
+
+/// One interface of a machine: the specification itself, for the first, or one of the list.
+fn check_interface(path: &str, interface: &Value, causes: &mut Vec<Cause>) {
+    let (network, port, mac) = (text(interface, "/network"), text(interface, "/port"), text(interface, "/macAddress"));
+    if !network.is_empty() {
+        check_name(&format!("{path}.network"), network, causes);
+    }
+    if !port.is_empty() {
+        check_name(&format!("{path}.port"), port, causes);
+        for field in ["network", "macAddress", "securityGroups"].into_iter().filter(|field| is_set(&interface[*field]))
+        {
+            let flaw = "cannot go with port, which says it";
+            causes.push(Cause::invalid(&format!("{path}.{field}"), &interface[field], flaw));
+        }
+    }
+    let flaw = match api::port::mac(mac) {
+        _ if mac.is_empty() => None,
+        // A wish would show, or take, what others on a network have that all namespaces share.
+        Some(_) if port.is_empty() && matches!(network, "" | "default" | DEFAULT_NETWORK) => {
+            Some("needs a network of its own, or a port: all namespaces share the default network")
+        }
+        None => Some("must be an interface's hardware address, as in 52:54:00:12:34:56"),
+        // Whoever has that address is given it.
+        Some([one, two, ..]) if [one, two] == api::port::DERIVED => Some("is made from an IPv4 address"),
+        Some(_) => None,
+    };
+    if let Some(flaw) = flaw {
+        causes.push(Cause::invalid(&format!("{path}.macAddress"), &interface["macAddress"], flaw));
+    }
+    check_names(&format!("{path}.securityGroups"), items(interface, "securityGroups"), GROUPS_MAX, causes);
 }
 
 /// A list of names: each an object's, none twice, not too many.
@@ -82,6 +156,63 @@ fn validate_floating(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
+fn validate_port(new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let spec = &new["spec"];
+    let (network, address, mac) =
+        (text(new, "/spec/network"), text(new, "/spec/address"), text(new, "/spec/macAddress"));
+    if !network.is_empty() {
+        check_name("spec.network", network, &mut causes);
+    }
+    let wanted = address.parse::<Ipv4Addr>();
+    if !address.is_empty() && wanted.is_err() {
+        causes.push(Cause::invalid("spec.address", &spec["address"], "must be an IPv4 address"));
+    }
+    match api::port::mac(mac) {
+        _ if mac.is_empty() => {}
+        None => {
+            let flaw = "must be an interface's hardware address, as in 52:54:00:12:34:56";
+            causes.push(Cause::invalid("spec.macAddress", &spec["macAddress"], flaw));
+        }
+        // Whoever has that address is given it.
+        Some([one, two, rest @ ..])
+            if [one, two] == api::port::DERIVED && wanted.map(|own| own.octets()) != Ok(rest) =>
+        {
+            let flaw = "is made from another IPv4 address than this port's";
+            causes.push(Cause::invalid("spec.macAddress", &spec["macAddress"], flaw));
+        }
+        Some(_) => {}
+    }
+    check_names("spec.securityGroups", items(spec, "securityGroups"), GROUPS_MAX, &mut causes);
+    if let Some(old) = old {
+        for field in ["network", "address", "macAddress"] {
+            check_immutable(&format!("spec.{field}"), spec.get(field), old["spec"].get(field), &mut causes);
+        }
+    }
+    causes
+}
+
+/// What the labels of a container, or the annotations of a pod, say of its port: one that says its groups, and the same for as long as the
+/// object is there, since whose a port is is known by that.
+pub(super) fn check_port_label(path: &str, new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    let label = |labels: &Value, name: &str| labels[name].as_str().unwrap_or_default().to_owned();
+    let (port, path) = (label(new, api::port::LABEL), format!("{path}[{}]", api::port::LABEL));
+    if old.is_some_and(|old| label(old, api::port::LABEL) != port) {
+        causes.push(Cause::invalid(&path, &port.into(), "field is immutable"));
+        return;
+    }
+    if port.is_empty() {
+        return;
+    }
+    if old.is_none() {
+        check_name(&path, &port, causes);
+    }
+    if !label(new, api::security_group::LABEL).is_empty() {
+        let flaw = format!("cannot go with {}, which it says", api::security_group::LABEL);
+        causes.push(Cause::invalid(&path, &port.into(), &flaw));
+    }
+}
+
 fn validate_router(new: &Value, _: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
     check_names("spec.networks", items(&new["spec"], "networks"), api::router::NETWORKS_MAX, &mut causes);
@@ -108,6 +239,12 @@ fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
             causes.push(Cause::required("spec.subnet", "addresses that are routed to this machine"));
         }
         _ => {}
+    }
+    let subnet = text(new, "/spec/subnet");
+    let is_new = old.is_none_or(|old| text(old, "/spec/subnet") != subnet);
+    if is_new && subnet.parse::<api::share::Range>().is_ok_and(|range| range.prefix() < SUBNET_PREFIX_MIN) {
+        let flaw = format!("is too large: its prefix must have at least {SUBNET_PREFIX_MIN} bits, as in 10.0.0.0/8");
+        causes.push(Cause::invalid("spec.subnet", &spec["subnet"], &flaw));
     }
     if let Some(old) = old {
         for field in ["mode", "uplink"] {
@@ -168,6 +305,25 @@ pub(super) fn kinds() -> Vec<Registration> {
             ];
             kind.validate = validate_floating;
         }),
+        own::<api::Port>(|kind| {
+            plain(kind);
+            kind.selectable_fields = vec![("status.nodeName".into(), "/status/nodeName".into())];
+            kind.columns = vec![
+                path("Network", "string", ".spec.network"),
+                path("Address", "string", ".status.address"),
+                path("MAC", "string", ".status.macAddress"),
+                path("Phase", "string", ".status.phase"),
+                column("Used By", "string", |object, _| {
+                    let on = |field: &str| text(object, &format!("/status/attachedTo/{field}"));
+                    let names = ["virtualMachine", "container", "pod"].map(on);
+                    names.into_iter().find(|name| !name.is_empty()).unwrap_or_default().into()
+                }),
+                age(),
+                wide(path("Node", "string", ".status.nodeName")),
+                wide(path("Message", "string", ".status.message")),
+            ];
+            kind.validate = validate_port;
+        }),
         own::<api::Router>(|kind| {
             plain(kind);
             kind.columns = vec![
@@ -182,4 +338,80 @@ pub(super) fn kinds() -> Vec<Registration> {
             kind.validate = validate_router;
         }),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_subnet_has_a_bound_but_what_is_there_stays() {
+        let network = |subnet: &str| json!({"metadata": {"name": "a"}, "spec": {"name": "a", "subnet": subnet}});
+        let refused = |new: &Value, old: Option<&Value>| {
+            validate_network(new, old).iter().any(|cause| cause.field == "spec.subnet")
+        };
+        assert!(!refused(&network("10.0.0.0/8"), None) && !refused(&network(""), None));
+        assert!(refused(&network("0.0.0.0/0"), None) && refused(&network("32.0.0.0/3"), None));
+        assert!(!refused(&network("32.0.0.0/3"), Some(&network("32.0.0.0/3"))));
+        assert!(refused(&network("32.0.0.0/3"), Some(&network("10.0.0.0/24"))));
+    }
+
+    #[test]
+    fn interfaces_are_few_and_different_and_the_single_fields_say_nothing_else() {
+        let causes = |spec: Value| -> Vec<String> {
+            let mut causes = Vec::new();
+            check_places(&json!({ "spec": spec }), &mut causes);
+            causes.into_iter().map(|cause| cause.field).collect()
+        };
+        let list = |list: Value| json!({ "interfaces": list });
+        assert!(
+            causes(list(json!([{}, {"network": "a"}, {"network": "a", "securityGroups": ["g"]}, {"port": "p"}])))
+                .is_empty()
+        );
+        assert_eq!(causes(list(json!([{"port": "p"}, {"port": "p"}]))), ["spec.interfaces[1].port"]);
+        assert_eq!(causes(list(json!([{"network": "a/b"}]))), ["spec.interfaces[0].network"]);
+        let both = json!([{"port": "p", "network": "a", "macAddress": "52:54:00:00:00:01"}]);
+        assert_eq!(causes(list(both)), ["spec.interfaces[0].network", "spec.interfaces[0].macAddress"]);
+        for mac in ["02:42:0a:58:00:01", "01:00:5e:00:00:01", "x"] {
+            assert_eq!(causes(list(json!([{ "macAddress": mac }]))), ["spec.interfaces[0].macAddress"], "{mac}");
+        }
+        for network in ["", "bridge", "default"] {
+            let wish = json!([{"network": network, "macAddress": "52:54:00:00:00:01"}]);
+            assert_eq!(causes(list(wish)), ["spec.interfaces[0].macAddress"], "{network:?} is everybody's");
+        }
+        assert!(causes(list(json!([{"network": "a", "macAddress": "52:54:00:00:00:01"}]))).is_empty());
+        let twins = json!([
+            {"network": "b", "macAddress": "52:54:00:00:00:0a"},
+            {"network": "a", "macAddress": "52:54:00:00:00:0A"},
+        ]);
+        assert_eq!(causes(list(twins)), ["spec.interfaces[1].macAddress"]);
+        assert_eq!(causes(list(vec![json!({}); INTERFACES_MAX + 1].into())), ["spec.interfaces"]);
+        let with = |field: &str, value: Value, first: Value| causes(json!({"interfaces": [first], field: value}));
+        assert!(with("network", "a".into(), json!({"network": "a"})).is_empty());
+        assert!(with("network", "bridge".into(), json!({})).is_empty());
+        assert!(with("securityGroups", json!([]), json!({"securityGroups": ["g"]})).is_empty());
+        assert_eq!(with("network", "b".into(), json!({"network": "a"})), ["spec.network"]);
+        assert_eq!(with("port", "p".into(), json!({"network": "a"})), ["spec.port"]);
+        assert_eq!(with("securityGroups", json!(["g"]), json!({})), ["spec.securityGroups"]);
+    }
+
+    #[test]
+    fn a_workload_says_its_port_once_and_no_groups_beside() {
+        let causes = |new: Value, old: Option<Value>| {
+            let mut causes = Vec::new();
+            check_port_label("spec.labels", &new, old.as_ref(), &mut causes);
+            causes.len()
+        };
+        let (port, other) = (json!({"nuee.dev/port": "p"}), json!({"nuee.dev/port": "q"}));
+        assert_eq!((causes(port.clone(), None), causes(json!({}), None), causes(Value::Null, None)), (0, 0, 0));
+        assert_eq!((causes(port.clone(), Some(port.clone())), causes(json!({}), Some(Value::Null))), (0, 0));
+        for (new, old) in [(port.clone(), Some(other)), (port.clone(), Some(json!({}))), (Value::Null, Some(port))] {
+            assert_eq!(causes(new, old), 1);
+        }
+        assert_eq!(causes(json!({"nuee.dev/port": "a/b"}), None), 1);
+        let both = json!({"nuee.dev/port": "p", "nuee.dev/security-groups": "g"});
+        assert_eq!((causes(both.clone(), None), causes(both, Some(json!({"nuee.dev/port": "p"})))), (1, 1));
+    }
 }

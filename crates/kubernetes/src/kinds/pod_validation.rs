@@ -16,6 +16,9 @@ pub(super) fn pod(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
     let spec = &new["spec"];
     pod_spec(spec, "spec", &mut causes);
+    let annotations = |object: &Value| object["metadata"]["annotations"].clone();
+    let before = old.map(annotations);
+    super::nuee_network::check_port_label("metadata.annotations", &annotations(new), before.as_ref(), &mut causes);
     if let Some(old) = old
         && frozen(spec) != frozen(&old["spec"])
     {

@@ -1,4 +1,4 @@
-//! `pods/log` as a text stream.
+//! `log` as a text stream.
 
 use std::pin::Pin;
 
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use node::{LogLine, LogOptions, LogStream};
 use serde_json::Value;
 
-use super::{container, node_status, workload};
+use super::{node_status, workload};
 use crate::query::Query;
 use crate::resource::Call;
 use crate::router::typed_response;
@@ -21,12 +21,12 @@ const NANOSECONDS: i64 = 1_000_000_000;
 
 pub(super) async fn serve(call: &Call, pod: &Value) -> Result<Response, Status> {
     let (options, limit) = options(&call.query, (call.state.now)())?;
-    let container = container(call, pod)?;
+    let workload = workload(call, pod)?;
     if pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default().is_empty() {
         // Not bound to a machine yet: there is no log, and Kubernetes answers an empty one.
         return Ok(typed_response(StatusCode::OK, "text/plain", Body::empty()));
     }
-    let lines = call.state.node.logs(&workload(call, container), options).await.map_err(node_status)?;
+    let lines = call.state.node.logs(&workload, options).await.map_err(node_status)?;
     let text = limited(text(lines, call.query.flag("timestamps")), limit);
     Ok(typed_response(StatusCode::OK, "text/plain", Body::from_stream(text)))
 }

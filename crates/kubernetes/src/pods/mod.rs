@@ -1,5 +1,5 @@
-//! The subresources of pods that are streams: `log`, `exec`, `attach`, `portforward`. The machine does the work through
-//! `node::Node`; this module checks rights and the pod, and speaks the wire protocols.
+//! The subresources that are streams: `log`, `exec`, `attach`, `portforward` of pods, `log` and `console` of virtual machines. The
+//! machine does the work through `node::Node`; this module checks rights and the object, and speaks the wire protocols.
 
 mod log;
 mod port_forward;
@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 
 use crate::resource::{Call, not_allowed};
 
+/// Group of virtual machines.
+const MACHINES: &str = "nuee.dev";
+
 /// Which protocol a subresource speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -29,18 +32,18 @@ pub(crate) enum Protocol {
     Attach,
     /// TCP ports.
     PortForward,
+    /// The serial console of a virtual machine, by the protocol of `attach`.
+    Console,
 }
 
 /// The protocol of a path; `None` for plain resources.
 pub(crate) fn protocol(path: &ResourcePath) -> Option<Protocol> {
-    if !path.group.is_empty() || path.resource != "pods" {
-        return None;
-    }
-    match path.subresource.as_deref()? {
-        "log" => Some(Protocol::Log),
-        "exec" => Some(Protocol::Exec),
-        "attach" => Some(Protocol::Attach),
-        "portforward" => Some(Protocol::PortForward),
+    match (path.group.as_str(), path.resource.as_str(), path.subresource.as_deref()?) {
+        ("", "pods", "log") | (MACHINES, "virtualmachines", "log") => Some(Protocol::Log),
+        (MACHINES, "virtualmachines", "console") => Some(Protocol::Console),
+        ("", "pods", "exec") => Some(Protocol::Exec),
+        ("", "pods", "attach") => Some(Protocol::Attach),
+        ("", "pods", "portforward") => Some(Protocol::PortForward),
         _ => None,
     }
 }
@@ -66,14 +69,14 @@ pub(crate) async fn serve(protocol: Protocol, call: Call) -> Result<Response, St
 
 async fn open(protocol: Protocol, call: Call, verb: &str) -> Result<Response, Status> {
     authorize(&call, verb)?;
-    let pod = pod(&call).await?;
+    let object = object(&call).await?;
     if protocol == Protocol::Log {
-        return log::serve(&call, &pod).await;
+        return log::serve(&call, &object).await;
     }
     let warnings = call.state.api.admit_connection(&call.context, &call.path, &options(protocol, &call)).await?;
     let mut response = match protocol {
-        Protocol::PortForward => port_forward::serve(call, &pod).await,
-        _ => session::serve(protocol, call, &pod).await,
+        Protocol::PortForward => port_forward::serve(call, &object).await,
+        _ => session::serve(protocol, call, &object).await,
     }?;
     crate::router::with_warnings(&mut response, warnings);
     Ok(response)
@@ -84,6 +87,10 @@ fn options(protocol: Protocol, call: &Call) -> Value {
     let flag = |name: &str| call.query.flag(name);
     let kind = match protocol {
         Protocol::PortForward => return json!({"apiVersion": "v1", "kind": "PodPortForwardOptions"}),
+        Protocol::Console => {
+            return json!({"apiVersion": "nuee.dev/v1", "kind": "VirtualMachineConsoleOptions", "stdin": flag("stdin"),
+                "past": flag("past")});
+        }
         Protocol::Attach => "PodAttachOptions",
         _ => "PodExecOptions",
     };
@@ -100,17 +107,18 @@ fn authorize(call: &Call, verb: &str) -> Result<(), Status> {
     if call.state.api.authorize(user, &call.path.attributes(verb)).allowed {
         return Ok(());
     }
-    let resource = format!("pods/{}", call.path.subresource.as_deref().unwrap_or_default());
+    let (group, plural) = (call.path.group.as_str(), call.path.resource.as_str());
+    let resource = format!("{plural}/{}", call.path.subresource.as_deref().unwrap_or_default());
     let detail = format!(
-        "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"\" in the namespace \"{}\"",
+        "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" in the namespace \"{}\"",
         user.name,
         call.path.namespace.as_deref().unwrap_or_default()
     );
-    Err(Status::forbidden("", "pods", call.path.name.as_deref().unwrap_or_default(), &detail))
+    Err(Status::forbidden(group, plural, call.path.name.as_deref().unwrap_or_default(), &detail))
 }
 
-/// The pod. Who may read its log need not have the right to read the pod itself.
-async fn pod(call: &Call) -> Result<Value, Status> {
+/// The object. Who may read its log need not have the right to read the object itself.
+async fn object(call: &Call) -> Result<Value, Status> {
     let path = ResourcePath { subresource: None, ..call.path.clone() };
     let context = RequestContext::internal("system:apiserver");
     Ok(call.state.api.get(&context, &path, &GetOptions::default()).await?.to_value())
@@ -149,7 +157,17 @@ fn container(call: &Call, pod: &Value) -> Result<String, Status> {
     }
 }
 
-fn workload(call: &Call, container: String) -> Workload {
+/// What the machine is asked about.
+fn workload(call: &Call, object: &Value) -> Result<Workload, Status> {
+    let namespace = call.path.namespace.clone().unwrap_or_default();
+    let name = call.path.name.clone().unwrap_or_default();
+    if call.path.resource != "pods" {
+        return Ok(Workload::VirtualMachine { namespace, name });
+    }
+    Ok(in_pod(call, container(call, object)?))
+}
+
+fn in_pod(call: &Call, container: String) -> Workload {
     Workload::PodContainer {
         namespace: call.path.namespace.clone().unwrap_or_default(),
         pod: call.path.name.clone().unwrap_or_default(),

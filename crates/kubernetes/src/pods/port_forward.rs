@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::spdy::{self, Incoming, Reader};
 use super::spdy_headers::HeaderEncoder;
 use super::spdy_pipe::{self, Pipe};
-use super::{websocket, workload};
+use super::{in_pod, websocket};
 use crate::resource::Call;
 
 const PROTOCOL: &str = "portforward.k8s.io";
@@ -27,7 +27,7 @@ const MAX_CONNECTIONS: usize = 1024;
 
 pub(super) async fn serve(call: Call, pod: &Value) -> Result<Response, Status> {
     let containers = pod.pointer("/spec/containers/0/name").and_then(Value::as_str).unwrap_or_default();
-    let (node, workload) = (call.state.node.clone(), workload(&call, containers.to_owned()));
+    let (node, workload) = (call.state.node.clone(), in_pod(&call, containers.to_owned()));
     if pod.pointer("/status/phase").and_then(Value::as_str) != Some("Running") {
         let phase = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or("Unknown");
         return Err(Status::bad_request(format!(

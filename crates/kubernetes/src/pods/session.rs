@@ -1,4 +1,4 @@
-//! `exec` and `attach`: one process' streams over whichever transport the client brings.
+//! `exec`, `attach` and `console`: one process' streams over whichever transport the client brings.
 
 use apiserver::Status;
 use axum::response::Response;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use super::{Protocol, container, node_status, spdy_session, websocket, workload};
+use super::{Protocol, node_status, spdy_session, websocket, workload};
 use crate::resource::Call;
 
 /// Pieces that wait in each direction before the other side has to wait.
@@ -69,8 +69,10 @@ pub(super) async fn serve(protocol: Protocol, call: Call, pod: &Value) -> Result
     if protocol == Protocol::Exec && (command.is_empty() || command.len() > MAX_COMMAND_WORDS) {
         return Err(Status::bad_request("you must specify at least 1 command for the container"));
     }
-    let workload = workload(&call, container(&call, pod)?);
-    if let phase @ ("Succeeded" | "Failed") = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default() {
+    let workload = workload(&call, pod)?;
+    if let phase @ ("Succeeded" | "Failed") = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default()
+        && protocol != Protocol::Console
+    {
         let name = call.path.name.as_deref().unwrap_or_default();
         return Err(Status::bad_request(format!(
             "cannot exec into a container in a completed pod; current phase is {phase} ({name})"
@@ -85,7 +87,10 @@ pub(super) async fn serve(protocol: Protocol, call: Call, pod: &Value) -> Result
                 ExecRequest { command, terminal: wanted.terminal, stdin: wanted.stdin, ..ExecRequest::default() };
             node.exec(&workload, request).await
         }
-        _ => node.attach(&workload, AttachOptions { stdin: wanted.stdin, ..AttachOptions::default() }).await,
+        _ => {
+            let replay_logs = protocol == Protocol::Console && flag("past");
+            node.attach(&workload, AttachOptions { stdin: wanted.stdin, replay_logs, ..AttachOptions::default() }).await
+        }
     };
     let session = match session {
         Err(node::Error::CannotStart { code, message }) => failed_to_start(code, &message),

@@ -84,6 +84,25 @@ async fn typed_clients_create_with_protobuf() {
     assert_eq!(server.kubectl("create token robot").await.split('.').count(), 3);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_members_of_a_list_are_checked_before_any_is_made() {
+    let server = Server::start().await;
+    let list = |field: &str| {
+        format!(
+            "apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: ConfigMap, metadata: {{name: one}}, {field}: {{a: b}}}}\n\
+             - {{apiVersion: apps/v1, kind: Deployment, metadata: {{name: two}}, spec: {{selector: {{matchLabels: {{app: x}}}}, \
+             template: {{metadata: {{labels: {{app: x}}}}, spec: {{containers: [{{name: c, image: i, ports: [{{containerPort: 80}}]}}]}}}}}}}}\n"
+        )
+    };
+    let refused = server.run("create -f -", &list("dat")).await;
+    assert!(refused.code != 0 && refused.stderr.contains("unknown field \"dat\""), "{}", refused.stderr);
+    assert_eq!(server.kubectl("get configmaps,deployments -o name").await, "");
+    let made = server.kubectl_with("create -f -", &list("data")).await;
+    assert_eq!(made, "configmap/one created\ndeployment.apps/two created\n");
+    let same = server.kubectl_with("apply -f -", &list("data")).await;
+    assert!(same.contains("deployment.apps/two configured"), "{same}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logs_and_processes_of_a_pod() {
     let server = Server::start().await;

@@ -334,3 +334,108 @@ async fn the_matrix_notices_a_tenant_who_reaches_another() {
         assert!(code == 200 && text.contains(CANARY), "{code} {text}");
     }
 }
+
+/// What alice, who may edit namespace `c`, is answered there.
+async fn posts(server: &Server, plural: &str, object: Value) -> (u16, String) {
+    let group = if plural == "services" { "api/v1" } else { "apis/nuee.dev/v1" };
+    let path = format!("/{group}/namespaces/c/{plural}");
+    send(server, &Attempt::with("POST", path, "application/json", &object), &[]).await
+}
+
+fn own(kind: &str, name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "nuee.dev/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_edit_makes_machines_and_networks_and_touches_nothing_of_the_operators() {
+    let server = world().await;
+    let root = RequestContext::internal("admin");
+    let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
+    let namespace = json!({"metadata": {"name": "c", "labels": labels}});
+    let path = ResourcePath::collection("", "v1", "namespaces", None);
+    server.api.create(&root, &path, namespace, &WriteOptions::default()).await.unwrap();
+    bind(&server, "rolebindings", Some("c"), "edit").await;
+    let quota = json!({"metadata": {"name": "few"}, "spec": {"hard": {"count/floatingips.nuee.dev": "1"}}});
+    let path = ResourcePath::collection("", "v1", "resourcequotas", Some("c"));
+    server.api.create(&root, &path, quota, &WriteOptions::default()).await.unwrap();
+
+    for (plural, object) in [
+        ("virtualmachines", own("VirtualMachine", "web", &json!({"image": "tiny"}))),
+        ("diskimages", own("DiskImage", "tiny", &json!({"source": {"virtualMachine": "web"}}))),
+        ("keypairs", own("KeyPair", "me", &json!({"publicKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJv me"}))),
+        ("networks", own("Network", "front", &json!({"name": "front"}))),
+        ("routers", own("Router", "between", &json!({"networks": ["front"]}))),
+        ("ports", own("Port", "front", &json!({"network": "front"}))),
+        ("securitygroups", own("SecurityGroup", "ssh", &json!({"rules": []}))),
+        ("floatingips", own("FloatingIP", "one", &json!({"virtualMachine": "web"}))),
+    ] {
+        let (code, text) = posts(&server, plural, object).await;
+        assert_eq!(code, 201, "{plural}: {text}");
+    }
+    let (code, text) = posts(&server, "floatingips", own("FloatingIP", "two", &json!({}))).await;
+    assert!(code == 403 && text.contains("exceeded quota: few"), "{code} {text}");
+
+    // What belongs to the operator, or says what only the pool knows.
+    for (method, path) in [
+        ("POST", "/apis/nuee.dev/v1/flavors"),
+        ("POST", "/apis/nuee.dev/v1/networkroutes"),
+        ("GET", "/apis/nuee.dev/v1/networkroutes"),
+        ("POST", "/apis/nuee.dev/v1/namespaces/c/migrations"),
+        ("POST", "/apis/nuee.dev/v1/namespaces/c/swarmservices"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/virtualmachines/web/status"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/floatingips/one/status"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/ports/front/status"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/diskimages/tiny/status"),
+        ("POST", "/api/v1/namespaces/c/resourcequotas"),
+        ("DELETE", "/api/v1/namespaces/c/resourcequotas/few"),
+        ("GET", "/api/v1/nodes"),
+    ] {
+        let content = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let body = json!({"metadata": {"name": "x"}, "status": {}});
+        let (code, text) = send(&server, &Attempt::with(method, path.into(), content, &body), &[]).await;
+        assert_eq!(code, 403, "{method} {path}: {text}");
+    }
+    // The namespace keeps workloads from the machine, whatever kind they are of.
+    let id = "a".repeat(64);
+    for (plural, object) in [
+        ("containers", own("Container", &id, &json!({"name": "p", "security": {"privileged": true}}))),
+        (
+            "containers",
+            own("Container", &id, &json!({"name": "p", "mounts": [{"kind": "bind", "source": "/", "target": "/h"}]})),
+        ),
+        ("volumes", own("Volume", "v", &json!({"name": "v", "options": {"type": "none", "o": "bind", "device": "/"}}))),
+        (
+            "volumes",
+            own("Volume", "v", &json!({"name": "v", "options": {"type": "tmpfs", "o": "bind", "device": "/"}})),
+        ),
+        (
+            "containers",
+            own("Container", &id, &json!({"name": "p", "mounts": [{"kind": "Bind", "source": "/", "target": "/h"}]})),
+        ),
+        (
+            "networks",
+            own(
+                "Network",
+                "lan",
+                &json!({"name": "lan", "mode": "bridged", "uplink": "lan0", "subnet": "192.0.2.0/24"}),
+            ),
+        ),
+        (
+            "networks",
+            own("Network", "br", &json!({"name": "br", "options": {"com.docker.network.bridge.name": "br0"}})),
+        ),
+    ] {
+        let (code, text) = posts(&server, plural, object).await;
+        assert!(code == 403 && text.contains("violates PodSecurity"), "{plural}: {code} {text}");
+    }
+    let (code, text) = posts(&server, "containers", own("Container", &id, &json!({"name": "p", "image": "i"}))).await;
+    assert_eq!(code, 201, "{text}");
+    // Ports of the machines are of the range for them.
+    let service = |port: u16| json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}});
+    let (code, text) = posts(&server, "services", service(2222)).await;
+    let expected = "spec.ports[0].nodePort: Invalid value: 2222: provided port is not in the valid range. \
+                    The range of valid ports is 30000-32767";
+    assert!(code == 422 && text.contains(expected), "{code} {text}");
+    let (code, text) = posts(&server, "services", service(30022)).await;
+    assert_eq!(code, 201, "{text}");
+}
