@@ -23,7 +23,8 @@ use crate::launch::Machine;
 use crate::networks::{self, Networks, Outside};
 use crate::node_object::{self, NodeFacts};
 use crate::{
-    container, disk, floating, garbage, guest, informer, machine, overlay, pod, proxy, routers, security, volumes,
+    container, disk, floating, garbage, guest, informer, machine, overlay, pod, ports, proxy, routers, security,
+    volumes,
 };
 
 /// What an agent is given.
@@ -64,6 +65,8 @@ pub struct AgentOptions {
     pub disk_reserve_percent: u8,
     /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
     pub container_pids_limit: i64,
+    /// Where disk images may be fetched from.
+    pub image_reach: image::web::Reach,
     /// Part of the default network that this machine gives addresses from; `None` means all of it.
     pub pod_range: Option<network::Subnet>,
     /// What the operator lets networks be towards the outside.
@@ -100,7 +103,13 @@ impl Agent {
         };
         let directory = Directory::new(network::dns::Server::new(dns));
         let (networks, found) = tokio::try_join!(
-            Networks::open(options.fabric.clone(), options.default_subnet, options.pod_range, options.outside),
+            Networks::open(
+                options.fabric.clone(),
+                options.default_subnet,
+                options.pod_range,
+                options.outside,
+                options.is_member,
+            ),
             async { Ok(options.runtime.list().await?) },
         )?;
         let changed = Arc::new(Notify::new());
@@ -134,6 +143,7 @@ impl Agent {
             machine: Machine::of_this_process(),
             disk_reserve_percent: options.disk_reserve_percent,
             container_pids_limit: options.container_pids_limit,
+            image_reach: options.image_reach,
             disk_pressure: tokio::sync::watch::Sender::new(false),
             size,
             origin: tokio::time::Instant::now(),
@@ -160,6 +170,10 @@ impl Agent {
         tasks.push(tokio::spawn(security::run(context.clone())));
         tasks.push(tokio::spawn(floating::run(context.clone())));
         tasks.push(tokio::spawn(routers::run(context.clone())));
+        tasks.push(tokio::spawn(ports::run(context.clone())));
+        if !context.is_member {
+            tasks.push(tokio::spawn(ports::give(context.clone())));
+        }
         tasks.push(tokio::spawn(guest::moving::source::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))
     }

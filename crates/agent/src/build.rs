@@ -191,7 +191,7 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<StepOu
     };
     hands::check_working_directory(&step.working_directory)?;
     let config = ContainerConfig {
-        cgroup_parent: None,
+        cgroup_parent: Some(step.bounds.cgroup_parent.clone()).filter(|parent| !parent.is_empty()),
         id: step.id.clone(),
         bundle_dir: directory,
         spec: launch.specification(&context.machine)?,

@@ -87,6 +87,8 @@ pub struct Context {
     pub disk_reserve_percent: u8,
     /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
     pub container_pids_limit: i64,
+    /// Where disk images may be fetched from.
+    pub image_reach: image::web::Reach,
     /// Whether too little of the machine's disk is left.
     pub disk_pressure: tokio::sync::watch::Sender<bool>,
     /// Size of the machine.
@@ -98,6 +100,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// Whether a container of this namespace, bound to this machine, has this runtime id.
+    pub fn is_neighbour(&self, namespace: &str, id: &str) -> bool {
+        self.containers.lock().iter().any(|(key, handle)| key.namespace == namespace && handle.id == id)
+    }
+
     /// Time for decisions: monotonic, since the agent's start.
     pub fn now(&self) -> Duration {
         self.origin.elapsed()

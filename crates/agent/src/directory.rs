@@ -16,7 +16,12 @@ struct State {
     networks: BTreeMap<String, Members>,
     /// By network: names of virtual addresses.
     virtual_names: VirtualNames,
+    /// By network: workloads on other machines.
+    elsewhere: MembersElsewhere,
 }
+
+/// By network id: addresses of workloads on other machines, with their names.
+pub type MembersElsewhere = BTreeMap<String, Vec<(Ipv4Addr, Vec<String>)>>;
 
 /// By network id: names of virtual addresses, each with the name that all who stand behind it share.
 pub type VirtualNames = BTreeMap<String, BTreeMap<String, (Ipv4Addr, String)>>;
@@ -54,6 +59,15 @@ impl Directory {
             let changed = state.services != services || state.virtual_names != names;
             state.services = services;
             state.virtual_names = names;
+            changed
+        });
+    }
+
+    /// Replaces what is known of workloads on other machines.
+    pub fn set_members_elsewhere(&self, members: MembersElsewhere) {
+        self.change(|state| {
+            let changed = state.elsewhere != members;
+            state.elsewhere = members;
             changed
         });
     }
@@ -131,15 +145,16 @@ fn records(state: &State) -> Records {
 fn names_of(state: &State, id: &str, network: &Members, of_owner: &BTreeMap<&str, BTreeSet<Ipv4Addr>>) -> NetworkNames {
     let mut names: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     let mut reverse = BTreeMap::new();
-    let members = network.members.values();
-    for (address, own) in members.flat_map(|(addresses, own)| addresses.iter().map(move |a| (a, own))) {
+    let here = network.members.values().flat_map(|(addresses, own)| addresses.iter().map(move |a| (*a, own)));
+    let elsewhere = state.elsewhere.get(id).into_iter().flatten().map(|(address, own)| (IpAddr::V4(*address), own));
+    for (address, own) in here.chain(elsewhere) {
         for name in own {
             let list = names.entry(name.clone()).or_default();
-            if !list.contains(address) {
-                list.push(*address);
+            if !list.contains(&address) {
+                list.push(address);
             }
         }
-        reverse.extend(own.first().map(|name| (*address, name.clone())));
+        reverse.extend(own.first().map(|name| (address, name.clone())));
     }
     for (other, alias) in network.links.values().flatten() {
         // A name that somebody has by itself is not taken from him.

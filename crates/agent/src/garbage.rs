@@ -39,8 +39,8 @@ pub async fn collect(
     // What has come since the start lives too.
     live.extend(context.containers.lock().values().map(|h| h.id.clone()));
     live.extend(context.pods.lock().values().flat_map(|h| h.owned()));
-    live.extend(guests.iter().cloned());
-    live.extend(context.guests.uids());
+    let guests = guests.iter().cloned().chain(context.guests.uids());
+    live.extend(guests.flat_map(|uid| crate::guest::interfaces::owners(&uid)));
     match context.fabric.collect_garbage(&live).await {
         Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "freed what nobody owns any more"),
         Ok(_) => {}
@@ -83,12 +83,18 @@ pub async fn collect_guests(context: &Arc<Context>, found: &HashSet<String>, gue
     if !context.data_dir.join("disks").exists() {
         return;
     }
+    let more = |uid: &String| [crate::guest::root::rescue_owner(uid), crate::guest::revert::owner(uid)];
+    let more: Vec<String> = live.iter().flat_map(more).collect();
+    live.extend(more);
     live.extend(owners);
     for uid in names(&context.data_dir.join("disks").join("images")).into_iter().filter(|uid| !live.contains(uid)) {
         let _ = std::fs::remove_dir_all(context.guests.image_directory(&uid));
     }
     for uid in names(&context.data_dir.join("exports")).into_iter().filter(|uid| !live.contains(uid)) {
         let _ = std::fs::remove_dir_all(context.guests.export_directory(&uid));
+    }
+    for uid in names(&context.data_dir.join("fetched")).into_iter().filter(|uid| !live.contains(uid)) {
+        let _ = std::fs::remove_dir_all(context.guests.fetch_directory(&uid));
     }
     let dead: Vec<String> = found.difference(&live).cloned().collect();
     match context.guests.layers().await {

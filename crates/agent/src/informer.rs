@@ -65,25 +65,74 @@ pub async fn follow<K>(
     }
 }
 
+/// What is known of the objects of a kind, of which lists come piece by piece.
+struct Listing<V> {
+    known: BTreeMap<Key, V>,
+    coming: BTreeMap<Key, V>,
+    is_listed: bool,
+}
+
+impl<V> Listing<V> {
+    fn new() -> Self {
+        Self { known: BTreeMap::new(), coming: BTreeMap::new(), is_listed: false }
+    }
+
+    /// Notes an event; whether what is known is whole.
+    fn note<K: Resource>(&mut self, event: watcher::Event<K>, read: impl Fn(K) -> Option<V>) -> bool {
+        match event {
+            watcher::Event::Init => self.coming.clear(),
+            watcher::Event::InitApply(object) => {
+                let key = Key::of(&object);
+                self.coming.extend(read(object).map(|value| (key, value)));
+            }
+            watcher::Event::InitDone => {
+                self.known = std::mem::take(&mut self.coming);
+                self.is_listed = true;
+            }
+            watcher::Event::Apply(object) => {
+                let key = Key::of(&object);
+                match read(object) {
+                    Some(value) => drop(self.known.insert(key, value)),
+                    None => drop(self.known.remove(&key)),
+                }
+            }
+            watcher::Event::Delete(object) => drop(self.known.remove(&Key::of(&object))),
+        }
+        self.is_listed && self.coming.is_empty()
+    }
+}
+
 /// All objects of a kind by their places, again after each change, for ever. Half a list is never told.
 pub fn states<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = BTreeMap<Key, Arc<K>>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let (mut known, mut listing, mut listed) = (BTreeMap::new(), BTreeMap::new(), false);
+    let mut listing = Listing::new();
     let step = move |event| {
-        match event {
-            watcher::Event::Init => listing.clear(),
-            watcher::Event::InitApply(object) => drop(listing.insert(Key::of(&object), Arc::new(object))),
-            watcher::Event::InitDone => {
-                known = std::mem::take(&mut listing);
-                listed = true;
-            }
-            watcher::Event::Apply(object) => drop(known.insert(Key::of(&object), Arc::new(object))),
-            watcher::Event::Delete(object) => drop(known.remove(&Key::of(&object))),
+        let whole = listing.note(event, |object| Some(Arc::new(object)));
+        std::future::ready(whole.then(|| listing.known.clone()))
+    };
+    StreamExt::filter_map(events(api, config).filter_ok(), step)
+}
+
+/// What matters of those objects of a kind of which anything does, again after each change of that. Half a list is never told.
+pub fn selected<K, V>(
+    api: Api<K>,
+    config: watcher::Config,
+    read: fn(&K) -> Option<V>,
+) -> impl Stream<Item = BTreeMap<Key, V>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    V: Clone + PartialEq + Send + 'static,
+{
+    let (mut listing, mut told) = (Listing::new(), None);
+    let step = move |event| {
+        let whole = listing.note(event, |object: K| read(&object));
+        let is_news = whole && told.as_ref() != Some(&listing.known);
+        if is_news {
+            told = Some(listing.known.clone());
         }
-        let whole = listed && listing.is_empty();
-        std::future::ready(whole.then(|| known.clone()))
+        std::future::ready(is_news.then(|| listing.known.clone()))
     };
     StreamExt::filter_map(events(api, config).filter_ok(), step)
 }

@@ -9,6 +9,7 @@
 //! | `guest` | virtual machines and disk images |
 //! | `proxy` | services and their names |
 //! | `overlay` | the way to the other machines' workloads |
+//! | `ports` | addresses of `Port` objects, and whose they are |
 //! | `networks`, `volumes` | the objects of these kinds |
 //! | `node` | streams for the dialects: logs, exec, attach, files |
 //! | `build` | RUN steps of image builds |
@@ -43,6 +44,7 @@ mod node_object;
 mod overlay;
 mod patch;
 mod pod;
+mod ports;
 mod processes;
 mod proxy;
 mod pull_secret;

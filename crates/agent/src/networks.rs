@@ -1,8 +1,9 @@
 //! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::names::{DEFAULT_NETWORK, DOCKER_NAMESPACE};
 use api::network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
@@ -10,8 +11,9 @@ use futures::StreamExt;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
-use network::{Fabric, Ipv6Config, NetworkConfig};
+use network::{AttachRequest, Fabric, Ipv6Config, NetworkConfig};
 use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
 use crate::context::{Context, Key};
 use crate::directory::Directory;
@@ -27,12 +29,58 @@ const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
 /// Option by which Docker sets the MTU.
 const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
+/// How long to wait for a part of a network that spans machines; the pool's controllers give it.
+const GRANT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long to wait until the first machine has made a network that spans machines.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often to look whether it has.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Time after which a network that could not be removed is tried again.
+const REMOVE_AGAIN: Duration = Duration::from_secs(30);
+/// Phase of a network that was made.
+const READY: &str = "Ready";
+/// Phase of one that could not be made.
+const FAILED: &str = "Failed";
+
 /// What is known of networks.
 pub struct Networks {
     fabric: Arc<Fabric>,
     known: Mutex<HashMap<Key, Arc<network::Network>>>,
     default: Arc<network::Network>,
     outside: Outside,
+    /// The API is on another machine.
+    is_member: bool,
+    /// By network: who gives which addresses.
+    grants: watch::Sender<BTreeMap<String, Grant>>,
+    /// A network has been made.
+    pub made: Notify,
+}
+
+/// Who gives which addresses of a network that spans machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// This machine.
+    pub own: Vec<network::Subnet>,
+    /// This machine's own address there.
+    pub inner: Option<Ipv4Addr>,
+    /// Other machines.
+    pub elsewhere: Vec<(network::Subnet, String)>,
+}
+
+impl Grant {
+    /// Whether this machine may give the address; `Ok(false)`: not yet.
+    fn check(&self, address: Ipv4Addr) -> std::result::Result<bool, String> {
+        if self.inner == Some(address) {
+            return Err(format!("address {address} is this machine's own on the network"));
+        }
+        if self.own.iter().any(|part| part.contains(address)) {
+            return Ok(true);
+        }
+        match self.elsewhere.iter().find(|(part, _)| part.contains(address)) {
+            Some((part, node)) => Err(format!("address {address} is of {part}, which machine {node} gives")),
+            None => Ok(false),
+        }
+    }
 }
 
 /// What the machine's operator lets networks be towards the outside.
@@ -69,11 +117,63 @@ impl Networks {
         subnet: Option<network::Subnet>,
         ip_range: Option<network::Subnet>,
         outside: Outside,
+        is_member: bool,
     ) -> Result<Self> {
         let id = network::DEFAULT_NETWORK.to_owned();
         let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
-        Ok(Self { fabric, known: Mutex::default(), default, outside })
+        let (known, grants, made) = (Mutex::default(), watch::Sender::default(), Notify::new());
+        Ok(Self { fabric, known, default, outside, is_member, grants, made })
+    }
+
+    /// Notes who gives which addresses; those who wait for theirs look again.
+    pub fn grant(&self, grants: BTreeMap<String, Grant>) {
+        self.grants.send_replace(grants);
+    }
+
+    /// Puts a workload on a network. On one that spans machines it may have to wait for this machine's part, and it gets none of
+    /// another's but by `moved`: it brings its address along, or has it already.
+    ///
+    /// Errors: those of [`Fabric::attach`]; another machine gives the wanted address; no part is left.
+    pub async fn attach(
+        &self,
+        network: &network::Network,
+        request: AttachRequest,
+        moved: bool,
+    ) -> Result<network::Attachment> {
+        if network.parts.is_none() || (moved && request.address.is_some()) {
+            return Ok(self.fabric.attach(request).await?);
+        }
+        let mut grants = self.grants.subscribe();
+        let mut waits = std::pin::pin!(tokio::time::sleep(GRANT_TIMEOUT));
+        loop {
+            let grant = grants.borrow_and_update().get(&network.id).cloned();
+            let grant = grant.unwrap_or_else(|| self.home_grant(network));
+            let may = request.address.map_or(Ok(true), |address| grant.check(address)).map_err(Error::Invalid)?;
+            if may {
+                match self.fabric.attach(request.clone()).await {
+                    Err(network::Error::AddressesExhausted(_)) => {}
+                    done => return Ok(done?),
+                }
+            }
+            tokio::select! {
+                changed = grants.changed() => changed.map_err(|_| Error::Timeout("a part of the network"))?,
+                () = &mut waits => {
+                    let text = format!("no addresses of {} are left for this machine", network.subnet);
+                    return Err(Error::Invalid(text));
+                }
+            }
+        }
+    }
+
+    /// What the first machine gives of a network, whatever anybody says.
+    fn home_grant(&self, network: &network::Network) -> Grant {
+        let (subnet, range) = (network.subnet.to_string(), network.ip_range.unwrap_or(network.subnet).to_string());
+        let half = range.parse().ok().and_then(api::share::first).filter(|_| !self.is_member);
+        let own = |(half, subnet)| api::share::own_address(subnet, half, Some(network.gateway));
+        let inner = half.zip(subnet.parse().ok()).map(own);
+        let own = half.and_then(|half| half.to_string().parse().ok()).into_iter().collect();
+        Grant { own, inner, elsewhere: Vec::new() }
     }
 
     /// The network that pods are on.
@@ -88,6 +188,8 @@ impl Networks {
     }
 
     /// The bridge behind an object; makes it if need be.
+    ///
+    /// Errors: [`Error::NotYet`] when it spans machines, and the first machine has not made it.
     pub async fn ensure(&self, client: &Client, directory: &Directory, key: &Key) -> Result<Arc<network::Network>> {
         if key.name == DEFAULT_NETWORK || key.name == "default" {
             return Ok(self.default.clone());
@@ -96,9 +198,16 @@ impl Networks {
             return Ok(network.clone());
         }
         let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
-        let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
-        let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
-        self.make(client, directory, &object).await
+        let deadline = tokio::time::Instant::now() + FIRST_TIMEOUT;
+        loop {
+            let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
+            let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
+            match may_make(&object, self.is_member) {
+                Ok(()) => return self.make(client, directory, &object).await,
+                Err(error) if has_failed(&object) || tokio::time::Instant::now() >= deadline => return Err(error),
+                Err(_) => tokio::time::sleep(FIRST_PAUSE).await,
+            }
+        }
     }
 
     async fn make(&self, client: &Client, directory: &Directory, object: &Network) -> Result<Arc<network::Network>> {
@@ -112,22 +221,29 @@ impl Networks {
                 Ok(network) => {
                     let network = Arc::new(network);
                     self.known.lock().insert(key, network.clone());
+                    self.made.notify_waiters();
                     if network.uplink.is_none() {
                         listen(directory, network.gateway).await;
                     }
-                    self.report(client, object, &status(&network)).await;
+                    // What all machines share is the first one's to say.
+                    if !(self.is_member && object.spec.spans()) {
+                        self.report(client, object, &status(&network)).await;
+                    }
                     Ok(network)
                 }
                 Err(error) => {
                     let old = object.status.clone().unwrap_or_default();
                     let message = chain(&error);
-                    self.report(client, object, &NetworkStatus { phase: "Failed".into(), message, ..old }).await;
+                    // Whether the network is fit for use is the first machine's to say; another's troubles are its workloads' own.
+                    if !self.is_member {
+                        self.report(client, object, &NetworkStatus { phase: FAILED.into(), message, ..old }).await;
+                    }
                     Err(error)
                 }
             },
             // `host` and `none` have nothing behind them.
             None => {
-                self.report(client, object, &NetworkStatus { phase: "Ready".into(), ..NetworkStatus::default() }).await;
+                self.report(client, object, &NetworkStatus { phase: READY.into(), ..NetworkStatus::default() }).await;
                 Err(Error::Invalid(format!("network {} has no addresses", key.name)))
             }
         }
@@ -135,7 +251,18 @@ impl Networks {
 
     async fn realize(&self, object: &Network, config: NetworkConfig) -> Result<network::Network> {
         self.outside.check(&object.spec, config.subnet)?;
-        Ok(self.fabric.ensure_network(config).await?)
+        let mut network = self.fabric.ensure_network(config.clone()).await?;
+        // Where the subnet was the fabric's to choose, it is known only now.
+        let shared = object.spec.shared(&network.subnet.to_string()).is_some();
+        if shared != config.shared {
+            network = self.fabric.ensure_network(NetworkConfig { shared, ..config }).await?;
+        }
+        if network.parts.as_ref().is_some_and(Vec::is_empty) && !self.is_member {
+            let half = self.home_grant(&network).own;
+            self.fabric.share_network(&network.id, half.clone()).await?;
+            network.parts = Some(half);
+        }
+        Ok(network)
     }
 
     async fn report(&self, client: &Client, object: &Network, status: &NetworkStatus) {
@@ -158,8 +285,21 @@ fn status(network: &network::Network) -> NetworkStatus {
         ipv6_subnet: network.ipv6.map(|six| six.subnet.to_string()).unwrap_or_default(),
         ipv6_gateway: network.ipv6.map(|six| six.gateway.to_string()).unwrap_or_default(),
         bridge: network.bridge.clone(),
-        phase: "Ready".into(),
+        phase: READY.into(),
         message: String::new(),
+    }
+}
+
+fn has_failed(object: &Network) -> bool {
+    object.status.as_ref().is_some_and(|status| status.phase == FAILED)
+}
+
+/// Whether this machine may make the network: of one that spans machines the first chooses the subnet. Pure.
+fn may_make(object: &Network, is_member: bool) -> Result<()> {
+    let is_made = |status: &NetworkStatus| status.phase == READY && !status.subnet.is_empty();
+    match !is_member || !object.spec.spans() || object.status.as_ref().is_some_and(is_made) {
+        true => Ok(()),
+        false => Err(Error::NotYet(format!("network {} is not ready on the pool's first machine", object.spec.name))),
     }
 }
 
@@ -192,6 +332,12 @@ fn config(object: &Network) -> Option<Result<NetworkConfig>> {
             uplink: (spec.mode == NetworkMode::Bridged).then(|| spec.uplink.clone()),
             isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
             mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
+            beside_routes: object.metadata.namespace.as_deref() != Some(DOCKER_NAMESPACE),
+            shared: {
+                let known = object.status.as_ref().map(|status| status.subnet.as_str());
+                let subnet = if spec.subnet.is_empty() { known.unwrap_or_default() } else { &spec.subnet };
+                spec.shared(subnet).is_some()
+            },
         })
     })())
 }
@@ -242,39 +388,142 @@ pub async fn ensure_objects(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Networks of users that have no object any more and are still there.
+#[derive(Default)]
+struct Gone {
+    /// Ids of those that were there before the list that is being told.
+    suspects: BTreeSet<String>,
+    /// Ids of those to be removed, as soon as nothing is attached to them.
+    ids: BTreeSet<String>,
+}
+
+impl Gone {
+    /// A list begins. What is made from now on may be missing in it, though it has an object.
+    fn begin(&mut self, present: impl Iterator<Item = String>) {
+        self.suspects = present.filter(|id| id != network::DEFAULT_NETWORK).collect();
+    }
+
+    /// The list is complete: what it did not tell of has no object.
+    fn end(&mut self) {
+        self.ids.append(&mut self.suspects);
+    }
+
+    /// Removes what can be removed.
+    async fn remove(&mut self, context: &Context) {
+        let left = context.fabric.list().networks.into_iter();
+        let left: Vec<network::Network> = left.filter(|network| self.ids.contains(&network.id)).collect();
+        self.ids.clear();
+        for network in left {
+            context.networks.known.lock().retain(|_, known| known.id != network.id);
+            match context.fabric.remove_network(&network.id).await {
+                Ok(()) if network.uplink.is_none() => {
+                    context.directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT));
+                }
+                Ok(()) => {}
+                // Said at each attempt, so no warning.
+                Err(network::Error::NetworkInUse(id)) => {
+                    tracing::debug!(network = id, "a network without an object is still in use");
+                    self.ids.insert(id);
+                }
+                Err(error) => {
+                    tracing::warn!(network = network.id, error = %chain(&error), "cannot remove the network yet");
+                    self.ids.insert(network.id);
+                }
+            }
+        }
+    }
+}
+
 /// Follows `Network` objects until the agent is dropped.
 pub async fn run(context: Arc<Context>) {
     let (_, stream) = informer::reflect(Api::<Network>::all(context.client.clone()), watcher::Config::default());
     let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
+    let mut gone = Gone::default();
+    loop {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            () = tokio::time::sleep(REMOVE_AGAIN), if !gone.ids.is_empty() => {
+                gone.remove(&context).await;
+                continue;
+            }
+        };
         match event {
-            Event::Apply(object) | Event::InitApply(object) if object.metadata.deletion_timestamp.is_none() => {
-                let known = context.networks.known.lock().contains_key(&Key::of(&object));
-                // The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
-                if !known
-                    && !context.is_member
-                    && let Err(error) = context.networks.make(&context.client, &context.directory, &object).await
-                {
-                    tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
-                }
+            Some(Event::Init) => {
+                gone.begin(context.fabric.list().networks.into_iter().map(|network| network.id));
             }
-            Event::Delete(object) => {
-                let known = context.networks.known.lock().remove(&Key::of(&object));
-                if let Some(network) = known {
-                    context.directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT));
-                    if let Err(error) = context.fabric.remove_network(&network.id).await {
-                        tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot remove the network");
-                    }
-                }
+            Some(Event::InitApply(object)) => {
+                gone.suspects.remove(object.metadata.uid.as_deref().unwrap_or_default());
+                make_first(&context, &object).await;
             }
-            _ => {}
+            Some(Event::InitDone) => {
+                gone.end();
+                gone.remove(&context).await;
+            }
+            Some(Event::Apply(object)) => make_first(&context, &object).await,
+            Some(Event::Delete(object)) => {
+                gone.ids.extend(object.metadata.uid);
+                gone.remove(&context).await;
+            }
+            None => return,
         }
+    }
+}
+
+/// The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
+async fn make_first(context: &Context, object: &Network) {
+    let known = context.networks.known.lock().contains_key(&Key::of(object));
+    if known || context.is_member || object.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    if let Err(error) = context.networks.make(&context.client, &context.directory, object).await {
+        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_gives_addresses_of_its_own_parts_and_waits_for_others_that_nobody_has() {
+        let grant = Grant {
+            own: vec!["10.89.0.128/28".parse().unwrap()],
+            inner: Some(Ipv4Addr::new(10, 89, 0, 143)),
+            elsewhere: vec![("10.89.0.0/25".parse().unwrap(), "n1".into())],
+        };
+        assert_eq!(grant.check(Ipv4Addr::new(10, 89, 0, 130)), Ok(true));
+        assert_eq!(grant.check(Ipv4Addr::new(10, 89, 0, 200)), Ok(false));
+        assert!(grant.check(Ipv4Addr::new(10, 89, 0, 143)).is_err());
+        let refused = grant.check(Ipv4Addr::new(10, 89, 0, 9)).unwrap_err();
+        assert_eq!(refused, "address 10.89.0.9 is of 10.89.0.0/25, which machine n1 gives");
+    }
+
+    #[test]
+    fn a_member_makes_what_spans_machines_only_after_the_first_machine() {
+        let network = |driver: &str, phase: &str, subnet: &str| {
+            let spec = NetworkSpec { driver: driver.into(), ..NetworkSpec::default() };
+            let (phase, subnet) = (phase.into(), subnet.into());
+            let status = Some(NetworkStatus { phase, subnet, ..NetworkStatus::default() });
+            Network { status, ..Network::new("a", spec) }
+        };
+        let made = network("", READY, "10.89.0.0/24");
+        assert!(may_make(&made, true).is_ok() && may_make(&made, false).is_ok());
+        for open in [network("", "", ""), network("overlay", READY, ""), network("", FAILED, "10.89.0.0/24")] {
+            assert!(matches!(may_make(&open, true), Err(Error::NotYet(_))));
+            assert!(may_make(&open, false).is_ok());
+        }
+        assert!(may_make(&network("bridge", "", ""), true).is_ok(), "each machine's own");
+    }
+
+    #[test]
+    fn what_a_list_does_not_tell_of_is_gone_unless_it_was_made_since() {
+        let mut gone = Gone::default();
+        gone.begin(["default", "told", "stray"].map(str::to_owned).into_iter());
+        gone.suspects.remove("told");
+        gone.end();
+        assert_eq!(gone.ids, ["stray".to_owned()].into());
+        assert!(gone.suspects.is_empty());
+    }
 
     #[test]
     fn a_network_shows_outside_what_the_operator_lets_it() {

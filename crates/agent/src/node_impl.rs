@@ -18,6 +18,7 @@ use crate::container::mounts::volume_directory;
 use crate::container::start::LOG_FILE;
 use crate::context::{Context, Key};
 use crate::error::chain;
+use crate::guest::console;
 use crate::pod::Handle as PodHandle;
 
 /// How long a container that exists may take to reach the agent.
@@ -66,6 +67,9 @@ impl Agent {
                     pod: Some(handle),
                 })
             }
+            Workload::VirtualMachine { name, .. } => Err(Error::NotSupported(format!(
+                "virtual machine {name} has a console and its log, no processes of ours"
+            ))),
         }
     }
 
@@ -135,6 +139,9 @@ impl Agent {
 #[async_trait]
 impl Node for Agent {
     async fn logs(&self, workload: &Workload, options: LogOptions) -> Result<LogStream> {
+        if let Workload::VirtualMachine { namespace, name } = workload {
+            return console::log(&self.context, Key { namespace: namespace.clone(), name: name.clone() }, options);
+        }
         let found = self.find(workload).await?;
         let id = if options.previous { found.previous.clone() } else { found.id.clone() };
         if id.is_empty() {
@@ -157,6 +164,10 @@ impl Node for Agent {
     }
 
     async fn attach(&self, workload: &Workload, options: AttachOptions) -> Result<Session> {
+        if let Workload::VirtualMachine { namespace, name } = workload {
+            let key = Key { namespace: namespace.clone(), name: name.clone() };
+            return console::attach(&self.context, &key, options).await;
+        }
         let found = self.find(workload).await?;
         match found.container {
             Some(handle) => handle.attach(&self.context, options).await,

@@ -1,4 +1,4 @@
-//! What a dialect may ask of one machine directly: logs, exec, attach, port-forward, signals, figures, files. The agent
+//! What a dialect may ask of one machine directly: logs, exec, attach, consoles of guests, port-forward, signals, figures, files. The agent
 //! implements it in-process; a proxy to another machine's agent implements it in a cluster. Everything that is *state*
 //! goes through objects instead. Must never know a vendor's wire format.
 //!
@@ -33,6 +33,13 @@ pub enum Workload {
     },
     /// A `Container` object, by namespace and object name (the 64-digit id).
     Container {
+        /// The object's namespace.
+        namespace: String,
+        /// The object's name.
+        name: String,
+    },
+    /// A virtual machine, by namespace and object name. It has a log and can be attached to: both are its serial console.
+    VirtualMachine {
         /// The object's namespace.
         namespace: String,
         /// The object's name.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::container::{Container, ContainerStatus, Desired, HealthResult, ResourceUpdate, Resources, State};
+use api::container::{
+    Container, ContainerStatus, Desired, HealthResult, NetworkEndpoint, ResourceUpdate, Resources, State,
+};
 use api::names::AGENT_FINALIZER;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -22,6 +24,7 @@ use super::{complete, health, spec};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
 use crate::patch;
+use crate::ports::{self, Held};
 
 /// Exit code of a container that ended while nobody looked. Source: moby, after a reboot.
 const EXIT_UNKNOWN: i32 = 255;
@@ -31,6 +34,8 @@ const EXIT_START_FAILED: i64 = 128;
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause before a write that the apiserver refused is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
+/// Pause before the network of a port that is not the container's own yet is tried again.
+const NETWORKS_RETRY: Duration = Duration::from_secs(2);
 /// Annotation by which a client sets the time of one stop. Units: seconds.
 pub const STOP_TIMEOUT_ANNOTATION: &str = "nuee.dev/stop-timeout";
 /// Annotation by which a client sets the signal of one stop.
@@ -59,6 +64,8 @@ struct Driver {
     helpers: Vec<JoinHandle<()>>,
     timer: Option<Instant>,
     retry: Option<Instant>,
+    /// When networks that could not be joined are tried again.
+    networks_retry: Option<Instant>,
     releasing: bool,
     /// Bounds that the process was started with.
     bounds: Resources,
@@ -94,6 +101,7 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
         helpers: Vec::new(),
         timer: None,
         retry: None,
+        networks_retry: None,
         releasing: false,
     };
     let stop = driver.context.stop.clone();
@@ -130,6 +138,7 @@ impl Driver {
                 },
                 () = sleep_until(self.timer) => { self.timer = None; Event::Timer }
                 () = sleep_until(self.retry) => { self.retry = None; self.write_again().await; continue; }
+                () = sleep_until(self.networks_retry) => { self.adjust_networks().await; continue; }
             };
             self.feed(event).await;
             if self.machine.phase == step::Phase::Gone && (self.machine.vanished || !self.releasing) {
@@ -361,6 +370,7 @@ impl Driver {
 
     /// Joins and leaves networks while the container runs.
     async fn adjust_networks(&mut self) {
+        self.networks_retry = None;
         if !matches!(self.machine.phase, step::Phase::Running { .. }) {
             return;
         }
@@ -380,6 +390,7 @@ impl Driver {
             }
             self.status.networks.remove(&name);
         }
+        let (port, new) = self.port_among(new).await;
         for (name, endpoint) in new {
             let further = !self.status.networks.is_empty();
             let (context, object) = (self.context.clone(), self.object.clone());
@@ -391,6 +402,7 @@ impl Driver {
                 &netns,
                 &name,
                 &endpoint,
+                port.as_ref(),
                 further,
             )
             .await
@@ -400,6 +412,34 @@ impl Driver {
             }
         }
         self.report().await;
+    }
+
+    /// Its port, if one of these networks is that one's, and those of them that can be joined: on its port's network it is on its port, or
+    /// not at all, as nobody would guard it. Nobody waits for the port here: the container runs, and is tried again.
+    async fn port_among(
+        &mut self,
+        mut new: Vec<(String, NetworkEndpoint)>,
+    ) -> (Option<Held>, Vec<(String, NetworkEndpoint)>) {
+        let label = self.object.spec.labels.get(api::port::LABEL).filter(|name| !name.is_empty()).cloned();
+        let Some(name) = label.filter(|_| !new.is_empty()) else { return (None, new) };
+        let uid = self.object.metadata.uid.clone().unwrap_or_default();
+        let (error, network) = match ports::held(&self.context, &self.key, &name, &uid).await {
+            Ok(held) => match start::is_on(&held, &new) {
+                Ok(is_on) => return (is_on.then_some(held), new),
+                Err(error) => (error, Ok(Some(held.network))),
+            },
+            Err(error) => {
+                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                (error, ports::network_of(&self.context, &self.key.namespace, &name).await)
+            }
+        };
+        tracing::warn!(id = self.id, port = name, error = %chain(&error), "cannot join the network of a port");
+        match network {
+            Ok(Some(network)) => new.retain(|(own, _)| *own != network),
+            // It may be any of them.
+            Ok(None) | Err(_) => new.clear(),
+        }
+        (None, new)
     }
 
     /// Writes what changed of the status, in one patch.

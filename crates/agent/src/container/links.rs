@@ -23,7 +23,7 @@ pub struct Linked {
 /// Looks up where the linked containers are now.
 ///
 /// Errors: one of them does not run.
-pub fn resolve(context: &Context, spec: &ContainerSpec) -> Result<Linked> {
+pub fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -> Result<Linked> {
     let mut linked = Linked::default();
     if spec.links.is_empty() {
         return Ok(linked);
@@ -31,6 +31,7 @@ pub fn resolve(context: &Context, spec: &ContainerSpec) -> Result<Linked> {
     let attachments = context.fabric.list().attachments;
     for link in &spec.links {
         let place = attachments.iter().find(|place| place.owner == link.container);
+        let place = place.filter(|place| context.is_neighbour(namespace, &place.owner));
         let address = place.map(|place| place.address).ok_or_else(|| {
             let (other, own, alias) = (&link.name, &spec.name, &link.alias);
             Error::Invalid(format!("Cannot link to a non running container: /{other} AS /{own}/{alias}"))

@@ -25,6 +25,7 @@ mod secrets;
 pub mod spec;
 pub mod start;
 pub mod step;
+mod template;
 
 pub use handle::Handle;
 
@@ -44,10 +45,15 @@ use crate::informer::{self, Change};
 /// Runtime id of a container: the object's name (Docker's id) in Docker's namespace, made unique elsewhere.
 pub fn runtime_id(object: &Container) -> Option<String> {
     let key = Key::of(object);
-    let id = if key.namespace == DOCKER_NAMESPACE {
-        key.name
+    id_of(&key.namespace, &key.name)
+}
+
+/// The same of one of this name.
+pub fn id_of(namespace: &str, name: &str) -> Option<String> {
+    let id = if namespace == DOCKER_NAMESPACE {
+        name.to_owned()
     } else {
-        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(format!("container {} {}", key.namespace, key.name)))
+        hex::encode(<sha2::Sha256 as sha2::Digest>::digest(format!("container {namespace} {name}")))
     };
     is_path_safe(&id).then_some(id)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use api::container::{ContainerSpec, Mount};
 use api::names::DOCKER_NAMESPACE;
+use api::privilege::{BIND_WORDS, mount_words};
 use api::volume::Volume;
 use kube::Api;
 
@@ -46,7 +47,8 @@ pub async fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -
                 mode: if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode },
             },
             "volume" => volume(context, namespace, mount, &mut mounts).await?,
-            _ => bind(mount)?,
+            "bind" => bind(mount)?,
+            other => return Err(Error::Invalid(format!("mount type unknown: {other:?}"))),
         };
         mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.read_only });
     }
@@ -89,13 +91,12 @@ async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut 
 /// mount(8) takes it (`type=tmpfs,o=size=1m`, `type=nfs,o=addr=10.0.0.1,device=:/share`).
 fn by_options(object: &Volume) -> Option<Place> {
     let options = &object.spec.options;
-    let words: Vec<String> = options.get("o").into_iter().flat_map(|o| o.split(',')).map(str::to_owned).collect();
     let device = options.get("device").cloned().unwrap_or_default();
-    if words.iter().any(|word| matches!(word.as_str(), "bind" | "rbind")) {
+    if mount_words(options).any(|word| BIND_WORDS.contains(&word)) {
         return device.starts_with('/').then(|| Place::Bind { source: device.into(), propagation: String::new() });
     }
     let kind = options.get("type").filter(|kind| !matches!(kind.as_str(), "" | "none"))?;
-    let options = words.into_iter().filter(|word| !word.is_empty()).collect();
+    let options = mount_words(options).map(str::to_owned).collect();
     Some(Place::FileSystem { kind: kind.clone(), source: device, options })
 }
 

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Resolver};
 use crate::hands;
 use crate::launch::{MountPoint, Namespace};
+use crate::ports::{self, Held};
 use crate::security;
 
 /// Name of the log file in a container's directory.
@@ -82,7 +83,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
                 false => context.images.mount(id, &spec.image_id).await?,
             })
         },
-        connect(context, namespace, id, spec),
+        connect(context, object, id),
         mounts::resolve(context, namespace, spec),
         secrets::files(context, namespace, &directory, spec),
     )?;
@@ -92,7 +93,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
         None => hostname(spec, id),
     };
-    let linked = links::resolve(context, spec)?;
+    let linked = links::resolve(context, namespace, spec)?;
     let mut points = match &shared {
         Some(other) => ETC_FILES.map(|(name, target)| mounts::file(&other.join(name), target)).to_vec(),
         None => etc_files(spec, &hostname, &connected, &linked, &directory)?,
@@ -119,8 +120,8 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         rootfs: root,
         user,
         network: connected.namespace.clone(),
-        pid: joined(context, &spec.security.pid_mode, "pid").await?,
-        ipc: joined(context, &spec.security.ipc_mode, "ipc").await?,
+        pid: joined(context, namespace, &spec.security.pid_mode, "pid").await?,
+        ipc: joined(context, namespace, &spec.security.ipc_mode, "ipc").await?,
         mounts: points,
         devices: devices(spec)?,
         hostname,
@@ -202,29 +203,41 @@ fn log_config(spec: &ContainerSpec, directory: &Path) -> LogConfig {
 }
 
 /// `host`, `container:<id>`, or a namespace of its own.
-async fn joined(context: &Context, mode: &str, kind: &str) -> Result<Namespace> {
+async fn joined(context: &Context, namespace: &str, mode: &str, kind: &str) -> Result<Namespace> {
     match mode.split_once(':') {
         Some(("container", other)) => {
-            Ok(Namespace::Path(format!("/proc/{}/ns/{kind}", pid_of(context, other).await?).into()))
+            Ok(Namespace::Path(format!("/proc/{}/ns/{kind}", pid_of(context, namespace, other).await?).into()))
         }
         _ if mode == "host" => Ok(Namespace::Host),
         _ => Ok(Namespace::Private),
     }
 }
 
-async fn pid_of(context: &Context, id: &str) -> Result<u32> {
+/// The process of a container of the same namespace: ids of others can be reckoned from their names.
+async fn pid_of(context: &Context, namespace: &str, id: &str) -> Result<u32> {
+    if !context.is_neighbour(namespace, id) {
+        return Err(Error::Invalid(format!("No such container: {id}")));
+    }
     let state = context.runtime.state(id).await.ok().filter(|s| s.pid > 0 && s.exit.is_none());
     state.map(|s| s.pid).ok_or_else(|| Error::Invalid(format!("cannot join network of a non running container: {id}")))
 }
 
 /// Puts the container on its networks and publishes its ports.
-async fn connect(context: &Context, namespace: &str, id: &str, spec: &ContainerSpec) -> Result<Connected> {
+async fn connect(context: &Context, object: &Container, id: &str) -> Result<Connected> {
+    let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
+    let port = port_of(context, object).await?;
+    if let Some(held) = &port
+        && !is_on(held, &wanted_networks(spec))?
+    {
+        let text = format!("port {} is on network {}, and the container is not", held.name, held.network);
+        return Err(Error::Invalid(text));
+    }
     match spec.network_mode.as_str() {
         "host" => return Ok(Connected { namespace: Namespace::Host, ..Connected::default() }),
         "none" => return Ok(Connected::default()),
         mode => {
             if let Some(other) = mode.strip_prefix("container:") {
-                let path = format!("/proc/{}/ns/net", pid_of(context, other).await?).into();
+                let path = format!("/proc/{}/ns/net", pid_of(context, namespace, other).await?).into();
                 return Ok(Connected { namespace: Namespace::Path(path), ..Connected::default() });
             }
         }
@@ -232,7 +245,8 @@ async fn connect(context: &Context, namespace: &str, id: &str, spec: &ContainerS
     let path = context.fabric.create_namespace(id).await?;
     let mut connected = Connected { namespace: Namespace::Path(path.clone()), ..Connected::default() };
     for (index, (name, endpoint)) in wanted_networks(spec).into_iter().enumerate() {
-        let place = join_network(context, namespace, id, spec, &path, &name, &endpoint, index > 0).await?;
+        let place =
+            join_network(context, namespace, id, spec, &path, &name, &endpoint, port.as_ref(), index > 0).await?;
         if index == 0 {
             connected.gateway = place.0.gateway.parse().ok();
             connected.ports = publish(context, id, &place.0, spec).await?;
@@ -241,6 +255,26 @@ async fn connect(context: &Context, namespace: &str, id: &str, spec: &ContainerS
         connected.networks.insert(name, place.0);
     }
     Ok(connected)
+}
+
+/// The port that a container is on, if its label names one.
+async fn port_of(context: &Context, object: &Container) -> Result<Option<Held>> {
+    let (key, uid) = (Key::of(object), object.metadata.uid.clone().unwrap_or_default());
+    ports::of_label(context, &key, object.spec.labels.get(api::port::LABEL), &uid).await
+}
+
+/// Whether one of these networks is the port's.
+///
+/// Errors: an address is asked for there, which the port says.
+pub fn is_on(held: &Held, networks: &[(String, NetworkEndpoint)]) -> Result<bool> {
+    match networks.iter().find(|(name, _)| *name == held.network) {
+        None => Ok(false),
+        Some((_, one)) if one.ipv4_address.is_empty() && one.mac_address.is_empty() => Ok(true),
+        Some((name, _)) => {
+            let text = format!("port {} says the addresses on network {name}; none can be asked for", held.name);
+            Err(Error::Invalid(text))
+        }
+    }
 }
 
 /// Networks in the order of interfaces: the one that the mode names comes first.
@@ -270,6 +304,7 @@ pub async fn join_network(
     netns: &Path,
     name: &str,
     endpoint: &NetworkEndpoint,
+    port: Option<&Held>,
     further: bool,
 ) -> Result<(NetworkAttachment, Option<Ipv4Addr>)> {
     let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
@@ -291,8 +326,16 @@ pub async fn join_network(
         without_default_route: further,
         tap: false,
         groups: security::of_label(namespace, spec.labels.get(security::LABEL)),
+        port: None,
     };
-    let attached = context.fabric.attach(request).await?;
+    let attached = match port.filter(|held| held.network == name) {
+        Some(held) => {
+            ports::check_reach(context, &network, name)?;
+            let groups = security::ids(namespace, &held.groups);
+            ports::attach(context, &network, held, AttachRequest { groups, ..request }).await?
+        }
+        None => context.networks.attach(&network, request, false).await?,
+    };
     let named = network.id != network::DEFAULT_NETWORK;
     let mut names = vec![spec.name.clone(), id.chars().take(12).collect()];
     names.extend(endpoint.aliases.iter().cloned());

@@ -144,6 +144,12 @@ pub fn space(directory: &Path) -> Option<(u64, u64)> {
     Some((disk.f_blocks.saturating_mul(disk.f_frsize), disk.f_bavail.saturating_mul(disk.f_frsize)))
 }
 
+/// What workloads may still write; `None` when it cannot be asked. Units: bytes.
+pub fn room(context: &Context) -> Option<u64> {
+    let level = level(&context.data_dir, context.disk_reserve_percent)?;
+    Some(level.free.saturating_sub(level.reserve))
+}
+
 /// What of a disk of this size workloads may ask for. Units: bytes.
 pub fn allocatable(total: u64, percent: u8) -> u64 {
     if percent == 0 { total } else { total - Level::new(total, 0, percent).reserve }

@@ -108,7 +108,10 @@ pub async fn receive_file(from: &mut Box<dyn node::Duplex>, directory: &Path, na
     use std::os::unix::fs::PermissionsExt;
     tokio::fs::create_dir_all(directory).await.map_err(Error::io("create", directory))?;
     let (part, path) = (directory.join(format!("{name}.part")), directory.join(name));
-    receive(from, &part, length, FILE_BYTES_MAX).await?;
+    if let Err(error) = receive(from, &part, length, FILE_BYTES_MAX).await {
+        let _ = std::fs::remove_file(&part);
+        return Err(error);
+    }
     std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644)).map_err(Error::io("protect", &part))?;
     std::fs::rename(&part, &path).map_err(Error::io("name", &path))
 }

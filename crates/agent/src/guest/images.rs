@@ -1,7 +1,8 @@
-//! Disk images: imported from an upload, or copied from a machine. Each is done once; what a restart interrupted starts over.
+//! Disk images: imported from an upload or a URL, or copied from a machine. Each is done once; what a restart interrupted starts over.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::virtual_machine::MachineBoot;
 use api::{DiskImage, DiskImageStatus, VirtualMachine};
@@ -10,11 +11,10 @@ use hypervisor::disk::{Format, tool};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use sha2::Digest;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::start::ROOT_DISK;
-use super::status;
+use super::{image_fetch, status};
 use crate::context::{Context, Key, is_path_safe};
 use crate::directories;
 use crate::error::{Error, Result, chain};
@@ -22,6 +22,10 @@ use crate::informer;
 
 /// Images made at once: each is bound by the disk.
 const AT_ONCE: usize = 2;
+/// Images fetched at once, which others cannot hold up.
+const FETCHED_AT_ONCE: usize = 4;
+/// Pause before what cannot be yet is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows `DiskImage` objects until the agent is dropped. Sends the uids of all once the first list is complete.
 pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
@@ -32,9 +36,9 @@ pub async fn run(context: Arc<Context>, listed: oneshot::Sender<Vec<String>>) {
         };
         ours && !informer::is_made(object.status.as_ref().map(|status| status.phase.as_str()))
     };
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let (local, remote) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(FETCHED_AT_ONCE)));
     let make = |context: Arc<Context>, object: DiskImage| {
-        let places = places.clone();
+        let places = if object.spec.source.url.is_empty() { local.clone() } else { remote.clone() };
         async move {
             let Ok(_place) = places.acquire().await else { return };
             make(&context, &object).await;
@@ -66,6 +70,7 @@ async fn remove(context: &Context, object: &DiskImage) -> Result<()> {
         return Ok(());
     }
     directories::remove(&context.guests.image_directory(&uid))?;
+    directories::remove(&context.guests.fetch_directory(&uid))?;
     let layers = context.guests.layers().await?;
     let released = tokio::task::spawn_blocking(move || layers.release(&uid)).await;
     Ok(released.map_err(|_| Error::Timeout("releasing a disk image"))??)
@@ -76,7 +81,21 @@ async fn make(context: &Arc<Context>, object: &DiskImage) {
     let key = Key::of(object);
     let generation = object.metadata.generation;
     let old = object.status.clone().unwrap_or_default();
-    let status = match try_to_make(context, object).await {
+    let objects: Api<DiskImage> = Api::namespaced(context.client.clone(), &key.namespace);
+    let made = loop {
+        match try_to_make(context, object).await {
+            Err(Error::NotYet(why)) => tracing::debug!(image = key.name, why, "the disk image waits"),
+            made => break made,
+        }
+        tokio::time::sleep(RETRY).await;
+        match objects.get_opt(&key.name).await {
+            Ok(Some(found)) if found.metadata.uid == object.metadata.uid => {}
+            // Nobody wants it any more.
+            Ok(_) => return,
+            Err(error) => tracing::debug!(image = key.name, %error, "cannot look at the disk image"),
+        }
+    };
+    let status = match made {
         Ok(made) => DiskImageStatus {
             phase: "Ready".into(),
             conditions: vec![status::ready(&old.conditions, true, "Made", "", generation)],
@@ -89,7 +108,6 @@ async fn make(context: &Arc<Context>, object: &DiskImage) {
             DiskImageStatus { phase: "Failed".into(), message, conditions, ..DiskImageStatus::default() }
         }
     };
-    let objects: Api<DiskImage> = Api::namespaced(context.client.clone(), &key.namespace);
     let patch = Patch::Merge(json!({"metadata": {"uid": object.metadata.uid}, "status": status}));
     if let Err(error) = objects.patch_status(&key.name, &PatchParams::default(), &patch).await {
         tracing::warn!(image = key.name, error = %chain(&error), "cannot write the disk image's status");
@@ -110,16 +128,35 @@ async fn try_to_make(context: &Arc<Context>, object: &DiskImage) -> Result<DiskI
     let released = tokio::task::spawn_blocking(move || store.release(&owner)).await;
     released.map_err(|_| Error::Timeout("releasing a disk"))??;
     let source = &object.spec.source;
-    match (source.upload.as_str(), source.virtual_machine.as_str()) {
-        (upload, "") if is_path_safe(upload) => import(context, object, &uid).await,
-        ("", machine) if is_path_safe(machine) => copy(context, object, machine, &uid).await,
-        _ => Err(Error::Invalid("spec.source: name either an upload or a virtualMachine".into())),
+    match (source.upload.as_str(), source.virtual_machine.as_str(), source.url.as_str()) {
+        (upload, "", "") if is_path_safe(upload) => {
+            let directory = context.guests.upload_directory(upload);
+            if !source.sha256.is_empty() || !source.sha512.is_empty() {
+                let (sums, path) = (image_fetch::Sums::of(source), directory.join("disk"));
+                let checked = tokio::task::spawn_blocking(move || sums.check_file(&path)).await;
+                checked.map_err(|_| Error::Timeout("checking the upload"))??;
+            }
+            import(context, object, &directory, &uid).await
+        }
+        ("", machine, "") if is_path_safe(machine) => copy(context, object, machine, &uid).await,
+        ("", "", url) if !url.is_empty() => {
+            let directory = context.guests.fetch_directory(&uid);
+            let fetched = image_fetch::fetch(context, object, &directory).await;
+            let made = match fetched {
+                Ok(bytes) => import(context, object, &directory, &uid).await.map(|made| (made, bytes)),
+                Err(error) => Err(error),
+            };
+            directories::remove(&directory)?;
+            let (made, fetched_bytes) = made?;
+            Ok(DiskImageStatus { fetched_bytes, total_bytes: fetched_bytes, ..made })
+        }
+        _ => Err(Error::Invalid("spec.source: name one of upload, virtualMachine and url".into())),
     }
 }
 
-async fn import(context: &Context, object: &DiskImage, uid: &str) -> Result<DiskImageStatus> {
+/// Takes in the `disk` of a directory, and `kernel` and `initrd` if they are there; the directory goes.
+async fn import(context: &Context, object: &DiskImage, upload: &Path, uid: &str) -> Result<DiskImageStatus> {
     let source = &object.spec.source;
-    let upload = context.guests.upload_directory(&source.upload);
     let disk = upload.join("disk");
     let found = std::fs::symlink_metadata(&disk).map_err(Error::io("open upload", &disk))?;
     if !found.is_file() {
@@ -131,14 +168,6 @@ async fn import(context: &Context, object: &DiskImage, uid: &str) -> Result<Disk
         "qcow2" => Some(Format::Qcow2),
         other => return Err(Error::Invalid(format!("format {other:?} is not taken: raw or qcow2"))),
     };
-    if !source.sha256.is_empty() {
-        let path = disk.clone();
-        let sum = tokio::task::spawn_blocking(move || digest(&path)).await;
-        let sum = sum.map_err(|_| Error::Timeout("checking the upload"))??;
-        if !sum.eq_ignore_ascii_case(&source.sha256) {
-            return Err(Error::Invalid(format!("the upload's SHA-256 is {sum}, not {}", source.sha256)));
-        }
-    }
     let layers = context.guests.layers().await?;
     let (id, part) = layers.scratch();
     let imported = tool::import(&disk, format, &part).await;
@@ -147,11 +176,11 @@ async fn import(context: &Context, object: &DiskImage, uid: &str) -> Result<Disk
     let (store, layer, owner) = (layers, id.clone(), uid.to_owned());
     let adopted = tokio::task::spawn_blocking(move || store.adopt(&layer, bytes, &owner)).await;
     adopted.map_err(|_| Error::Timeout("keeping a disk image"))??;
-    let kernel = keep_kernel(&upload, &context.guests.image_directory(uid))?;
+    let kernel = keep_kernel(upload, &context.guests.image_directory(uid))?;
     if object.spec.boot == MachineBoot::Kernel && !kernel {
-        return Err(Error::Invalid("spec.boot is Kernel, but the upload has no kernel".into()));
+        return Err(Error::Invalid("spec.boot is Kernel, but there is no kernel with the disk".into()));
     }
-    directories::remove(&upload)?;
+    directories::remove(upload)?;
     let virtual_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
     Ok(DiskImageStatus { virtual_bytes, layer: id, kernel, ..DiskImageStatus::default() })
 }
@@ -162,13 +191,6 @@ fn discard_on_error<T>(part: &Path, result: Result<T>) -> Result<T> {
         let _ = std::fs::remove_file(part);
     }
     result
-}
-
-fn digest(path: &Path) -> Result<String> {
-    let mut hash = sha2::Sha256::new();
-    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
-    Ok(hex::encode(hash.finalize()))
 }
 
 /// Keeps kernel and RAM disk; whether there is a kernel. Guests' hypervisors read them with no rights of their own.
@@ -196,10 +218,14 @@ async fn copy(context: &Context, object: &DiskImage, machine: &str, uid: &str) -
     let missing = || Error::Invalid(format!("virtual machine {machine} not found on this machine"));
     let guest_uid = context.guests.uid(&key).ok_or_else(missing)?;
     let _lock = context.guests.lock_disks(vec![guest_uid.clone()]).await;
+    // It may have moved while its disk was another's, and nobody here has that any more.
+    if context.guests.uid(&key).as_deref() != Some(guest_uid.as_str()) {
+        return Err(Error::Invalid("its disk moved to another machine, or went, meanwhile; ask for it anew".into()));
+    }
     let layers = context.guests.layers().await?;
     let top = layers.owned_by(&guest_uid).pop().ok_or_else(missing)?;
     let bytes = layers.get(&top)?.virtual_bytes;
-    let running = super::disks::running(context, &key, &guest_uid)?;
+    let running = super::disks::running(context, &key, &guest_uid).await?;
     let id = match running {
         Some(guest) => {
             let (store, owner) = (layers.clone(), uid.to_owned());

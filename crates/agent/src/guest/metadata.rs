@@ -39,16 +39,33 @@ pub struct Entry {
     pub name: String,
     /// Host name.
     pub hostname: String,
-    /// Its address.
-    pub address: String,
-    /// Its hardware address.
-    pub mac: String,
     /// Name of its flavor.
     pub flavor: String,
     /// Public keys, by name.
     pub keys: Vec<(String, String)>,
     /// User data.
     pub user_data: String,
+    /// Its network interfaces, the first one first.
+    pub links: Vec<Link>,
+}
+
+/// A guest's interface as the guest should set it up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// The network's name.
+    pub network: String,
+    /// Its address.
+    pub address: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Length of the network's prefix. Units: bits.
+    pub prefix: u8,
+    /// The way to everything else, if it is by this one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Its name server.
+    pub dns: Option<Ipv4Addr>,
+    /// Largest packet. Units: bytes.
+    pub mtu: u32,
 }
 
 /// Guests by their network's gateway and their own address.
@@ -73,14 +90,30 @@ fn ec2(entry: &Entry, path: &[&str]) -> Option<String> {
         [] => "meta-data\nuser-data".into(),
         ["user-data"] if !entry.user_data.is_empty() => entry.user_data.clone(),
         ["meta-data"] => {
-            let names = "hostname\ninstance-id\ninstance-type\nlocal-hostname\nlocal-ipv4\nmac";
+            let names = "hostname\ninstance-id\ninstance-type\nlocal-hostname\nlocal-ipv4\nmac\nnetwork/";
             if entry.keys.is_empty() { names.into() } else { format!("{names}\npublic-keys/") }
         }
         ["meta-data", "instance-id"] => entry.uid.clone(),
         ["meta-data", "instance-type"] => entry.flavor.clone(),
         ["meta-data", "hostname" | "local-hostname"] => entry.hostname.clone(),
-        ["meta-data", "local-ipv4"] => entry.address.clone(),
-        ["meta-data", "mac"] => entry.mac.clone(),
+        ["meta-data", "local-ipv4"] => entry.links.first()?.address.clone(),
+        ["meta-data", "mac"] => entry.links.first()?.mac.clone(),
+        ["meta-data", "network"] => "interfaces/".into(),
+        ["meta-data", "network", "interfaces"] => "macs/".into(),
+        ["meta-data", "network", "interfaces", "macs"] => {
+            entry.links.iter().map(|link| format!("{}/", link.mac)).collect::<Vec<_>>().join("\n")
+        }
+        ["meta-data", "network", "interfaces", "macs", mac, rest @ ..] => {
+            let (number, link) = entry.links.iter().enumerate().find(|(_, link)| link.mac.eq_ignore_ascii_case(mac))?;
+            match rest {
+                [] => "device-number\nlocal-ipv4s\nmac\nsubnet-ipv4-cidr-block".into(),
+                ["device-number"] => number.to_string(),
+                ["local-ipv4s"] => link.address.clone(),
+                ["mac"] => link.mac.clone(),
+                ["subnet-ipv4-cidr-block"] => link.subnet()?,
+                _ => return None,
+            }
+        }
         ["meta-data", "public-keys"] if !entry.keys.is_empty() => {
             let lines = entry.keys.iter().enumerate().map(|(index, (name, _))| format!("{index}={name}"));
             lines.collect::<Vec<_>>().join("\n")
@@ -94,18 +127,62 @@ fn ec2(entry: &Entry, path: &[&str]) -> Option<String> {
 fn openstack(entry: &Entry, path: &[&str]) -> Option<String> {
     Some(match path {
         [] => "latest\n".into(),
-        ["latest"] => "meta_data.json\nuser_data\n".into(),
+        ["latest"] => "meta_data.json\nnetwork_data.json\nuser_data\n".into(),
         ["latest", "user_data"] if !entry.user_data.is_empty() => entry.user_data.clone(),
-        ["latest", "meta_data.json"] => {
-            let keys: serde_json::Map<_, _> = entry.keys.iter().map(|(name, key)| (name.clone(), json!(key))).collect();
-            let list: Vec<_> =
-                entry.keys.iter().map(|(name, key)| json!({"name": name, "type": "ssh", "data": key})).collect();
-            json!({"uuid": entry.uid, "name": entry.name, "hostname": entry.hostname, "public_keys": keys, "keys": list,
-                "meta": {}, "launch_index": 0})
-            .to_string()
-        }
+        ["latest", "meta_data.json"] => openstack_metadata(entry),
+        ["latest", "network_data.json"] => openstack_network(entry),
         _ => return None,
     })
+}
+
+/// What OpenStack says of a machine.
+pub fn openstack_metadata(entry: &Entry) -> String {
+    let keys: serde_json::Map<_, _> = entry.keys.iter().map(|(name, key)| (name.clone(), json!(key))).collect();
+    let list: Vec<_> = entry.keys.iter().map(|(name, key)| json!({"name": name, "type": "ssh", "data": key})).collect();
+    json!({"uuid": entry.uid, "name": entry.name, "hostname": entry.hostname, "public_keys": keys, "keys": list,
+        "meta": {}, "launch_index": 0})
+    .to_string()
+}
+
+impl Link {
+    fn mask(&self) -> u32 {
+        u32::MAX.checked_shl(u32::BITS.saturating_sub(self.prefix.into())).unwrap_or(0)
+    }
+
+    /// The network's subnet.
+    fn subnet(&self) -> Option<String> {
+        let address: Ipv4Addr = self.address.parse().ok()?;
+        Some(format!("{}/{}", Ipv4Addr::from_bits(address.to_bits() & self.mask()), self.prefix))
+    }
+}
+
+/// What OpenStack says of its interfaces. The addresses come by DHCP, and are those named here.
+pub fn openstack_network(entry: &Entry) -> String {
+    let (mut links, mut networks, mut all_services) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, link) in entry.links.iter().enumerate() {
+        let routes =
+            link.gateway.iter().map(|gateway| json!({"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": gateway}));
+        let services: Vec<_> = link.dns.iter().map(|server| json!({"type": "dns", "address": server})).collect();
+        let id = format!("interface{number}");
+        links.push(json!({"id": id, "type": "phy", "ethernet_mac_address": link.mac, "mtu": link.mtu}));
+        networks.push(json!({"id": format!("network{number}"), "type": "ipv4_dhcp", "link": id,
+            "network_id": link.network, "ip_address": link.address, "netmask": Ipv4Addr::from(link.mask()),
+            "routes": routes.collect::<Vec<_>>(), "services": services}));
+        all_services.extend(services);
+    }
+    json!({"links": links, "networks": networks, "services": all_services}).to_string()
+}
+
+/// The same for NoCloud: version 2, which is YAML, and so may be JSON. `Source:` cloud-init, "Networking config Version 2"
+pub fn no_cloud_network(entry: &Entry) -> String {
+    let ethernet = |(number, link): (usize, &Link)| {
+        let by_it = number == 0;
+        let settings = json!({"match": {"macaddress": link.mac}, "dhcp4": true, "mtu": link.mtu,
+            "dhcp4-overrides": {"use-routes": by_it, "use-dns": by_it}});
+        (format!("interface{number}"), settings)
+    };
+    let ethernets: serde_json::Map<_, _> = entry.links.iter().enumerate().map(ethernet).collect();
+    json!({"version": 2, "ethernets": ethernets}).to_string()
 }
 
 /// Serves guests on one network.
@@ -184,6 +261,21 @@ mod tests {
         ] {
             assert_eq!(answer(&entry, path).as_deref(), expected, "{path}");
         }
+        let link = |number: u8, gateway| Link {
+            address: format!("10.{number}.2.3"),
+            mac: format!("02:42:0a:0{number}:02:03"),
+            prefix: 20,
+            gateway,
+            ..Link::default()
+        };
+        let two = Entry { links: vec![link(1, Some(Ipv4Addr::new(10, 1, 0, 1))), link(2, None)], ..entry.clone() };
+        let macs = "/latest/meta-data/network/interfaces/macs/";
+        assert_eq!(answer(&two, macs).as_deref(), Some("02:42:0a:01:02:03/\n02:42:0a:02:02:03/"));
+        let of_second = |what: &str| answer(&two, &format!("{macs}02:42:0a:02:02:03/{what}"));
+        assert_eq!(of_second("device-number").as_deref(), Some("1"));
+        assert_eq!(of_second("subnet-ipv4-cidr-block").as_deref(), Some("10.2.0.0/20"));
+        assert_eq!((of_second("x"), answer(&two, &format!("{macs}02:42:0a:03:02:03/mac"))), (None, None));
+        assert_eq!(answer(&two, "/latest/meta-data/local-ipv4").as_deref(), Some("10.1.2.3"));
         let document = answer(&entry, "/openstack/latest/meta_data.json").unwrap();
         let document: serde_json::Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["public_keys"]["mine"], "ssh-ed25519 AAAA me");

@@ -4,20 +4,32 @@
 //! |---|---|
 //! | [`shared`] | what all of them share: the hypervisor, layers, DHCP, who is known |
 //! | [`driver`] | the task that carries out what the life cycle says |
-//! | [`start`] | from the object to a running guest: disk, network, control group |
+//! | [`start`] | from the object to a running guest: size, disks, control group |
+//! | [`interfaces`] | its network interfaces |
+//! | [`root`] | the disk that a machine boots from |
+//! | [`config_drive`] | a small disk with what guests are told about themselves |
+//! | [`revert`] | disks that go back to a snapshot |
+//! | [`console`] | what a guest says on its serial line, and is told there |
 //! | [`status`] | what is told of a guest, pure |
 //! | [`images`] | disk images |
+//! | [`image_fetch`] | disk images that come from a URL |
 //! | [`image_copies`] | disk images that another machine has |
 //! | [`disks`] | volumes, snapshots, copies of disks |
 //! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
 
+pub mod config_drive;
+pub mod console;
 pub mod disks;
 pub mod driver;
 pub mod image_copies;
+pub mod image_fetch;
 pub mod images;
+pub mod interfaces;
 pub mod metadata;
 pub mod moving;
+pub mod revert;
+pub mod root;
 pub mod shared;
 pub mod start;
 pub mod status;

@@ -1,6 +1,7 @@
 //! What all guests of this machine share.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use hypervisor::{Guest, Hypervisor};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::metadata::{self, Entries, Entry};
 use crate::context::Key;
@@ -42,6 +44,8 @@ pub struct Guests {
     known: Mutex<HashMap<Key, Known>>,
     /// Held while an image is fetched from another machine.
     pub fetching: tokio::sync::Mutex<()>,
+    /// Who has the consoles of guests, by the guests' uids: a new session ends the one before.
+    pub consoles: Mutex<HashMap<String, CancellationToken>>,
     /// Locks of disks, by the owners of their layers.
     disks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Disks that are being looked at, and whether they are to be looked at again.
@@ -62,6 +66,7 @@ impl Guests {
             servers: tokio::sync::Mutex::default(),
             known: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
+            consoles: Mutex::default(),
             disks: Mutex::default(),
             looks: Mutex::default(),
         }
@@ -162,6 +167,11 @@ impl Guests {
         self.data_dir.join("exports").join(uid)
     }
 
+    /// What is fetched for a disk image.
+    pub fn fetch_directory(&self, uid: &str) -> PathBuf {
+        self.data_dir.join("fetched").join(uid)
+    }
+
     /// What is uploaded.
     pub fn upload_directory(&self, name: &str) -> PathBuf {
         self.data_dir.join("uploads").join(name)
@@ -254,6 +264,21 @@ impl Guests {
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.known.lock().get(key).map(|known| known.uid.clone())
     }
+}
+
+/// Writes a small record; it is there whole, and durable, when this returns.
+pub fn write_durably(path: &Path, record: &impl serde::Serialize) -> Result<()> {
+    let directory = path.parent().unwrap_or(path);
+    let written = || -> std::io::Result<()> {
+        std::fs::create_dir_all(directory)?;
+        let part = path.with_extension("part");
+        let mut file = std::fs::File::create(&part)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        file.sync_all()?;
+        std::fs::rename(&part, path)?;
+        std::fs::File::open(directory)?.sync_all()
+    };
+    written().map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

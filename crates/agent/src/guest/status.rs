@@ -3,7 +3,7 @@
 use api::virtual_machine::{MachineDesired, MachinePhase, MachineRestartPolicy};
 use api::{VirtualMachine, VirtualMachineStatus};
 use hypervisor::guest::MemoryStatistics;
-use hypervisor::life::{Desired, Life, Phase, Policy, Wish};
+use hypervisor::life::{Desired, Life, Phase, Policy, Root, Wish};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::disks::attach::Seen;
 /// How long a guest may take to switch itself off when its object does not say. Units: seconds.
 const STOP_TIMEOUT_DEFAULT: i64 = 30;
 
-/// The parts of an object that decide.
-pub fn wish(object: &VirtualMachine) -> Wish {
+/// The parts of an object that decide, seen from what was done of them.
+pub fn wish(object: &VirtualMachine, done: &VirtualMachineStatus) -> Wish {
     let spec = &object.spec;
     let seconds = spec.stop_timeout_seconds.unwrap_or(STOP_TIMEOUT_DEFAULT);
     Wish {
@@ -23,6 +23,13 @@ pub fn wish(object: &VirtualMachine) -> Wish {
             MachineDesired::Stopped => Desired::Stopped,
             MachineDesired::Paused => Desired::Paused,
             MachineDesired::Suspended => Desired::Suspended,
+        },
+        root: if spec.rebuild_request > done.observed_rebuild {
+            Root::New
+        } else if spec.revert_request > done.observed_revert || spec.rescue_image != done.rescue_image {
+            Root::Other
+        } else {
+            Root::Same
         },
         restart_request: spec.restart_request,
         policy: match spec.restart_policy {
@@ -52,12 +59,21 @@ pub fn phase(life: &Life, failed: bool) -> MachinePhase {
 
 /// The condition `DisksAttached`.
 pub fn disks(old: &[Condition], seen: &Seen, running: bool, generation: Option<i64>) -> Condition {
-    let (fine, reason) = match (seen.pending.is_empty(), running) {
+    attached("DisksAttached", old, &seen.pending, running, generation)
+}
+
+/// The condition `InterfacesAttached`.
+pub fn interfaces(old: &[Condition], pending: &str, running: bool, generation: Option<i64>) -> Condition {
+    attached("InterfacesAttached", old, pending, running, generation)
+}
+
+fn attached(kind: &str, old: &[Condition], pending: &str, running: bool, generation: Option<i64>) -> Condition {
+    let (fine, reason) = match (pending.is_empty(), running) {
         (false, _) => (false, "Waiting"),
         (true, true) => (true, "Attached"),
         (true, false) => (false, "NotRunning"),
     };
-    condition("DisksAttached", old, fine, reason, &seen.pending, generation)
+    condition(kind, old, fine, reason, pending, generation)
 }
 
 /// The condition `Ready`, keeping the time of the last change.
@@ -85,12 +101,13 @@ fn condition(
     }
 }
 
-/// What a guest uses and could not do without; `None` when it does not say. `size` is all that it was started with. Units: bytes.
+/// What a guest uses and could not do without; `None` when it does not say. `size` is what it was started with. Units: bytes.
 ///
 /// Linux leaves what the balloon took in its total when the balloon may deflate on want of memory, as ours may, and else takes it out; of
 /// an older or other kernel the larger figure is believed. `Source:` Virtio 1.2, section 5.5.6.3.
 pub fn memory_used(told: &MemoryStatistics, size: u64) -> Option<u64> {
     let (total, available) = (told.total_bytes?, told.available_bytes?);
+    let size = size.saturating_add(told.plugged_bytes);
     let taken = size.saturating_sub(told.actual_bytes);
     let counted = if total.saturating_add(taken) > size { taken } else { 0 };
     Some(total.saturating_sub(available).saturating_sub(counted))
@@ -122,14 +139,17 @@ mod tests {
         let told = |actual_bytes, total, available| MemoryStatistics {
             actual_bytes,
             total_bytes: Some(total),
-            free_bytes: None,
             available_bytes: Some(available),
+            ..MemoryStatistics::default()
         };
         // 320 started with, 20 of which its kernel keeps; 30 in use.
         assert_eq!(memory_used(&told(320, 300, 270), 320), Some(30));
         assert_eq!(memory_used(&told(200, 300, 150), 320), Some(30));
         // A kernel that takes it out of its total.
         assert_eq!(memory_used(&told(200, 180, 150), 320), Some(30));
+        // 100 were plugged in, of which the balloon took none.
+        let grown = MemoryStatistics { plugged_bytes: 100, ..told(420, 400, 370) };
+        assert_eq!(memory_used(&grown, 320), Some(30));
         assert_eq!(memory_used(&MemoryStatistics::default(), 320), None);
     }
 }

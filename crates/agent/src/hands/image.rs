@@ -50,6 +50,11 @@ impl Images {
         Self { store, origin, turn: tokio::sync::Mutex::default(), containers_dir }
     }
 
+    /// What is trusted where something is fetched.
+    pub fn web_options(&self) -> &image::StoreOptions {
+        self.store.options()
+    }
+
     /// Brings what the name means on the pool's first machine, unless it is here. What cannot be brought, a registry may have.
     pub async fn bring(&self, name: &str) {
         let Some(origin) = &self.origin else { return };

@@ -11,11 +11,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::container::start::leave_network;
-use crate::context::Context;
+use crate::context::{Context, Key};
 use crate::error::{Error, Result};
 use crate::files::{self, Resolver};
 use crate::launch::Namespace;
-use crate::security;
+use crate::{ports, security};
 
 /// Size of a pod's /dev/shm. Source: containerd `defaultShmSize`.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
@@ -79,18 +79,7 @@ pub async fn ensure(context: &Context, pod: &Pod, uid: &str) -> Result<Sandbox> 
         (Namespace::Host, context.host_address)
     } else {
         let namespace = context.fabric.create_namespace(uid).await?;
-        let request = AttachRequest {
-            owner: uid.to_owned(),
-            namespace: namespace.clone(),
-            network: network::DEFAULT_NETWORK.to_owned(),
-            interface: "eth0".to_owned(),
-            groups: security::of_label(
-                pod.metadata.namespace.as_deref().unwrap_or_default(),
-                pod.metadata.annotations.as_ref().and_then(|all| all.get(security::LABEL)),
-            ),
-            ..AttachRequest::default()
-        };
-        let place = context.fabric.attach(request).await?;
+        let place = place(context, pod, uid, &namespace).await?;
         let ports = published(spec);
         if !ports.is_empty() {
             context.fabric.publish(uid, place.address, ports).await?;
@@ -120,6 +109,30 @@ pub async fn ensure(context: &Context, pod: &Pod, uid: &str) -> Result<Sandbox> 
         directory,
         hostname,
     })
+}
+
+/// The pod's place on the network of pods: that of the port that it names, or any.
+async fn place(context: &Context, pod: &Pod, uid: &str, namespace: &Path) -> Result<network::Attachment> {
+    let key = Key::of(pod);
+    let annotation = |name: &str| pod.metadata.annotations.as_ref().and_then(|all| all.get(name));
+    let request = AttachRequest {
+        owner: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        network: network::DEFAULT_NETWORK.to_owned(),
+        interface: "eth0".to_owned(),
+        groups: security::of_label(&key.namespace, annotation(security::LABEL)),
+        ..AttachRequest::default()
+    };
+    let Some(held) = ports::of_label(context, &key, annotation(api::port::LABEL), uid).await? else {
+        return Ok(context.fabric.attach(request).await?);
+    };
+    if held.network != api::names::DEFAULT_NETWORK {
+        let text = format!("port {} is on network {}, and pods are on the default one", held.name, held.network);
+        return Err(Error::Invalid(text));
+    }
+    let groups = security::ids(&key.namespace, &held.groups);
+    let network = context.networks.default_network();
+    ports::attach(context, &network, &held, AttachRequest { groups, ..request }).await
 }
 
 fn is_mount(path: &Path) -> bool {

@@ -38,6 +38,8 @@ pub async fn run(context: Arc<Context>, services: Store<Service>, changed: Arc<N
         let _ = slices.wait_until_ready().await;
         let mut last = None;
         loop {
+            // What services say of a network counts once the network is here.
+            let made = context.networks.made.notified();
             let (services, slices) = (services.state(), slices.state());
             let networks = |namespace: &str, name: &str| context.networks.id_of(namespace, name);
             let plan = rules::plan(
@@ -57,7 +59,10 @@ pub async fn run(context: Arc<Context>, services: Store<Service>, changed: Arc<N
                     }
                 }
             }
-            changed.notified().await;
+            tokio::select! {
+                () = changed.notified() => {}
+                () = made => {}
+            }
             tokio::time::sleep(DEBOUNCE).await;
         }
     };

@@ -8,19 +8,14 @@ use api::virtual_machine::AttachedDisk;
 use hypervisor::{Disk, DiskLimits, Guest, RunState};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Plugged, Step, claim, disk, disk_name, limits, load, plan, release, save, serial, volume};
+use super::{Plugged, Step, blocking, claim, disk, disk_name, limits, load, plan, release, save, serial, volume};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain};
+use crate::guest::moving::handover::may_start;
+use crate::guest::revert;
 
 /// How long a machine waits for a disk that somebody works on (a backup, a snapshot) before it looks after other things.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What a guest is started with. Nobody changes these disks while this is held.
-pub struct Prepared {
-    /// Its volumes.
-    pub disks: Vec<Disk>,
-    _locks: Vec<OwnedMutexGuard<()>>,
-}
 
 /// What became of a machine's volumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,12 +26,31 @@ pub struct Seen {
     pub pending: String,
 }
 
-/// Claims the volumes of a guest that is to start. One that resumes gets those that it had.
+/// Claims the volumes of a guest that is to start. One that resumes gets those that it had. Nobody changes its disks while the locks are
+/// held; what they are then says [`disks_now`].
 ///
-/// Errors: one of them cannot be had now.
-pub async fn prepare(context: &Context, object: &VirtualMachine, uid: &str, resuming: bool) -> Result<Prepared> {
+/// Errors: one of them cannot be had now, or the machine has moved to another host.
+pub async fn prepare(
+    context: &Context,
+    object: &VirtualMachine,
+    uid: &str,
+    resuming: bool,
+) -> Result<Vec<OwnedMutexGuard<()>>> {
     let key = Key::of(object);
     if !resuming {
+        // A volume that is not wished any more goes as the revert leaves it.
+        revert::finish(context, uid).await?;
+    }
+    let mut uids: Vec<String> = load(context, uid)?.into_iter().map(|one| one.uid).chain([uid.to_owned()]).collect();
+    if !resuming {
+        for wish in &object.spec.disks {
+            uids.extend(volume(context, &key.namespace, &wish.volume).await?.metadata.uid);
+        }
+    }
+    // A guest that resumes has no second try: it waits for whoever copies its disks.
+    let locks = if resuming { context.guests.lock_disks(uids).await } else { lock(context, uids, "its disks").await? };
+    if !resuming {
+        may_start(context, &key, uid).await?;
         for step in plan(&object.spec.disks, &load(context, uid)?, |_| true) {
             match step {
                 Step::Unplug(gone) => give_back(context, &key, uid, &gone).await?,
@@ -46,20 +60,25 @@ pub async fn prepare(context: &Context, object: &VirtualMachine, uid: &str, resu
             }
         }
     }
-    let record = load(context, uid)?;
-    let uids = record.iter().map(|one| one.uid.clone()).chain([uid.to_owned()]).collect();
-    // A guest that resumes has no second try: it waits for whoever copies its disks.
-    let locks = if resuming { context.guests.lock_disks(uids).await } else { lock(context, uids, "its disks").await? };
-    let mut disks = Vec::new();
-    for one in &record {
-        disks.push(disk(context, one).await?);
-    }
-    Ok(Prepared { disks, _locks: locks })
+    Ok(locks)
 }
 
-async fn lock(context: &Context, uids: Vec<String>, what: &str) -> Result<Vec<OwnedMutexGuard<()>>> {
+/// The volumes of a machine as a guest that starts gets them. The caller holds their locks, and has done all that changes their layers.
+pub async fn disks_now(context: &Context, uid: &str) -> Result<Vec<Disk>> {
+    let mut disks = Vec::new();
+    for one in &load(context, uid)? {
+        disks.push(disk(context, one).await?);
+    }
+    Ok(disks)
+}
+
+/// Waits a while until nobody else works on the disks of these owners.
+///
+/// Errors: [`Error::NotYet`], with what the caller wants to change.
+pub async fn lock(context: &Context, uids: Vec<String>, what: &str) -> Result<Vec<OwnedMutexGuard<()>>> {
     let locked = tokio::time::timeout(LOCK_PATIENCE, context.guests.lock_disks(uids)).await;
-    locked.map_err(|_| Error::NotYet(format!("{what} cannot be changed while a snapshot or a copy is made")))
+    locked
+        .map_err(|_| Error::NotYet(format!("{what} cannot be changed while a snapshot or a copy is made, or it moves")))
 }
 
 /// Notes and claims a volume. The note comes first: what is claimed and not noted would never be given back.
@@ -96,12 +115,47 @@ async fn give_back(context: &Context, key: &Key, uid: &str, gone: &Plugged) -> R
     save(context, uid, &record)
 }
 
-/// Gives all volumes of a machine back that goes.
-pub async fn give_all_back(context: &Context, key: &Key, uid: &str) -> Result<()> {
-    for one in load(context, uid)? {
-        give_back(context, key, uid, &one).await?;
+/// Gives all volumes of a machine back that goes. `vanished`: its object is not this host's any more, so that it may be deleted or on
+/// another host.
+///
+/// Errors: [`Error::NotYet`] until it is known which.
+pub async fn give_all_back(context: &Context, key: &Key, uid: &str, vanished: bool) -> Result<()> {
+    let record = load(context, uid)?;
+    if record.is_empty() {
+        return Ok(());
+    }
+    let uids = record.iter().map(|one| one.uid.clone()).chain([uid.to_owned()]).collect();
+    let _locks = lock(context, uids, "its disks").await?;
+    if !vanished {
+        may_start(context, key, uid).await?;
+    }
+    for one in record {
+        if !vanished || is_still_its(context, key, uid, &one).await? {
+            release(context, &key.namespace, &one.volume, uid).await?;
+        }
+        let rest: Vec<Plugged> = load(context, uid)?.into_iter().filter(|other| *other != one).collect();
+        save(context, uid, &rest)?;
     }
     Ok(())
+}
+
+/// Whether a volume is to be given back by a machine of which this host knows only that it is gone. What went along with it is dropped here.
+async fn is_still_its(context: &Context, key: &Key, uid: &str, one: &Plugged) -> Result<bool> {
+    let found = match volume(context, &key.namespace, &one.volume).await {
+        Ok(found) if found.metadata.uid.as_deref() == Some(one.uid.as_str()) => found,
+        Ok(_) | Err(Error::NotYet(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if found.spec.node_name.as_deref() != Some(context.node_name.as_str()) {
+        let (layers, owner) = (context.guests.layers().await?, one.uid.clone());
+        blocking(move || layers.release(&owner)).await?;
+        return Ok(false);
+    }
+    match found.status.and_then(|status| status.attached_to).filter(|attached| attached.uid == uid) {
+        None => Ok(false),
+        Some(attached) if attached.gone => Ok(true),
+        Some(_) => Err(Error::NotYet(format!("volume {} may be on its way to another machine", one.volume))),
+    }
 }
 
 /// Bounds what a guest that has just started may ask of its volumes.
@@ -159,12 +213,19 @@ pub async fn reconcile(
 }
 
 async fn unplug(context: &Context, key: &Key, uid: &str, gone: &Plugged, guest: Option<&Arc<dyn Guest>>) -> Result<()> {
-    let _lock = lock(context, vec![gone.uid.clone()], &format!("volume {}", gone.volume)).await?;
-    if let Some(guest) = guest {
-        if guest.state().await? == RunState::Paused {
+    if guest.is_none() {
+        // Afterwards it may be another machine's, whose disk must not change.
+        revert::finish(context, uid).await?;
+    }
+    let uids = vec![gone.uid.clone(), uid.to_owned()];
+    let _lock = lock(context, uids, &format!("volume {}", gone.volume)).await?;
+    match guest {
+        Some(guest) if guest.state().await? != RunState::Running => {
             return Err(Error::NotYet(format!("the guest stands still; volume {} goes when it goes on", gone.volume)));
         }
-        guest.detach_disk(&disk_name(&gone.uid)).await?;
+        Some(guest) => guest.detach_disk(&disk_name(&gone.uid)).await?,
+        // Its machine may have moved away with it.
+        None => may_start(context, key, uid).await?,
     }
     give_back(context, key, uid, gone).await
 }
@@ -176,8 +237,13 @@ async fn plug(
     (name, read_only, slot): (&str, bool, u8),
     guest: &Arc<dyn Guest>,
 ) -> Result<()> {
+    let uids = volume(context, &key.namespace, name).await?.metadata.uid.into_iter().chain([uid.to_owned()]).collect();
+    let _lock = lock(context, uids, &format!("volume {name}")).await?;
+    // Which volumes move with a machine is settled when it begins to.
+    if guest.state().await? == RunState::Sent {
+        return Err(Error::NotYet(format!("the machine moves; volume {name} comes when it has")));
+    }
     let (plugged, limits) = take(context, key, uid, name, read_only, slot).await?;
-    let _lock = lock(context, vec![plugged.uid.clone()], &format!("volume {name}")).await?;
     guest.attach_disk(&disk(context, &plugged).await?).await?;
     let name = disk_name(&plugged.uid);
     if limits != DiskLimits::default()

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::freeze::is_final;
-use super::snapshots::{here, lock_machine, sources};
+use super::snapshots::{here, lock_machine, moved, sources};
 use super::{Source, blocking, running};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
@@ -68,6 +68,10 @@ async fn make(context: &Arc<Context>, object: &Backup) {
         let (status, done) = tokio::select! {
             copied = work.copy() => match copied {
                 Ok(Some(status)) => (status, true),
+                // It waited here for disks that have moved since; no other machine takes it up.
+                Ok(None) if !told.is_empty() => {
+                    (BackupStatus { phase: "Failed".into(), message: chain(&moved()), ..Default::default() }, true)
+                }
                 // Another machine's.
                 Ok(None) => return,
                 Err(error) => {
@@ -81,6 +85,11 @@ async fn make(context: &Arc<Context>, object: &Backup) {
                 break;
             }
         };
+        if status.phase == "Failed"
+            && let Err(error) = remove(context, object)
+        {
+            tracing::warn!(backup = work.key.name, error = %chain(&error), "what was copied stays until the backup goes");
+        }
         if done || told != status.message {
             told.clone_from(&status.message);
             let mut value = serde_json::to_value(&status).unwrap_or_default();
@@ -151,16 +160,19 @@ impl Work<'_> {
         taken.map_err(Error::api("take the backup"))?;
         let (_locks, plugged) = lock_machine(self.context, &machine).await?;
         let place = Key { namespace: self.key.namespace.clone(), name: name.clone() };
-        let guest = running(self.context, &place, &machine)?;
+        if self.context.guests.uid(&place).as_deref() != Some(machine.as_str()) {
+            return Err(moved());
+        }
+        let guest = running(self.context, &place, &machine).await?;
         let sources = sources(self.context, &self.key, &machine, &plugged).await?;
         let names: Vec<String> =
             std::iter::once(ROOT_DISK.to_owned()).chain(plugged.into_iter().map(|one| one.volume)).collect();
         let directory = self.context.guests.export_directory(&self.uid);
         empty(&directory)?;
         let taken_at = Timestamp::now();
-        let (disks, mark) = match guest {
+        let (disks, mark, quiesced) = match guest {
             Some(guest) => self.copy_running(&guest, &sources, &names, taken_at).await?,
-            None => (self.copy_stopped(&sources, &names).await?, String::new()),
+            None => (self.copy_stopped(&sources, &names).await?, String::new(), false),
         };
         Ok(Some(BackupStatus {
             phase: "Ready".into(),
@@ -168,6 +180,7 @@ impl Work<'_> {
             copied_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),
             taken_at: Some(Time(taken_at)),
             mark,
+            quiesced,
             disks,
             message: String::new(),
         }))
@@ -186,7 +199,7 @@ impl Work<'_> {
         sources: &[Source],
         names: &[String],
         taken_at: Timestamp,
-    ) -> Result<(Vec<BackupDisk>, String)> {
+    ) -> Result<(Vec<BackupDisk>, String, bool)> {
         // Marks are forgotten in the order of their names.
         let mark = format!("nuee-{:015}-{}", taken_at.as_millisecond(), self.uid);
         let since = self.object.spec.since.as_str();
@@ -214,16 +227,16 @@ impl Work<'_> {
             disks.push(BackupDisk { name: name.clone(), size_bytes, incremental, reason: reason.to_owned() });
         }
         let (progress, seen) = watch::channel((0, 0));
-        tokio::select! {
+        let quiesced = tokio::select! {
             copied = guest.copy_disks(&copies, &progress) => copied?,
             never = self.tell(seen) => match never {},
-        }
+        };
         for copy in &copies {
             std::fs::File::open(&copy.target)
                 .and_then(|file| file.sync_all())
                 .map_err(Error::io("sync", &copy.target))?;
         }
-        Ok((disks, mark))
+        Ok((disks, mark, quiesced))
     }
 
     /// Makes room for a new mark; those that stay.

@@ -1,6 +1,7 @@
 //! A volume is one machine's at a time: `status.attachedTo` of its object, written against the version that was read.
 
 use api::Volume;
+use api::migration::may_give_back;
 use api::volume::VolumeAttachment;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -44,7 +45,7 @@ fn judge(volume: &Volume, node: &str, machine: &Key, uid: &str) -> Result<bool> 
 ///
 /// Errors: [`Error::NotYet`] says why it cannot be now.
 pub async fn claim(context: &Context, name: &str, machine: &Key, uid: &str) -> Result<Volume> {
-    let attached = VolumeAttachment { virtual_machine: machine.name.clone(), uid: uid.to_owned() };
+    let attached = VolumeAttachment { virtual_machine: machine.name.clone(), uid: uid.to_owned(), gone: false };
     for _ in 0..ATTEMPTS {
         let found = volume(context, &machine.namespace, name).await?;
         if !judge(&found, &context.node_name, machine, uid)? {
@@ -68,6 +69,9 @@ pub async fn release(context: &Context, namespace: &str, name: &str, uid: &str) 
         let attached = found.status.as_ref().and_then(|status| status.attached_to.as_ref());
         if attached.is_none_or(|attached| attached.uid != uid) {
             return Ok(());
+        }
+        if !may_give_back(found.spec.node_name.as_deref() == Some(context.node_name.as_str())) {
+            return Err(Error::NotYet(format!("volume {name} has not come after its machine yet")));
         }
         if write(context, &found, json!({"attachedTo": null})).await?.is_some() {
             return Ok(());

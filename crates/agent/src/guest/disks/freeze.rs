@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hypervisor::Guest;
+use hypervisor::disk::LayerStore;
 
 use super::blocking;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 
 /// A disk that is to be frozen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Frozen {
     pub layer: String,
     /// Its size as a guest sees it. Units: bytes.
     pub bytes: u64,
+    /// The guest held its file systems still.
+    pub still: bool,
 }
 
 /// Freezes disks, which are plugged into this guest if there is one, and gives what is frozen to `owner`, or to nobody. The caller holds
@@ -46,33 +49,51 @@ pub async fn freeze(
     let store = layers.clone();
     let made = blocking(move || {
         let mut made = Vec::new();
-        for source in &wanted {
-            let top = store.owned_by(&source.owner).pop();
-            let top = top.ok_or_else(|| hypervisor::Error::NotFound(format!("the disk of {}", source.owner)))?;
-            let bytes = store.get(&top)?.virtual_bytes;
-            let new = store.create(Some(&top), Some(bytes.max(source.least_bytes)), &source.owner)?;
-            let file = store.chain(&new)?.swap_remove(0);
-            made.push((Frozen { layer: top, bytes }, new, file));
+        let all = wanted.iter().try_for_each(|source| {
+            made.push(put_on_top(&store, source)?);
+            Ok(())
+        });
+        if all.is_err() {
+            made.iter().for_each(|(_, new, _)| discard(&store, new));
         }
-        Ok(made)
+        all.map(|()| made)
     })
     .await?;
+    let mut is_still = false;
     if let Some(guest) = guest {
         let tops: Vec<(String, PathBuf)> =
             sources.iter().zip(&made).map(|(source, (_, _, file))| (source.disk.clone(), file.clone())).collect();
-        if let Err(error) = guest.snapshot_disks(&tops).await {
-            if matches!(error, hypervisor::Error::Refused { .. }) {
-                for (_, new, _) in &made {
-                    layers.set_owner(new, None)?;
+        match guest.snapshot_disks(&tops).await {
+            Ok(still) => is_still = still,
+            Err(error) => {
+                if matches!(error, hypervisor::Error::Refused { .. }) {
+                    made.iter().for_each(|(_, new, _)| discard(&layers, new));
                 }
+                return Err(error.into());
             }
-            return Err(error.into());
         }
     }
-    let frozen: Vec<Frozen> = made.into_iter().map(|(frozen, _, _)| frozen).collect();
+    let frozen: Vec<Frozen> = made.into_iter().map(|(frozen, _, _)| Frozen { still: is_still, ..frozen }).collect();
     let (given, owner) = (frozen.clone(), owner.map(str::to_owned));
     blocking(move || given.iter().try_for_each(|one| layers.set_owner(&one.layer, owner.as_deref()))).await?;
     Ok(frozen)
+}
+
+/// Puts an empty layer on a disk: what is frozen then, the new layer, and its file.
+fn put_on_top(store: &LayerStore, source: &Source) -> hypervisor::Result<(Frozen, String, PathBuf)> {
+    let top = store.owned_by(&source.owner).pop();
+    let top = top.ok_or_else(|| hypervisor::Error::NotFound(format!("the disk of {}", source.owner)))?;
+    let bytes = store.get(&top)?.virtual_bytes;
+    let new = store.create(Some(&top), Some(bytes.max(source.least_bytes)), &source.owner)?;
+    let file = store.chain(&new)?.swap_remove(0);
+    Ok((Frozen { layer: top, bytes, still: false }, new, file))
+}
+
+/// Takes a layer away that nobody came to use. One that stays is empty, and costs a look-up.
+fn discard(store: &LayerStore, layer: &str) {
+    if let Err(error) = store.discard(layer) {
+        tracing::warn!(layer, error = %chain(&error), "an empty layer stays");
+    }
 }
 
 /// What an error of a disk means for an object that is to be made: whether another attempt may succeed.

@@ -25,12 +25,12 @@ use std::sync::Arc;
 
 use api::Volume;
 use api::volume::{VolumeAttachment, VolumeLimits};
-use hypervisor::{Disk, DiskLimits, Guest};
+use hypervisor::{Disk, DiskLimits, Guest, RunState};
 use kube::Api;
 
 pub use claim::{claim, release};
 pub use freeze::{Frozen, Source, freeze};
-pub use plugged::{Plugged, Step, load, plan, save};
+pub use plugged::{Plugged, SLOTS, Step, is_recorded, load, plan, save};
 
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
@@ -85,16 +85,19 @@ pub async fn disk(context: &Context, plugged: &Plugged) -> Result<Disk> {
 
 /// The running guest that has a volume plugged in; `None` when none has. The caller holds the volume's lock.
 ///
-/// Errors: there is a guest that nobody has adopted yet.
+/// Errors: its machine is on its way to another host, or nobody has adopted its guest yet.
 pub async fn guest_with(
     context: &Context,
     namespace: &str,
     uid: &str,
     attached: Option<&VolumeAttachment>,
 ) -> Result<Option<Arc<dyn Guest>>> {
-    let Some(attached) = attached else { return Ok(None) };
+    let Some(attached) = attached.filter(|attached| !attached.gone) else { return Ok(None) };
     let key = Key { namespace: namespace.to_owned(), name: attached.virtual_machine.clone() };
-    let guest = running(context, &key, &attached.uid)?;
+    if context.guests.uid(&key).as_deref() != Some(attached.uid.as_str()) {
+        return Err(Error::NotYet(format!("virtual machine {} is on its way", key.name)));
+    }
+    let guest = running(context, &key, &attached.uid).await?;
     match guest {
         Some(guest) if guest.disks().await?.contains(&disk_name(uid)) => Ok(Some(guest)),
         _ => Ok(None),
@@ -103,9 +106,12 @@ pub async fn guest_with(
 
 /// The guest of a machine, when it runs.
 ///
-/// Errors: there is one that nobody has adopted yet.
-pub fn running(context: &Context, key: &Key, uid: &str) -> Result<Option<Arc<dyn Guest>>> {
+/// Errors: there is one that nobody has adopted yet, or that was sent to another host.
+pub async fn running(context: &Context, key: &Key, uid: &str) -> Result<Option<Arc<dyn Guest>>> {
     match context.guests.guest(key) {
+        Some(guest) if guest.state().await? == RunState::Sent => {
+            Err(Error::NotYet(format!("virtual machine {} moves to another machine", key.name)))
+        }
         Some(guest) => Ok(Some(guest)),
         None if hypervisor::qemu::driver::is_running(&context.guests.run_dir(uid)) => {
             Err(Error::NotYet(format!("virtual machine {} is on its way", key.name)))

@@ -1,7 +1,6 @@
 //! Which volumes a machine has. The record lies beside the guest's other files: it says where each disk is on the guest's bus, so that
 //! a suspended guest finds them there again, and what has to be given back when a machine goes.
 
-use std::io::Write;
 use std::ops::RangeInclusive;
 
 use api::virtual_machine::MachineDisk;
@@ -9,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::guest::shared::write_durably;
 
 /// Places for volumes on a guest's bus, above all other devices.
-const SLOTS: RangeInclusive<u8> = 16..=30;
+pub const SLOTS: RangeInclusive<u8> = 16..=30;
 
 /// A volume that a machine has, or is about to have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,25 +73,30 @@ pub fn load(context: &Context, uid: &str) -> Result<Vec<Plugged>> {
     let path = file(context, uid);
     match std::fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map_err(std::io::Error::from).map_err(Error::io("decode", path)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
         Err(error) => Err(Error::io("read", path)(error)),
     }
 }
 
+/// Whether a guest here has a volume: one that runs, is on its way here, or is not cleared away yet.
+pub fn is_recorded(context: &Context, volume_uid: &str) -> Result<bool> {
+    let guests = context.data_dir.join("guests");
+    for entry in std::fs::read_dir(&guests).into_iter().flatten() {
+        let name = entry.map_err(Error::io("list", &guests))?.file_name().into_string();
+        if let Ok(uid) = name
+            && load(context, &uid)?.iter().any(|one| one.uid == volume_uid)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Writes it, durable when this returns.
 pub fn save(context: &Context, uid: &str, record: &[Plugged]) -> Result<()> {
-    let path = file(context, uid);
-    let directory = context.guests.directory(uid);
-    let written = || -> std::io::Result<()> {
-        std::fs::create_dir_all(&directory)?;
-        let part = path.with_extension("part");
-        let mut file = std::fs::File::create(&part)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_all()?;
-        std::fs::rename(&part, &path)?;
-        std::fs::File::open(&directory)?.sync_all()
-    };
-    written().map_err(Error::io("write", &path))
+    write_durably(&file(context, uid), &record)
 }
 
 #[cfg(test)]

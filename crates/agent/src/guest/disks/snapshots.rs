@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::snapshot::{SnapshotDisk, SnapshotStatus};
 use api::{Snapshot, VirtualMachine};
+use hypervisor::disk::LayerStore;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
@@ -63,6 +64,10 @@ async fn make(context: &Arc<Context>, object: &Snapshot) {
         }
         let (status, done) = match take(context, &key, object, &uid).await {
             Ok(Some(status)) => (status, true),
+            // It waited here for disks that have moved since; no other machine takes it up.
+            Ok(None) if !told.is_empty() => {
+                (SnapshotStatus { phase: "Failed".into(), message: chain(&moved()), ..Default::default() }, true)
+            }
             // Another machine's.
             Ok(None) => return,
             Err(error) if is_final(&error) => {
@@ -130,15 +135,33 @@ async fn take(context: &Context, key: &Key, object: &Snapshot, uid: &str) -> Res
     } else {
         of_volume(context, key, &object.spec.volume, uid).await?
     };
-    let Some(disks) = taken else { return Ok(None) };
+    let Some((disks, quiesced)) = taken else { return Ok(None) };
     Ok(Some(SnapshotStatus {
         phase: "Ready".into(),
         message: String::new(),
         ready_to_use: true,
         size_bytes: disks.iter().map(|disk| disk.size_bytes).sum(),
         taken_at: Some(Time(Timestamp::now())),
+        quiesced,
         disks,
     }))
+}
+
+/// Whether a layer is a snapshot's. Whatever its status says, it gives nothing away but its own.
+///
+/// Errors: [`Error::Invalid`] when it is not.
+pub fn check_layer(layers: &LayerStore, snapshot: &Snapshot, layer: &str) -> Result<()> {
+    let owner = layers.get(layer).ok().and_then(|found| found.owner);
+    if owner.is_some() && owner == snapshot.metadata.uid {
+        return Ok(());
+    }
+    let name = snapshot.metadata.name.as_deref().unwrap_or_default();
+    Err(Error::Invalid(format!("snapshot {name} does not have that disk any more")))
+}
+
+/// Nobody waits for a snapshot of another instant than the one that was asked for.
+pub(super) fn moved() -> Error {
+    Error::Invalid("its disks moved to another machine, or went, while it waited; ask for it anew".into())
 }
 
 fn described(name: &str, frozen: &Frozen) -> SnapshotDisk {
@@ -146,8 +169,15 @@ fn described(name: &str, frozen: &Frozen) -> SnapshotDisk {
     SnapshotDisk { name: name.to_owned(), layer: frozen.layer.clone(), size_bytes }
 }
 
-async fn of_volume(context: &Context, key: &Key, name: &str, uid: &str) -> Result<Option<Vec<SnapshotDisk>>> {
+fn is_still(frozen: &[Frozen]) -> bool {
+    frozen.iter().all(|frozen| frozen.still)
+}
+
+async fn of_volume(context: &Context, key: &Key, name: &str, uid: &str) -> Result<Option<(Vec<SnapshotDisk>, bool)>> {
     let named = volume(context, &key.namespace, name).await?;
+    if named.spec.node_name.as_ref().is_some_and(|node| *node != context.node_name) {
+        return Ok(None);
+    }
     let volume_uid = named.metadata.uid.clone().unwrap_or_default();
     let _lock = context.guests.lock_disks(vec![volume_uid.clone()]).await;
     let found = volume(context, &key.namespace, name).await?;
@@ -156,7 +186,7 @@ async fn of_volume(context: &Context, key: &Key, name: &str, uid: &str) -> Resul
         return Err(Error::Invalid(format!("volume {name} is a directory")));
     }
     match &found.spec.node_name {
-        Some(node) if *node != context.node_name => return Ok(None),
+        Some(node) if *node != context.node_name => return Err(moved()),
         Some(_) if status.phase == "Ready" && found.metadata.uid == named.metadata.uid => {}
         None if context.is_member => return Ok(None),
         _ => return Err(Error::NotYet(format!("volume {name} is not ready yet"))),
@@ -165,18 +195,21 @@ async fn of_volume(context: &Context, key: &Key, name: &str, uid: &str) -> Resul
     let least_bytes = found.wanted_bytes().unwrap_or(0);
     let source = Source { disk: disk_name(&volume_uid), owner: volume_uid, least_bytes };
     let frozen = freeze(context, &[source], guest.as_ref(), Some(uid)).await?;
-    Ok(Some(frozen.iter().map(|frozen| described(name, frozen)).collect()))
+    Ok(Some((frozen.iter().map(|frozen| described(name, frozen)).collect(), is_still(&frozen))))
 }
 
-async fn of_machine(context: &Context, key: &Key, name: &str, uid: &str) -> Result<Option<Vec<SnapshotDisk>>> {
+async fn of_machine(context: &Context, key: &Key, name: &str, uid: &str) -> Result<Option<(Vec<SnapshotDisk>, bool)>> {
     let Some(machine) = here(context, key, name).await? else { return Ok(None) };
     let (_locks, disks) = lock_machine(context, &machine).await?;
     let place = Key { namespace: key.namespace.clone(), name: name.to_owned() };
-    let guest = running(context, &place, &machine)?;
+    if context.guests.uid(&place).as_deref() != Some(machine.as_str()) {
+        return Err(moved());
+    }
+    let guest = running(context, &place, &machine).await?;
     let sources = sources(context, key, &machine, &disks).await?;
     let frozen = freeze(context, &sources, guest.as_ref(), Some(uid)).await?;
     let names = std::iter::once(ROOT_DISK).chain(disks.iter().map(|disk| disk.volume.as_str()));
-    Ok(Some(names.zip(&frozen).map(|(name, frozen)| described(name, frozen)).collect()))
+    Ok(Some((names.zip(&frozen).map(|(name, frozen)| described(name, frozen)).collect(), is_still(&frozen))))
 }
 
 /// The uid of a machine of this host; `None` when it is another's.
@@ -198,7 +231,7 @@ pub(super) async fn here(context: &Context, key: &Key, name: &str) -> Result<Opt
 }
 
 /// Locks all disks of a machine; the volumes that it has then.
-pub(super) async fn lock_machine(
+pub async fn lock_machine(
     context: &Context,
     machine: &str,
 ) -> Result<(Vec<tokio::sync::OwnedMutexGuard<()>>, Vec<Plugged>)> {
@@ -222,4 +255,29 @@ pub(super) async fn sources(context: &Context, key: &Key, machine: &str, disks: 
         sources.push(Source { owner: disk.uid.clone(), disk: disk_name(&disk.uid), least_bytes });
     }
     Ok(sources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_gives_nothing_away_but_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LayerStore::open(directory.path()).unwrap();
+        let [own, other, nobodys] = ["s1", "v1", "v2"].map(|owner| store.create(None, Some(1 << 20), owner).unwrap());
+        // It stays for the one that lies on it.
+        store.create(Some(&nobodys), None, "v3").unwrap();
+        store.set_owner(&nobodys, None).unwrap();
+        let mut snapshot = Snapshot::new("s", Default::default());
+        for layer in [&own, &other, &nobodys] {
+            assert!(check_layer(&store, &snapshot, layer).is_err(), "it has no uid");
+        }
+        snapshot.metadata.uid = Some("s1".into());
+        assert!(check_layer(&store, &snapshot, &own).is_ok());
+        for layer in [other.as_str(), nobodys.as_str(), "gone"] {
+            let said = check_layer(&store, &snapshot, layer).unwrap_err().to_string();
+            assert!(said.contains("snapshot s does not have that disk any more"), "{said}");
+        }
+    }
 }

@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::Snapshot;
+use api::migration::keeps_copy;
 use api::names::AGENT_FINALIZER;
-use api::volume::{Volume, VolumeStatus};
-use api::{Snapshot, VirtualMachine};
+use api::volume::{Volume, VolumeAttachment, VolumeStatus};
 use hypervisor::disk::tool;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::freeze::is_final;
-use super::{Source, blocking, disk_name, freeze, guest_with, limits, volume};
+use super::snapshots::check_layer;
+use super::{Plugged, Source, blocking, disk_name, freeze, guest_with, is_recorded, limits, volume};
 use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain, is_not_found};
 use crate::patch;
@@ -69,7 +71,9 @@ async fn settle(context: &Arc<Context>, key: &Key, uid: &str) -> Result<Outlook>
         return Ok(Outlook::Settled);
     };
     match &object.spec.node_name {
-        Some(node) if *node != context.node_name => return Ok(Outlook::Settled),
+        Some(node) if *node != context.node_name => return drop_copy(context, key, uid).await,
+        // Whatever is done with it now is done where it went; that it is there is told next.
+        _ if has_moved(context, &object) => return Ok(Outlook::Settled),
         Some(_) if is_held(&object) => {}
         _ if object.metadata.deletion_timestamp.is_some() => return Ok(Outlook::Settled),
         Some(_) => return hold(context, key, &object).await,
@@ -84,6 +88,13 @@ async fn settle(context: &Arc<Context>, key: &Key, uid: &str) -> Result<Outlook>
         uids.extend(from.metadata.uid);
     }
     let _locks = context.guests.lock_disks(uids).await;
+    // It may have been waited for long: until then it may have moved, or been detached.
+    let newest = objects(context, key).get_opt(&key.name).await.map_err(Error::api("read the volume"))?;
+    let is_same =
+        |newest: &Volume| newest.metadata.uid == object.metadata.uid && newest.spec.node_name == object.spec.node_name;
+    let Some(object) = newest.filter(|newest| is_same(newest) && !has_moved(context, newest)) else {
+        return Ok(Outlook::Open);
+    };
     if object.metadata.deletion_timestamp.is_some() {
         return bury(context, key, &object, uid).await;
     }
@@ -102,6 +113,40 @@ async fn settle(context: &Arc<Context>, key: &Key, uid: &str) -> Result<Outlook>
     };
     report(context, key, &object, status).await?;
     Ok(outlook)
+}
+
+fn has_moved(context: &Context, object: &Volume) -> bool {
+    let moved_to = object.status.as_ref().and_then(|status| status.moved_to.as_ref());
+    moved_to.is_some_and(|node| *node != context.node_name)
+}
+
+/// Drops what is here of a disk that is another host's, unless a guest here has it: then it is on its way here, or not all of it is gone.
+async fn drop_copy(context: &Context, key: &Key, uid: &str) -> Result<Outlook> {
+    if !context.data_dir.join("disks").exists() {
+        return Ok(Outlook::Settled);
+    }
+    let layers = context.guests.layers().await?;
+    if layers.owned_by(uid).is_empty() {
+        return Ok(Outlook::Settled);
+    }
+    let _lock = context.guests.lock_disks(vec![uid.to_owned()]).await;
+    let newest = objects(context, key).get_opt(&key.name).await.map_err(Error::api("read the volume"))?;
+    let held_here = newest.is_none_or(|newest| newest.spec.node_name.as_deref() == Some(context.node_name.as_str()));
+    if keeps_copy(held_here, is_recorded(context, uid)?) {
+        return Ok(Outlook::Open);
+    }
+    tracing::info!(volume = key.name, "a disk is on another machine now; what was here of it goes");
+    let owner = uid.to_owned();
+    blocking(move || layers.release(&owner)).await?;
+    Ok(Outlook::Settled)
+}
+
+/// Drops what a guest that did not come left of a volume. What cannot be dropped now is found when the agent starts.
+pub async fn drop_stray(context: &Context, namespace: &str, plugged: &Plugged) {
+    let key = Key { namespace: namespace.to_owned(), name: plugged.volume.clone() };
+    if let Err(error) = drop_copy(context, &key, &plugged.uid).await {
+        tracing::warn!(volume = key.name, error = %chain(&error), "what is left of a disk stays for now");
+    }
 }
 
 fn is_held(object: &Volume) -> bool {
@@ -148,7 +193,7 @@ async fn may_take(context: &Context, key: &Key, object: &Volume) -> Result<bool>
 async fn bury(context: &Context, key: &Key, object: &Volume, uid: &str) -> Result<Outlook> {
     let status = object.status.clone().unwrap_or_default();
     if let Some(attached) = &status.attached_to
-        && !is_stale(context, key, &attached.virtual_machine, &attached.uid).await?
+        && !is_over(context, key, attached)
     {
         let name = &attached.virtual_machine;
         let message = format!("it is attached to virtual machine {name}, and goes when it is detached");
@@ -162,29 +207,22 @@ async fn bury(context: &Context, key: &Key, object: &Volume, uid: &str) -> Resul
     change(context, key, json!({"metadata": {"uid": uid, "finalizers": rest}})).await
 }
 
-/// Whether the machine that has a volume is gone, and its guest too.
-async fn is_stale(context: &Context, key: &Key, machine: &str, uid: &str) -> Result<bool> {
-    let place = Key { namespace: key.namespace.clone(), name: machine.to_owned() };
-    if context.guests.uid(&place).as_deref() == Some(uid) || context.guests.run_dir(uid).exists() {
-        return Ok(false);
-    }
-    let machines: Api<VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
-    match machines.get_opt(machine).await {
-        Ok(found) => Ok(found.and_then(|found| found.metadata.uid).as_deref() != Some(uid)),
-        // One that is not bound to this machine is not shown to it, and cannot have a disk of it.
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
-        Err(error) => Err(Error::api("read the machine")(error)),
-    }
+/// Whether the machine that has a volume is gone, and its guest too. The first the pool's controller says: to this host a machine that is
+/// bound to another looks the same.
+fn is_over(context: &Context, key: &Key, attached: &VolumeAttachment) -> bool {
+    let place = Key { namespace: key.namespace.clone(), name: attached.virtual_machine.clone() };
+    let uid = attached.uid.as_str();
+    attached.gone && context.guests.uid(&place).as_deref() != Some(uid) && !context.guests.run_dir(uid).exists()
 }
 
 /// Makes what is missing of a disk. The caller holds its lock.
 async fn tend(context: &Context, key: &Key, object: &Volume, uid: &str) -> Result<VolumeStatus> {
     let mut status = object.status.clone().unwrap_or_default();
-    if let Some(attached) = &status.attached_to
-        && is_stale(context, key, &attached.virtual_machine, &attached.uid).await?
-    {
+    if status.attached_to.as_ref().is_some_and(|attached| is_over(context, key, attached)) {
         status.attached_to = None;
     }
+    // It is here, and its spec says so.
+    status.moved_to = None;
     let layers = context.guests.layers().await?;
     if layers.owned_by(uid).is_empty() {
         if status.size_bytes.is_some() {
@@ -267,11 +305,8 @@ async fn layer_of_snapshot(context: &Context, key: &Key, name: &str, disk: &str)
         let names: Vec<&str> = status.disks.iter().map(|one| one.name.as_str()).collect();
         Error::Invalid(format!("spec.source.disk: name one of {}", names.join(", ")))
     })?;
-    // Whatever the status says: a snapshot gives nothing away but its own.
-    let owner = context.guests.layers().await?.get(&chosen)?.owner;
-    if owner.is_none() || owner != found.metadata.uid {
-        return Err(Error::Invalid(format!("snapshot {name} does not have that disk any more")));
-    }
+    let layers = context.guests.layers().await?;
+    check_layer(&layers, &found, &chosen)?;
     Ok(chosen)
 }
 

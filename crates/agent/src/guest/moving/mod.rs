@@ -3,21 +3,27 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`handover`] | what the store says of who runs it, how the source gives it away, and how it takes it back |
+//! | `carry` | what the two hypervisors say to each other |
 //! | [`source`] | drives a migration from the machine that has the guest |
 //! | [`target`] | takes a guest in |
 //! | [`wire`] | what the two say to each other |
 
+mod carry;
+pub mod handover;
 pub mod source;
 pub mod target;
 pub mod wire;
 
 use std::path::PathBuf;
 
+use api::virtual_machine::ConfigDrive;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::guest::shared::write_durably;
 
 /// Opens connections to other machines of the pool.
 #[async_trait]
@@ -35,6 +41,15 @@ pub struct Launched {
     pub cpus_max: u32,
     /// Its memory. Units: bytes.
     pub memory_bytes: i64,
+    /// The most memory that it may have; 0 means no more. Units: bytes.
+    #[serde(default)]
+    pub memory_max: i64,
+    /// Its configuration drive.
+    #[serde(default)]
+    pub config_drive: Option<ConfigDrive>,
+    /// The image that it was booted from to be rescued; empty means its own disk.
+    #[serde(default)]
+    pub rescue: String,
 }
 
 fn launched_file(context: &Context, uid: &str) -> PathBuf {
@@ -43,9 +58,7 @@ fn launched_file(context: &Context, uid: &str) -> PathBuf {
 
 /// Notes how a guest is launched.
 pub fn note_launch(context: &Context, uid: &str, launched: &Launched) -> Result<()> {
-    let path = launched_file(context, uid);
-    let text = serde_json::to_vec(launched).unwrap_or_default();
-    std::fs::write(&path, text).map_err(Error::io("write", path))
+    write_durably(&launched_file(context, uid), launched)
 }
 
 /// How it was launched.
@@ -53,6 +66,16 @@ pub fn launched(context: &Context, uid: &str) -> Result<Launched> {
     let path = launched_file(context, uid);
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// What went wrong with a guest. A hypervisor that ended said itself why.
+pub(super) fn told(context: &Context, uid: &str, error: Error) -> Error {
+    match error {
+        Error::Hypervisor(hypervisor::Error::Gone) => {
+            Error::Invalid(hypervisor::qemu::driver::log_end(&context.guests.run_dir(uid)))
+        }
+        other => other,
+    }
 }
 
 /// A guest that was sent here and has never run here: which migration brings it.

@@ -1,15 +1,16 @@
 //! Drives migrations from the machine that has the guest.
 
 use std::collections::HashSet;
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{Act, Migration, MigrationPhase, MigrationStatus, READY, Record, Seen, Transfer, at_source};
+use api::migration::{FINALIZER, Migration, MigrationPhase, MigrationStatus, Seen, Transfer, may_decide};
 use api::quantity::whole;
+use api::virtual_machine::MachineDesired;
 use api::{DiskImage, VirtualMachine};
 use futures::StreamExt;
-use hypervisor::{Guest, Outgoing, Progress, RunState};
+use hypervisor::{Guest, Outgoing, Progress};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -17,13 +18,17 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::Instant;
 
-use super::wire::{self, Answer, Channel, Hello, Prepare};
+use super::carry::pumped;
+use super::handover::{answered, give_away, look, reclaim, withdraw};
+use super::wire::{self, Answer, Answers, Channel, Decided, Hello, Prepare, SentVolume, expect};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain};
+use crate::guest::disks::{self, Plugged, disk_name, snapshots};
+use crate::guest::interfaces::{self, Nic, attach as nics};
 use crate::guest::start::ROOT_DISK;
 use crate::informer;
 
@@ -31,10 +36,24 @@ use crate::informer;
 const REPORT: Duration = Duration::from_millis(500);
 /// How long the other machine may take to make ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one of the image's files may take to get there.
+const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long it may take to say that it has everything, once all is sent.
 const RECEIVED_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the store's decision may take before the handover is taken back.
+/// Attempts to tell that the store has not decided yet, while others write.
+const REPORTS_MAX: usize = 4;
+/// How long the store may take to decide before that is told.
+const DECISION_SOON: Duration = Duration::from_millis(250);
+/// Time before the store is asked again to decide; it doubles up to `RETRY`.
+const DECISION_RETRY: Duration = Duration::from_millis(5);
+/// How long the other machine's word that the guest runs is waited for, to tell how long it stood still.
+const RUNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long this machine's own reason for a failure is waited for, when the other machine's came first.
+const OWN_REASON: Duration = Duration::from_secs(5);
+/// How long the store's decision may take before the guest is taken back.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a snapshot or a copy of the guest's disks may take before it does not move.
+const DISKS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time before a failed question to the API is put again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -75,108 +94,21 @@ struct Drive {
     cancelled: watch::Receiver<HashSet<String>>,
 }
 
-/// What the store says of a machine, as seen from here.
-async fn look(context: &Context, key: &Key, migration: &str) -> Result<Option<(VirtualMachine, Record)>> {
-    let machines: Api<VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
-    let found = match machines.get_opt(&key.name).await {
-        Ok(found) => found,
-        // One that is bound elsewhere is not shown to this machine.
-        Err(kube::Error::Api(status)) if status.code == 403 => None,
-        Err(error) => return Err(Error::api("read the machine")(error)),
-    };
-    Ok(found.map(|machine| {
-        let handover = machine.status.as_ref().map(|status| status.handover.as_str()).unwrap_or_default();
-        let record = Record {
-            bound_here: machine.spec.node_name.as_deref() == Some(context.node_name.as_str()),
-            handed_over: handover.strip_prefix(READY).is_some_and(|uid| migration.is_empty() || uid == migration),
-        };
-        (machine, record)
-    }))
-}
-
-/// Writes `status.handover` against the version that was read; whether it was still that version.
-async fn write_handover(context: &Context, machine: &VirtualMachine, handover: &str) -> Result<bool> {
-    let machines: Api<VirtualMachine> =
-        Api::namespaced(context.client.clone(), machine.metadata.namespace.as_deref().unwrap_or_default());
-    let metadata = json!({"uid": machine.metadata.uid, "resourceVersion": machine.metadata.resource_version});
-    let patch = Patch::Merge(json!({"metadata": metadata, "status": {"handover": handover}}));
-    match machines.patch_status(&machine.name_any(), &PatchParams::default(), &patch).await {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 409) => Ok(false),
-        Err(error) => Err(Error::api("write the machine's handover")(error)),
-    }
-}
-
-/// Takes out of the store what an earlier migration left of its handover to this machine. A word that stays there says nothing of any
-/// other migration, so a store that does not answer is no reason to wait.
-pub async fn forget_handover(context: &Context, key: &Key) {
-    loop {
-        let forgotten = match look(context, key, "").await {
-            Ok(Some((machine, Record { bound_here: true, handed_over: true }))) => {
-                write_handover(context, &machine, "").await
-            }
-            Ok(_) => return,
-            Err(error) => Err(error),
-        };
-        match forgotten {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(vm = key.name, error = %chain(&error), "cannot forget a handover that is over");
-                return;
-            }
-        }
-    }
-}
-
-/// Has a guest that was sent run on here, if the store still says that it is this machine's; whether it does. Asks until there is an
-/// answer: until then nobody knows.
-pub async fn reclaim(context: &Context, key: &Key, guest: &Arc<dyn Guest>) -> Result<bool> {
-    let mut withdrawn = false;
-    loop {
-        let found = match look(context, key, "").await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(vm = key.name, error = %chain(&error), "cannot learn whose the guest is; asking on");
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-        };
-        let seen = if guest.state().await? == RunState::Sent { Seen::Sent } else { Seen::Running };
-        let nothing = Record { bound_here: false, handed_over: false };
-        let record = found.as_ref().map_or(nothing, |(_, record)| *record);
-        match (at_source(record, seen, false, withdrawn), found) {
-            (Act::Run, _) => {
-                guest.resume().await?;
-                return Ok(true);
-            }
-            (Act::Withdraw, Some((machine, _))) => {
-                // A value that was never there before: only a new version keeps late words out.
-                let word = format!("withdrawn:{}", Timestamp::now().as_nanosecond());
-                match write_handover(context, &machine, &word).await {
-                    Ok(done) => withdrawn |= done,
-                    Err(error) => {
-                        tracing::warn!(vm = key.name, error = %chain(&error), "cannot take the handover back; trying on");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
-            (Act::Wait, _) => return Ok(true),
-            _ => return Ok(false),
-        }
-    }
-}
-
 impl Drive {
     fn key(&self) -> Key {
         Key { namespace: self.object.namespace().unwrap_or_default(), name: self.object.spec.virtual_machine.clone() }
     }
 
+    fn objects(&self) -> Api<Migration> {
+        Api::namespaced(self.context.client.clone(), &self.object.namespace().unwrap_or_default())
+    }
+
     async fn try_report(&self, status: Value) -> Result<()> {
-        let objects: Api<Migration> =
-            Api::namespaced(self.context.client.clone(), &self.object.namespace().unwrap_or_default());
+        let objects = self.objects();
         let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": status}));
-        let written = objects.patch_status(&self.object.name_any(), &PatchParams::default(), &patch).await;
+        let (name, parameters) = (self.object.name_any(), PatchParams::default());
+        let asked = objects.patch_status(&name, &parameters, &patch);
+        let written = answered(asked, "writing the migration's status").await?;
         written.map(drop).map_err(Error::api("write the migration's status"))
     }
 
@@ -188,7 +120,21 @@ impl Drive {
 
     async fn end(&self, phase: MigrationPhase, message: &str) {
         tracing::info!(migration = self.object.name_any(), ?phase, message, "a migration ended");
-        self.report(json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())})).await;
+        let status = json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())});
+        // Until it is written the target keeps what it has, and nobody can delete the object.
+        while let Err(error) = self.try_report(status.clone()).await {
+            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell that it ended");
+            if self.is_gone().await {
+                return;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Whether the API says that the object is not there any more.
+    async fn is_gone(&self) -> bool {
+        let found = answered(self.objects().get_opt(&self.object.name_any()), "reading the migration").await;
+        matches!(found, Ok(Ok(found)) if found.as_ref().and_then(|found| found.metadata.uid.as_deref()) != Some(self.uid.as_str()))
     }
 
     async fn run(self, phase: MigrationPhase) {
@@ -200,34 +146,81 @@ impl Drive {
             {
                 tracing::warn!(vm = key.name, error = %chain(&error), "a transfer is left over");
             }
-            // It has failed only when the handover is taken back; as long as it stands, the store may decide for the target.
+            // What the dead agent asked the store for must come too late: the target drops what it has once this has failed.
             loop {
-                match look(&self.context, &key, &self.uid).await {
-                    Ok(Some((_, record))) if record.bound_here && !record.handed_over => {
+                let void = match look(&self.context, &key).await {
+                    Ok(Some(machine)) => withdraw(&self.context, &machine).await,
+                    Ok(None) => return,
+                    Err(error) => Err(error),
+                };
+                match void {
+                    Ok(true) => {
                         return self.end(MigrationPhase::Failed, "the agent that drove it was started anew").await;
                     }
-                    Ok(Some((_, record))) if record.bound_here => {}
-                    Ok(_) => return,
+                    Ok(false) => {}
                     Err(error) => tracing::debug!(vm = key.name, error = %chain(&error), "cannot look at the machine"),
                 }
                 tokio::time::sleep(RETRY).await;
             }
         }
+        // Without it the object could go while the store decides, and the target would drop what it has.
+        if !self.object.finalizers().iter().any(|own| own == FINALIZER) {
+            return self.end(MigrationPhase::Failed, "nothing keeps its object meanwhile; make another one").await;
+        }
+        // Held until it is over: which disks there are, and their layers, stay as they are, and nobody starts the guest anew.
+        let Some((_locks, volumes)) = self.lock(&key).await else { return };
         let Some(guest) = self.context.guests.guest(&key) else {
             return self.end(MigrationPhase::Failed, "the machine does not run").await;
         };
-        match self.drive(&key, &guest).await {
+        match self.drive(&key, &guest, &volumes).await {
             Ok(()) => {}
             Err(error) => {
+                let uid = self.context.guests.uid(&key).unwrap_or_default();
+                let error = super::told(&self.context, &uid, error);
+                if let Err(left) = guest.forget_send().await {
+                    tracing::warn!(vm = key.name, error = %chain(&left), "a transfer is left over");
+                }
                 let phase = if self.is_cancelled() { MigrationPhase::Cancelled } else { MigrationPhase::Failed };
                 match reclaim(&self.context, &key, &guest).await {
                     Ok(true) => self.end(phase, &chain(&error)).await,
                     // The store decided for the target after all.
                     Ok(false) => {}
-                    Err(gone) => self.end(MigrationPhase::Failed, &chain(&gone)).await,
+                    Err(gone) => {
+                        let gone = chain(&super::told(&self.context, &uid, gone));
+                        self.end(MigrationPhase::Failed, &format!("{}; the guest has ended: {gone}", chain(&error)))
+                            .await;
+                    }
                 }
             }
         }
+    }
+
+    /// Locks the machine's disks; the volumes that it has. `None` when the migration has ended over it.
+    async fn lock(&self, key: &Key) -> Option<(Vec<OwnedMutexGuard<()>>, Vec<Plugged>)> {
+        let Some(uid) = self.context.guests.uid(key) else {
+            self.end(MigrationPhase::Failed, "the machine is not here").await;
+            return None;
+        };
+        let locked = tokio::select! {
+            locked = tokio::time::timeout(DISKS_TIMEOUT, snapshots::lock_machine(&self.context, &uid)) => Some(locked),
+            () = self.until_cancelled() => None,
+        };
+        let Some(locked) = locked else {
+            self.end(MigrationPhase::Cancelled, "it was cancelled").await;
+            return None;
+        };
+        let message = match locked {
+            Ok(Ok(locked)) => return Some(locked),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "a snapshot or a copy of its disks is being made; try again when it is done".to_owned(),
+        };
+        self.end(MigrationPhase::Failed, &message).await;
+        None
+    }
+
+    async fn until_cancelled(&self) {
+        // The other end stays as long as the agent.
+        let _ = self.cancelled.clone().wait_for(|all| all.contains(&self.uid)).await;
     }
 
     fn is_cancelled(&self) -> bool {
@@ -250,42 +243,173 @@ impl Drive {
     }
 
     /// Moves the guest; returns when the store has decided for the target. On an error the guest may be all sent.
-    async fn drive(&self, key: &Key, guest: &Arc<dyn Guest>) -> Result<()> {
+    async fn drive(&self, key: &Key, guest: &Arc<dyn Guest>, plugged: &[Plugged]) -> Result<()> {
+        let volumes = self.volumes(key, guest, plugged).await?;
         let mut control = self.open(Channel::Control).await?;
-        self.prepare(key, &mut control).await?;
-        let ready = tokio::time::timeout(READY_TIMEOUT, wire::read::<Answer>(&mut control)).await;
+        let prepared = tokio::select! {
+            prepared = self.prepare(key, guest, volumes, &mut control) => prepared,
+            () = self.until_cancelled() => return Err(cancelled()),
+        };
+        if let Err(error) = prepared {
+            // The other machine may have refused it meanwhile, and said why.
+            let answer = tokio::time::timeout(OWN_REASON, wire::read::<Answer>(&mut control)).await;
+            return match answer {
+                Ok(Ok(refused)) => expect(refused, &Answer::Ready).and(Err(error)),
+                _ => Err(error),
+            };
+        }
+        let ready = tokio::select! {
+            ready = tokio::time::timeout(READY_TIMEOUT, wire::read::<Answer>(&mut control)) => ready,
+            () = self.until_cancelled() => return Err(cancelled()),
+        };
         expect(ready.map_err(|_| Error::Timeout("the other machine's preparation"))??, &Answer::Ready)?;
         let started_at = Time(Timestamp::now());
-        self.report(json!({"phase": MigrationPhase::Copying, "startedAt": started_at})).await;
-        let bandwidth = self.object.spec.bandwidth.as_ref().and_then(|quantity| whole(&quantity.0));
-        let outgoing = Outgoing {
-            memory: pumped(self.open(Channel::Memory).await?)?,
-            disks: vec![(ROOT_DISK.into(), pumped(self.open(Channel::Disk).await?)?)],
-            bandwidth: bandwidth.and_then(|bytes| u64::try_from(bytes).ok()),
-        };
-        let (progress, seen) = watch::channel(Progress::default());
-        let mut answers = answers(control);
-        let sent = self.send(guest, outgoing, &progress, seen, &mut answers).await;
-        let received = match sent {
-            Ok(received) => received,
-            Err(error) => {
-                guest.forget_send().await?;
-                return Err(error);
+        // Without it nobody would hear of the handover, nor of whose agent died meanwhile: an agent that starts takes one that is only
+        // scheduled for new.
+        let told = async {
+            let status = json!({"phase": MigrationPhase::Copying, "startedAt": started_at});
+            match self.advance(MigrationPhase::Scheduled, status).await? {
+                true => Ok(()),
+                false => Err(Error::Invalid("the migration is not to begin any more".into())),
             }
         };
-        if !received {
-            let received = tokio::time::timeout(RECEIVED_TIMEOUT, answers.next()).await;
-            expect(
-                received.map_err(|_| Error::Timeout("the other machine's word that it has everything"))??,
-                &Answer::Received,
-            )?;
+        let names = plugged.iter().map(|one| disk_name(&one.uid));
+        let volumes = names.map(|name| async move { Ok((name.clone(), self.open(Channel::Volume(name)).await?)) });
+        let (root, memory, volumes, ()) = tokio::try_join!(
+            self.open(Channel::Disk),
+            self.open(Channel::Memory),
+            futures::future::try_join_all(volumes),
+            told,
+        )?;
+        let all = std::iter::once((ROOT_DISK.to_owned(), root)).chain(volumes);
+        let disks = all.map(|(name, connection)| Ok((name, pumped(connection)?))).collect::<Result<_>>()?;
+        let bandwidth = self.object.spec.bandwidth.as_ref().and_then(|quantity| whole(&quantity.0));
+        let bandwidth = bandwidth.and_then(|bytes| u64::try_from(bytes).ok());
+        let outgoing = Outgoing { memory: pumped(memory)?, disks, bandwidth };
+        let (progress, seen) = watch::channel(Progress::default());
+        let (hearing, mut saying) = tokio::io::split(control);
+        let mut answers = Answers::of(hearing);
+        let received = self.send(guest, outgoing, &progress, seen, &mut answers).await?;
+        let sent = Instant::now();
+        // The version that the decision is made against is looked for while the other machine reads what is left.
+        let (machine, received) = tokio::join!(look(&self.context, key), self.await_received(received, &mut answers));
+        received?;
+        let received = Instant::now();
+        let mut status = status_of(*progress.borrow());
+        let moved = self.decide(key, machine.ok().flatten(), status.clone()).await?;
+        let decided = Instant::now();
+        if let Some(moved) = moved {
+            let ran = tokio::time::timeout(RUNS_TIMEOUT, say_decided(&moved, &mut saying, &mut answers)).await;
+            if let (Ok(Ok(())), Some(since)) = (ran, progress.borrow().stands_still_since) {
+                status.downtime_ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+                tracing::info!(vm = key.name, stood_still = ?since.elapsed(), last_part = ?sent.duration_since(since),
+                    received = ?received.duration_since(sent), decided = ?decided.duration_since(received),
+                    started = ?decided.elapsed(), "a guest has moved");
+            }
         }
-        let status = status_of(*progress.borrow());
-        // The target keeps a guest whose source is gone only when it can read that a handover is under way.
-        self.try_report(json!({"phase": MigrationPhase::Handover, "memory": status.memory, "disk": status.disk,
-            "downtimeMs": status.downtime_ms}))
-            .await?;
-        self.hand_over(key).await
+        self.report(json!({"memory": status.memory, "disk": status.disk, "downtimeMs": status.downtime_ms})).await;
+        Ok(())
+    }
+
+    /// Waits for the target's word that it has everything, unless that came.
+    async fn await_received(&self, came: bool, answers: &mut Answers) -> Result<()> {
+        if came {
+            return Ok(());
+        }
+        let received = tokio::select! {
+            received = tokio::time::timeout(RECEIVED_TIMEOUT, answers.next()) => received,
+            () = self.until_cancelled() => return Err(cancelled()),
+        };
+        expect(
+            received.map_err(|_| Error::Timeout("the other machine's word that it has everything"))??,
+            &Answer::Received,
+        )
+    }
+
+    /// Lets the store decide for the target, which has everything. `machine`: as it was read, if it was. The machine as it was then; `None`
+    /// when the answer to the write was lost, and the target hears it from the store alone.
+    ///
+    /// Errors: it was cancelled before the store had decided, or the store does not decide; what was asked for may be on its way.
+    async fn decide(
+        &self,
+        key: &Key,
+        machine: Option<VirtualMachine>,
+        status: MigrationStatus,
+    ) -> Result<Option<VirtualMachine>> {
+        // However long that takes to be told, the guest stands still no longer for it.
+        let told = async {
+            tokio::time::sleep(DECISION_SOON).await;
+            self.report_handover(status).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            decided = self.ask(key, machine) => decided,
+            () = tokio::time::sleep(DECISION_TIMEOUT) => Err(Error::Timeout("the decision where the machine runs")),
+            () = self.until_cancelled() => Err(cancelled()),
+            () = told => Err(Error::Timeout("the decision where the machine runs")),
+        }
+    }
+
+    async fn ask(&self, key: &Key, mut machine: Option<VirtualMachine>) -> Result<Option<VirtualMachine>> {
+        let target = self.object.status.as_ref().map(|status| status.target_node.clone()).unwrap_or_default();
+        let mut pause = DECISION_RETRY;
+        loop {
+            let asked = async {
+                let machine = match machine.take() {
+                    Some(machine) => Some(machine),
+                    None => look(&self.context, key).await?,
+                };
+                let Some(machine) = machine else { return Ok(Some(None)) };
+                if !may_decide(true, Seen::Sent, true, self.is_cancelled()) {
+                    return Err(cancelled());
+                }
+                Ok(give_away(&self.context, &machine, &target).await?.map(Some))
+            };
+            match asked.await {
+                Ok(Some(moved)) => return Ok(moved),
+                // Somebody wrote meanwhile.
+                Ok(None) => {}
+                // It stays so. When it was called off, that is heard meanwhile, and says better why.
+                Err(error) if is_invalid(&error) => {
+                    tokio::time::sleep(RETRY).await;
+                    return Err(error);
+                }
+                Err(error) => tracing::debug!(vm = key.name, error = %chain(&error), "the store does not decide yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY);
+        }
+    }
+
+    /// Tells that the store has not decided yet, unless it has by now: what came after that stays.
+    /// Writes the status of a migration that is in this phase, against the version that was read, so that a write which comes late changes
+    /// nothing; whether it was made.
+    async fn advance(&self, from: MigrationPhase, status: Value) -> Result<bool> {
+        let (objects, name) = (self.objects(), self.object.name_any());
+        for _ in 0..REPORTS_MAX {
+            let seen = answered(objects.get_opt(&name), "reading the migration").await?;
+            let seen = seen.map_err(Error::api("read the migration"))?;
+            let is_there = |seen: &Migration| seen.status.as_ref().is_some_and(|status| status.phase == from);
+            let Some(seen) = seen.filter(is_there) else { return Ok(false) };
+            let version = seen.metadata.resource_version;
+            let told =
+                Patch::Merge(json!({"metadata": {"uid": self.uid, "resourceVersion": version}, "status": status}));
+            let parameters = PatchParams::default();
+            let asked = objects.patch_status(&name, &parameters, &told);
+            match answered(asked, "writing the migration's status").await? {
+                Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+                written => return written.map(|_| true).map_err(Error::api("write the migration's status")),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn report_handover(&self, status: MigrationStatus) {
+        let status = json!({"phase": MigrationPhase::Handover, "memory": status.memory, "disk": status.disk,
+            "downtimeMs": status.downtime_ms});
+        if let Err(error) = self.advance(MigrationPhase::Copying, status).await {
+            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell of the handover");
+        }
     }
 
     /// Sends the guest; whether the target has said meanwhile that it has everything.
@@ -298,58 +422,106 @@ impl Drive {
         answers: &mut Answers,
     ) -> Result<bool> {
         let mut received = false;
-        let mut cancelled = self.cancelled.clone();
         let mut sending = std::pin::pin!(guest.send(outgoing, progress));
         let mut telling = std::pin::pin!(self.tell(seen));
         loop {
             tokio::select! {
                 sent = &mut sending => return sent.map(|()| received).map_err(Error::from),
                 answer = answers.next(), if !received => {
-                    expect(answer?, &Answer::Received)?;
+                    if let Err(refused) = answer.and_then(|answer| expect(answer, &Answer::Received)) {
+                        // The other machine may only have seen that this one gave up, which knows why.
+                        return match tokio::time::timeout(OWN_REASON, sending).await {
+                            Ok(Err(own)) => Err(own.into()),
+                            _ => Err(refused),
+                        };
+                    }
                     received = true;
                 }
                 () = &mut telling => {}
-                _ = cancelled.wait_for(|all| all.contains(&self.uid)) => {
-                    return Err(Error::Invalid("it was cancelled".into()));
+                () = self.until_cancelled() => {
+                    return Err(cancelled());
                 }
             }
         }
     }
 
-    /// Lets the store decide. The connection to the target stays open until then.
-    async fn hand_over(&self, key: &Key) -> Result<()> {
-        let asked = tokio::time::Instant::now();
-        let mut told = false;
-        while asked.elapsed() < DECISION_TIMEOUT {
-            match look(&self.context, key, &self.uid).await {
-                Ok(Some((machine, record))) if record.bound_here => {
-                    if !told {
-                        told = matches!(
-                            write_handover(&self.context, &machine, &format!("{READY}{}", self.uid)).await,
-                            Ok(true)
-                        );
-                    } else if !record.handed_over {
-                        return Err(Error::Invalid("somebody took the handover back".into()));
-                    }
-                }
-                Ok(_) => return Ok(()),
-                Err(error) => tracing::warn!(vm = key.name, error = %chain(&error), "the store does not answer"),
+    /// The machine's volumes as they are told to the other machine.
+    ///
+    /// Errors: one of them does not move, or is just coming or going.
+    async fn volumes(&self, key: &Key, guest: &Arc<dyn Guest>, plugged: &[Plugged]) -> Result<Vec<SentVolume>> {
+        let present = guest.disks().await?;
+        let layers = self.context.guests.layers().await?;
+        let mut volumes = Vec::new();
+        for one in plugged {
+            let refuse = |why: &str| Err(Error::Invalid(format!("volume {} {why}", one.volume)));
+            if one.read_only {
+                return refuse("can only be read, and does not move; detach it first");
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let found = disks::volume(&self.context, &key.namespace, &one.volume).await?;
+            let status = found.status.unwrap_or_default();
+            let is_here = found.metadata.uid.as_deref() == Some(one.uid.as_str())
+                && found.spec.node_name.as_deref() == Some(self.context.node_name.as_str())
+                && status.attached_to.is_some_and(|attached| attached.virtual_machine == key.name);
+            if !is_here || !present.contains(&disk_name(&one.uid)) {
+                return refuse("is just coming or going; try again when it is attached");
+            }
+            let top = layers.owned_by(&one.uid).pop();
+            let top = top.ok_or_else(|| Error::Invalid(format!("the disk of volume {} is missing", one.volume)))?;
+            volumes.push(SentVolume { plugged: one.clone(), bytes: layers.get(&top)?.virtual_bytes });
         }
-        Err(Error::Timeout("the decision where the machine runs"))
+        Ok(volumes)
     }
 
-    async fn prepare(&self, key: &Key, control: &mut Box<dyn node::Duplex>) -> Result<()> {
+    /// The machine's interfaces as they are told to the other machine, with the addresses of neighbours there.
+    ///
+    /// Errors: one of them does not move, or is just coming or going.
+    async fn interfaces(&self, machine: &VirtualMachine, guest: &Arc<dyn Guest>) -> Result<(Vec<Nic>, Vec<Ipv4Addr>)> {
+        let uid = machine.uid().unwrap_or_default();
+        let record = nics::recorded(&self.context, machine, &uid)?;
+        let (mut told, mut present) =
+            (record.iter().map(|one| one.slot).collect::<Vec<_>>(), guest.interfaces().await?);
+        told.sort_unstable();
+        present.sort_unstable();
+        let wishes = interfaces::live(&machine.spec, &record);
+        let is_settled = wishes.len() == record.len() && !interfaces::pair(&wishes, &record).contains(&None);
+        if told != present || !is_settled {
+            let text = "a network interface is just coming or going; try again when it is attached, or gone";
+            return Err(Error::Invalid(text.into()));
+        }
+        let inventory = self.context.fabric.list();
+        let mut neighbours = Vec::new();
+        for nic in &record {
+            let owner = interfaces::owner(&uid, nic.slot);
+            let place = inventory.attachments.iter().find(|one| one.owner == owner);
+            let network = place.and_then(|place| inventory.networks.iter().find(|one| one.id == place.network));
+            let network = network.ok_or_else(|| Error::Invalid("the machine is not here".into()))?;
+            if network.id != network::DEFAULT_NETWORK && network.parts.is_none() {
+                return Err(Error::Invalid(format!("its network {} is this machine's own", nic.network)));
+            }
+            let here = inventory.attachments.iter().filter(|one| one.network == network.id);
+            neighbours.extend(here.filter(|one| interfaces::machine_of(&one.owner) != uid).map(|one| one.address));
+        }
+        neighbours.sort_unstable();
+        neighbours.dedup();
+        Ok((record, neighbours))
+    }
+
+    async fn prepare(
+        &self,
+        key: &Key,
+        guest: &Arc<dyn Guest>,
+        volumes: Vec<SentVolume>,
+        control: &mut Box<dyn node::Duplex>,
+    ) -> Result<()> {
         let missing = || Error::Invalid("the machine is not here".into());
-        let (machine, _) = look(&self.context, key, "").await?.ok_or_else(missing)?;
+        let machine = look(&self.context, key).await?.ok_or_else(missing)?;
         let uid = machine.uid().unwrap_or_default();
         let launched = super::launched(&self.context, &uid)?;
         if machine.status.as_ref().is_some_and(|status| status.cpus != launched.cpus) {
             return Err(Error::Invalid("processors were added since its start; restart it first".into()));
         }
-        if !crate::guest::disks::load(&self.context, &uid)?.is_empty() {
-            return Err(Error::Invalid("its volumes are on this machine and do not move; detach them first".into()));
+        if !launched.rescue.is_empty() {
+            return Err(Error::Invalid("it is being rescued; end that first (nuee vm unrescue)".into()));
         }
         let layers = self.context.guests.layers().await?;
         let top = layers.owned_by(&uid).pop().ok_or_else(missing)?;
@@ -358,24 +530,30 @@ impl Drive {
         let image_uid = image.and_then(|image| image.metadata.uid).unwrap_or_default();
         let directory = self.context.guests.image_directory(&image_uid);
         let size = |name: &str| std::fs::metadata(directory.join(name)).ok().map(|found| found.len());
-        let network = self.context.networks.default_network();
-        let inventory = self.context.fabric.list();
-        let own = inventory.attachments.iter().filter(|one| one.network == network.id && one.owner != uid);
+        let (interfaces, neighbours) = self.interfaces(&machine, guest).await?;
         let prepare = Prepare {
             object: Box::new(machine),
             launched,
             disk_bytes: layers.get(&top)?.virtual_bytes,
+            volumes,
             kernel: size("kernel"),
             initrd: size("initrd"),
             image_uid,
-            neighbours: own.map(|one| one.address).collect(),
+            interfaces,
+            neighbours,
         };
         wire::write(control, &prepare).await?;
-        for (name, length) in [("kernel", prepare.kernel), ("initrd", prepare.initrd)] {
-            if length.is_some() {
+        let lacks = tokio::time::timeout(READY_TIMEOUT, wire::read::<Answer>(control)).await;
+        let (kernel, initrd) = match lacks.map_err(|_| Error::Timeout("the other machine's answer"))?? {
+            Answer::Lacks { kernel, initrd } => (kernel, initrd),
+            other => return expect(other, &Answer::Lacks { kernel: true, initrd: true }),
+        };
+        for (name, lacks) in [("kernel", kernel), ("initrd", initrd)] {
+            if lacks {
                 let path = directory.join(name);
                 let mut file = tokio::fs::File::open(&path).await.map_err(Error::io("open", &path))?;
-                tokio::io::copy(&mut file, control).await.map_err(Error::io("send", &path))?;
+                let copied = tokio::time::timeout(FILE_TIMEOUT, tokio::io::copy(&mut file, control)).await;
+                copied.map_err(|_| Error::Timeout("sending a file of its image"))?.map_err(Error::io("send", &path))?;
             }
         }
         control.flush().await.map_err(Error::io("send to", "the other machine"))
@@ -399,44 +577,24 @@ impl Drive {
     }
 }
 
-fn expect(found: Answer, wanted: &Answer) -> Result<()> {
-    match found {
-        found if found == *wanted => Ok(()),
-        Answer::Refused(why) => Err(Error::Invalid(format!("the other machine refuses: {why}"))),
-        other => Err(Error::Invalid(format!("the other machine says {other:?}"))),
-    }
+/// Has the guest run on the other machine, and waits until it does.
+async fn say_decided(
+    moved: &VirtualMachine,
+    saying: &mut WriteHalf<Box<dyn node::Duplex>>,
+    answers: &mut Answers,
+) -> Result<()> {
+    wire::write(saying, &Decided { paused: moved.spec.desired == MachineDesired::Paused }).await?;
+    expect(answers.next().await?, &Answer::Runs)
 }
 
-/// What the target says, read by a task of its own, so that no half of a message is lost. Dropping it closes the connection.
-struct Answers {
-    said: mpsc::Receiver<Result<Answer>>,
-    reader: tokio::task::JoinHandle<()>,
+/// Whether admission has said that the object must not be so.
+fn is_invalid(error: &Error) -> bool {
+    let Error::Api { source, .. } = error else { return false };
+    matches!(source.as_ref(), kube::Error::Api(answer) if answer.code == 422)
 }
 
-impl Drop for Answers {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
-}
-
-impl Answers {
-    async fn next(&mut self) -> Result<Answer> {
-        self.said.recv().await.unwrap_or_else(|| Err(Error::Invalid("the other machine is gone".into())))
-    }
-}
-
-fn answers(mut control: Box<dyn node::Duplex>) -> Answers {
-    let (sender, said) = mpsc::channel(1);
-    let reader = tokio::spawn(async move {
-        loop {
-            let answer = wire::read::<Answer>(&mut control).await;
-            let ended = answer.is_err();
-            if sender.send(answer).await.is_err() || ended {
-                return;
-            }
-        }
-    });
-    Answers { said, reader }
+fn cancelled() -> Error {
+    Error::Invalid("it was cancelled".into())
 }
 
 fn status_of(progress: Progress) -> MigrationStatus {
@@ -457,17 +615,4 @@ fn status_of(progress: Progress) -> MigrationStatus {
         downtime_ms: number(progress.downtime_ms),
         ..MigrationStatus::default()
     }
-}
-
-/// A socket for the hypervisor whose other end this process carries over a connection.
-pub(super) fn pumped(mut connection: Box<dyn node::Duplex>) -> Result<BlockingStream> {
-    let failed = || Error::io("make", "a pair of sockets");
-    let (theirs, ours) = BlockingStream::pair().map_err(failed())?;
-    ours.set_nonblocking(true).map_err(failed())?;
-    let mut ours = UnixStream::from_std(ours).map_err(failed())?;
-    tokio::spawn(async move {
-        // Either end may go at any time; the hypervisors notice, and say so.
-        let _ = tokio::io::copy_bidirectional(&mut ours, &mut connection).await;
-    });
-    Ok(theirs)
 }

@@ -1,46 +1,106 @@
 //! Takes a guest in: makes its disk and its place on the network, starts a hypervisor that waits, and lets disk and memory flow into
 //! it. The guest runs when the machine's object is bound here, by [`super::super::driver`], and not before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
-use std::os::unix::net::{UnixListener, UnixStream as BlockingStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{Migration, MigrationPhase};
+use api::interface::INTERFACES_MAX;
+use api::migration::{Act, Migration, MigrationPhase, Seen, at_word};
 use hypervisor::{Guest, Start};
 use kube::Api;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::time::Instant;
 
-use super::wire::{self, Answer, Channel, Hello, Prepare};
-use super::{Incoming, marker, source};
+use super::carry::{disks_socket, pump, pumped};
+use super::handover::answered;
+use super::wire::{self, Answer, Channel, Decided, Hello, Prepare, SentVolume};
+use super::{Incoming, marker};
 use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
+use crate::guest::disks::{self, attach, volumes};
 use crate::guest::image_copies;
+use crate::guest::interfaces::{self, Nic, Place, attach as nics, serve};
+use crate::guest::shared::write_durably;
 use crate::guest::start::{self, ROOT_DISK};
 
 /// How long the source may take to open the connections for memory and disk.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a machine that was sent away may take to be gone from here before it comes again.
+const GONE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long, and how much, a source may send on that was refused.
+const REST_TIMEOUT: Duration = Duration::from_secs(10);
+const REST_BYTES_MAX: u64 = 2 << 30;
 /// Largest disk. Units: bytes.
 const DISK_BYTES_MAX: u64 = 1 << 46;
 /// Time between two questions whether a guest stays.
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
+/// How long the store may not say that a guest is this machine's which runs here at its source's word. That source's write was acknowledged
+/// before, so what is not seen after this was never written.
+const WORD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most addresses of the source's neighbours that are announced.
 const NEIGHBOURS_MAX: usize = 4096;
 
 /// The connections of a migration that wait for whoever takes them up.
 struct Waiting {
     memory: Option<oneshot::Sender<Box<dyn node::Duplex>>>,
-    disk: Option<oneshot::Sender<Box<dyn node::Duplex>>>,
+    /// By the disk's name.
+    disks: HashMap<String, oneshot::Sender<Box<dyn node::Duplex>>>,
+}
+
+impl Waiting {
+    fn take(&mut self, channel: &Channel) -> Option<oneshot::Sender<Box<dyn node::Duplex>>> {
+        match channel {
+            Channel::Memory => self.memory.take(),
+            Channel::Disk => self.disks.remove(ROOT_DISK),
+            Channel::Volume(name) => self.disks.remove(name),
+            Channel::Control | Channel::Image => None,
+        }
+    }
+}
+
+/// A guest that is all here.
+struct Arrived {
+    /// Uid of the migration that brought it.
+    migration: String,
+    guest: Arc<dyn Guest>,
 }
 
 /// Migrations that come in.
 #[derive(Default)]
 pub struct Receptions {
     waiting: Mutex<HashMap<String, Waiting>>,
+    /// Guests that wait to be decided for, by their uids.
+    arrived: Mutex<HashMap<String, Arrived>>,
+}
+
+impl Receptions {
+    /// Has a guest run that is all here and is this machine's now, unless that was done. Both who drives it and who talks to its source
+    /// hear of the decision, and the first of them does it. The connection to its hypervisor is free then: it talks to one at a time.
+    ///
+    /// Errors: those of the hypervisor; nothing else is done about the guest then.
+    pub async fn run(&self, uid: &str, paused: bool) -> Result<()> {
+        let arrived = self.arrived.lock().remove(uid).map(|arrived| arrived.guest);
+        match arrived.filter(|_| !paused && at_word(Seen::Received) == Act::Run) {
+            Some(guest) => Ok(guest.resume().await?),
+            None => Ok(()),
+        }
+    }
+
+    fn has(&self, uid: &str, migration: &str) -> bool {
+        self.arrived.lock().get(uid).is_some_and(|arrived| arrived.migration == migration)
+    }
+
+    /// Forgets a guest that this migration brought; one that a later migration brings is that one's.
+    fn forget(&self, uid: &str, migration: &str) {
+        let mut arrived = self.arrived.lock();
+        if arrived.get(uid).is_some_and(|arrived| arrived.migration == migration) {
+            arrived.remove(uid);
+        }
+    }
 }
 
 /// Serves one connection from another machine; `from` is that machine's name by its certificate, or `None` for the pool's first one.
@@ -49,66 +109,141 @@ pub async fn take_in(context: &Arc<Context>, from: Option<&str>, mut connection:
     if hello.channel == Channel::Image {
         return image_copies::give(context, from, &hello, connection).await;
     }
-    check(context, from, &hello).await?;
-    let place = match hello.channel {
-        Channel::Control => return receive(context, &hello, connection).await,
-        Channel::Memory => {
-            context.receptions.waiting.lock().get_mut(&hello.uid).and_then(|waiting| waiting.memory.take())
-        }
-        Channel::Disk => context.receptions.waiting.lock().get_mut(&hello.uid).and_then(|waiting| waiting.disk.take()),
-        Channel::Image => None,
+    let migration = match check(context, from, &hello).await {
+        Ok(migration) => migration,
+        Err(error) if hello.channel == Channel::Control => return refuse(&mut connection, error).await,
+        Err(error) => return Err(error),
     };
+    if hello.channel == Channel::Control {
+        return receive(context, from, &hello, &migration, connection).await;
+    }
+    let place = context.receptions.waiting.lock().get_mut(&hello.uid).and_then(|waiting| waiting.take(&hello.channel));
     let place = place.ok_or_else(|| Error::Invalid("nobody waits for this connection".into()))?;
     place.send(connection).map_err(|_| Error::Invalid("nobody waits for this connection any more".into()))
 }
 
-/// Whether the store knows of such a migration, from that machine to this one.
-async fn check(context: &Context, from: Option<&str>, hello: &Hello) -> Result<()> {
+/// The migration, if the store knows of such a one, from that machine to this one.
+async fn check(context: &Context, from: Option<&str>, hello: &Hello) -> Result<Migration> {
     let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &hello.namespace);
-    let found = migrations.get_opt(&hello.name).await.map_err(Error::api("read the migration"))?;
-    let known = found.is_some_and(|found| {
-        let status = found.status.unwrap_or_default();
+    let asked = answered(migrations.get_opt(&hello.name), "reading the migration").await?;
+    let found = asked.map_err(Error::api("read the migration"))?;
+    let known = found.filter(|found| {
+        let status = found.status.clone().unwrap_or_default();
         found.metadata.uid.as_deref() == Some(hello.uid.as_str())
             && status.target_node == context.node_name
             && from.is_none_or(|from| from == status.source_node)
             && matches!(status.phase, MigrationPhase::Scheduled | MigrationPhase::Copying)
     });
-    if known { Ok(()) } else { Err(Error::Invalid("there is no such migration to this machine".into())) }
+    known.ok_or_else(|| Error::Invalid("there is no such migration to this machine".into()))
+}
+
+/// Whether the machine that is sent is the one that the pool sends. What is here under its uid would be taken for left over.
+fn is_meant(migration: &Migration, sent: &api::VirtualMachine) -> bool {
+    let uid = migration.status.as_ref().map(|status| status.machine_uid.as_str()).filter(|uid| !uid.is_empty());
+    sent.metadata.namespace == migration.metadata.namespace
+        && sent.metadata.name.as_deref() == Some(migration.spec.virtual_machine.as_str())
+        && uid.is_some_and(|uid| sent.metadata.uid.as_deref() == Some(uid))
 }
 
 /// Talks to the source until the guest is here and decided for, or is not to come.
-async fn receive(context: &Arc<Context>, hello: &Hello, mut control: Box<dyn node::Duplex>) -> Result<()> {
+async fn receive(
+    context: &Arc<Context>,
+    from: Option<&str>,
+    hello: &Hello,
+    migration: &Migration,
+    mut control: Box<dyn node::Duplex>,
+) -> Result<()> {
     let prepare: Prepare = wire::read(&mut control).await?;
     let uid = prepare.object.metadata.uid.clone().unwrap_or_default();
     let key = Key::of(prepare.object.as_ref());
-    if !is_path_safe(&uid) || !is_path_safe(&prepare.image_uid) || context.guests.uid(&key).is_some() {
-        wire::write(&mut control, &Answer::Refused("such a machine is here".into())).await?;
-        return Err(Error::Invalid("a machine that is here was sent".into()));
+    let refused = if !is_meant(migration, &prepare.object) {
+        Some("another machine was to come")
+    } else if !is_path_safe(&uid) || !is_path_safe(&prepare.image_uid) || !is_gone(context, &key).await {
+        Some("such a machine is here")
+    } else {
+        None
+    };
+    if let Some(why) = refused {
+        return refuse(&mut control, Error::Invalid(why.into())).await;
     }
-    let received = take(context, hello, &prepare, &uid, &mut control).await;
+    let received = take(context, from, hello, &prepare, &uid, &mut control).await;
     context.receptions.waiting.lock().remove(&hello.uid);
+    let incoming = incoming(hello, &prepare);
     match received {
-        Ok(()) => {
-            wire::write(&mut control, &Answer::Received).await?;
+        Ok((places, guest)) => {
+            let arrived = Arrived { migration: hello.uid.clone(), guest };
+            context.receptions.arrived.lock().insert(uid.clone(), arrived);
+            // All of it is here, so that only the store says whether it stays, whether or not the source hears of it.
+            if let Err(error) = wire::write(&mut control, &Answer::Received).await {
+                tracing::warn!(vm = key.name, error = %chain(&error), "the source does not hear that all of a guest is here");
+            }
             tracing::info!(vm = key.name, "all of a guest is here");
-            // Until the source lets go: then the store has decided.
-            let mut byte = [0];
-            while matches!(control.read(&mut byte).await, Ok(1..)) {}
-            settle(context, &uid, &incoming(hello, &prepare)).await
+            let announced = async {
+                for place in &places {
+                    if let Err(error) = announce(context, &place.network, &prepare.neighbours).await {
+                        tracing::warn!(vm = key.name, error = %chain(&error), "the guest may look for neighbours where they were");
+                    }
+                }
+            };
+            let ((), told) = tokio::join!(announced, until_left(context, &key, &uid, &hello.uid, &mut control));
+            context.receptions.forget(&uid, &hello.uid);
+            settle(context, &uid, &incoming, told).await
         }
         Err(error) => {
-            let error = match error {
-                // The hypervisor itself knows why it ended.
-                Error::Hypervisor(hypervisor::Error::Gone) => {
-                    Error::Invalid(hypervisor::qemu::driver::log_end(&context.guests.run_dir(&uid)))
-                }
-                other => other,
-            };
-            let told = wire::write(&mut control, &Answer::Refused(chain(&error))).await;
-            clear(context, &uid, prepare.object.as_ref()).await?;
-            told.and(Err(error))
+            let error = super::told(context, &uid, error);
+            // What a later migration brings, and a guest that runs here by now, are none of its business.
+            let cleared = clear_own(context, &uid, &key, &incoming);
+            let (cleared, refused) = tokio::join!(cleared, refuse(&mut control, error));
+            cleared.and(refused)
         }
     }
+}
+
+/// Waits until the source lets go, or says that the store has decided; since when it has said so. At its word the guest runs.
+async fn until_left(
+    context: &Context,
+    key: &Key,
+    uid: &str,
+    migration: &str,
+    control: &mut Box<dyn node::Duplex>,
+) -> Option<Instant> {
+    let Decided { paused } = wire::read::<Decided>(control).await.ok()?;
+    let run = async {
+        // Whoever drives it may have been the first.
+        if context.receptions.has(uid, migration) {
+            context.receptions.run(uid, paused).await?;
+        }
+        wire::write(control, &Answer::Runs).await
+    };
+    if let Err(error) = run.await {
+        tracing::warn!(vm = key.name, error = %chain(&error), "a guest that came does not run at its source's word");
+    }
+    Some(Instant::now())
+}
+
+/// Tells why it does not come. What the source still sends is taken, so that it reads why and not that the connection broke.
+async fn refuse(control: &mut Box<dyn node::Duplex>, error: Error) -> Result<()> {
+    wire::write(control, &Answer::Refused(chain(&error))).await?;
+    let rest = async { tokio::io::copy(&mut control.take(REST_BYTES_MAX), &mut tokio::io::sink()).await };
+    let _ = tokio::time::timeout(REST_TIMEOUT, rest).await;
+    Err(error)
+}
+
+/// Whether nothing is here of a machine that comes, or soon is not: one that was just sent away may come back at once.
+async fn is_gone(context: &Context, key: &Key) -> bool {
+    let gone = async {
+        while context.guests.uid(key).is_some() {
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+    };
+    tokio::time::timeout(GONE_TIMEOUT, gone).await.is_ok()
+}
+
+/// Whether what is here of a guest is what this migration has brought.
+fn is_marked(context: &Context, uid: &str, incoming: &Incoming) -> bool {
+    let text = std::fs::read(marker(context, uid)).ok();
+    let found: Option<Incoming> = text.and_then(|text| serde_json::from_slice(&text).ok());
+    found.as_ref() == Some(incoming)
 }
 
 fn incoming(hello: &Hello, prepare: &Prepare) -> Incoming {
@@ -123,14 +258,15 @@ fn incoming(hello: &Hello, prepare: &Prepare) -> Incoming {
 /// Looks after a guest that was on its way here when the last agent ended.
 pub async fn settle_unsettled(context: &Arc<Context>, uid: &str, incoming: &Incoming) {
     tracing::info!(vm = incoming.machine, uid, "a guest was on its way here when the last agent ended");
-    if let Err(error) = settle(context, uid, incoming).await {
+    if let Err(error) = settle(context, uid, incoming, None).await {
         tracing::warn!(vm = incoming.machine, error = %chain(&error), "a guest that does not stay is not cleared");
     }
 }
 
-/// The source is gone. Whether the guest stays is what the store says; a machine that is bound here is its driver's business. Until its
-/// migration is over the store may decide for this machine, so the guest is kept.
-async fn settle(context: &Arc<Context>, uid: &str, incoming: &Incoming) -> Result<()> {
+/// The source is gone, or has said that it is decided. Whether the guest stays is what the store says; a machine that is bound here is its
+/// driver's business. Until its migration is over the store may decide for this machine, so the guest is kept. `told`: since when it runs at
+/// its source's word, which is looked after.
+async fn settle(context: &Arc<Context>, uid: &str, incoming: &Incoming, told: Option<Instant>) -> Result<()> {
     let key = Key { namespace: incoming.namespace.clone(), name: incoming.machine.clone() };
     while context.guests.uid(&key).as_deref() != Some(uid) {
         // In this order: what is not bound here after its migration was over never will be by it.
@@ -138,13 +274,30 @@ async fn settle(context: &Arc<Context>, uid: &str, incoming: &Incoming) -> Resul
             async { Ok::<_, Error>((is_under_way(context, incoming).await?, is_bound(context, &key, uid).await?)) };
         match read.await {
             Ok((_, true)) => return Ok(()),
-            Ok((false, false)) => return clear_by_name(context, uid).await,
+            Ok((false, false)) => return clear_own(context, uid, &key, incoming).await,
+            Ok((true, false)) if told.is_some_and(|at| at.elapsed() > WORD_TIMEOUT) => {
+                tracing::warn!(vm = key.name, "the store does not know of the decision that a guest's source told of");
+                return clear_own(context, uid, &key, incoming).await;
+            }
             Ok((true, false)) => {}
             Err(error) => tracing::warn!(vm = key.name, error = %chain(&error), "cannot learn whose the guest is"),
         }
         tokio::time::sleep(SETTLE_LOOK).await;
     }
     Ok(())
+}
+
+/// Waits until nobody else makes or clears what is here of a guest that comes. The locks of its disks are others, which are taken within.
+async fn lock_reception(context: &Context, uid: &str) -> Vec<OwnedMutexGuard<()>> {
+    // No owner of a disk has such a name.
+    context.guests.lock_disks(vec![format!("{uid}/incoming")]).await
+}
+
+/// Clears what this migration has brought. What is not marked as its own ran here, and was cleared by its driver; or is what a later
+/// migration brings.
+async fn clear_own(context: &Arc<Context>, uid: &str, key: &Key, incoming: &Incoming) -> Result<()> {
+    let _locks = lock_reception(context, uid).await;
+    if is_marked(context, uid, incoming) { clear(context, uid, key).await } else { Ok(()) }
 }
 
 /// What is not shown to this machine is neither bound to it nor on its way to it.
@@ -157,90 +310,128 @@ fn shown<T>(found: kube::Result<Option<T>>, action: &'static str) -> Result<Opti
 
 async fn is_under_way(context: &Context, incoming: &Incoming) -> Result<bool> {
     let migrations: Api<Migration> = Api::namespaced(context.client.clone(), &incoming.namespace);
-    let found = shown(migrations.get_opt(&incoming.migration).await, "read the migration")?;
+    let asked = answered(migrations.get_opt(&incoming.migration), "reading the migration");
+    let found = shown(asked.await?, "read the migration")?;
     let found = found.filter(|found| found.metadata.uid.as_deref() == Some(incoming.migration_uid.as_str()));
     Ok(found.is_some_and(|found| !found.status.unwrap_or_default().phase.is_final()))
 }
 
 async fn is_bound(context: &Context, key: &Key, uid: &str) -> Result<bool> {
     let machines: Api<api::VirtualMachine> = Api::namespaced(context.client.clone(), &key.namespace);
-    let found = shown(machines.get_opt(&key.name).await, "read the machine")?;
+    let found = shown(answered(machines.get_opt(&key.name), "reading the machine").await?, "read the machine")?;
     Ok(found.is_some_and(|machine| {
         machine.metadata.uid.as_deref() == Some(uid)
             && machine.spec.node_name.as_deref() == Some(context.node_name.as_str())
     }))
 }
 
-async fn clear_by_name(context: &Arc<Context>, uid: &str) -> Result<()> {
-    clear(context, uid, &api::VirtualMachine::default()).await
-}
-
-/// Takes away a guest that is not to be here.
-async fn clear(context: &Arc<Context>, uid: &str, object: &api::VirtualMachine) -> Result<()> {
-    tracing::info!(vm = object.metadata.name, uid, "a guest that was on its way here is not to stay");
+/// Takes away a guest that is not to be here. The caller holds the lock of its reception.
+async fn clear(context: &Arc<Context>, uid: &str, key: &Key) -> Result<()> {
+    tracing::info!(vm = key.name, uid, "a guest that was on its way here is not to stay");
+    let plugged = disks::load(context, uid)?;
     let run_dir = context.guests.run_dir(uid);
     hypervisor::qemu::driver::kill(&run_dir).await?;
     for directory in [run_dir, context.guests.directory(uid)] {
         crate::directories::remove(&directory)?;
     }
-    let found = context.fabric.list().attachments.into_iter().find(|one| one.owner == uid);
-    if let Some(found) = found {
-        context.guests.dhcp.withdraw(found.mac);
-        context.guests.forget(found.gateway, found.address);
-    }
-    context.directory.leave(uid, None);
-    context.fabric.release(uid).await?;
+    serve::leave_all(context, uid).await?;
     let (layers, owner) = (context.guests.layers().await?, uid.to_owned());
     let released = tokio::task::spawn_blocking(move || layers.release(&owner)).await;
     released.map_err(|_| Error::Timeout("releasing a disk"))??;
+    for one in &plugged {
+        volumes::drop_stray(context, &key.namespace, one).await;
+    }
     Ok(context.guests.control_group(uid)?.remove()?)
 }
 
-async fn take(
-    context: &Arc<Context>,
-    hello: &Hello,
-    prepare: &Prepare,
-    uid: &str,
-    control: &mut Box<dyn node::Duplex>,
-) -> Result<()> {
-    take_files(context, prepare, control).await?;
+/// What was made for a guest that comes.
+struct Made {
+    guest: Arc<dyn Guest>,
+    seats: Vec<Place>,
+    /// Names of its disks.
+    names: Vec<String>,
+}
+
+/// Makes its disks, its places on the network and a hypervisor that waits.
+async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare: &Prepare, uid: &str) -> Result<Made> {
+    let key = Key::of(prepare.object.as_ref());
+    let _locks = lock_reception(context, uid).await;
+    // It may have been called off, and another begun, while this one waited or had its files sent.
+    check(context, from, hello).await?;
     // What another attempt left.
-    clear(context, uid, &prepare.object).await?;
+    clear(context, uid, &key).await?;
     let (layers, owner, bytes) = (context.guests.layers().await?, uid.to_owned(), prepare.disk_bytes);
     if bytes > DISK_BYTES_MAX {
         return Err(Error::Invalid(format!("a disk of {bytes} bytes")));
     }
-    let made = tokio::task::spawn_blocking(move || layers.create(None, Some(bytes), &owner)).await;
-    made.map_err(|_| Error::Timeout("making a disk"))??;
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-    let mark = marker(context, uid);
-    let text = serde_json::to_vec(&incoming(hello, prepare)).unwrap_or_default();
-    std::fs::write(&mark, text).map_err(Error::io("write", mark))?;
-    let place = start::join(context, &prepare.object, uid).await?;
-    let size =
-        start::Size { cpus: prepare.launched.cpus, memory_bytes: prepare.launched.memory_bytes, disk_bytes: None };
-    let cpus_max = Some(prepare.launched.cpus_max);
-    let guest =
-        start::start(context, &prepare.object, uid, &size, &place, Start::Receive, cpus_max, Vec::new()).await?;
+    // First, since only what is marked as its own is cleared when it fails.
+    if let Err(error) = write_durably(&marker(context, uid), &incoming(hello, prepare)) {
+        crate::directories::remove(&directory)?;
+        return Err(error);
+    }
+    let made = tokio::task::spawn_blocking(move || layers.create(None, Some(bytes), &owner)).await;
+    made.map_err(|_| Error::Timeout("making a disk"))??;
+    let disks = make_volumes(context, &key, uid, prepare).await?;
+    let names = std::iter::once(ROOT_DISK.to_owned()).chain(disks.iter().map(|disk| disk.name.clone())).collect();
+    if !prepare.interfaces.is_empty() {
+        check_interfaces(&prepare.interfaces)?;
+        interfaces::save(context, uid, &prepare.interfaces)?;
+    }
+    let seats = nics::rejoin(context, &prepare.object, uid, None).await?;
+    let launched = &prepare.launched;
+    let size = start::Size {
+        cpus: launched.cpus,
+        // It bounds the hypervisor, which is launched as it was before: what was plugged in comes along.
+        memory_bytes: launched.memory_max.max(launched.memory_bytes),
+        memory_max: launched.memory_max,
+        ..start::Size::default()
+    };
+    let like = Some(launched);
+    let guest = start::start(context, &prepare.object, uid, &size, &seats, Start::Receive, like, disks).await?;
+    attach::bound(context, &key, uid, &guest).await?;
+    Ok(Made { guest, seats, names })
+}
+
+/// Takes all of a guest in. What is here of it on an error is for the caller to clear.
+async fn take(
+    context: &Arc<Context>,
+    from: Option<&str>,
+    hello: &Hello,
+    prepare: &Prepare,
+    uid: &str,
+    control: &mut Box<dyn node::Duplex>,
+) -> Result<(Vec<Place>, Arc<dyn Guest>)> {
+    take_files(context, prepare, control).await?;
+    let Made { guest, seats, names } = make(context, from, hello, prepare, uid).await?;
     let (memory_place, memory) = oneshot::channel();
-    let (disk_place, disk) = oneshot::channel();
-    let waiting = Waiting { memory: Some(memory_place), disk: Some(disk_place) };
+    let (mut places, mut connections) = (HashMap::new(), Vec::new());
+    for name in &names {
+        let (place, connection) = oneshot::channel();
+        places.insert(name.clone(), place);
+        connections.push(connection);
+    }
+    let waiting = Waiting { memory: Some(memory_place), disks: places };
     context.receptions.waiting.lock().insert(hello.uid.clone(), waiting);
     wire::write(control, &Answer::Ready).await?;
-    let channels = tokio::time::timeout(CHANNELS_TIMEOUT, async { tokio::try_join!(memory, disk) }).await;
-    let (memory, disk) = channels
+    let all = async { tokio::try_join!(memory, futures::future::try_join_all(connections)) };
+    let mut byte = [0];
+    let all = tokio::select! {
+        all = tokio::time::timeout(CHANNELS_TIMEOUT, all) => all,
+        _ = control.read(&mut byte) => return Err(Error::Invalid("the source gave it up".into())),
+    };
+    let (memory, connections) = all
         .map_err(|_| Error::Timeout("the connections for memory and disk"))?
         .map_err(|_| Error::Invalid("another attempt took its place".into()))?;
     let run_dir = context.guests.run_dir(uid);
-    let (listener, own) = disks_socket(&run_dir)?;
-    let incoming =
-        hypervisor::Incoming { memory: source::pumped(memory)?, disks: listener, names: vec![ROOT_DISK.into()] };
-    guest.receive(incoming).await?;
-    pump(own, disk);
+    let (listener, own) = disks_socket(&run_dir, connections.len())?;
+    guest.receive(hypervisor::Incoming { memory: pumped(memory)?, disks: listener, names }).await?;
+    for (own, connection) in own.into_iter().zip(connections) {
+        pump(own, connection);
+    }
     arrive(context, &guest, control).await?;
-    drop(guest);
-    announce(context, &place.network, &prepare.neighbours).await
+    Ok((seats, guest))
 }
 
 /// Waits until everything is here, unless the source says or does something else meanwhile.
@@ -255,36 +446,81 @@ async fn arrive(context: &Context, guest: &Arc<dyn Guest>, control: &mut Box<dyn
 
 /// The guest may know the source's neighbours by their own hardware addresses; here this machine answers for them.
 async fn announce(context: &Context, network: &network::Network, neighbours: &[Ipv4Addr]) -> Result<()> {
-    let elsewhere: Vec<Ipv4Addr> = neighbours.iter().copied().take(NEIGHBOURS_MAX).collect();
+    let own = neighbours.iter().copied().filter(|address| network.subnet.contains(*address));
+    let elsewhere: Vec<Ipv4Addr> = own.take(NEIGHBOURS_MAX).collect();
     Ok(context.fabric.announce(&network.id, elsewhere).await?)
 }
 
-/// A listening socket for the hypervisor, and a connection to it.
-fn disks_socket(run_dir: &std::path::Path) -> Result<(UnixListener, BlockingStream)> {
-    use std::os::fd::AsRawFd;
-    let opened = std::fs::File::open(run_dir).map_err(Error::io("open", run_dir))?;
-    // However long the directory's path is.
-    let path = format!("/proc/self/fd/{}/disks.sock", opened.as_raw_fd());
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(Error::io("listen on", &path))?;
-    let own = BlockingStream::connect(&path).map_err(Error::io("connect to", &path))?;
-    Ok((listener, own))
+/// Makes the disks of the machine's volumes, empty, where they are in the guest. The record comes first: what is recorded nobody takes for
+/// left over.
+async fn make_volumes(
+    context: &Arc<Context>,
+    key: &Key,
+    uid: &str,
+    prepare: &Prepare,
+) -> Result<Vec<hypervisor::Disk>> {
+    let plugged: Vec<disks::Plugged> = prepare.volumes.iter().map(|one| one.plugged.clone()).collect();
+    if plugged.is_empty() {
+        return Ok(Vec::new());
+    }
+    check_volumes(context, key, uid, prepare).await?;
+    let _locks = context.guests.lock_disks(plugged.iter().map(|one| one.uid.clone()).collect()).await;
+    disks::save(context, uid, &plugged)?;
+    let layers = context.guests.layers().await?;
+    let wanted: Vec<(String, u64)> = prepare.volumes.iter().map(|one| (one.plugged.uid.clone(), one.bytes)).collect();
+    disks::blocking(move || {
+        wanted.iter().try_for_each(|(owner, bytes)| {
+            layers.release(owner)?;
+            layers.create(None, Some(*bytes), owner).map(drop)
+        })
+    })
+    .await?;
+    let mut made = Vec::new();
+    for one in &plugged {
+        made.push(disks::disk(context, one).await?);
+    }
+    Ok(made)
 }
 
-fn pump(own: BlockingStream, mut connection: Box<dyn node::Duplex>) {
-    let ours = own.set_nonblocking(true).and_then(|()| UnixStream::from_std(own));
-    match ours {
-        Ok(mut ours) => drop(tokio::spawn(async move {
-            let _ = tokio::io::copy_bidirectional(&mut ours, &mut connection).await;
-        })),
-        Err(error) => tracing::warn!(%error, "cannot carry a disk"),
+/// Whether these can be a machine's interfaces, whatever that host says. Whose a port is, its object tells.
+fn check_interfaces(told: &[Nic]) -> Result<()> {
+    let mut slots = HashSet::new();
+    let sound = |nic: &Nic| (nic.slot == 0 || interfaces::SLOTS.contains(&nic.slot)) && slots.insert(nic.slot);
+    match told.len() <= INTERFACES_MAX && told.iter().all(sound) {
+        true => Ok(()),
+        false => Err(Error::Invalid("these are no interfaces of a machine".into())),
     }
+}
+
+/// Whether these are volumes of the machine on another host, whatever that host says: nothing that is here is written over.
+async fn check_volumes(context: &Context, key: &Key, uid: &str, prepare: &Prepare) -> Result<()> {
+    let mut slots = HashSet::new();
+    for SentVolume { plugged, bytes } in &prepare.volumes {
+        let sound = is_path_safe(&plugged.uid)
+            && !plugged.read_only
+            && *bytes <= DISK_BYTES_MAX
+            && disks::SLOTS.contains(&plugged.slot)
+            && slots.insert(plugged.slot);
+        let found = disks::volume(context, &key.namespace, &plugged.volume).await?;
+        let status = found.status.unwrap_or_default();
+        let is_its = found.metadata.uid.as_deref() == Some(plugged.uid.as_str())
+            && found.spec.node_name.as_deref() != Some(context.node_name.as_str())
+            && status.attached_to.is_some_and(|attached| attached.uid == uid);
+        if !sound || !is_its {
+            return Err(Error::Invalid(format!("volume {} is not the machine's to bring", plugged.volume)));
+        }
+    }
+    Ok(())
 }
 
 /// Kernel and RAM disk of the machine's image, so that it can be started anew here.
 async fn take_files(context: &Context, prepare: &Prepare, control: &mut Box<dyn node::Duplex>) -> Result<()> {
     let directory = context.guests.image_directory(&prepare.image_uid);
-    for (name, length) in [("kernel", prepare.kernel), ("initrd", prepare.initrd)] {
+    // Other guests boot from those that are there; whatever comes is not to change that.
+    let lacks = |name: &str, length: Option<u64>| length.filter(|_| !directory.join(name).exists());
+    let (kernel, initrd) = (lacks("kernel", prepare.kernel), lacks("initrd", prepare.initrd));
+    wire::write(control, &Answer::Lacks { kernel: kernel.is_some(), initrd: initrd.is_some() }).await?;
+    for (name, length) in [("kernel", kernel), ("initrd", initrd)] {
         if let Some(length) = length {
             image_copies::receive_file(control, &directory, name, length).await?;
         }

@@ -5,22 +5,27 @@ use api::VirtualMachine;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 use super::Launched;
 use crate::error::{Error, Result};
+use crate::guest::disks::Plugged;
+use crate::guest::interfaces::Nic;
 
 /// Longest message; the object with its user data is the longest part. Units: bytes.
 const MESSAGE_BYTES_MAX: u32 = 1 << 20;
 
 /// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Channel {
     /// Messages.
     Control,
     /// The guest's memory.
     Memory,
-    /// The guest's disk.
+    /// The guest's boot disk.
     Disk,
+    /// Another disk of it, by the name that the hypervisors have for it.
+    Volume(String),
     /// A disk image: `Hello` names the `DiskImage`. See [`crate::guest::image_copies`].
     Image,
 }
@@ -38,7 +43,7 @@ pub struct Hello {
     pub channel: Channel,
 }
 
-/// What the source tells of the guest. The files follow as they are.
+/// What the source tells of the guest. The files that the target lacks follow as they are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepare {
     /// The machine.
@@ -47,23 +52,54 @@ pub struct Prepare {
     pub launched: Launched,
     /// Size of its disk. Units: bytes.
     pub disk_bytes: u64,
+    /// Its volumes.
+    #[serde(default)]
+    pub volumes: Vec<SentVolume>,
+    /// Its network interfaces; nothing from a machine that knows of one alone.
+    #[serde(default)]
+    pub interfaces: Vec<Nic>,
     /// Sizes of its image's kernel and RAM disk, when there are any. Units: bytes.
     pub kernel: Option<u64>,
     /// As `kernel`.
     pub initrd: Option<u64>,
     /// Uid of the image that they belong to.
     pub image_uid: String,
-    /// Addresses of the source's workloads on the same network: the guest may remember where they were.
+    /// Addresses of the source's workloads on the same networks: the guest may remember where they were.
     pub neighbours: Vec<std::net::Ipv4Addr>,
+}
+
+/// A volume that goes along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentVolume {
+    /// Where it is in the guest.
+    pub plugged: Plugged,
+    /// Its size. Units: bytes.
+    pub bytes: u64,
+}
+
+/// What the source says when the store has decided for the target, and nobody else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The guest is to stay paused.
+    pub paused: bool,
 }
 
 /// What the target answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
+    /// Which of the image's files it lacks, and is sent next.
+    Lacks {
+        /// The kernel.
+        kernel: bool,
+        /// The RAM disk.
+        initrd: bool,
+    },
     /// It awaits memory and disk.
     Ready,
     /// It has everything.
     Received,
+    /// The guest runs there.
+    Runs,
     /// It does not go; why.
     Refused(String),
 }
@@ -96,6 +132,48 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> R
         return Err(broken("it ended within a message"));
     }
     serde_json::from_slice(&text).map_err(broken)
+}
+
+/// Whether it is the answer that was to come.
+pub(super) fn expect(found: Answer, wanted: &Answer) -> Result<()> {
+    match found {
+        found if found == *wanted => Ok(()),
+        Answer::Refused(why) => Err(Error::Invalid(format!("the other machine refuses: {why}"))),
+        other => Err(Error::Invalid(format!("the other machine says {other:?}"))),
+    }
+}
+
+/// What the target says, read by a task of its own, so that no half of a message is lost. Dropping it closes the connection.
+pub(super) struct Answers {
+    said: mpsc::Receiver<Result<Answer>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Answers {
+    /// Those that come on a connection.
+    pub(super) fn of(mut control: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let (sender, said) = mpsc::channel(1);
+        let reader = tokio::spawn(async move {
+            loop {
+                let answer = read::<Answer>(&mut control).await;
+                let ended = answer.is_err();
+                if sender.send(answer).await.is_err() || ended {
+                    return;
+                }
+            }
+        });
+        Self { said, reader }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Answer> {
+        self.said.recv().await.unwrap_or_else(|| Err(Error::Invalid("the other machine is gone".into())))
+    }
 }
 
 #[cfg(test)]
