@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, bail};
 
 mod borders;
+mod failures;
 mod files;
 
 const USAGE: &str = "usage: cargo xtask tidy|ci";
@@ -39,7 +40,7 @@ fn ci() -> Result<()> {
     run("cargo", &["fmt", "--all", "--check"])?;
     tidy()?;
     run("cargo", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    run("cargo", &["test", "--workspace", "--locked", "--no-fail-fast"])
+    failures::test(&["--workspace", "--locked", "--no-fail-fast"])
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<()> {

@@ -26,11 +26,23 @@ const INPUT_PIECE: usize = 32 << 10;
 
 /// Puts Docker's eight-byte header before a piece of output: stream number, three zeros, length.
 pub(crate) fn frame(stream: OutputStream, data: &[u8]) -> Bytes {
+    framed(
+        match stream {
+            OutputStream::Stdout => 1,
+            OutputStream::Stderr => 2,
+        },
+        data,
+    )
+}
+
+/// What a client is told on the stream of the daemon's own errors, upon which it fails. `Source:` moby, `stdcopy.Systemerr`.
+pub(crate) fn system_error(text: &str) -> Bytes {
+    framed(3, text.as_bytes())
+}
+
+fn framed(stream: u8, data: &[u8]) -> Bytes {
     let mut framed = BytesMut::with_capacity(data.len() + 8);
-    framed.put_u8(match stream {
-        OutputStream::Stdout => 1,
-        OutputStream::Stderr => 2,
-    });
+    framed.put_u8(stream);
     framed.put_bytes(0, 3);
     framed.put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
     framed.put_slice(data);

@@ -25,6 +25,7 @@ mod json;
 mod networks;
 mod operation;
 pub mod policy;
+mod rest_of_body;
 mod server;
 mod state;
 mod swarm;

@@ -302,6 +302,7 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         labels: request.labels,
         options: request.options,
     };
+    policy::judge(docker.state.endpoint, &api::privilege::of_network(spec.mode, &spec.options))?;
     check_overlap(&docker, &spec)?;
     let is_label = !request.name.contains('.') && text::object_name(&request.name) == request.name;
     let object = if is_label { request.name.clone() } else { format!("n-{}", text::short_id(&id)) };

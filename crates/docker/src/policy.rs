@@ -1,8 +1,7 @@
 //! Who may ask for what: one pure function from an endpoint and a container's configuration to a verdict. The same
 //! function judges create, exec, update and build, so that a thing refused in one place is refused in all.
 
-use api::ContainerSpec;
-use api::container::DEFAULT_CAPABILITIES;
+pub(crate) use api::privilege::{Privilege, of_container as privileges};
 
 use crate::error::{Error, Result};
 use crate::operation::Access;
@@ -14,45 +13,6 @@ pub enum Endpoint {
     Machine,
     /// A tenant's endpoint: containers yes, the machine no.
     Tenant,
-}
-
-/// What a request asks of the machine beyond an ordinary container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Privilege {
-    /// `--privileged`, in run or exec.
-    Privileged,
-    /// A path of the host, by `-v /path:…`, or a volume that is one in disguise.
-    HostPath(String),
-    /// A namespace of the host: which one.
-    HostNamespace(&'static str),
-    /// A device.
-    Device(String),
-    /// A capability beyond the usual.
-    Capability(String),
-    /// seccomp, AppArmor, masked paths or a systempath switched off.
-    Unconfined(String),
-    /// A parent cgroup of its own choice.
-    CgroupParent(String),
-    /// The machine's own journal.
-    Journal,
-    /// A kernel setting, a score, or a runtime of its own choice.
-    Kernel(String),
-}
-
-impl std::fmt::Display for Privilege {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Privilege::Privileged => f.write_str("privileged mode"),
-            Privilege::HostPath(path) => write!(f, "mounting the host path {path}"),
-            Privilege::HostNamespace(kind) => write!(f, "the host's {kind} namespace"),
-            Privilege::Device(device) => write!(f, "the device {device}"),
-            Privilege::Capability(name) => write!(f, "the capability {name}"),
-            Privilege::Unconfined(what) => write!(f, "switching off {what}"),
-            Privilege::CgroupParent(parent) => write!(f, "the parent cgroup {parent}"),
-            Privilege::Journal => f.write_str("the machine's journal"),
-            Privilege::Kernel(what) => write!(f, "setting {what}"),
-        }
-    }
 }
 
 /// The verdict.
@@ -82,57 +42,9 @@ pub(crate) fn judge_operation(endpoint: Endpoint, access: Access) -> Result<()> 
     }
 }
 
-/// Everything that a container's configuration asks for beyond the ordinary.
-pub(crate) fn privileges(spec: &ContainerSpec) -> Vec<Privilege> {
-    let mut asked = Vec::new();
-    let security = &spec.security;
-    if security.privileged {
-        asked.push(Privilege::Privileged);
-    }
-    asked.extend(spec.mounts.iter().filter(|m| m.kind == "bind").map(|m| Privilege::HostPath(m.source.clone())));
-    let host = |mode: &str| mode == "host" || mode.starts_with("host:");
-    let modes = [
-        ("network", &spec.network_mode),
-        ("process", &security.pid_mode),
-        ("IPC", &security.ipc_mode),
-        ("UTS", &security.uts_mode),
-    ];
-    asked.extend(modes.into_iter().filter(|(_, mode)| host(mode)).map(|(kind, _)| Privilege::HostNamespace(kind)));
-    if spec.networks.keys().any(|name| name == "host") {
-        asked.push(Privilege::HostNamespace("network"));
-    }
-    asked.extend(security.devices.iter().map(|device| Privilege::Device(device.clone())));
-    if !spec.resources.cgroup_parent.is_empty() {
-        asked.push(Privilege::CgroupParent(spec.resources.cgroup_parent.clone()));
-    }
-    asked.extend(spec.resources.device_rates.iter().map(|rate| Privilege::Device(rate.path.clone())));
-    for capability in &security.capabilities_add {
-        let upper = capability.to_ascii_uppercase();
-        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        // A tenant may add what every container has anyway.
-        if !DEFAULT_CAPABILITIES.contains(&name) {
-            asked.push(Privilege::Capability(name.to_owned()));
-        }
-    }
-    if !matches!(security.seccomp.as_str(), "" | "default") {
-        asked.push(Privilege::Unconfined("or replacing the seccomp profile".into()));
-    }
-    if security.masked_paths.is_some() || security.readonly_paths.is_some() {
-        asked.push(Privilege::Unconfined("the protection of /proc and /sys".into()));
-    }
-    if spec.log_driver == "journald" {
-        asked.push(Privilege::Journal);
-    }
-    if security.oom_score_adj < 0 {
-        asked.push(Privilege::Kernel("a negative OOM score".into()));
-    }
-    let own_network = |name: &str| name.starts_with("net.");
-    asked.extend(spec.sysctls.keys().filter(|name| !own_network(name)).map(|name| Privilege::Kernel(name.clone())));
-    asked
-}
-
 #[cfg(test)]
 mod tests {
+    use api::ContainerSpec;
     use api::container::{Mount, NetworkEndpoint};
 
     use super::*;

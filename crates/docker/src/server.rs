@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::images::library::{Images, MachineImages};
 use crate::operation::{self, Support};
 use crate::state::{Docker, DockerState};
-use crate::{policy, unsupported, version};
+use crate::{policy, rest_of_body, unsupported, version};
 
 /// How long a client may take to send the head of a request (against clients that send one byte a minute).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub fn router(state: DockerState) -> Router {
 /// The same over other images than those of the machine's store.
 pub fn router_with(state: DockerState, images: Arc<dyn Images>) -> Router {
     let docker = Docker::start(state, images);
-    Router::new().fallback(answer).with_state(docker)
+    Router::new().fallback(answer).layer(axum::middleware::from_fn(rest_of_body::read)).with_state(docker)
 }
 
 /// Serves a router on a unix socket until the task is aborted.

@@ -39,6 +39,20 @@ pub(crate) fn percent_decode_plus(text: &str) -> String {
     percent_decode(&text.replace('+', " "))
 }
 
+/// What may stand in a query string for a text. `Source:` Go, `url.QueryEscape`.
+pub(crate) fn query_escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(char::from(byte)),
+            b' ' => escaped.push('+'),
+            // Writing to a string cannot fail.
+            other => drop(write!(escaped, "%{other:02X}")),
+        }
+    }
+    escaped
+}
+
 /// A text in double quotes, as Go's `%q` writes it for ordinary texts.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Container;
+use api::privilege::of_volume as volume_privileges;
 use api::volume::{Volume, VolumeSpec};
 use http::{Method, StatusCode};
 use kube::ResourceExt;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cache::Slot;
 use crate::call::Call;
-use crate::containers::mounts::{check_driver, check_volume_name, named_volume, volume_privileges};
+use crate::containers::mounts::{check_driver, check_volume_name, named_volume};
 use crate::error::{Error, Result};
 use crate::filters::{Filters, name_matches};
 use crate::operation::{Operation, Reply, run};

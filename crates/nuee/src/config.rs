@@ -57,6 +57,10 @@ const COMMENTED: &str = "\
 # networks, in any namespace, may then take addresses there.
 # bridgedInterfaces: []
 
+# Networks, or lone addresses, from which disk images may be fetched (`nuee image import NAME URL`) besides public addresses, such as
+# [10.0.5.0/24]. Whoever may make disk images, in any namespace, may then have this machine ask there.
+# diskImageNetworks: []
+
 # Percent of the disk below the data directory that workloads must leave free (small disks: 2 GiB, at most a fifth). When they
 # do not, the one that fills it is ended: a pod is evicted, a Docker container is stopped and kept. 0 lets them fill the disk.
 # diskReserve: 5
@@ -116,6 +120,8 @@ pub struct Config {
     pub routed_addresses: Vec<String>,
     /// Interfaces that networks of mode `bridged` may be on.
     pub bridged_interfaces: Vec<String>,
+    /// Networks from which disk images may be fetched besides public addresses.
+    pub disk_image_networks: Vec<String>,
     /// Part of the disk that workloads must leave free; 0 lets them fill it. Units: percent.
     pub disk_reserve: u8,
     /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
@@ -190,6 +196,7 @@ impl Default for Config {
             floating_addresses: Vec::new(),
             routed_addresses: Vec::new(),
             bridged_interfaces: Vec::new(),
+            disk_image_networks: Vec::new(),
             disk_reserve: 5,
             container_pids_limit: 0,
             insecure_registries: Vec::new(),
@@ -228,6 +235,7 @@ impl Config {
             bail!("diskReserve: at most 50 percent can be kept free");
         }
         config.floating_ranges()?;
+        config.disk_image_networks()?;
         config.node_name = config.node_name.to_ascii_lowercase();
         Ok(config)
     }
@@ -248,6 +256,17 @@ impl Config {
             Ok((address, prefix))
         };
         self.floating_addresses.iter().map(range).collect()
+    }
+
+    /// Networks from which disk images may be fetched: addresses and prefix lengths.
+    ///
+    /// `Errors:` something is no network.
+    pub fn disk_image_networks(&self) -> Result<Vec<(std::net::IpAddr, u8)>> {
+        let read = |text: &String| {
+            image::web::network(text)
+                .with_context(|| format!("diskImageNetworks: {text} is no network, and no address"))
+        };
+        self.disk_image_networks.iter().map(read).collect()
     }
 
     /// The machine's name in the pool: the one set, or the host name as a DNS name.
@@ -311,6 +330,7 @@ mod tests {
         assert!(Config::parse("podcidr: 10.0.0.0/8").is_err());
         assert!(Config::parse("nodePorts: [5, 4]").is_err());
         assert!(Config::parse("etcd: {endpoint: x}").is_err());
+        assert!(Config::parse("diskImageNetworks: [10.0.0.0/33]").is_err());
         assert!(Config::parse("floatingAddresses: [10.88.3.0/24]").is_err());
         assert!(Config::parse("floatingAddresses: [192.0.2.1/24]").is_err());
         assert!(Config::parse("floatingAddresses: [192.0.2.0/24, 198.51.100.7]").is_ok());

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -13,6 +14,10 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_DATA_DIRECTORY: &str = "/var/lib/nuee";
 /// Where the Docker socket is also found when the data directory is the default one.
 pub const DEFAULT_SOCKET: &str = "/run/nuee/docker.sock";
+/// How long the lock may be held by processes that only ask who holds it.
+const ASKING: Duration = Duration::from_secs(5);
+/// Time between two attempts to take it from them.
+const LOOK: Duration = Duration::from_millis(1);
 /// Group whose members may use Nuée without being root.
 pub const GROUP: &str = "nuee";
 
@@ -99,7 +104,8 @@ impl Instance {
     /// `Errors:` another daemon holds it.
     pub fn lock(&self) -> Result<Flock<File>> {
         let mut file = self.open_lock()?;
-        for _ in 0..2 {
+        let begun = Instant::now();
+        loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut held) => {
                     held.set_len(0)?;
@@ -109,9 +115,17 @@ impl Instance {
                 }
                 Err((returned, _)) => file = returned,
             }
+            // Whoever only asks who runs holds it for an instant, and longer on a busy machine; a daemon says who it is.
+            let holder = match self.daemon_pid() {
+                Some(pid) => pid.to_string(),
+                None if begun.elapsed() > ASKING => "unknown".to_owned(),
+                None => {
+                    std::thread::sleep(LOOK);
+                    continue;
+                }
+            };
+            bail!("a Nuée is already running on {} (pid {holder})", self.directory.display())
         }
-        let holder = self.daemon_pid().map_or_else(|| "unknown".into(), |pid| pid.to_string());
-        bail!("a Nuée is already running on {} (pid {holder})", self.directory.display())
     }
 
     fn open_lock(&self) -> Result<File> {
@@ -171,6 +185,22 @@ mod tests {
         drop(held);
         assert_eq!(instance.daemon_pid(), None);
         Ok(())
+    }
+
+    #[test]
+    fn who_asks_who_runs_keeps_nobody_from_starting() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let instance = Instance::new(directory.path())?;
+        instance.create()?;
+        // What `daemon_pid` does, by somebody who is slow.
+        let asking = Flock::lock(instance.open_lock()?, FlockArg::LockShared).map_err(|(_, error)| error)?;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(asking);
+            });
+            instance.lock().map(drop)
+        })
     }
 
     #[test]

@@ -1,13 +1,31 @@
 //! Whether `nuee down --all` left anything behind: process, mount, interface, namespace, nft table, cgroup.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{Nuee, census};
+use crate::{LOOK, Nuee, census};
+
+/// How long what was ended may take to be gone on a busy machine.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Fails with a list of what is left.
 pub fn check(nuee: &Nuee) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let left = found(nuee)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > GRACE {
+            bail!("left behind:\n{}", left.join("\n"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn found(nuee: &Nuee) -> Result<Vec<String>> {
     let data = nuee.data();
     let needle = data.display().to_string();
     let mut left: Vec<String> =
@@ -19,5 +37,5 @@ pub fn check(nuee: &Nuee) -> Result<()> {
     let groups =
         census::control_groups(Path::new("/sys/fs/cgroup"), &format!("nuee-{}", census::instance_id(&data)), 0);
     left.extend(groups.into_iter().map(|path| format!("cgroup {path}")));
-    if left.is_empty() { Ok(()) } else { bail!("left behind:\n{}", left.join("\n")) }
+    Ok(left)
 }

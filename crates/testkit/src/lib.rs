@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-pub use census::{Census, command_lines};
+pub use census::{Census, command_lines, processes};
 pub use output::Output;
 pub use pool::Pool;
 pub use space::Space;
 pub use terminal::Terminal;
 
 /// How long [`Nuee::eventually`] waits for what must become true.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 

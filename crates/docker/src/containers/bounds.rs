@@ -67,23 +67,9 @@ pub(super) fn pids_limit(asked: i64) -> i64 {
     asked.max(-1)
 }
 
-/// The control group above the container's own, as a path without `.`, `..` and empty names; what would lead out of the
-/// hierarchy stays at its top. `Source:` runc, `utils.CleanPath`.
-fn cgroup_parent(asked: &str) -> Result<String> {
-    /// Longest path that is taken. Source: PATH_MAX, and room for the id.
-    const BYTES_MAX: usize = 3_072;
-    if asked.len() > BYTES_MAX || asked.contains('\0') {
-        return Err(Error::Invalid("invalid cgroup parent".into()));
-    }
-    let mut names: Vec<&str> = Vec::new();
-    for name in asked.split('/') {
-        match name {
-            "" | "." => {}
-            ".." => drop(names.pop()),
-            name => names.push(name),
-        }
-    }
-    Ok(if asked.is_empty() { String::new() } else { format!("/{}", names.join("/")) })
+/// The control group above the container's own, which stays within the hierarchy.
+pub(crate) fn cgroup_parent(asked: &str) -> Result<String> {
+    image::build::clean_cgroup_parent(asked).ok_or_else(|| Error::Invalid("invalid cgroup parent".into()))
 }
 
 /// The weight of input and output, where the kernel can weigh it. `Source:` moby, `verifyPlatformContainerResources`.

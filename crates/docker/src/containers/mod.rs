@@ -1,7 +1,7 @@
 //! Containers: list, create, inspect, rename, update, remove, prune. Life cycle, streams and files are in their own files.
 
 pub(crate) mod archive;
-mod bounds;
+pub(crate) mod bounds;
 pub(crate) mod config;
 mod connections;
 pub(crate) mod create;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use api::container::Mount;
+use api::privilege::of_volume as volume_privileges;
 use serde::{Deserialize, Serialize};
 
 use super::config::{ImageDefaults, Surroundings, Translated};
 use super::wire::{CreateRequest, HostConfig};
 use crate::error::{Error, Result};
-use crate::policy::Privilege;
 
 /// Most mounts of one container.
 const MOUNTS_MAX: usize = 1_000;
@@ -271,16 +271,6 @@ pub(crate) fn check_driver(name: &str) -> Result<()> {
     )))
 }
 
-/// A `local` volume with options is a mount of the host in disguise.
-pub(crate) fn volume_privileges(options: &BTreeMap<String, String>) -> Vec<Privilege> {
-    let kind = options.get("type").map_or("", String::as_str);
-    let device = options.get("device").map_or("", String::as_str);
-    if kind == "tmpfs" || (device.is_empty() && kind.is_empty()) {
-        return Vec::new();
-    }
-    vec![Privilege::HostPath(device.to_owned())]
-}
-
 /// `--tmpfs /run:size=64m,mode=1777`.
 fn tmpfs_line(target: &str, options: &str) -> Result<Mount> {
     if !target.starts_with('/') {
@@ -329,6 +319,8 @@ fn inherit(from: &str, around: &dyn Surroundings, mounts: &mut Vec<Mount>) -> Re
 
 #[cfg(test)]
 mod tests {
+    use api::privilege::Privilege;
+
     use super::*;
 
     #[test]

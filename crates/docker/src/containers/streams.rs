@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::hijack::{self, DetachKeys, Streams, Wanted};
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
+use crate::text::query_escape;
 use crate::websocket::Handshake;
 use crate::{body, time};
 
@@ -68,7 +69,7 @@ async fn container_logs(docker: Arc<Docker>, call: Call) -> Reply {
         return Err(Error::NotImplemented("configured logging driver does not support reading".into()));
     }
     let timestamps = call.query.flag("timestamps");
-    let details = call.query.flag("details").then(|| log_details(&container));
+    let details = call.query.flag("details").then(|| pairs(&log_details(&container)));
     let terminal = container.spec.terminal;
     let lines = docker.state.node.logs(&docker.workload(&container.name_any()), options).await?;
     let pieces = lines.map(move |line| {
@@ -105,7 +106,7 @@ pub(crate) fn log_options(query: &Query) -> Result<LogOptions> {
 }
 
 /// The labels and variables that the log's options name, as `docker logs --details` shows them.
-fn log_details(container: &Container) -> String {
+pub(crate) fn log_details(container: &Container) -> BTreeMap<String, String> {
     let echo = Echo::of(container);
     let option = |name: &str| echo.host_config.pointer(&format!("/LogConfig/Config/{name}")).and_then(Value::as_str);
     let names = |name: &str| -> Vec<String> {
@@ -124,8 +125,13 @@ fn log_details(container: &Container) -> String {
             shown.insert(name, value.to_owned());
         }
     }
-    let pairs: Vec<String> = shown.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    pairs.join(",")
+    shown
+}
+
+/// Details as they stand in a line. `Source:` moby, `attrsByteSlice`.
+pub(crate) fn pairs(details: &BTreeMap<String, String>) -> String {
+    let pairs = details.iter().map(|(name, value)| format!("{}={}", query_escape(name), query_escape(value)));
+    pairs.collect::<Vec<_>>().join(",")
 }
 
 /// One line as it goes over the wire.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::transfer::{error_line, line, progress_line};
 use crate::body;
 use crate::call::Call;
+use crate::containers::bounds::cgroup_parent;
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
 use crate::policy::{self, Endpoint, Privilege};
@@ -19,8 +20,7 @@ use crate::state::Docker;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
-    Operation::new("ImageBuild", Method::POST, "/build", "create", "images", run!(image_build))
-        .partial("context from a git repository"),
+    Operation::new("ImageBuild", Method::POST, "/build", "create", "images", run!(image_build)),
     Operation::new("BuildPrune", Method::POST, "/build/prune", "delete", "images", run!(build_prune))
         .partial("steps of BuildKit builds and cache mounts; filters are not read"),
 ];
@@ -89,6 +89,7 @@ fn bounds(call: &Call) -> Result<StepBounds> {
         cpuset_mems: query.text("cpusetmems").unwrap_or_default().to_owned(),
         shm_bytes: query.number("shmsize")?.unwrap_or(0),
         ulimits: limits.into_iter().flatten().map(|l| (l.name, l.soft, l.hard)).collect(),
+        cgroup_parent: cgroup_parent(query.get("cgroupparent").unwrap_or_default())?,
     })
 }
 
@@ -152,7 +153,13 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     let tags = request.tags.clone();
     tokio::spawn(async move {
         let forward = async {
-            while let Some(event) = events.recv().await {
+            loop {
+                // A client may leave while a step says nothing.
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    () = sender.closed() => return false,
+                };
+                let Some(event) = event else { return true };
                 let text = match event {
                     BuildEvent::Stream(text) => line(&json!({ "stream": text })),
                     BuildEvent::Pull(progress) => progress_line(&progress),
@@ -163,7 +170,6 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
                     return false;
                 }
             }
-            true
         };
         let build = docker.images.build(context, request, output);
         tokio::pin!(build);

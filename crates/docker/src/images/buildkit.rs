@@ -112,13 +112,25 @@ pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Rep
     let Some(host) = docker.state.buildkit.clone() else {
         return Err(Error::NotImplemented("BuildKit is not available here; build with DOCKER_BUILDKIT=0".into()));
     };
-    if call.query.text("remote") != Some("client-session") {
-        return Err(Error::NotImplemented("a BuildKit build takes its context from the client's session only".into()));
+    let mut request = request(call, options)?;
+    match call.query.text("remote") {
+        Some("client-session") => {}
+        Some(url) if image::is_repository(url) => drop(request.attributes.insert("context".to_owned(), url.to_owned())),
+        _ => {
+            let why = "a BuildKit build takes its context from the client's session or a git repository";
+            return Err(Error::NotImplemented(why.into()));
+        }
     }
-    let mut events = host.build(request(call, options)?);
+    let mut events = host.build(request);
     let (sender, pieces) = body::channel();
     tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
+        loop {
+            // A client that leaves, also while nothing is said, ends the build: the receiver goes with this task.
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = sender.closed() => return,
+            };
+            let Some(event) = event else { return };
             let text = match event {
                 SessionBuildEvent::Trace(bytes) => {
                     line(&json!({ "id": "moby.buildkit.trace", "aux": STANDARD.encode(bytes) }))
@@ -129,7 +141,6 @@ pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Rep
                     line(&json!({ "errorDetail": { "message": why.clone() }, "error": why }))
                 }
             };
-            // A client that leaves ends the build: the receiver goes with this task.
             if sender.send(text).await.is_err() {
                 return;
             }
@@ -162,6 +173,7 @@ fn request(call: &Call, options: &BuildOptions) -> Result<SessionBuild, Error> {
     put("add-hosts", &hosts.join(","));
     let limits = options.bounds.ulimits.iter().map(|(name, soft, hard)| format!("{name}={soft}:{hard}"));
     put("ulimit", &limits.collect::<Vec<_>>().join(","));
+    put("cgroup-parent", &options.bounds.cgroup_parent);
     if options.bounds.shm_bytes > 0 {
         put("shm-size", &options.bounds.shm_bytes.to_string());
     }

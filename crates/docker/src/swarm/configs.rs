@@ -21,7 +21,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         "swarm",
         run!(stored::create::<ConfigMap>),
     )
-    .partial("drivers, templates"),
+    .partial("templates with control structures"),
     Operation::new("ConfigInspect", Method::GET, "/configs/{id}", "get", "swarm", run!(stored::inspect::<ConfigMap>)),
     Operation::new(
         "ConfigDelete",

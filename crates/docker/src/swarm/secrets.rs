@@ -14,7 +14,7 @@ use crate::operation::{Operation, run};
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("SecretList", Method::GET, "/secrets", "list", "swarm", run!(stored::list::<Secret>)),
     Operation::new("SecretCreate", Method::POST, "/secrets/create", "create", "swarm", run!(stored::create::<Secret>))
-        .partial("drivers, templates"),
+        .partial("drivers, templates with control structures"),
     Operation::new("SecretInspect", Method::GET, "/secrets/{id}", "get", "swarm", run!(stored::inspect::<Secret>)),
     Operation::new("SecretDelete", Method::DELETE, "/secrets/{id}", "delete", "swarm", run!(stored::delete::<Secret>)),
     Operation::new(

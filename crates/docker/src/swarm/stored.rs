@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use api::swarm::{LABELS_ANNOTATION, MANAGED_LABEL, NAME_ANNOTATION, SwarmService, id_of};
+use api::swarm::{
+    LABELS_ANNOTATION, MANAGED_LABEL, NAME_ANNOTATION, SwarmService, TEMPLATE_DRIVER, TEMPLATING_ANNOTATION, id_of,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
@@ -78,6 +80,10 @@ pub(super) async fn create<K: Stored>(docker: Arc<Docker>, mut call: Call) -> Re
     docker.swarm()?;
     let mut object = K::holding(request.content(K::WORD, K::BYTES_MAX)?);
     mark(&mut object, &request.name, &request.labels.unwrap_or_default());
+    if let Some(driver) = &request.templating {
+        let text = json!(driver).to_string();
+        object.annotations_mut().insert(TEMPLATING_ANNOTATION.into(), text);
+    }
     let made = objects::<K>(&docker).create(&PostParams::default(), &object).await;
     let made = made.map_err(|error| create_error(error, K::WORD, &request.name))?;
     docker.events.swarm(K::WORD, "create", &id(&made), &[("name", request.name)]);
@@ -121,7 +127,18 @@ struct Request {
     labels: Option<BTreeMap<String, String>>,
     data: Option<String>,
     driver: Option<Value>,
-    templating: Option<Value>,
+    templating: Option<Driver>,
+}
+
+/// What makes something out of a content.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Driver {
+    // Go takes any case, and docker-py sends this one.
+    #[serde(alias = "name")]
+    name: String,
+    #[serde(alias = "options", skip_serializing_if = "Option::is_none")]
+    options: Option<BTreeMap<String, String>>,
 }
 
 impl Request {
@@ -131,8 +148,8 @@ impl Request {
         if self.driver.as_ref().is_some_and(|driver| !driver.is_null()) {
             return Err(Error::NotImplemented("drivers of secrets are not available".into()));
         }
-        if self.templating.as_ref().is_some_and(|templating| !templating.is_null()) {
-            return Err(Error::NotImplemented(format!("templates in a {kind} are not available")));
+        if let Some(driver) = self.templating.as_ref().filter(|driver| driver.name != TEMPLATE_DRIVER) {
+            return Err(Error::NotImplemented(format!("the template driver {:?} is not available", driver.name)));
         }
         let text = self.data.as_deref().unwrap_or_default();
         let content = STANDARD.decode(text).map_err(|error| Error::Invalid(format!("illegal base64 data: {error}")))?;
@@ -195,6 +212,10 @@ fn describe<K: Stored>(object: &K) -> Value {
     if !K::IS_SECRET {
         spec["Data"] = json!(STANDARD.encode(object.content()));
     }
+    let templating = object.annotations().get(TEMPLATING_ANNOTATION);
+    if let Some(driver) = templating.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+        spec["Templating"] = driver;
+    }
     let mut shown = stamps(object);
     super::extend(&mut shown, json!({ "ID": id(object), "Spec": spec }));
     shown
@@ -250,6 +271,14 @@ mod tests {
         assert!(check_name("a").is_ok() && check_name("A_b.c-1").is_ok());
         for name in ["", "-a", "a-", "a b", "a/b", &"x".repeat(65)] {
             assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_driver_of_templates_comes_in_either_case() {
+        for text in [r#"{"Name": "golang"}"#, r#"{"name": "golang"}"#] {
+            let driver: Driver = serde_json::from_str(text).unwrap();
+            assert_eq!(json!(driver), json!({ "Name": "golang" }));
         }
     }
 

@@ -98,7 +98,7 @@ pub struct FakeMachine {
 
 fn id(workload: &Workload) -> &str {
     match workload {
-        Workload::Container { name, .. } => name,
+        Workload::Container { name, .. } | Workload::VirtualMachine { name, .. } => name,
         Workload::PodContainer { container, .. } => container,
     }
 }

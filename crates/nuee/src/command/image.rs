@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use api::virtual_machine::{DiskImageSource, MachineBoot};
-use api::{DiskImage, DiskImageSpec};
+use api::{DiskImage, DiskImageSpec, DiskImageStatus};
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
 use kube::Api;
 use kube::api::PostParams;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -44,18 +45,30 @@ enum Action {
     /// The machine takes its address and name from the network, runs the command, writes what it says to the console, and
     /// switches itself off when it ends. Example: nuee image build web:1 -o web
     Build(super::image_build::Arguments),
-    /// Make a disk image from a raw or qcow2 file
+    /// Make a disk image from a raw or qcow2 file, of this machine or at a URL
+    ///
+    /// A URL is fetched by the pool's first machine, from public addresses and those that its `diskImageNetworks` names.
+    #[command(
+        after_help = "Examples:\n  nuee image import debian debian-12-nocloud-amd64.qcow2\n  nuee image import debian https://images.example/debian-12.qcow2 --sha512 $(cut -d' ' -f1 SHA512SUM)"
+    )]
     Import {
         /// Name of the disk image
         name: String,
-        /// The file
-        file: PathBuf,
+        /// The file, or an http:// or https:// URL
+        #[arg(value_name = "FILE|URL")]
+        file: String,
         /// What the file must be; without it, its header decides
         #[arg(long, value_parser = ["raw", "qcow2"])]
         format: Option<String>,
         /// SHA-256 that the file must have
         #[arg(long, value_name = "HEXADECIMAL")]
         sha256: Option<String>,
+        /// SHA-512 that the file must have
+        #[arg(long, value_name = "HEXADECIMAL")]
+        sha512: Option<String>,
+        /// Return at once; `kubectl get diskimages` shows how it goes
+        #[arg(long)]
+        no_wait: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -69,16 +82,31 @@ pub struct Place {
     /// Namespace of the object
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
+    /// Credentials to use in place of the administrator's, in one file as kubectl takes them
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 impl Place {
+    /// The file with the credentials.
+    pub fn credentials(&self) -> Result<PathBuf> {
+        match &self.kubeconfig {
+            Some(file) => Ok(file.clone()),
+            None => Ok(Instance::new(&self.data.path)?.path("kubeconfig")),
+        }
+    }
+
+    /// The API.
+    pub fn client(&self) -> Result<kube::Client> {
+        api_client::open(&self.credentials()?)
+    }
+
     /// The API, for this kind in this namespace.
     pub fn api<K>(&self) -> Result<Api<K>>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     {
-        let instance = Instance::new(&self.data.path)?;
-        Ok(Api::namespaced(api_client::open(&instance.path("kubeconfig"))?, &self.namespace))
+        Ok(Api::namespaced(self.client()?, &self.namespace))
     }
 }
 
@@ -88,14 +116,21 @@ pub fn run(arguments: Arguments) -> Result<()> {
         match arguments.action {
             Action::BuildTestGuest { output, place } => build_test_guest(&output, &place).await,
             Action::Build(arguments) => super::image_build::run(arguments).await,
-            Action::Import { name, file, format, sha256, place } => {
+            Action::Import { name, file, format, sha256, sha512, no_wait, place } => {
+                let is_url = image::web::is_url(&file);
                 let source = DiskImageSource {
+                    url: if is_url { file.clone() } else { String::new() },
                     format: format.unwrap_or_default(),
                     sha256: sha256.unwrap_or_default(),
+                    sha512: sha512.unwrap_or_default(),
                     ..DiskImageSource::default()
                 };
                 let spec = DiskImageSpec { source, ..DiskImageSpec::default() };
-                upload(&name, &[(file.as_path(), "disk")], spec, &place).await
+                if is_url {
+                    fetch(&name, spec, no_wait, &place).await
+                } else {
+                    upload(&name, &[(Path::new(&file), "disk")], spec, &place).await
+                }
             }
         }
     })
@@ -145,6 +180,30 @@ pub async fn upload(name: &str, files: &[(&Path, &str)], mut spec: DiskImageSpec
     done
 }
 
+/// Has the agent fetch an image, and shows how far it is.
+async fn fetch(name: &str, spec: DiskImageSpec, no_wait: bool, place: &Place) -> Result<()> {
+    let images = place.api::<DiskImage>()?;
+    images.create(&PostParams::default(), &DiskImage::new(name, spec)).await.context("cannot make the disk image")?;
+    if no_wait {
+        println!("{name}");
+        return Ok(());
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message("Fetching");
+    let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+    let done = wait_until(&images, name, |status| {
+        bar.set_length(bytes(status.total_bytes.max(status.fetched_bytes)));
+        bar.set_position(bytes(status.fetched_bytes));
+    })
+    .await;
+    bar.finish_and_clear();
+    done?;
+    println!("{name}");
+    Ok(())
+}
+
 /// A name for an upload that nobody can guess: who names one in an object gets its content.
 pub fn random_name(name: &str) -> Result<String> {
     let mut bytes = [0u8; 16];
@@ -155,16 +214,17 @@ pub fn random_name(name: &str) -> Result<String> {
 
 /// Waits for an image, and prints its name.
 pub async fn wait_until_ready(images: &Api<DiskImage>, name: &str) -> Result<()> {
-    wait_until(images, name).await?;
+    wait_until(images, name, |_| ()).await?;
     println!("{name}");
     Ok(())
 }
 
-/// Waits for an image.
-pub async fn wait_until(images: &Api<DiskImage>, name: &str) -> Result<()> {
+/// Waits for an image; tells of each state on the way.
+pub async fn wait_until(images: &Api<DiskImage>, name: &str, tell: impl Fn(&DiskImageStatus)) -> Result<()> {
     loop {
-        let image = images.get(name).await.context("cannot look at the disk image")?;
-        let status = image.status.unwrap_or_default();
+        let image = images.get_opt(name).await.context("cannot look at the disk image")?;
+        let status = image.with_context(|| format!("somebody deleted disk image {name}"))?.status.unwrap_or_default();
+        tell(&status);
         match status.phase.as_str() {
             "Ready" => break,
             "Failed" => bail!("disk image {name}: {}", status.message),

@@ -25,7 +25,10 @@ mod token;
 mod up;
 mod vm;
 mod vm_backup;
+mod vm_change;
+mod vm_console;
 mod vm_disks;
+mod vm_interfaces;
 mod vm_migrate;
 mod vm_restore;
 mod volume;
@@ -100,7 +103,7 @@ enum Command {
     Plan(plan::Arguments),
     /// Work with virtual machines
     #[command(
-        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template\n  nuee vm attach web data\n  nuee vm backup web -o web-monday.vm"
+        after_help = "Examples:\n  nuee vm list\n  nuee vm console web\n  nuee vm ssh web -- uptime\n  nuee vm save web web-template\n  nuee vm rebuild web --image debian-13\n  nuee vm revert web monday\n  nuee vm attach web data\n  nuee vm attach-interface web --network backend\n  nuee vm backup web -o web-monday.vm"
     )]
     Vm(vm::Arguments),
     /// Work with disks of virtual machines
@@ -115,7 +118,7 @@ enum Command {
     Snapshot(snapshot::Arguments),
     /// Work with disk images
     #[command(
-        after_help = "Examples:\n  nuee image build-test-guest -o tiny\n  nuee image import debian debian-12-nocloud-amd64.qcow2"
+        after_help = "Examples:\n  nuee image build-test-guest -o tiny\n  nuee image import debian debian-12-nocloud-amd64.qcow2\n  nuee image import debian https://images.example/debian-12.qcow2"
     )]
     Image(image::Arguments),
     /// Write the certificate with which a docker client reaches one namespace over TLS

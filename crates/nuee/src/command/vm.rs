@@ -1,27 +1,16 @@
 //! `nuee vm`: virtual machines, for what kubectl has no word for.
 
-use std::io::{IsTerminal, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use api::virtual_machine::DiskImageSource;
-use api::{DiskImage, DiskImageSpec, SnapshotSpec, VirtualMachine};
+use api::{DiskImage, DiskImageSpec, Snapshot, SnapshotSpec, VirtualMachine};
 use clap::Subcommand;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
 use super::image::{Place, wait_until_ready};
-use crate::instance::Instance;
-
-/// Ends a console: Ctrl-].
-const ESCAPE: u8 = 0x1d;
-/// What of the console's past is shown. Units: bytes.
-const PAST_BYTES: usize = 16 << 10;
 
 /// Flags of `nuee vm`.
 #[derive(clap::Args)]
@@ -37,16 +26,14 @@ enum Action {
         #[command(flatten)]
         place: Place,
     },
-    /// Show what the serial console said, or connect to it (leave with Ctrl-])
-    Console {
-        /// The machine
-        name: String,
-        /// Only print what it said so far
-        #[arg(long)]
-        log: bool,
-        #[command(flatten)]
-        place: Place,
-    },
+    /// Connect to the serial console (leave with Ctrl-]), or show what it said so far
+    ///
+    /// One session has it at a time; a new one ends the one before. It takes the right to create virtualmachines/console, for the log that
+    /// to get virtualmachines/log.
+    #[command(
+        after_help = "Examples:\n  nuee vm console web\n  nuee vm console web --log\n  nuee vm console web --namespace shop --kubeconfig tenant.yaml"
+    )]
+    Console(super::vm_console::Arguments),
     /// Run ssh into the machine
     Ssh {
         /// The machine
@@ -75,6 +62,22 @@ enum Action {
     /// Take a disk from the machine, also while it runs; unmount it in the guest first
     #[command(after_help = "Examples:\n  nuee vm ssh web -- umount /srv\n  nuee vm detach web data")]
     Detach(super::vm_disks::Arguments),
+    /// Give the machine a network interface, also while it runs
+    #[command(
+        after_help = "Examples:\n  nuee vm attach-interface web --network backend\n  nuee vm attach-interface web --network backend --security-group db --mac 52:54:00:12:34:56\n  nuee vm attach-interface web --port front"
+    )]
+    AttachInterface {
+        #[command(flatten)]
+        interface: super::vm_interfaces::Arguments,
+        /// Security group that guards it; may be said several times
+        #[arg(long = "security-group", value_name = "GROUP", conflicts_with = "port")]
+        groups: Vec<String>,
+    },
+    /// Take a network interface from the machine, also while it runs; the default route leads through its first one
+    #[command(
+        after_help = "Examples:\n  nuee vm detach-interface web --network backend\n  nuee vm detach-interface web --port front"
+    )]
+    DetachInterface(super::vm_interfaces::Arguments),
     /// Keep all disks of the machine as they are now, while it runs
     #[command(
         after_help = "Examples:\n  nuee vm snapshot web monday\n  nuee volume create old-root --from-snapshot monday --disk root"
@@ -116,12 +119,47 @@ enum Action {
         /// Memory that the guest may use now, at most what it was started with
         #[arg(long, value_name = "AMOUNT")]
         memory_target: Option<String>,
-        /// Memory; more than before needs a stop and a start
+        /// Memory; more than at its start comes at once up to its `memoryMaximum`, and else with a stop and a start
         #[arg(long, value_name = "AMOUNT")]
         memory: Option<String>,
+        /// The most memory that it may be given while it runs, from its next start on
+        #[arg(long, value_name = "AMOUNT")]
+        memory_maximum: Option<String>,
         #[command(flatten)]
         place: Place,
     },
+    /// Give the machine a new disk from its image or another; what was on the disk is lost, address, name and volumes stay
+    #[command(after_help = "Examples:\n  nuee vm rebuild web\n  nuee vm rebuild web --image debian-13")]
+    Rebuild {
+        #[command(flatten)]
+        target: Target,
+        /// Disk image, if not the one that it was made from
+        #[arg(long, value_name = "IMAGE")]
+        image: Option<String>,
+    },
+    /// Take the machine's disks back to a snapshot; what was written since is lost. It is switched off first, and started again
+    ///
+    /// Disks of which the snapshot knows nothing stay as they are.
+    #[command(after_help = "Examples:\n  nuee vm snapshot web monday\n  nuee vm revert web monday")]
+    Revert {
+        #[command(flatten)]
+        target: Target,
+        /// A snapshot of the machine, or of one of its volumes
+        snapshot: String,
+    },
+    /// Boot the machine from a rescue image, with its own disk as the second one
+    #[command(
+        after_help = "Examples:\n  nuee vm rescue web --image tiny && nuee vm ssh web -- 'mount /dev/vdb1 /mnt'\n  nuee vm unrescue web"
+    )]
+    Rescue {
+        #[command(flatten)]
+        target: Target,
+        /// Disk image to boot from, if not the one that the machine was made from
+        #[arg(long, value_name = "IMAGE")]
+        image: Option<String>,
+    },
+    /// Boot the machine from its own disk again
+    Unrescue(Target),
     /// Start it, or let it go on
     Start(Target),
     /// Ask it to switch itself off; kill it when it does not
@@ -147,11 +185,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
     super::block_on(async {
         match arguments.action {
             Action::List { place } => list(&place).await,
-            Action::Console { name, log, place } => console(&name, log, &place).await,
+            Action::Console(arguments) => super::vm_console::run(arguments).await,
             Action::Ssh { name, login, place, rest } => ssh(&name, &login, &place, &rest).await,
             Action::Migrate(arguments) => super::vm_migrate::run(arguments).await,
             Action::Attach { disk, read_only } => super::vm_disks::attach(&disk, read_only).await,
             Action::Detach(disk) => super::vm_disks::detach(&disk).await,
+            Action::AttachInterface { interface, groups } => super::vm_interfaces::attach(&interface, &groups).await,
+            Action::DetachInterface(interface) => super::vm_interfaces::detach(&interface).await,
             Action::Snapshot { name, snapshot, place } => {
                 let spec = SnapshotSpec { virtual_machine: name, ..SnapshotSpec::default() };
                 super::snapshot::create(&snapshot, spec, &place).await
@@ -159,18 +199,51 @@ pub fn run(arguments: Arguments) -> Result<()> {
             Action::Backup(arguments) => super::vm_backup::run(arguments).await,
             Action::Restore(arguments) => super::vm_restore::run(arguments).await,
             Action::Save { name, image, place } => save(&name, &image, &place).await,
-            Action::Resize { name, cpus, memory_target, memory, place } => {
+            Action::Resize { name, cpus, memory_target, memory, memory_maximum, place } => {
                 let mut spec = json!({});
                 for (field, value) in [
                     ("cpus", cpus.map(Value::from)),
                     ("memoryTarget", memory_target.map(Value::from)),
                     ("memory", memory.map(Value::from)),
+                    ("memoryMaximum", memory_maximum.map(Value::from)),
                 ] {
                     if let Some(value) = value {
                         spec[field] = value;
                     }
                 }
                 change(&Target { name, place }, spec).await
+            }
+            Action::Rebuild { target, image } => {
+                let spec = get(&target.place.api()?, &target.name).await?.spec;
+                let image = image.unwrap_or(spec.image);
+                let (rebuild, restart) = (spec.rebuild_request + 1, spec.restart_request + 1);
+                change(&target, json!({"image": image, "rebuildRequest": rebuild, "restartRequest": restart})).await
+            }
+            Action::Revert { target, snapshot } => {
+                let found = target.place.api::<Snapshot>()?.get_opt(&snapshot).await.context("cannot look")?;
+                found.with_context(|| format!("snapshot {snapshot} not found"))?;
+                let machine = get(&target.place.api()?, &target.name).await?;
+                // A machine that was made anew by `kubectl replace` counts from nothing, where its disk does not.
+                let done = machine.status.as_ref().map_or(0, |status| status.observed_revert);
+                let revert = machine.spec.revert_request.max(done) + 1;
+                let restart = machine.spec.restart_request + 1;
+                let patch = json!({"revertSnapshot": snapshot, "revertRequest": revert, "restartRequest": restart});
+                change(&target, patch).await
+            }
+            Action::Rescue { target, image } => {
+                let spec = get(&target.place.api()?, &target.name).await?.spec;
+                if !spec.rescue_image.is_empty() {
+                    bail!("virtual machine {} is being rescued with disk image {}", target.name, spec.rescue_image);
+                }
+                let image = image.unwrap_or(spec.image);
+                change(&target, json!({"rescueImage": image, "restartRequest": spec.restart_request + 1})).await
+            }
+            Action::Unrescue(target) => {
+                let spec = get(&target.place.api()?, &target.name).await?.spec;
+                if spec.rescue_image.is_empty() {
+                    bail!("virtual machine {} is not being rescued", target.name);
+                }
+                change(&target, json!({"rescueImage": null, "restartRequest": spec.restart_request + 1})).await
             }
             Action::Start(target) => change(&target, json!({"desired": "Running"})).await,
             Action::Stop(target) => change(&target, json!({"desired": "Stopped"})).await,
@@ -232,74 +305,4 @@ async fn save(name: &str, image: &str, place: &Place) -> Result<()> {
     let spec = DiskImageSpec { source, node_name: machine.spec.node_name, ..from };
     images.create(&PostParams::default(), &DiskImage::new(image, spec)).await.context("cannot make the disk image")?;
     wait_until_ready(&images, image).await
-}
-
-async fn console(name: &str, log: bool, place: &Place) -> Result<()> {
-    let machine = get(&place.api()?, name).await?;
-    let uid = machine.metadata.uid.context("the machine has no uid")?;
-    let instance = Instance::new(&place.data.path)?;
-    let path = instance.path("guests").join(&uid).join("console.log");
-    let said = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut stdout = std::io::stdout();
-    let past = if log { &said[..] } else { &said[said.len().saturating_sub(PAST_BYTES)..] };
-    stdout.write_all(past)?;
-    stdout.flush()?;
-    if log {
-        return Ok(());
-    }
-    talk(&instance.path("run/guests").join(&uid))
-}
-
-/// Carries the terminal to the console and back until either ends.
-fn talk(run_dir: &Path) -> Result<()> {
-    let directory = std::fs::File::open(run_dir).context("the machine does not run")?;
-    // However long the path of the data directory is.
-    let socket = format!("/proc/self/fd/{}/console.sock", directory.as_raw_fd());
-    let mut stream = UnixStream::connect(socket).context("cannot reach the console")?;
-    let mut output = stream.try_clone()?;
-    let terminal = Raw::enter()?;
-    let reader = std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stdout().lock()));
-    let mut buffer = [0u8; 1024];
-    loop {
-        let count = std::io::stdin().read(&mut buffer)?;
-        let typed = &buffer[..count];
-        let end = typed.iter().position(|byte| *byte == ESCAPE && terminal.is_some());
-        stream.write_all(&typed[..end.unwrap_or(count)]).context("the console is gone")?;
-        if count == 0 || end.is_some() {
-            break;
-        }
-    }
-    if terminal.is_none() {
-        // Fed by a pipe: what the guest answers is shown until it is quiet or gone.
-        stream.shutdown(std::net::Shutdown::Write)?;
-        if reader.join().is_err() {
-            bail!("the console could not be read");
-        }
-    }
-    Ok(())
-}
-
-/// A terminal that passes every key on, and is itself again when this is dropped.
-struct Raw {
-    before: Termios,
-}
-
-impl Raw {
-    fn enter() -> Result<Option<Self>> {
-        if !std::io::stdin().is_terminal() {
-            return Ok(None);
-        }
-        let before = tcgetattr(std::io::stdin())?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(std::io::stdin(), SetArg::TCSANOW, &raw)?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.before);
-    }
 }

@@ -236,6 +236,10 @@ async fn describe(place: &Place, mut spec: VirtualMachineSpec, image: Option<Dis
     // Where it was is no part of what it is.
     spec.node_name = None;
     spec.restart_request = 0;
+    spec.rebuild_request = 0;
+    spec.revert_request = 0;
+    spec.revert_snapshot.clear();
+    spec.rescue_image.clear();
     let pairs = place.api::<KeyPair>()?;
     let mut key_pairs = Vec::new();
     for name in &spec.key_pairs {

@@ -1,23 +1,12 @@
 //! `nuee vm attach` and `nuee vm detach`.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
-use api::VirtualMachine;
-use api::virtual_machine::{MachineDisk, MachinePhase};
-use kube::Api;
-use kube::api::{Patch, PatchParams};
+use anyhow::{Result, bail};
+use api::VirtualMachineStatus;
+use api::virtual_machine::MachineDisk;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::image::Place;
-
-/// How often the machine's state is looked at.
-const LOOK: Duration = Duration::from_millis(50);
-/// How long a guest may take to let go of a disk, or a disk to become free, before this gives up waiting.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Attempts to write against the newest version of the machine.
-const ATTEMPTS: usize = 5;
+use super::vm_change;
 
 /// Flags of both.
 #[derive(clap::Args)]
@@ -62,21 +51,11 @@ pub async fn detach(arguments: &Arguments) -> Result<()> {
 }
 
 async fn change(arguments: &Arguments, edit: impl Fn(&mut Vec<MachineDisk>) -> Result<()>) -> Result<()> {
-    let machines: Api<VirtualMachine> = arguments.place.api()?;
-    let say = || format!("cannot change virtual machine {}", arguments.name);
-    for _ in 0..ATTEMPTS {
-        let mut machine = machines.get(&arguments.name).await.with_context(say)?;
-        edit(&mut machine.spec.disks)?;
-        // Against the version that was read: another's change of the list is not undone.
-        let metadata = json!({"uid": machine.metadata.uid, "resourceVersion": machine.metadata.resource_version});
-        let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"disks": machine.spec.disks}}));
-        match machines.patch(&arguments.name, &PatchParams::default(), &patch).await {
-            Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(error).with_context(say),
-        }
-    }
-    bail!("virtual machine {} is changed by others all the time", arguments.name)
+    let changed = vm_change::change(&arguments.place, &arguments.name, |mut spec| {
+        edit(&mut spec.disks)?;
+        Ok(json!({"disks": spec.disks}))
+    });
+    changed.await.map(drop)
 }
 
 /// Waits until the guest has the disk, or has it no more. A machine that does not run gets it when it starts.
@@ -84,20 +63,7 @@ async fn settled(arguments: &Arguments, wanted: bool) -> Result<()> {
     if arguments.no_wait {
         return Ok(());
     }
-    let machines: Api<VirtualMachine> = arguments.place.api()?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let machine = machines.get(&arguments.name).await.context("cannot look at the machine")?;
-        let status = machine.status.unwrap_or_default();
-        let has = status.disks.iter().any(|disk| disk.volume == arguments.volume);
-        let runs = matches!(status.phase, MachinePhase::Running | MachinePhase::Paused);
-        if has == wanted || !runs {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let why = status.conditions.into_iter().find(|one| one.type_ == "DisksAttached" && one.status != "True");
-            bail!("not yet: {}", why.map_or_else(|| "the guest is slow".to_owned(), |one| one.message));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let is_so =
+        |status: &VirtualMachineStatus| status.disks.iter().any(|disk| disk.volume == arguments.volume) == wanted;
+    vm_change::settled(&arguments.place, &arguments.name, "DisksAttached", is_so).await
 }

@@ -3,17 +3,22 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use api::{Migration, MigrationPhase, MigrationSpec};
+use api::{Migration, MigrationPhase, MigrationSpec, MigrationStatus};
+use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt, watcher};
 
 use super::image::Place;
 
-/// Time between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+/// How long what comes after the end of a migration, and tells how long the guest stood still, is waited for.
+const FIGURES_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often in a row it may be impossible to read how far it is; each attempt is made later than the last.
+const FAILURES_MAX: usize = 5;
 
 /// Flags of `nuee vm migrate`.
 #[derive(clap::Args)]
@@ -55,8 +60,23 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut seen = std::pin::pin!(watcher::watch_object(migrations, &name).default_backoff());
+    let (mut succeeded, mut failures) = (None, 0);
     loop {
-        let found = migrations.get_opt(&name).await.context("the migration cannot be read")?;
+        let patience = if succeeded.is_some() { FIGURES_TIMEOUT } else { Duration::MAX };
+        let found = match (tokio::time::timeout(patience, seen.next()).await, &succeeded) {
+            (Err(_), Some(last)) => return said(&arguments.name, last),
+            (Ok(Some(Ok(found))), _) => found,
+            (Ok(Some(Err(error))), _) => {
+                failures += 1;
+                if failures > FAILURES_MAX {
+                    return Err(error).context("the migration cannot be read");
+                }
+                continue;
+            }
+            (Ok(None) | Err(_), _) => bail!("the migration is not followed any more"),
+        };
+        failures = 0;
         let status = found.context("somebody deleted the migration")?.status.unwrap_or_default();
         let part = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
         let memory = status.memory.total_bytes.saturating_sub(status.memory.remaining_bytes);
@@ -69,12 +89,16 @@ pub async fn run(arguments: Arguments) -> Result<()> {
             if status.phase != MigrationPhase::Succeeded {
                 bail!("{:?}: {}", status.phase, status.message);
             }
-            println!(
-                "{} is on {} now; it stood still for {} ms.",
-                arguments.name, status.target_node, status.downtime_ms
-            );
-            return Ok(());
+            // Its host tells that while the pool takes note that it has moved.
+            if status.downtime_ms > 0 {
+                return said(&arguments.name, &status);
+            }
+            succeeded = Some(status);
         }
-        tokio::time::sleep(LOOK).await;
     }
+}
+
+fn said(name: &str, status: &MigrationStatus) -> Result<()> {
+    println!("{name} is on {} now; it stood still for {} ms.", status.target_node, status.downtime_ms);
+    Ok(())
 }

@@ -146,7 +146,7 @@ async fn make(place: &Place, chain: &[Backup], plan: &Plan, made: &mut Made) -> 
     };
     images.create(&create, &DiskImage::new(&plan.image, spec)).await.context("cannot make the disk image")?;
     made.image = Some(plan.image.clone());
-    wait_until(&images, &plan.image).await?;
+    wait_until(&images, &plan.image, |_| ()).await?;
     for (disk, name) in &plan.volumes {
         let upload = unpack(place, chain, disk, made).await?;
         let size = disk_part(&chain[0], disk)?.virtual_bytes;

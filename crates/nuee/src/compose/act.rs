@@ -119,7 +119,7 @@ impl Work {
 
     async fn build_one(&self, name: &str, service: &Value) -> Result<()> {
         let build = service.get("build").cloned().unwrap_or_default();
-        let context = std::path::PathBuf::from(text(&build, "context"));
+        let context = text(&build, "context").to_owned();
         let args = super::load::pairs(build.get("args").unwrap_or(&Value::Null));
         let args: BTreeMap<String, String> = args
             .into_iter()
@@ -142,7 +142,12 @@ impl Work {
                 query.push_str(&format!("&{parameter}={}", escape(value)));
             }
         }
-        let archive = tokio::task::spawn_blocking(move || archive(&context)).await??;
+        let archive = if super::load::is_remote(&context) {
+            query.push_str(&format!("&remote={}", escape(&context)));
+            Vec::new()
+        } else {
+            tokio::task::spawn_blocking(move || archive(context.as_ref())).await??
+        };
         self.said(&query, archive, true).await
     }
 

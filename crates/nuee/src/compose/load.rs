@@ -128,12 +128,17 @@ fn included(include: &Value) -> Vec<String> {
     }
 }
 
+/// Whether a context is none of this machine's directories: the engine fetches it.
+pub(super) fn is_remote(context: &str) -> bool {
+    context.contains("://") || image::is_repository(context)
+}
+
 /// Paths of the host, as seen from the file's directory.
 fn absolute_paths(document: &mut Value, directory: &Path) {
     let fix = |value: &mut Value| {
         if let Value::String(path) = value
             && !path.starts_with('/')
-            && !path.contains("://")
+            && !is_remote(path)
         {
             *path = clean(&directory.join(&*path));
         }

@@ -69,7 +69,8 @@ impl Hands {
             api_port: config.kubernetes_listen.port(),
             disk_reserve_percent: config.disk_reserve,
             container_pids_limit: config.container_pids_limit.into(),
-            pod_range: network::share::first(cidr(&config.pod_cidr, "podCidr")?),
+            image_reach: image::web::Reach { nearest: image::web::Class::Public, also: config.disk_image_networks()? },
+            pod_range: own_half(&config.pod_cidr)?,
             outside: agent::Outside {
                 routed: config
                     .routed_addresses
@@ -83,6 +84,12 @@ impl Hands {
             peers: None,
         })
     }
+}
+
+/// The part of the pods' network that the first machine gives addresses from.
+fn own_half(pod_cidr: &str) -> Result<Option<network::Subnet>> {
+    let half = pod_cidr.parse().ok().and_then(api::share::first);
+    half.map(|half| cidr(&half.to_string(), "podCidr")).transpose()
 }
 
 /// Reads a setting that names a network.

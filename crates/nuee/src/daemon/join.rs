@@ -221,8 +221,7 @@ async fn register(gate: &Gate, name: &str, key: &str) -> Result<Node, apiserver:
         return Err(apiserver::Status::new(409, apiserver::Reason::AlreadyExists, message));
     }
     let ranges = present.iter().filter_map(|node| node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok());
-    let range =
-        gate.pool.pod_cidr.parse().ok().and_then(|pods| network::share::free(pods, &ranges.collect::<Vec<_>>()));
+    let range = gate.pool.pod_cidr.parse().ok().and_then(|pods| api::share::free(pods, &ranges.collect::<Vec<_>>()));
     let range = range.ok_or_else(|| {
         apiserver::Status::new(
             409,

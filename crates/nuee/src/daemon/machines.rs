@@ -101,6 +101,10 @@ impl Machines {
                 let objects: Api<api::Container> = Api::namespaced(client.clone(), namespace);
                 objects.get_opt(name).await.map_err(unreadable)?.and_then(|container| container.spec.node_name)
             }
+            Workload::VirtualMachine { namespace, name } => {
+                let objects: Api<api::VirtualMachine> = Api::namespaced(client.clone(), namespace);
+                objects.get_opt(name).await.map_err(unreadable)?.and_then(|machine| machine.spec.node_name)
+            }
         };
         self.named(bound.as_deref().unwrap_or(&self.name))
     }
