@@ -5,7 +5,6 @@ BuildKit's protocol; and Compose up and down of a project with three services.
 Prints one table. The runs alternate, so that a machine that drifts drifts for both. Needs `contrib/packages.sh test`.
 """
 import argparse
-import contextlib
 import json
 import os
 import pathlib
@@ -17,14 +16,8 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "docker"))
-from engines import Dockerd, Nuee  # noqa: E402  (the directory beside is a program)
+from engines import BUSYBOX, both  # noqa: E402  (the directory beside is a program)
 
-DOCKERFILE = """FROM scratch
-COPY busybox /bin/busybox
-RUN ["/bin/busybox", "--install", "-s", "/bin"]
-ENV PATH=/bin
-CMD ["sh"]
-"""
 STEPS = "FROM busybox\nENV A=b\nWORKDIR /src\nCOPY . .\n" + "".join(f"RUN echo {i} > /src/{i}\n" for i in range(1, 7)) + "CMD [\"sh\"]\n"
 COMPOSE = """services:
   one: {image: busybox, command: [sleep, "600"], init: true}
@@ -32,18 +25,6 @@ COMPOSE = """services:
   three: {image: busybox, command: [sleep, "600"], init: true, depends_on: [one]}
 """
 BARS = {"build, ten steps, cold": 0.33, "build, ten steps, cached": 0.33}
-
-
-@contextlib.contextmanager
-def engines_of(nuee_program, work):
-    """Both engines, each in namespaces of its own."""
-    with contextlib.ExitStack() as stack:
-        engines = []
-        for engine in (Nuee(nuee_program, work / "nuee"), Dockerd(work / "dockerd")):
-            stack.callback(engine.close)
-            engine.start()
-            engines.append(engine)
-        yield engines
 
 
 def compose(engine, program, project, *words):
@@ -76,12 +57,12 @@ def main():
         figures.setdefault(row, {}).setdefault(engine.name, []).append(seconds)
 
     try:
-        with engines_of(os.path.abspath(arguments.nuee), work) as engines:
+        with both(os.path.abspath(arguments.nuee), work) as engines:
             context, project = work / "context", work / "project"
             context.mkdir()
             project.mkdir()
             shutil.copy("/bin/busybox", context / "busybox")
-            (context / "Dockerfile").write_text(DOCKERFILE)
+            (context / "Dockerfile").write_text(BUSYBOX)
             for engine in engines:
                 engine.docker("build", "--quiet", "--tag", "busybox", context)
             (context / "busybox").unlink()

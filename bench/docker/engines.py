@@ -1,9 +1,18 @@
 """The two engines, each in namespaces of its own, and what the kernel says about their processes."""
+import contextlib
 import os
 import pathlib
 import subprocess
 import tempfile
 import time
+
+# The image that the benches run: what every step of a build and every command in a container needs.
+BUSYBOX = """FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+ENV PATH=/bin
+CMD ["sh"]
+"""
 
 
 class Space:
@@ -35,7 +44,8 @@ class Engine:
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.space = Space()
-        self.env = dict(os.environ, DOCKER_BUILDKIT="0", DOCKER_CONFIG=tempfile.mkdtemp(prefix="bench-config-"))
+        self.config = tempfile.TemporaryDirectory(prefix="bench-config-")
+        self.env = dict(os.environ, DOCKER_BUILDKIT="0", DOCKER_CONFIG=self.config.name)
 
     def docker(self, *words, check=True):
         line = self.space.command("docker", "--host", f"unix://{self.socket}", *words)
@@ -117,3 +127,15 @@ class Dockerd(Engine):
         if self.process:
             self.process.wait()
         self.space.close()
+
+
+@contextlib.contextmanager
+def both(program, work):
+    """Both engines, started, each in namespaces of its own."""
+    with contextlib.ExitStack() as stack:
+        engines = []
+        for engine in (Nuee(program, work / "nuee"), Dockerd(work / "dockerd")):
+            stack.callback(engine.close)
+            engine.start()
+            engines.append(engine)
+        yield engines

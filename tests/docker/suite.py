@@ -7,7 +7,8 @@ its own and with the same seeds, and compares them test by test.
     tests/docker/suite.py --nuee target/debug/nuee --alone      Nuée alone, held against what was written down
     tests/docker/suite.py --nuee target/debug/nuee --bounded    the same with the files of BOUNDED only
 
-Tests of suite_expected.txt (a test, a class or a file, then the reason) are known not to pass.
+Tests of suite_expected.txt (a test, a class or a file, then the reason) are known not to pass; where the reason begins with
+"sometimes", they may.
 """
 import argparse
 import shutil
@@ -122,7 +123,7 @@ def main():
         if outcome in ("failure", "error") and wanted and not known(name, table):
             print(f"FAILED {name}: {message}")
             bad += 1
-        if outcome == "passed" and name in table:
+        if outcome == "passed" and not table.get(name, "sometimes").startswith("sometimes"):
             print(f"{name} passes: take it out of suite_expected.txt")
             bad += 1
     if not outcomes:

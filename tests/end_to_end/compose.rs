@@ -18,12 +18,7 @@ struct Compose<'a> {
 
 impl Compose<'_> {
     fn command(&self, arguments: &[&str]) -> Command {
-        // Entering a mount namespace loses the working directory, so `env` goes there inside it.
-        let mut command = self.nuee.space().command("env");
-        command.arg(format!("--chdir={}", self.directory.display())).arg(self.program);
-        command.env("DOCKER_HOST", format!("unix://{}", self.nuee.data().join("docker.sock").display()));
-        command.env("DOCKER_CONFIG", self.nuee.files().join("docker-config"));
-        command.env("COMPOSE_MENU", "false").env_remove("DOCKER_BUILDKIT");
+        let mut command = compose(self.nuee, self.program, &self.directory);
         command.args(arguments);
         command
     }
@@ -39,8 +34,19 @@ impl Compose<'_> {
     }
 }
 
+/// A Compose client in a directory, up to its sub-command.
+pub fn compose(nuee: &Nuee, program: &Path, directory: &Path) -> Command {
+    // Entering a mount namespace loses the working directory, so `env` goes there inside it.
+    let mut command = nuee.space().command("env");
+    command.arg(format!("--chdir={}", directory.display())).arg(program);
+    command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display()));
+    command.env("DOCKER_CONFIG", nuee.files().join("docker-config"));
+    command.env("COMPOSE_MENU", "false").env_remove("DOCKER_BUILDKIT");
+    command
+}
+
 /// The clients from PyPI lie where the set-up step put them.
-fn from_pypi(name: &str) -> Result<PathBuf> {
+pub fn from_pypi(name: &str) -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/compose").join(name);
     ensure!(path.exists(), "{} is not there: run contrib/packages.sh test", path.display());
     Ok(path.canonicalize()?)

@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use testkit::{Nuee, Output};
 
 /// Where the endpoint listens, in the test's own network namespace.
-const LISTEN: &str = "127.0.0.1:2376";
+pub const LISTEN: &str = "127.0.0.1:2376";
 
 /// A Nuée that serves tenants, with namespaces `alice` and `bob` and images.
-fn with_tenants() -> Result<Nuee> {
+pub fn with_tenants() -> Result<Nuee> {
     let nuee = Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
     std::fs::create_dir_all(nuee.data())?;
     std::fs::write(nuee.data().join("config.yaml"), format!("dockerListen: {LISTEN}\n"))?;
@@ -33,7 +33,7 @@ fn certificate(nuee: &Nuee, namespace: &str) -> Result<PathBuf> {
 }
 
 /// The docker client with a namespace's certificate.
-fn tenant(nuee: &Nuee, namespace: &str, arguments: &[&str]) -> Result<Output> {
+pub fn tenant(nuee: &Nuee, namespace: &str, arguments: &[&str]) -> Result<Output> {
     let directory = nuee.files().join(namespace);
     let file = |name: &str| directory.join(name).display().to_string();
     let mut command = nuee.space().command("docker");

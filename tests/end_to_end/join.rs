@@ -224,6 +224,10 @@ fn a_token_is_for_joining_alone_and_ends() -> Result<()> {
         Ok(with_token(bearer, &["get", "nodes"])?.stderr.contains("logged in"))
     })?;
     assert!(join(&brief)?.stderr.contains("not accepted"));
+    let brief = brief.split('.').next().unwrap_or_default();
+    first.eventually("the token is cleared away", || {
+        Ok(!first.nuee(&["token", "list"])?.success()?.stdout.contains(brief))
+    })?;
     assert!(!first.kubectl(&["get", "nodes"])?.success()?.stdout.contains("n2"));
     second.finish()?;
     pool.finish()

@@ -128,3 +128,41 @@ fn pods_are_placed_by_their_wishes_and_leave_machines_that_fall_silent() -> Resu
     );
     nuee.finish()
 }
+
+#[test]
+fn describe_node_shows_guests_containers_and_pods_together() -> Result<()> {
+    let nuee = Nuee::start(env!("CARGO_BIN_EXE_nuee"))?;
+    nuee.build_images()?;
+    let machine = nuee.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?.success()?.stdout;
+    let reserved = ["run", "-d", "--name", "box", "--memory-reservation", "100m", "--memory", "200m"];
+    nuee.docker(&[&reserved[..], &["busybox:test", "sleep", "600"]].concat())?.success()?;
+    nuee.docker(&["create", "--name", "unused", "busybox:test", "true"])?.success()?;
+    nuee.apply(
+        "---\n{apiVersion: nuee.dev/v1, kind: Flavor, metadata: {name: tiny}, spec: {cpus: 1, memory: 64Mi}}\n\
+         ---\n{apiVersion: nuee.dev/v1, kind: VirtualMachine, metadata: {name: guest}, spec: {image: none, flavor: tiny}}\n\
+         ---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod}\nspec: {containers: [{name: c, image: 'busybox:test', \
+         imagePullPolicy: Never, command: [sleep, '600'], resources: {requests: {cpu: 100m, memory: 10Mi}}}]}\n",
+    )?
+    .success()?;
+    let mut shown = String::new();
+    nuee.eventually("all three are shown", || {
+        shown = nuee.kubectl(&["describe", "node", &machine])?.success()?.stdout;
+        Ok(["virtualmachine/guest", "container/box", " pod "].iter().all(|name| shown.contains(name)))
+    })?;
+    assert!(!shown.contains("container/unused"), "it neither runs nor reserves anything: {shown}");
+    let row = |name: &str| {
+        let line = shown.lines().find(|line| line.contains(name)).unwrap_or_default();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("virtualmachine/guest")[2], "1");
+    assert_eq!(row("virtualmachine/guest")[6], "64Mi");
+    assert_eq!(row("container/box")[6], "100Mi");
+    assert_eq!(row("container/box")[8], "200Mi");
+    let total = shown.split("Allocated resources:").nth(1).unwrap_or_default();
+    assert!(total.contains("1100m") && total.contains("174Mi"), "{total}");
+    // Who asks for pods in other words gets pods.
+    let selector = format!("spec.nodeName={machine}");
+    let pods = nuee.kubectl(&["get", "pods", "-A", "--field-selector", &selector, "-o", "name"])?.success()?.stdout;
+    assert_eq!(pods.trim(), "pod/pod");
+    Ok(())
+}

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(2);
 #[test]
 fn a_daemon_killed_amid_requests_loses_doubles_and_leaks_nothing() -> Result<()> {
     let nuee = with_images()?;
-    let rounds = std::env::var("NUEE_STORM_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS_DEFAULT);
+    let rounds = crate::journal::rounds("NUEE_STORM_ROUNDS", ROUNDS_DEFAULT);
     let old: Vec<String> = (0..OLD).map(|index| format!("old-{index}")).collect();
     for name in &old {
         docker_run(&nuee, name, &["--detach", "--publish", "80"])?.success()?;

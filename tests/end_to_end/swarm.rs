@@ -132,6 +132,43 @@ fn a_service_is_reached_through_the_mesh_scaled_rolled_out_and_rolled_back() -> 
 }
 
 #[test]
+fn configs_and_secrets_may_be_templates_and_a_task_says_what_is_not_understood() -> Result<()> {
+    let nuee = with_swarm()?;
+    let template = "{{.Service.Name}} {{ .Task.Slot }} {{env \"GREETED\"}} {{secret \"key\"}}\n{{- /* no more */ -}} ";
+    fed(&nuee, &["secret", "create", "--template-driver", "golang", "named", "-"], "of {{.Service.Name}}")?;
+    fed(&nuee, &["secret", "create", "key", "-"], "s3cret {{.Task.Slot}}")?;
+    fed(&nuee, &["config", "create", "--template-driver", "golang", "greeting", "-"], template)?;
+    let driver = nuee.docker(&["config", "inspect", "--format", "{{.Spec.Templating.Name}}", "greeting"])?.success()?;
+    assert_eq!(driver.text(), "golang");
+    #[rustfmt::skip]
+    nuee.docker(&[
+        "service", "create", "--name", "web", "--replicas", "2", "--env", "GREETED=world", "--secret", "key", "--secret", "named",
+        "--config", "source=greeting,target=/greeting", "busybox:test", "sleep", "600",
+    ])?
+    .success()?;
+    let mut seen = BTreeSet::new();
+    for container in nuee.docker(&["ps", "-q", "--filter", "name=web."])?.success()?.text().lines() {
+        let files = nuee.docker(&["exec", container, "cat", "/greeting", "/run/secrets/named"])?.success()?;
+        seen.insert(files.stdout);
+    }
+    // What is included stands as it is: it is no template itself.
+    let wanted = |slot| format!("web {slot} world s3cret {{{{.Task.Slot}}}}of web");
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [wanted(1), wanted(2)]);
+
+    fed(&nuee, &["config", "create", "--template-driver", "golang", "clever", "-"], "{{ if .Task.ID }}x{{ end }}")?;
+    #[rustfmt::skip]
+    nuee.docker(&[
+        "service", "create", "--detach", "--name", "clever", "--restart-condition", "none", "--config", "clever",
+        "busybox:test", "sleep", "600",
+    ])?
+    .success()?;
+    nuee.eventually("the task says what is not understood", || {
+        let said = nuee.docker(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "clever"])?;
+        Ok(said.stdout.contains("{{if .Task.ID}} is not understood"))
+    })
+}
+
+#[test]
 fn tasks_show_as_containers_with_their_logs_and_are_started_again_as_the_rules_say() -> Result<()> {
     let nuee = with_swarm()?;
     let script = "echo hello; echo trouble >&2; exec sleep 600";

@@ -52,7 +52,8 @@ impl Lab {
         waited.success().with_context(|| self.nuee.log_end()).map(drop)
     }
 
-    pub fn try_ssh(&self, address: &str, port: &str, line: &str) -> Result<Output> {
+    /// A client that runs a line in a guest.
+    pub fn ssh_command(&self, address: &str, port: &str, line: &str) -> std::process::Command {
         let options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"];
         let target = format!("root@{address}");
         let mut arguments: Vec<&str> = options.to_vec();
@@ -68,7 +69,13 @@ impl Lab {
             &target,
             line,
         ]);
-        self.nuee.run("ssh", &arguments)
+        let mut command = self.nuee.space().command("ssh");
+        command.args(arguments);
+        command
+    }
+
+    pub fn try_ssh(&self, address: &str, port: &str, line: &str) -> Result<Output> {
+        Output::of(self.ssh_command(address, port, line))
     }
 
     /// Runs a line in the guest, once its ssh server is up.
@@ -152,6 +159,17 @@ fn a_virtual_machine_lives_beside_containers() -> Result<()> {
     lab.ready("two")?;
     let second = lab.get("two", ".status.addresses[0].ip")?;
     assert_eq!(lab.ssh(&second, "cat /kept; hostname")?, "kept\ntwo");
+
+    // The daemon dies on its way to switch it off, and the guest ends meanwhile: the next one says what is so.
+    let pid = lab.get("two", ".status.pid")?;
+    nuee.nuee(&["vm", "stop", "two"])?.success()?;
+    nuee.kill_daemon()?;
+    // It may have ended by then.
+    nuee.run("kill", &["-9", &pid])?;
+    nuee.up()?;
+    nuee.eventually("it is said to be off", || {
+        Ok(lab.get("two", ".status.phase")? == "Stopped" && lab.get("two", ".status.pid")? == "0")
+    })?;
 
     // Deleted, nothing of them is left.
     nuee.kubectl(&["delete", "vm", "one", "two", "--timeout=60s"])?.success()?;

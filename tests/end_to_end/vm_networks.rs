@@ -229,6 +229,15 @@ fn what_a_network_cannot_be_is_refused() -> Result<()> {
         ("FloatingIP", "address: here", "spec.address"),
         ("FloatingIP", "virtualMachine: a, container: b", "spec.container"),
         ("Router", "networks: [a/b]", "spec.networks[0]"),
+        ("Port", "network: a/b", "spec.network"),
+        ("Port", "address: here", "spec.address"),
+        ("Port", "address: \"fd00::1\"", "spec.address"),
+        ("Port", "macAddress: \"01:00:5e:00:00:01\"", "spec.macAddress"),
+        ("Port", "macAddress: \"02:42:0a:58:00:01\"", "spec.macAddress"),
+        ("Port", "securityGroups: [a, a]", "spec.securityGroups[1]"),
+        ("VirtualMachine", "image: a, port: ../p", "spec.port"),
+        ("VirtualMachine", "image: a, port: p, network: n", "spec.network"),
+        ("VirtualMachine", "image: a, port: p, securityGroups: [g]", "spec.securityGroups"),
         ("Network", "name: x, mode: bridged", "spec.uplink"),
         ("Network", "name: x, mode: routed", "spec.subnet"),
         ("Network", "name: x, uplink: eth0", "spec.uplink"),
@@ -244,6 +253,8 @@ fn what_a_network_cannot_be_is_refused() -> Result<()> {
         ("create", "floatingips.nuee.dev", "yes"),
         ("update", "securitygroups.nuee.dev", "yes"),
         ("patch", "floatingips.nuee.dev/status", "no"),
+        ("create", "ports.nuee.dev", "yes"),
+        ("patch", "ports.nuee.dev/status", "no"),
         ("patch", "securitygroups.nuee.dev/status", "no"),
     ] {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
@@ -324,10 +335,20 @@ fn networks_are_connected_routed_and_bridged() -> Result<()> {
     lab.object("Network", "lan", lan)?.success()?;
     let beside = serve("beside", "lan")?;
     assert_eq!(lab.outside(&front(&beside))?.text(), "hello from a cloud");
-    let guest = lab.guest("beside", "network: lan")?;
+    let guest = lab.guest("beside", "network: lan, configDrive: OpenStack")?;
     nuee.eventually("the guest answers its neighbours", || {
         Ok(lab.outside(&format!("busybox ping -c 1 -W 2 {guest}"))?.status == 0)
     })?;
+    // Nobody there tells it about itself: its name and key are from its configuration drive.
+    let mut said = String::new();
+    nuee.eventually("a neighbour logs in to the guest", || {
+        let line =
+            "hostname; sed 's/.*\"ip_address\":\"\\([^\"]*\\).*/\\1\\n/' /run/seed/openstack/latest/network_data.json";
+        let output = lab.outside(&lab.ssh_line(&guest, "22", &line.replace('\'', "'\\''")))?;
+        output.stdout.clone_into(&mut said);
+        Ok(output.status == 0)
+    })?;
+    assert_eq!(said.trim(), format!("beside\n{guest}"));
     nuee.kubectl(&["delete", "vm", "beside", "--timeout=60s"])?.success()?;
     lab.finish()
 }
