@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::VirtualMachine;
 use hypervisor::disk::LayerStore;
@@ -23,6 +24,8 @@ use crate::error::{Error, Result};
 const FIRST_USER: u32 = 1_900_000_001;
 /// How many there are.
 const USERS: u32 = 90_000_000;
+/// How often what is waited for is looked for.
+const LOOK: Duration = Duration::from_millis(20);
 
 struct Known {
     uid: String,
@@ -260,10 +263,29 @@ impl Guests {
         self.known.lock().get(key).and_then(|known| known.guest.clone())
     }
 
+    /// The guest of one when it runs, or soon does: what has just come from another machine is bound here before its driver has
+    /// found it. `None` after `patience`.
+    pub async fn until_runs(&self, key: &Key, patience: Duration) -> Option<Arc<dyn Guest>> {
+        until(|| self.guest(key), patience).await
+    }
+
     /// The uid of one.
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.known.lock().get(key).map(|known| known.uid.clone())
     }
+}
+
+/// What is looked for, once it is there; `None` after `patience`.
+pub async fn until<T>(look: impl Fn() -> Option<T>, patience: Duration) -> Option<T> {
+    let found = async {
+        loop {
+            match look() {
+                Some(found) => return found,
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    };
+    tokio::time::timeout(patience, found).await.ok()
 }
 
 /// Writes a small record; it is there whole, and durable, when this returns.
@@ -284,6 +306,16 @@ pub fn write_durably(path: &Path, record: &impl serde::Serialize) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_in_time_is_found_and_what_does_not_is_not() {
+        let patience = Duration::from_secs(10);
+        let begun = tokio::time::Instant::now();
+        let after = |wait: Duration| move || (begun.elapsed() >= wait).then_some(7);
+        assert_eq!(until(after(patience / 2), patience).await, Some(7));
+        assert!(begun.elapsed() < patience);
+        assert_eq!(until(after(patience * 4), patience).await, None);
+    }
 
     #[tokio::test]
     async fn a_disk_is_one_workers_at_a_time_and_all_are_locked_in_one_order() {

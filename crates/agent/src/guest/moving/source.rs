@@ -54,6 +54,8 @@ const OWN_REASON: Duration = Duration::from_secs(5);
 const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a snapshot or a copy of the guest's disks may take before it does not move.
 const DISKS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long this host's driver may take to find a guest that is bound here.
+const FOUND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time before a failed question to the API is put again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -166,6 +168,14 @@ impl Drive {
         // Without it the object could go while the store decides, and the target would drop what it has.
         if !self.object.finalizers().iter().any(|own| own == FINALIZER) {
             return self.end(MigrationPhase::Failed, "nothing keeps its object meanwhile; make another one").await;
+        }
+        // The one who wishes it may have seen the machine's last move end before this host's driver has found the guest.
+        let found = tokio::select! {
+            found = self.context.guests.until_runs(&key, FOUND_TIMEOUT) => found,
+            () = self.until_cancelled() => return self.end(MigrationPhase::Cancelled, "it was cancelled").await,
+        };
+        if found.is_none() {
+            return self.end(MigrationPhase::Failed, "the machine does not run").await;
         }
         // Held until it is over: which disks there are, and their layers, stay as they are, and nobody starts the guest anew.
         let Some((_locks, volumes)) = self.lock(&key).await else { return };

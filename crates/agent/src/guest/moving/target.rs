@@ -24,7 +24,7 @@ use crate::error::{Error, Result, chain};
 use crate::guest::disks::{self, attach, volumes};
 use crate::guest::image_copies;
 use crate::guest::interfaces::{self, Nic, Place, attach as nics, serve};
-use crate::guest::shared::write_durably;
+use crate::guest::shared::{until, write_durably};
 use crate::guest::start::{self, ROOT_DISK};
 
 /// How long the source may take to open the connections for memory and disk.
@@ -231,12 +231,7 @@ async fn refuse(control: &mut Box<dyn node::Duplex>, error: Error) -> Result<()>
 
 /// Whether nothing is here of a machine that comes, or soon is not: one that was just sent away may come back at once.
 async fn is_gone(context: &Context, key: &Key) -> bool {
-    let gone = async {
-        while context.guests.uid(key).is_some() {
-            tokio::time::sleep(SETTLE_LOOK).await;
-        }
-    };
-    tokio::time::timeout(GONE_TIMEOUT, gone).await.is_ok()
+    until(|| context.guests.uid(key).is_none().then_some(()), GONE_TIMEOUT).await.is_some()
 }
 
 /// Whether what is here of a guest is what this migration has brought.
