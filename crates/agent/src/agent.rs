@@ -156,11 +156,11 @@ impl Agent {
             port: options.api_port.into(),
             pod_range: options.pod_range,
         };
-        let gateway = context.networks.default_network().gateway;
+        let default = context.networks.default_network();
         let (node, objects, ()) = tokio::join!(
             node_object::register(&context, &facts),
             networks::ensure_objects(&context),
-            networks::listen(&context.directory, gateway),
+            context.networks.listen(&context.directory, &default.id, default.gateway),
         );
         objects?;
         let owners = garbage::disk_owners(&context).await;

@@ -35,8 +35,8 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(20);
 const FIRST_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often to look whether it has.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Time after which a network that could not be removed is tried again.
-const REMOVE_AGAIN: Duration = Duration::from_secs(30);
+/// Time between two attempts at what could not be done about networks.
+const AGAIN: Duration = Duration::from_secs(30);
 /// Phase of a network that was made.
 const READY: &str = "Ready";
 /// Phase of one that could not be made.
@@ -54,6 +54,8 @@ pub struct Networks {
     grants: watch::Sender<BTreeMap<String, Grant>>,
     /// A network has been made.
     pub made: Notify,
+    /// Networks, by their ids, on whose gateways no names could be told yet.
+    mute: Mutex<BTreeMap<String, Ipv4Addr>>,
 }
 
 /// Who gives which addresses of a network that spans machines.
@@ -123,7 +125,7 @@ impl Networks {
         let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
         let (known, grants, made) = (Mutex::default(), watch::Sender::default(), Notify::new());
-        Ok(Self { fabric, known, default, outside, is_member, grants, made })
+        Ok(Self { fabric, known, default, outside, is_member, grants, made, mute: Mutex::default() })
     }
 
     /// Notes who gives which addresses; those who wait for theirs look again.
@@ -223,7 +225,7 @@ impl Networks {
                     self.known.lock().insert(key, network.clone());
                     self.made.notify_waiters();
                     if network.uplink.is_none() {
-                        listen(directory, network.gateway).await;
+                        self.listen(directory, &network.id, network.gateway).await;
                     }
                     // What all machines share is the first one's to say.
                     if !(self.is_member && object.spec.spans()) {
@@ -263,6 +265,32 @@ impl Networks {
             network.parts = Some(half);
         }
         Ok(network)
+    }
+
+    /// Answers DNS on a network's gateway. What cannot be now is tried again.
+    pub async fn listen(&self, directory: &Directory, id: &str, gateway: Ipv4Addr) {
+        let address = SocketAddr::new(IpAddr::V4(gateway), DNS_PORT);
+        match directory.server().listen(address, id).await {
+            Ok(()) => drop(self.mute.lock().remove(id)),
+            Err(error) => {
+                tracing::warn!(%address, error = %chain(&error), "cannot answer DNS here yet");
+                self.mute.lock().insert(id.to_owned(), gateway);
+            }
+        }
+    }
+
+    /// Tries again where DNS is not answered.
+    async fn listen_again(&self, directory: &Directory) {
+        let mute = self.mute.lock().clone();
+        for (id, gateway) in mute {
+            self.listen(directory, &id, gateway).await;
+        }
+    }
+
+    /// Answers no more DNS for a network that is gone.
+    async fn fall_silent(&self, directory: &Directory, network: &network::Network) {
+        self.mute.lock().remove(&network.id);
+        directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT), &network.id).await;
     }
 
     async fn report(&self, client: &Client, object: &Network, status: &NetworkStatus) {
@@ -362,14 +390,6 @@ fn config6(object: &Network) -> Result<Ipv6Config> {
     })
 }
 
-/// Answers DNS on a network's gateway.
-pub async fn listen(directory: &Directory, gateway: Ipv4Addr) {
-    let address = SocketAddr::new(IpAddr::V4(gateway), DNS_PORT);
-    if let Err(error) = directory.server().listen(address).await {
-        tracing::warn!(%address, error = %chain(&error), "cannot answer DNS here");
-    }
-}
-
 /// Creates the objects of the networks that are always there.
 pub async fn ensure_objects(context: &Context) -> Result<()> {
     if context.is_member {
@@ -410,6 +430,9 @@ impl Gone {
 
     /// Removes what can be removed.
     async fn remove(&mut self, context: &Context) {
+        if self.ids.is_empty() {
+            return;
+        }
         let left = context.fabric.list().networks.into_iter();
         let left: Vec<network::Network> = left.filter(|network| self.ids.contains(&network.id)).collect();
         self.ids.clear();
@@ -417,7 +440,7 @@ impl Gone {
             context.networks.known.lock().retain(|_, known| known.id != network.id);
             match context.fabric.remove_network(&network.id).await {
                 Ok(()) if network.uplink.is_none() => {
-                    context.directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT));
+                    context.networks.fall_silent(&context.directory, &network).await;
                 }
                 Ok(()) => {}
                 // Said at each attempt, so no warning.
@@ -439,11 +462,14 @@ pub async fn run(context: Arc<Context>) {
     let (_, stream) = informer::reflect(Api::<Network>::all(context.client.clone()), watcher::Config::default());
     let mut stream = std::pin::pin!(stream);
     let mut gone = Gone::default();
+    let mut again = tokio::time::interval(AGAIN);
+    again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             event = stream.next() => event,
-            () = tokio::time::sleep(REMOVE_AGAIN), if !gone.ids.is_empty() => {
+            _ = again.tick() => {
                 gone.remove(&context).await;
+                context.networks.listen_again(&context.directory).await;
                 continue;
             }
         };

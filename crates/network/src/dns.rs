@@ -126,12 +126,21 @@ impl Default for Options {
     }
 }
 
+/// What answers on one address.
+struct Listener {
+    /// Whose address it is.
+    network: String,
+    tasks: [JoinHandle<()>; 2],
+}
+
 /// A name server. Listens where it is told, answers from the last snapshot.
 pub struct Server {
     options: Options,
     view: ArcSwap<answer::View>,
     forwarder: forward::Forwarder,
-    listeners: Mutex<HashMap<SocketAddr, [JoinHandle<()>; 2]>>,
+    listeners: Mutex<HashMap<SocketAddr, Listener>>,
+    /// Held while an address is bound or let go of.
+    binding: tokio::sync::Mutex<()>,
     limits: listen::Limits,
 }
 
@@ -142,7 +151,8 @@ impl Server {
         Arc::new(Server {
             view: ArcSwap::from_pointee(view),
             forwarder: forward::Forwarder::new(options.upstreams.clone()),
-            listeners: Mutex::new(HashMap::new()),
+            listeners: Mutex::default(),
+            binding: tokio::sync::Mutex::default(),
             limits: listen::Limits::default(),
             options,
         })
@@ -153,26 +163,34 @@ impl Server {
         self.view.store(Arc::new(answer::View::new(records, &self.options.cluster_domain)));
     }
 
-    /// Listens on UDP and TCP. Listening twice on one address is fine.
+    /// Listens on UDP and TCP for a network. Listening twice on one address is fine: the address is the newest one's. A network may come
+    /// to the subnet of one that has just gone before that one's end is heard of here.
     ///
     /// `Errors:` [`crate::Error::Io`] when the address is not ours or taken.
-    pub async fn listen(self: &Arc<Self>, address: SocketAddr) -> Result<()> {
-        if self.listeners.lock().contains_key(&address) {
+    pub async fn listen(self: &Arc<Self>, address: SocketAddr, network: &str) -> Result<()> {
+        let _binding = self.binding.lock().await;
+        if let Some(listener) = self.listeners.lock().get_mut(&address) {
+            network.clone_into(&mut listener.network);
             return Ok(());
         }
         let tasks = listen::start(self, address).await?;
         self.forwarder.add_own(address);
-        let mut listeners = self.listeners.lock();
-        if let Some(old) = listeners.insert(address, tasks) {
-            old.iter().for_each(JoinHandle::abort);
-        }
+        self.listeners.lock().insert(address, Listener { network: network.to_owned(), tasks });
         Ok(())
     }
 
-    /// Stops listening on an address.
-    pub fn stop(&self, address: SocketAddr) {
-        if let Some(tasks) = self.listeners.lock().remove(&address) {
-            tasks.iter().for_each(JoinHandle::abort);
+    /// Stops listening on an address, unless it is another network's by now. The address is free when this returns.
+    pub async fn stop(&self, address: SocketAddr, network: &str) {
+        let _binding = self.binding.lock().await;
+        let stopped = {
+            let mut listeners = self.listeners.lock();
+            let is_its = listeners.get(&address).is_some_and(|listener| listener.network == network);
+            is_its.then(|| listeners.remove(&address)).flatten()
+        };
+        for task in stopped.into_iter().flat_map(|listener| listener.tasks) {
+            task.abort();
+            // Its socket is closed only when it has ended.
+            let _ = task.await;
         }
     }
 
@@ -184,6 +202,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.listeners.lock().values().flatten().for_each(JoinHandle::abort);
+        self.listeners.lock().values().flat_map(|listener| &listener.tasks).for_each(JoinHandle::abort);
     }
 }

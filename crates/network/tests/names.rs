@@ -49,12 +49,12 @@ fn names_are_answered_on_gateways_and_by_the_clusters_address() {
             services: BTreeMap::from([(("shop".into(), "far".into()), elsewhere)]),
             ..Records::default()
         });
-        world.listen(upstream).await.unwrap();
+        world.listen(upstream, "world").await.unwrap();
         let server = Server::new(Options { upstreams: vec![upstream], ..Options::default() });
         server.set_records(records);
         for network in [&red, &blue] {
-            server.listen((network.gateway, 53).into()).await.unwrap();
-            server.listen((network.gateway, 53).into()).await.unwrap();
+            server.listen((network.gateway, 53).into(), &network.id).await.unwrap();
+            server.listen((network.gateway, 53).into(), &network.id).await.unwrap();
         }
         assert!(look_up(&a.namespace, "a", red.gateway).await.contains(&a.address.to_string()));
         assert!(look_up(&a.namespace, "web.default.svc.cluster.local", red.gateway).await.contains("10.96.0.80"));
@@ -78,7 +78,7 @@ fn names_are_answered_on_gateways_and_by_the_clusters_address() {
         lab.fabric.sync_services(vec![rule]).await.unwrap();
         let found = look_up(&a.namespace, "web.default.svc.cluster.local", cluster_dns).await;
         assert!(found.contains("10.96.0.80"), "{found}");
-        server.stop((blue.gateway, 53).into());
+        server.stop((blue.gateway, 53).into(), &blue.id).await;
         assert_eq!(server.addresses(), [(red.gateway, 53).into()]);
     });
 }

@@ -24,6 +24,8 @@ pub use terminal::Terminal;
 
 /// How long [`Nuee::eventually`] waits for what must become true.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// So many of a container's last lines are told of when it does not.
+const LINES_TOLD: &str = "10";
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -167,7 +169,7 @@ impl Nuee {
         let begun = Instant::now();
         while !holds().with_context(|| format!("while waiting until {what}"))? {
             if begun.elapsed() > PATIENCE {
-                bail!("not within {} s: {what}\n{}", PATIENCE.as_secs(), self.log_end());
+                bail!("not within {} s: {what}\n{}\n{}", PATIENCE.as_secs(), self.log_end(), self.workloads());
             }
             std::thread::sleep(LOOK);
         }
@@ -179,6 +181,24 @@ impl Nuee {
         let text = std::fs::read_to_string(self.data().join("nuee.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         format!("end of nuee.log:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
+    }
+
+    /// What runs and what it says, for who reads of a failed test.
+    fn workloads(&self) -> String {
+        let said = |output: Result<Output>| output.map(|output| output.stdout + &output.stderr).unwrap_or_default();
+        let kinds = "pods,virtualmachines,migrations";
+        let mut text =
+            said(self.kubectl(&["get", kinds, "--all-namespaces", "--output=wide", "--request-timeout=10s"]));
+        // Without a daemon the client would only say so, again and again.
+        if self.pid().is_ok() {
+            text.push_str(&said(self.docker(&["ps", "--all"])));
+            let ids = self.docker(&["ps", "--all", "--quiet"]).map(|output| output.stdout).unwrap_or_default();
+            for id in ids.lines() {
+                let last = said(self.docker(&["logs", "--tail", LINES_TOLD, id]));
+                text.push_str(&format!("{id} says:\n{last}"));
+            }
+        }
+        text
     }
 
     /// Stops everything and fails if anything is left behind.

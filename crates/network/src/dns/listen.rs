@@ -61,9 +61,11 @@ async fn serve_udp(socket: Arc<UdpSocket>, server: Weak<Server>) {
         let Some(server) = server.upgrade() else { return };
         // Over the limit the datagram is lost, as datagrams are; the client asks again.
         let Ok(permit) = Arc::clone(&server.limits.datagrams).try_acquire_owned() else { continue };
-        let (socket, bytes) = (Arc::clone(&socket), buffer[..count].to_vec());
+        // An answer that takes its time does not keep the address from whoever comes next.
+        let (socket, bytes) = (Arc::downgrade(&socket), buffer[..count].to_vec());
         tokio::spawn(async move {
-            if let Some(answer) = server.handle(&bytes, peer.ip(), true).await {
+            let answer = server.handle(&bytes, peer.ip(), true).await;
+            if let (Some(answer), Some(socket)) = (answer, socket.upgrade()) {
                 let _ = socket.send_to(&answer, peer).await;
             }
             drop(permit);

@@ -212,6 +212,33 @@ fn large_answers_are_cut_over_udp_and_whole_over_tcp() {
     });
 }
 
+/// An address of this process's tests alone.
+const SHARED_ADDRESS: &str = "127.83.0.53:8353";
+
+#[test]
+fn an_address_is_the_newest_networks_and_is_free_once_it_stops() {
+    block_on(async {
+        // An upstream that says nothing: what is forwarded takes its time.
+        let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstreams = vec![silent.local_addr().unwrap()];
+        let server = Server::new(Options { upstreams, ..Options::default() });
+        let address: SocketAddr = SHARED_ADDRESS.parse().unwrap();
+        server.listen(address, "old").await.unwrap();
+        server.listen(address, "new").await.unwrap();
+        server.stop(address, "old").await;
+        assert_eq!(server.addresses(), [address], "it is another network's by now");
+        for _ in 0..50 {
+            let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.send_to(&question("far.example.org", RecordType::A).to_vec().unwrap(), address).await.unwrap();
+            silent.recv_from(&mut [0; 1500]).await.unwrap();
+            server.stop(address, "new").await;
+            assert!(server.addresses().is_empty());
+            let both = tokio::join!(server.listen(address, "new"), server.listen(address, "new"));
+            both.0.and(both.1).unwrap();
+        }
+    });
+}
+
 #[test]
 fn resolv_conf_is_read_as_glibc_reads_it() {
     let found =
