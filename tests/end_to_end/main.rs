@@ -39,6 +39,7 @@ mod services;
 mod spanning;
 mod spanning_users;
 mod storm;
+mod subnets;
 mod swarm;
 mod swarm_pool;
 mod virtual_machine;

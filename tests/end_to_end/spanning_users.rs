@@ -27,7 +27,7 @@ fn object_of(first: &Nuee, network: &str) -> Result<serde_json::Value> {
 }
 
 /// A container on the second machine, as a client that places containers makes it.
-fn on_the_second(first: &Nuee, number: u8, name: &str, network: &str, image: &str) -> Result<()> {
+pub fn on_the_second(first: &Nuee, number: u8, name: &str, network: &str, image: &str) -> Result<()> {
     let model = format!("model-{name}");
     let mut create = vec!["create", "--name", &model, "--network", network, image];
     if image.starts_with("busybox") {
@@ -49,11 +49,11 @@ fn on_the_second(first: &Nuee, number: u8, name: &str, network: &str, image: &st
     })
 }
 
-fn inside(first: &Nuee, name: &str, line: &str) -> Result<Output> {
+pub fn inside(first: &Nuee, name: &str, line: &str) -> Result<Output> {
     first.docker(&["exec", name, "timeout", "20", "sh", "-c", line])
 }
 
-fn address(first: &Nuee, name: &str) -> Result<String> {
+pub fn address(first: &Nuee, name: &str) -> Result<String> {
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     Ok(first.docker(&["inspect", "-f", format, name])?.success()?.text().to_owned())
 }

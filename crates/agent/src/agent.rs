@@ -24,7 +24,7 @@ use crate::networks::{self, Networks, Outside};
 use crate::node_object::{self, NodeFacts};
 use crate::{
     container, disk, floating, garbage, guest, informer, machine, overlay, pod, ports, proxy, routers, security,
-    volumes,
+    subnets, volumes,
 };
 
 /// What an agent is given.
@@ -173,6 +173,7 @@ impl Agent {
         tasks.push(tokio::spawn(ports::run(context.clone())));
         if !context.is_member {
             tasks.push(tokio::spawn(ports::give(context.clone())));
+            tasks.push(tokio::spawn(subnets::run(context.clone())));
         }
         tasks.push(tokio::spawn(guest::moving::source::run(context.clone())));
         Ok(Arc::new(Self { context, tasks }))

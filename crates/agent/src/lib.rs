@@ -51,6 +51,7 @@ mod pull_secret;
 mod quantity;
 mod routers;
 mod security;
+mod subnets;
 mod volumes;
 
 pub use agent::{Agent, AgentOptions};

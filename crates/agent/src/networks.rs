@@ -1,24 +1,27 @@
 //! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod follow;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::names::{DEFAULT_NETWORK, DOCKER_NAMESPACE};
 use api::network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
-use futures::StreamExt;
+use api::subnet::{AddressPlan, ReadSubnet};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use network::{AttachRequest, Fabric, Ipv6Config, NetworkConfig};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+pub use follow::run;
+
 use crate::context::{Context, Key};
 use crate::directory::Directory;
 use crate::error::{Error, Result, chain};
-use crate::informer;
+use crate::subnets;
 
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
@@ -35,8 +38,6 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(20);
 const FIRST_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often to look whether it has.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Time between two attempts at what could not be done about networks.
-const AGAIN: Duration = Duration::from_secs(30);
 /// Phase of a network that was made.
 const READY: &str = "Ready";
 /// Phase of one that could not be made.
@@ -45,7 +46,7 @@ const FAILED: &str = "Failed";
 /// What is known of networks.
 pub struct Networks {
     fabric: Arc<Fabric>,
-    known: Mutex<HashMap<Key, Arc<network::Network>>>,
+    known: Mutex<HashMap<Key, Known>>,
     default: Arc<network::Network>,
     outside: Outside,
     /// The API is on another machine.
@@ -56,6 +57,14 @@ pub struct Networks {
     pub made: Notify,
     /// Networks, by their ids, on whose gateways no names could be told yet.
     mute: Mutex<BTreeMap<String, Ipv4Addr>>,
+}
+
+/// A network that was made.
+#[derive(Clone)]
+struct Known {
+    network: Arc<network::Network>,
+    /// A `Subnet` may come yet, and say other addresses than those that were free.
+    is_open: bool,
 }
 
 /// Who gives which addresses of a network that spans machines.
@@ -186,7 +195,13 @@ impl Networks {
     /// What the fabric calls the network behind an object, once it was made.
     pub fn id_of(&self, namespace: &str, name: &str) -> Option<String> {
         let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
-        self.known.lock().get(&key).map(|network| network.id.clone())
+        self.known.lock().get(&key).map(|known| known.network.id.clone())
+    }
+
+    /// A network as it is now: what workloads of it are told may have changed since they joined it.
+    pub fn current(&self, network: &Arc<network::Network>) -> Arc<network::Network> {
+        let known = self.known.lock();
+        known.values().find(|known| known.network.id == network.id).map_or(network, |known| &known.network).clone()
     }
 
     /// The bridge behind an object; makes it if need be.
@@ -196,20 +211,80 @@ impl Networks {
         if key.name == DEFAULT_NETWORK || key.name == "default" {
             return Ok(self.default.clone());
         }
-        if let Some(network) = self.known.lock().get(key) {
-            return Ok(network.clone());
+        let known = self.known.lock().get(key).cloned();
+        if let Some(known) = known.as_ref().filter(|known| !known.is_open) {
+            return Ok(known.network.clone());
         }
         let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
         let deadline = tokio::time::Instant::now() + FIRST_TIMEOUT;
         loop {
+            let subnets = if known.is_some() { subnets::of(client, key).await? } else { Vec::new() };
+            if let Some(known) = known.as_ref().filter(|_| subnets.is_empty()) {
+                return Ok(known.network.clone());
+            }
             let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
             let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
-            match may_make(&object, self.is_member) {
+            // Where it leaves its addresses to another object, that is asked before anybody gets one.
+            let asks = known.is_none() && object.spec.is_open();
+            let subnets = if asks { subnets::of(client, key).await? } else { subnets };
+            let waits = subnets::awaited(&object, &subnets).map_or(Ok(()), Err);
+            match waits.and_then(|()| may_make(&object, self.is_member)) {
                 Ok(()) => return self.make(client, directory, &object).await,
-                Err(error) if has_failed(&object) || tokio::time::Instant::now() >= deadline => return Err(error),
-                Err(_) => tokio::time::sleep(FIRST_PAUSE).await,
+                Err(error @ Error::NotYet(_)) if !has_failed(&object) && tokio::time::Instant::now() < deadline => {
+                    tracing::trace!(network = key.name, %error, "waiting for a network");
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Gives a network the addresses and the plan that its `Subnet` says, or no plan any more. Nothing has changed when it fails.
+    ///
+    /// Errors: what [`Fabric::ensure_network`] says of the addresses.
+    pub async fn replan(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        object: &Network,
+        plan: Option<(ReadSubnet, AddressPlan)>,
+    ) -> Result<Arc<network::Network>> {
+        let mut next = object.clone();
+        let status = next.status.get_or_insert_default();
+        if let Some((read, _)) = &plan {
+            (status.subnet, status.gateway) = (read.cidr.to_string(), read.gateway.to_string());
+        }
+        status.plan = plan.map(|(_, plan)| plan);
+        let plan = status.plan.clone();
+        let none = || Error::Invalid(format!("network {} has no addresses", object.spec.name));
+        let network = self.realize(&next, config(&next).ok_or_else(none)??).await?;
+        Ok(self.adopt(client, directory, object, network, plan).await)
+    }
+
+    /// Notes a network that was made, answers there, and tells of it.
+    async fn adopt(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        object: &Network,
+        network: network::Network,
+        plan: Option<AddressPlan>,
+    ) -> Arc<network::Network> {
+        let network = Arc::new(network);
+        let is_open = object.spec.is_open() && plan.is_none();
+        let before = self.known.lock().insert(Key::of(object), Known { network: network.clone(), is_open });
+        self.made.notify_waiters();
+        if let Some(before) = before.filter(|before| before.network.gateway != network.gateway) {
+            self.fall_silent(directory, &before.network).await;
+        }
+        if network.uplink.is_none() {
+            self.listen(directory, &network.id, network.gateway).await;
+        }
+        // What all machines share is the first one's to say.
+        if !(self.is_member && object.spec.spans()) {
+            self.report(client, object, &NetworkStatus { plan, ..status(&network) }).await;
+        }
+        network
     }
 
     async fn make(&self, client: &Client, directory: &Directory, object: &Network) -> Result<Arc<network::Network>> {
@@ -221,17 +296,8 @@ impl Networks {
         match config(object) {
             Some(config) => match self.realize(object, config?).await {
                 Ok(network) => {
-                    let network = Arc::new(network);
-                    self.known.lock().insert(key, network.clone());
-                    self.made.notify_waiters();
-                    if network.uplink.is_none() {
-                        self.listen(directory, &network.id, network.gateway).await;
-                    }
-                    // What all machines share is the first one's to say.
-                    if !(self.is_member && object.spec.spans()) {
-                        self.report(client, object, &status(&network)).await;
-                    }
-                    Ok(network)
+                    let plan = object.status.as_ref().and_then(|status| status.plan.clone());
+                    Ok(self.adopt(client, directory, object, network, plan).await)
                 }
                 Err(error) => {
                     let old = object.status.clone().unwrap_or_default();
@@ -287,7 +353,7 @@ impl Networks {
         }
     }
 
-    /// Answers no more DNS for a network that is gone.
+    /// Answers no more DNS for a network where it was.
     async fn fall_silent(&self, directory: &Directory, network: &network::Network) {
         self.mute.lock().remove(&network.id);
         directory.server().stop(SocketAddr::new(IpAddr::V4(network.gateway), DNS_PORT), &network.id).await;
@@ -299,7 +365,10 @@ impl Networks {
         }
         let key = Key::of(object);
         let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
-        let patch = Patch::Merge(serde_json::json!({ "status": status }));
+        let mut patch = serde_json::json!({ "status": status });
+        // What is empty is not written, and what an earlier attempt said would stay.
+        patch["status"]["message"] = status.message.as_str().into();
+        let patch = Patch::Merge(patch);
         if let Err(error) = objects.patch_status(&key.name, &PatchParams::default(), &patch).await {
             tracing::warn!(network = key.name, error = %chain(&error), "cannot write the network's status");
         }
@@ -314,7 +383,7 @@ fn status(network: &network::Network) -> NetworkStatus {
         ipv6_gateway: network.ipv6.map(|six| six.gateway.to_string()).unwrap_or_default(),
         bridge: network.bridge.clone(),
         phase: READY.into(),
-        message: String::new(),
+        ..NetworkStatus::default()
     }
 }
 
@@ -338,8 +407,11 @@ fn config(object: &Network) -> Option<Result<NetworkConfig>> {
         return None;
     }
     let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet>()).transpose();
+    let status = object.status.as_ref();
+    let plan = status.and_then(|status| status.plan.as_ref()).filter(|_| spec.is_open());
     Some((|| {
-        let gateway = spec.gateway.trim();
+        let told = status.filter(|_| plan.is_some()).map_or("", |status| status.gateway.as_str());
+        let gateway = if spec.gateway.is_empty() { told } else { spec.gateway.trim() };
         Ok(NetworkConfig {
             id: object.metadata.uid.clone().unwrap_or_default(),
             bridge: spec.options.get(BRIDGE_NAME_OPTION).cloned().unwrap_or_default(),
@@ -366,6 +438,7 @@ fn config(object: &Network) -> Option<Result<NetworkConfig>> {
                 let subnet = if spec.subnet.is_empty() { known.unwrap_or_default() } else { &spec.subnet };
                 spec.shared(subnet).is_some()
             },
+            plan: plan.map(subnets::plan_of).unwrap_or_default(),
         })
     })())
 }
@@ -408,104 +481,6 @@ pub async fn ensure_objects(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Networks of users that have no object any more and are still there.
-#[derive(Default)]
-struct Gone {
-    /// Ids of those that were there before the list that is being told.
-    suspects: BTreeSet<String>,
-    /// Ids of those to be removed, as soon as nothing is attached to them.
-    ids: BTreeSet<String>,
-}
-
-impl Gone {
-    /// A list begins. What is made from now on may be missing in it, though it has an object.
-    fn begin(&mut self, present: impl Iterator<Item = String>) {
-        self.suspects = present.filter(|id| id != network::DEFAULT_NETWORK).collect();
-    }
-
-    /// The list is complete: what it did not tell of has no object.
-    fn end(&mut self) {
-        self.ids.append(&mut self.suspects);
-    }
-
-    /// Removes what can be removed.
-    async fn remove(&mut self, context: &Context) {
-        if self.ids.is_empty() {
-            return;
-        }
-        let left = context.fabric.list().networks.into_iter();
-        let left: Vec<network::Network> = left.filter(|network| self.ids.contains(&network.id)).collect();
-        self.ids.clear();
-        for network in left {
-            context.networks.known.lock().retain(|_, known| known.id != network.id);
-            match context.fabric.remove_network(&network.id).await {
-                Ok(()) if network.uplink.is_none() => {
-                    context.networks.fall_silent(&context.directory, &network).await;
-                }
-                Ok(()) => {}
-                // Said at each attempt, so no warning.
-                Err(network::Error::NetworkInUse(id)) => {
-                    tracing::debug!(network = id, "a network without an object is still in use");
-                    self.ids.insert(id);
-                }
-                Err(error) => {
-                    tracing::warn!(network = network.id, error = %chain(&error), "cannot remove the network yet");
-                    self.ids.insert(network.id);
-                }
-            }
-        }
-    }
-}
-
-/// Follows `Network` objects until the agent is dropped.
-pub async fn run(context: Arc<Context>) {
-    let (_, stream) = informer::reflect(Api::<Network>::all(context.client.clone()), watcher::Config::default());
-    let mut stream = std::pin::pin!(stream);
-    let mut gone = Gone::default();
-    let mut again = tokio::time::interval(AGAIN);
-    again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let event = tokio::select! {
-            event = stream.next() => event,
-            _ = again.tick() => {
-                gone.remove(&context).await;
-                context.networks.listen_again(&context.directory).await;
-                continue;
-            }
-        };
-        match event {
-            Some(Event::Init) => {
-                gone.begin(context.fabric.list().networks.into_iter().map(|network| network.id));
-            }
-            Some(Event::InitApply(object)) => {
-                gone.suspects.remove(object.metadata.uid.as_deref().unwrap_or_default());
-                make_first(&context, &object).await;
-            }
-            Some(Event::InitDone) => {
-                gone.end();
-                gone.remove(&context).await;
-            }
-            Some(Event::Apply(object)) => make_first(&context, &object).await,
-            Some(Event::Delete(object)) => {
-                gone.ids.extend(object.metadata.uid);
-                gone.remove(&context).await;
-            }
-            None => return,
-        }
-    }
-}
-
-/// The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
-async fn make_first(context: &Context, object: &Network) {
-    let known = context.networks.known.lock().contains_key(&Key::of(object));
-    if known || context.is_member || object.metadata.deletion_timestamp.is_some() {
-        return;
-    }
-    if let Err(error) = context.networks.make(&context.client, &context.directory, object).await {
-        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -539,16 +514,6 @@ mod tests {
             assert!(may_make(&open, false).is_ok());
         }
         assert!(may_make(&network("bridge", "", ""), true).is_ok(), "each machine's own");
-    }
-
-    #[test]
-    fn what_a_list_does_not_tell_of_is_gone_unless_it_was_made_since() {
-        let mut gone = Gone::default();
-        gone.begin(["default", "told", "stray"].map(str::to_owned).into_iter());
-        gone.suspects.remove("told");
-        gone.end();
-        assert_eq!(gone.ids, ["stray".to_owned()].into());
-        assert!(gone.suspects.is_empty());
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod router;
 pub mod security_group;
 pub mod share;
 pub mod snapshot;
+pub mod subnet;
 pub mod swarm;
 pub mod virtual_machine;
 pub mod volume;
@@ -32,6 +33,7 @@ pub use port::{Port, PortPhase, PortSpec, PortStatus};
 pub use router::{Router, RouterSpec, RouterStatus};
 pub use security_group::{SecurityGroup, SecurityGroupRule, SecurityGroupSpec, SecurityGroupStatus};
 pub use snapshot::{Backup, BackupSpec, BackupStatus, Snapshot, SnapshotSpec, SnapshotStatus};
+pub use subnet::{AddressPlan, Subnet, SubnetSpec, SubnetStatus};
 pub use swarm::{SwarmService, SwarmServiceSpec, SwarmServiceStatus};
 pub use virtual_machine::{
     DiskImage, DiskImageSpec, DiskImageStatus, Flavor, FlavorSpec, KeyPair, KeyPairSpec, VirtualMachine,

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::share::{self, Range};
+use crate::subnet::AddressPlan;
 
 /// What the user wants of a network. `metadata.name` is a DNS label; `spec.name` is what Docker shows.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -73,6 +74,12 @@ impl NetworkSpec {
         let range = if self.ip_range.is_empty() { subnet } else { &self.ip_range };
         range.parse().ok().filter(|range| self.spans() && share::first(*range).is_some())
     }
+
+    /// Whether it leaves its addresses to a `Subnet`; without one, it takes a free subnet.
+    pub fn is_open(&self) -> bool {
+        let says_none = self.subnet.is_empty() && self.ip_range.is_empty() && self.gateway.is_empty();
+        says_none && self.mode == NetworkMode::Nat && !matches!(self.driver.as_str(), "host" | "none" | "null")
+    }
 }
 
 /// How workloads of a network are seen outside.
@@ -109,6 +116,8 @@ pub struct NetworkStatus {
     /// The IPv6 gateway in force.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ipv6_gateway: String,
+    /// What its `Subnet` says of its addresses; nothing without one.
+    pub plan: Option<AddressPlan>,
     /// Name of the bridge on the machine.
     pub bridge: String,
     /// `Ready`, `Pending` or `Failed`.

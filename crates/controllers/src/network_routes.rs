@@ -122,10 +122,18 @@ impl World {
             Change::Port(event) => match *event {
                 Event::Init => {
                     self.ports.clear();
+                    self.spans.ports.clear();
                     begin(&mut listed.ports)
                 }
-                Event::Apply(port) | Event::InitApply(port) => replace(&mut self.ports, key(&port), residence(&port)),
-                Event::Delete(port) => self.ports.remove(&key(&port)).is_some(),
+                Event::Apply(port) | Event::InitApply(port) => {
+                    let network = (port.namespace().unwrap_or_default(), port.spec.network().to_owned());
+                    let is_new = replace(&mut self.spans.ports, place_of(&port), Some(network));
+                    replace(&mut self.ports, key(&port), residence(&port)) || is_new
+                }
+                Event::Delete(port) => {
+                    let is_known = self.spans.ports.remove(&place_of(&port)).is_some();
+                    self.ports.remove(&key(&port)).is_some() || is_known
+                }
                 Event::InitDone => end(&mut listed.ports),
             },
         }

@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
 use crate::error::{IoContext, Result};
+use crate::plan::Plan;
 use crate::types::Mac;
 use message::{Kind, Request};
 
@@ -33,12 +34,12 @@ pub struct Lease {
     pub address: Ipv4Addr,
     /// Prefix length of the subnet.
     pub prefix: u8,
-    /// The server's own address on this network.
+    /// The server's own address on this network: its gateway and name server, unless the plan says others.
     pub server: Ipv4Addr,
-    /// Its way out; none on internal networks.
-    pub gateway: Option<Ipv4Addr>,
-    /// Its name server.
-    pub dns: Ipv4Addr,
+    /// Its way out is by this network.
+    pub leads_out: bool,
+    /// What it is told beside.
+    pub plan: Plan,
     /// Its host name.
     pub hostname: String,
     /// Its domain; empty for none.
@@ -95,6 +96,13 @@ impl Server {
         Ok(())
     }
 
+    /// Has guests on a bridge told this when they ask next.
+    pub fn replan(&self, bridge: &str, plan: &Plan) {
+        if let Some(known) = self.bridges.lock().get(bridge) {
+            known.leases.lock().values_mut().for_each(|lease| lease.plan.clone_from(plan));
+        }
+    }
+
     /// Stops answering a guest on a bridge; with the last one there the socket is closed.
     pub fn withdraw(&self, bridge: &str, mac: Mac) {
         let mut bridges = self.bridges.lock();
@@ -148,6 +156,9 @@ async fn serve(socket: UdpSocket, leases: Arc<Mutex<Leases>>, acknowledged: broa
 
 /// What to answer; `None` stays silent. `Source:` RFC 2131, 4.3
 fn answer(request: &Request, lease: &Lease) -> Option<(Kind, Vec<u8>)> {
+    if lease.plan.without_dhcp {
+        return None;
+    }
     let kind = match request.kind {
         Kind::Discover => Kind::Offer,
         Kind::Request if request.server.is_some_and(|server| server != lease.server) => return None,
@@ -170,8 +181,8 @@ mod tests {
             address: Ipv4Addr::new(10, 88, 0, 7),
             prefix: 16,
             server: Ipv4Addr::new(10, 88, 0, 1),
-            gateway: Some(Ipv4Addr::new(10, 88, 0, 1)),
-            dns: Ipv4Addr::new(10, 88, 0, 1),
+            leads_out: true,
+            plan: Plan::default(),
             hostname: "vm".into(),
             domain: String::new(),
             mtu: 1500,
@@ -202,5 +213,23 @@ mod tests {
         }
         let elsewhere = Request { server: Some(Ipv4Addr::new(10, 0, 0, 9)), ..request(Kind::Request, None) };
         assert!(answer(&elsewhere, &lease()).is_none(), "it took another server's offer");
+    }
+
+    #[test]
+    fn a_guest_is_told_what_its_network_says_now() {
+        let (server, mac) = (Server::default(), Mac([2, 0x42, 10, 88, 0, 7]));
+        let task = tokio::runtime::Builder::new_current_thread().build().unwrap().spawn(async {});
+        let leases = Arc::new(Mutex::new(HashMap::from([(mac, lease())])));
+        server.bridges.lock().insert("nuee0".into(), Bridge { leases: leases.clone(), task });
+        let told = || answer(&request(Kind::Discover, None), &leases.lock()[&mac]).map(|(_, bytes)| bytes);
+        let has = |needle: &[u8]| told().is_some_and(|bytes| bytes.windows(needle.len()).any(|part| part == needle));
+        assert!(has(&[3, 4, 10, 88, 0, 1]) && has(&[6, 4, 10, 88, 0, 1]));
+        let name_servers = vec![Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 54)];
+        let plan = Plan { name_servers, without_gateway: true, ..Plan::default() };
+        server.replan("nuee0", &plan);
+        assert!(has(&[6, 8, 192, 0, 2, 53, 192, 0, 2, 54]) && !has(&[3, 4, 10, 88, 0, 1]));
+        assert!(has(&[121, 9, 32, 169, 254, 169, 254, 10, 88, 0, 1]), "the way to its metadata");
+        server.replan("nuee0", &Plan { without_dhcp: true, ..plan });
+        assert_eq!(told(), None);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`types`], [`subnet`], [`subnet6`], [`error`] | the border |
+//! | [`types`], [`Plan`], [`subnet`], [`subnet6`], [`error`] | the border |
 //! | [`fabric`] | every operation on one machine's network |
 //! | [`dhcp`] | addresses for guests that ask for them |
 //! | [`dns`] | the name server for clusters and user networks |
@@ -18,6 +18,7 @@ pub mod fabric;
 mod kernel;
 mod names;
 mod nft;
+mod plan;
 mod state;
 pub mod subnet;
 pub mod subnet6;
@@ -27,6 +28,7 @@ pub use error::{Error, Result};
 pub use fabric::Fabric;
 pub use fabric::overlay::{Overlay, Part};
 pub use names::bridge_name;
+pub use plan::{Plan, StaticRoute};
 pub use subnet::Subnet;
 pub use subnet6::Subnet6;
 pub use types::*;

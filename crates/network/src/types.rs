@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::plan::Plan;
 use crate::subnet::Subnet;
 use crate::subnet6::Subnet6;
 
@@ -106,6 +107,9 @@ pub struct NetworkConfig {
     /// Refuse a subnet that the machine's own routes lead to: whoever asks for it is not the machine's operator.
     #[serde(default)]
     pub beside_routes: bool,
+    /// What workloads are given and told beside the subnet.
+    #[serde(default)]
+    pub plan: Plan,
 }
 
 /// The IPv6 part of a network as wanted.
@@ -174,6 +178,9 @@ pub struct Network {
     /// The network spans machines, and this one gives addresses of these parts alone.
     #[serde(default)]
     pub parts: Option<Vec<Subnet>>,
+    /// What workloads are given and told beside the subnet.
+    #[serde(default)]
+    pub plan: Plan,
 }
 
 /// A wish to be on a network.

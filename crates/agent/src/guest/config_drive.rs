@@ -82,28 +82,18 @@ pub fn make(context: &Context, uid: &str, form: ConfigDrive, entry: &Entry, resu
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::super::metadata::Link;
+    use super::super::metadata::tests::link;
     use super::*;
 
     #[test]
     fn a_drive_says_what_cloud_init_looks_for() {
-        let link = |number: u8, prefix, mtu, gateway| Link {
-            network: format!("lan{number}"),
-            address: format!("10.{number}.2.3"),
-            mac: format!("02:42:00:00:00:0{number}"),
-            prefix,
-            gateway,
-            dns: None,
-            mtu,
-        };
         let entry = Entry {
             uid: "u-1".into(),
             hostname: "host".into(),
             keys: vec![("mine".into(), "ssh-ed25519 AAAA \"me\"".into())],
             user_data: "#cloud-config\n".into(),
-            links: vec![link(1, 20, 1450, Some(Ipv4Addr::new(10, 1, 0, 1))), link(2, 24, 1500, None)],
+            links: vec![Link { mtu: 1450, ..link(1) }, link(2)],
             ..Entry::default()
         };
         let (label, files) = content(ConfigDrive::OpenStack, &entry);
@@ -127,7 +117,7 @@ mod tests {
         let second = &network["ethernets"]["interface1"];
         assert_eq!(
             (&second["match"]["macaddress"], &second["dhcp4-overrides"]["use-routes"]),
-            (&json!("02:42:00:00:00:02"), &json!(false))
+            (&json!("02:42:0a:02:02:03"), &json!(false))
         );
         let plain = Entry { user_data: String::new(), ..entry };
         assert_eq!(content(ConfigDrive::OpenStack, &plain).1.len(), 2);

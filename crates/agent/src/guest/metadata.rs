@@ -15,6 +15,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use network::{Plan, StaticRoute, Subnet};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -29,6 +30,9 @@ const CONNECTION_TIME: Duration = Duration::from_secs(30);
 const HOPS: u32 = 1;
 /// Names of the same data, by the years' versions.
 const EC2_VERSIONS: [&str; 3] = ["latest", "2009-04-04", "1.0"];
+
+/// Where a default route leads.
+const EVERYTHING: Subnet = Subnet::new_const(Ipv4Addr::UNSPECIFIED, 0);
 
 /// What one guest is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,20 +54,26 @@ pub struct Entry {
 }
 
 /// A guest's interface as the guest should set it up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The network's name.
     pub network: String,
+    /// The network's id.
+    pub network_id: String,
     /// Its address.
     pub address: String,
     /// Its hardware address.
     pub mac: String,
     /// Length of the network's prefix. Units: bits.
     pub prefix: u8,
-    /// The way to everything else, if it is by this one.
-    pub gateway: Option<Ipv4Addr>,
-    /// Its name server.
-    pub dns: Option<Ipv4Addr>,
+    /// The machine's address there: gateway and name server, unless the plan says others.
+    pub own: Ipv4Addr,
+    /// The way to everything else is by this one.
+    pub leads_out: bool,
+    /// There are name servers.
+    pub has_servers: bool,
+    /// What the network says beside.
+    pub plan: Plan,
     /// Largest packet. Units: bytes.
     pub mtu: u32,
 }
@@ -145,30 +155,46 @@ pub fn openstack_metadata(entry: &Entry) -> String {
 }
 
 impl Link {
-    fn mask(&self) -> u32 {
-        u32::MAX.checked_shl(u32::BITS.saturating_sub(self.prefix.into())).unwrap_or(0)
+    /// Destinations and next hops.
+    fn routes(&self) -> Vec<StaticRoute> {
+        let gateway = self.plan.gateway(self.own, self.leads_out);
+        let default = gateway.map(|next_hop| StaticRoute { destination: EVERYTHING, next_hop });
+        default.into_iter().chain(self.plan.told_routes(self.own, self.leads_out)).collect()
+    }
+
+    fn servers(&self) -> Vec<Ipv4Addr> {
+        if self.has_servers { self.plan.told_servers(self.own) } else { Vec::new() }
     }
 
     /// The network's subnet.
     fn subnet(&self) -> Option<String> {
         let address: Ipv4Addr = self.address.parse().ok()?;
-        Some(format!("{}/{}", Ipv4Addr::from_bits(address.to_bits() & self.mask()), self.prefix))
+        Some(format!("{}/{}", Ipv4Addr::from_bits(address.to_bits() & mask(self.prefix)), self.prefix))
     }
 }
 
-/// What OpenStack says of its interfaces. The addresses come by DHCP, and are those named here.
+fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(u32::BITS.saturating_sub(prefix.into())).unwrap_or(0)
+}
+
+/// What OpenStack says of its interfaces. The addresses come by DHCP where it is answered, and are those named here.
 pub fn openstack_network(entry: &Entry) -> String {
     let (mut links, mut networks, mut all_services) = (Vec::new(), Vec::new(), Vec::new());
     for (number, link) in entry.links.iter().enumerate() {
-        let routes =
-            link.gateway.iter().map(|gateway| json!({"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": gateway}));
-        let services: Vec<_> = link.dns.iter().map(|server| json!({"type": "dns", "address": server})).collect();
+        let route = |route: StaticRoute| {
+            let netmask = Ipv4Addr::from(mask(route.destination.prefix()));
+            json!({"network": route.destination.address(), "netmask": netmask, "gateway": route.next_hop})
+        };
+        let routes: Vec<_> = link.routes().into_iter().map(route).collect();
+        let service = |server: Ipv4Addr| json!({"type": "dns", "address": server});
+        let services: Vec<_> = link.servers().into_iter().map(service).collect();
         let id = format!("interface{number}");
+        let kind = if link.plan.without_dhcp { "ipv4" } else { "ipv4_dhcp" };
         links.push(json!({"id": id, "type": "phy", "ethernet_mac_address": link.mac, "mtu": link.mtu}));
-        networks.push(json!({"id": format!("network{number}"), "type": "ipv4_dhcp", "link": id,
-            "network_id": link.network, "ip_address": link.address, "netmask": Ipv4Addr::from(link.mask()),
-            "routes": routes.collect::<Vec<_>>(), "services": services}));
-        all_services.extend(services);
+        networks.push(json!({"id": format!("network{number}"), "type": kind, "link": id,
+            "network_id": link.network, "ip_address": link.address, "netmask": Ipv4Addr::from(mask(link.prefix)),
+            "routes": routes, "services": services}));
+        all_services.extend(services.into_iter().filter(|one| !all_services.contains(one)).collect::<Vec<_>>());
     }
     json!({"links": links, "networks": networks, "services": all_services}).to_string()
 }
@@ -177,8 +203,18 @@ pub fn openstack_network(entry: &Entry) -> String {
 pub fn no_cloud_network(entry: &Entry) -> String {
     let ethernet = |(number, link): (usize, &Link)| {
         let by_it = number == 0;
-        let settings = json!({"match": {"macaddress": link.mac}, "dhcp4": true, "mtu": link.mtu,
-            "dhcp4-overrides": {"use-routes": by_it, "use-dns": by_it}});
+        let settings = match link.plan.without_dhcp {
+            false => json!({"match": {"macaddress": link.mac}, "dhcp4": true, "mtu": link.mtu,
+                "dhcp4-overrides": {"use-routes": by_it || !link.plan.routes.is_empty(), "use-dns": by_it}}),
+            true => {
+                let route = |route: StaticRoute| json!({"to": route.destination, "via": route.next_hop});
+                let routes: Vec<_> = link.routes().into_iter().map(route).collect();
+                let servers = if by_it { link.servers() } else { Vec::new() };
+                json!({"match": {"macaddress": link.mac}, "dhcp4": false, "mtu": link.mtu,
+                    "addresses": [format!("{}/{}", link.address, link.prefix)], "routes": routes,
+                    "nameservers": {"addresses": servers}})
+            }
+        };
         (format!("interface{number}"), settings)
     };
     let ethernets: serde_json::Map<_, _> = entry.links.iter().enumerate().map(ethernet).collect();
@@ -236,8 +272,56 @@ fn respond(entry: Option<&Entry>, request: &Request<Incoming>) -> Response<Full<
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// An interface on the network 10.`number`.0.0/20; the first one leads out.
+    pub(in super::super) fn link(number: u8) -> Link {
+        Link {
+            network: format!("lan{number}"),
+            network_id: format!("u-lan{number}"),
+            address: format!("10.{number}.2.3"),
+            mac: format!("02:42:0a:0{number}:02:03"),
+            prefix: 20,
+            own: Ipv4Addr::new(10, number, 0, 1),
+            leads_out: number == 1,
+            has_servers: number == 1,
+            plan: Plan::default(),
+            mtu: 1500,
+        }
+    }
+
+    #[test]
+    fn where_no_dhcp_is_answered_the_documents_say_everything() {
+        let mut link = link(1);
+        link.plan = Plan {
+            without_dhcp: true,
+            name_servers: vec![Ipv4Addr::new(192, 0, 2, 53)],
+            routes: vec![StaticRoute {
+                destination: "192.168.4.0/22".parse().unwrap(),
+                next_hop: Ipv4Addr::new(10, 1, 0, 9),
+            }],
+            ..Plan::default()
+        };
+        let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        let entry = |link: &Link| Entry { links: vec![link.clone()], ..Entry::default() };
+        let network = read(openstack_network(&entry(&link)))["networks"][0].clone();
+        assert_eq!((&network["type"], &network["ip_address"]), (&json!("ipv4"), &json!("10.1.2.3")));
+        let routes = json!([
+            {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.1.0.1"},
+            {"network": "192.168.4.0", "netmask": "255.255.252.0", "gateway": "10.1.0.9"},
+        ]);
+        assert_eq!(network["routes"], routes);
+        assert_eq!(network["services"], json!([{"type": "dns", "address": "192.0.2.53"}]));
+        let settings = read(no_cloud_network(&entry(&link)))["ethernets"]["interface0"].clone();
+        assert_eq!((&settings["dhcp4"], &settings["addresses"]), (&json!(false), &json!(["10.1.2.3/20"])));
+        assert_eq!(settings["routes"][1], json!({"to": "192.168.4.0/22", "via": "10.1.0.9"}));
+        assert_eq!(settings["nameservers"]["addresses"], json!(["192.0.2.53"]));
+        link.plan.without_gateway = true;
+        let network = read(openstack_network(&entry(&link)))["networks"][0].clone();
+        let to: Vec<_> = network["routes"].as_array().unwrap().iter().map(|route| route["network"].clone()).collect();
+        assert_eq!(to, ["192.168.4.0", "169.254.169.254"]);
+    }
 
     #[test]
     fn a_guest_finds_what_cloud_clients_look_for() {
@@ -261,14 +345,7 @@ mod tests {
         ] {
             assert_eq!(answer(&entry, path).as_deref(), expected, "{path}");
         }
-        let link = |number: u8, gateway| Link {
-            address: format!("10.{number}.2.3"),
-            mac: format!("02:42:0a:0{number}:02:03"),
-            prefix: 20,
-            gateway,
-            ..Link::default()
-        };
-        let two = Entry { links: vec![link(1, Some(Ipv4Addr::new(10, 1, 0, 1))), link(2, None)], ..entry.clone() };
+        let two = Entry { links: vec![link(1), link(2)], ..entry.clone() };
         let macs = "/latest/meta-data/network/interfaces/macs/";
         assert_eq!(answer(&two, macs).as_deref(), Some("02:42:0a:01:02:03/\n02:42:0a:02:02:03/"));
         let of_second = |what: &str| answer(&two, &format!("{macs}02:42:0a:02:02:03/{what}"));

@@ -204,6 +204,17 @@ impl Guests {
         Ok(())
     }
 
+    /// Has the guests on a network told what it says now, when they ask next.
+    pub fn replan(&self, network: &network::Network) {
+        self.dhcp.replan(&network.bridge, &network.plan);
+        for entry in self.entries.lock().values_mut() {
+            if entry.links.iter().any(|link| link.network_id == network.id) {
+                let links = Arc::make_mut(entry).links.iter_mut();
+                links.filter(|link| link.network_id == network.id).for_each(|link| link.plan.clone_from(&network.plan));
+            }
+        }
+    }
+
     /// Stops telling.
     pub fn forget(&self, gateway: Ipv4Addr, address: Ipv4Addr) {
         self.entries.lock().remove(&(gateway, address));

@@ -9,6 +9,7 @@ mod pod_defaults;
 mod pod_security;
 mod policy;
 mod quota;
+mod subnets;
 mod webhook;
 
 pub use quota::{QuotaGuard, QuotaLocks};
@@ -118,6 +119,7 @@ impl ApiServer {
             }
         }
         crate::authorization::check_escalation(self, &request.ctx.user, kind, object, request.old)?;
+        subnets::check(self, request, object)?;
         if kind.is("", "services") {
             external_ips::check(self, request, object)?;
         }

@@ -104,8 +104,9 @@ const NUEE: &[&str] = &[
     "snapshots/status",
 ];
 /// What guards and connects workloads. Who is in a group and where an address leads is for the controllers to say.
-const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers", "ports"];
-const NETWORKING_STATUS: &[&str] = &["securitygroups/status", "floatingips/status", "routers/status", "ports/status"];
+const NETWORKING: &[&str] = &["securitygroups", "floatingips", "routers", "ports", "subnets"];
+const NETWORKING_STATUS: &[&str] =
+    &["securitygroups/status", "floatingips/status", "routers/status", "ports/status", "subnets/status"];
 /// Virtual machines and what they are made from.
 const MACHINES: &[&str] = &["virtualmachines", "diskimages", "keypairs", "backups"];
 const MACHINES_STATUS: &[&str] =

@@ -18,6 +18,8 @@ const NUMBER_FIRST: u32 = 2;
 const NUMBER_MAX: u32 = (1 << 24) - 1;
 /// Larger networks are shared by nobody; the machines refuse them too. Units: bits.
 const PREFIX_MIN: u8 = 8;
+/// A port needs so many addresses, since ports have half of them at most.
+const PORTS_SHARE: usize = 2;
 /// The phase of a network that was made.
 const READY: &str = "Ready";
 /// What a [`Container`]'s mode says when it is on no network of users.
@@ -36,6 +38,26 @@ pub struct Span {
     range: Range,
     /// The network's own address.
     gateway: Option<Ipv4Addr>,
+    /// First and last addresses that are given; without any, all are.
+    pools: Vec<(Ipv4Addr, Ipv4Addr)>,
+}
+
+impl Span {
+    /// How many workloads there is room for in a part, at least.
+    fn room(&self, part: Range) -> usize {
+        if self.pools.is_empty() {
+            return share::room(part);
+        }
+        let own = share::own_address(self.subnet, part, self.gateway);
+        let length = |(start, end): &(Ipv4Addr, Ipv4Addr)| {
+            let (start, end) = ((*start).max(part.address()), (*end).min(part.last()));
+            let all = (u64::from(end.to_bits()) + 1).saturating_sub(start.to_bits().into());
+            let mut kept = BTreeSet::from([Some(own), self.gateway]);
+            kept.retain(|one| one.is_some_and(|one| start <= one && one <= end));
+            usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(kept.len())
+        };
+        self.pools.iter().map(length).sum()
+    }
 }
 
 /// A workload that is or will be on a network.
@@ -58,6 +80,8 @@ pub struct World {
     pub networks: BTreeMap<Key, Span>,
     /// By kind, namespace and name of the workload.
     pub members: BTreeMap<(&'static str, String, String), Vec<Member>>,
+    /// Networks of ports, by the places of those.
+    pub ports: BTreeMap<Key, Key>,
 }
 
 /// The network, when it spans machines. One that the first machine has not made has no parts: its spec may say anything.
@@ -68,7 +92,8 @@ pub fn span(network: &Network) -> Option<Span> {
     // The spec may have changed since.
     let is_inside = subnet.contains(range.address()) && range.prefix() >= subnet.prefix();
     let gateway = status.gateway.parse().ok();
-    Some(Span { uid: network.uid().filter(|_| is_inside)?, subnet, range, gateway })
+    let pools = status.plan.iter().flat_map(|plan| &plan.allocation_pools).filter_map(|pool| pool.read()).collect();
+    Some(Span { uid: network.uid().filter(|_| is_inside)?, subnet, range, gateway, pools })
 }
 
 /// As many names as a route tells of, and none that is too long for DNS.
@@ -139,14 +164,18 @@ pub fn wanted(
     for member in world.members.values().flatten().filter(|member| places.contains_key(&member.node)) {
         by_network.entry(&member.network).or_default().push(member);
     }
+    // Ports are the first machine's, and have half of its addresses at most. Where all are given, it has enough without being asked.
+    let mut ports: BTreeMap<&Key, usize> = BTreeMap::new();
+    world.ports.values().for_each(|network| *ports.entry(network).or_default() += PORTS_SHARE);
     let mut numbers: BTreeMap<&str, u32> = present.values().map(|route| (&*route.network, route.number)).collect();
     let mut routes = BTreeMap::new();
     for (key, span) in &world.networks {
         let members = by_network.get(key).map(Vec::as_slice).unwrap_or_default();
-        if !numbers.contains_key(&*span.uid) && fits_at_home(span, members, home) {
+        let kept = if span.pools.is_empty() { 0 } else { ports.get(key).copied().unwrap_or_default() };
+        if !numbers.contains_key(&*span.uid) && fits_at_home(span, members, kept, home) {
             continue;
         }
-        let holds = holds(span, members, places, home, present);
+        let holds = holds(span, members, kept, places, home, present);
         let alone = holds.iter().all(|(node, hold)| *node == home && hold.parts.len() < 2);
         if alone {
             continue;
@@ -160,13 +189,13 @@ pub fn wanted(
 }
 
 /// Whether the first machine's half is all that a network needs: at once, however large the network is.
-fn fits_at_home(span: &Span, members: &[&Member], home: &str) -> bool {
+fn fits_at_home(span: &Span, members: &[&Member], kept: usize, home: &str) -> bool {
     let Some(lower) = share::first(span.range) else { return true };
     let is_in_half = |member: &&Member| {
         let mut addresses = [member.address, member.wanted].into_iter().flatten();
         member.node == home && addresses.all(|address| lower.contains(address))
     };
-    members.len() <= share::room(lower) && members.iter().all(is_in_half)
+    members.len() + kept <= span.room(lower) && members.iter().all(is_in_half)
 }
 
 /// The number behind the highest in use, so that one is not used again while a machine may still hold to what it meant before.
@@ -181,6 +210,7 @@ fn free_number(taken: &BTreeMap<&str, u32>) -> Option<u32> {
 fn holds<'a>(
     span: &Span,
     members: &[&'a Member],
+    kept: usize,
     places: &'a BTreeMap<String, Option<Place>>,
     home: &'a str,
     present: &BTreeMap<String, NetworkRouteSpec>,
@@ -191,7 +221,8 @@ fn holds<'a>(
     for route in present.values().filter(|route| route.network == span.uid) {
         let Some((node, _)) = places.get_key_value(&route.node_name) else { continue };
         let Ok(part) = route.destination.parse::<Range>() else { continue };
-        if part.prefix() == 32 {
+        // The network may have had another subnet.
+        if part.prefix() == 32 || !span.range.contains(part.address()) {
             continue;
         }
         let hold = holds.entry(node).or_default();
@@ -204,7 +235,7 @@ fn holds<'a>(
         let is_free = |part: &Range| !holds.values().flat_map(|hold| &hold.parts).any(|held| held.overlaps(*part));
         let free = match address {
             Some(address) => share::other_with(span.range, address).filter(is_free),
-            None => share::others(span.range).find(is_free),
+            None => share::others(span.range).find(|part| span.room(*part) > 0 && is_free(part)),
         };
         holds.entry(node).or_default().parts.extend(free);
         free.is_some()
@@ -217,9 +248,12 @@ fn holds<'a>(
     }
     let mut needs: BTreeMap<&str, usize> = BTreeMap::new();
     members.iter().for_each(|member| *needs.entry(&member.node).or_default() += 1);
+    if kept > 0 {
+        *needs.entry(home).or_default() += kept;
+    }
     for (node, need) in needs {
         let room = |holds: &BTreeMap<&str, Hold>| {
-            holds.get(node).map_or(0, |hold| hold.parts.iter().map(|part| share::room(*part)).sum())
+            holds.get(node).map_or(0, |hold| hold.parts.iter().map(|part| span.room(*part)).sum())
         };
         while room(&holds) < need && give(&mut holds, node, None) {}
     }
@@ -308,7 +342,7 @@ mod tests {
         let mut world = World::default();
         for (name, subnet) in networks {
             let subnet: Range = subnet.parse().unwrap();
-            let span = Span { uid: format!("uid-{name}"), subnet, range: subnet, gateway: None };
+            let span = Span { uid: format!("uid-{name}"), subnet, range: subnet, gateway: None, pools: Vec::new() };
             world.networks.insert(key(name), span);
         }
         for (at, (network, node, address)) in members.iter().enumerate() {
@@ -368,6 +402,37 @@ mod tests {
         first[0].node = "n1".into();
         let routes = wanted(&world, &places, "n1", &routes);
         assert!(shown(&routes).contains(&"a 10.89.0.240/28 n1 10.89.0.127".to_owned()), "{:?}", shown(&routes));
+    }
+
+    #[test]
+    fn a_machine_gets_parts_with_addresses_that_are_given() {
+        let places = places(&["n1", "n2"]);
+        let at = |last: u8| Ipv4Addr::new(10, 89, 0, last);
+        let with = |pools: &[(u8, u8)], members: &[(&str, &str, &str)], ports: usize| {
+            let mut world = world(&[("a", "10.89.0.0/24")], members);
+            let span = world.networks.values_mut().next().unwrap();
+            span.pools = pools.iter().map(|(start, end)| (at(*start), at(*end))).collect();
+            world.ports = (0..ports).map(|port| (key(&port.to_string()), key("a"))).collect();
+            shown(&wanted(&world, &places, "n1", &BTreeMap::new()))
+        };
+        // What lies in the lower half is the first machine's, and enough for it.
+        assert!(with(&[(10, 19)], &[("a", "n1", "")], 2).is_empty());
+        // Elsewhere a part begins with the first address that is given; the first machine too needs one there.
+        assert_eq!(with(&[(10, 19), (200, 220)], &[("a", "n2", "")], 0)[1..], ["a 10.89.0.192/28 n2 10.89.0.207"]);
+        let upper = [(200, 206), (230, 235)];
+        assert_eq!(with(&upper, &[("a", "n1", "")], 0)[1..], ["a 10.89.0.192/28 n1 10.89.0.127"]);
+        // Its ports count twice: these seven addresses are not enough for four of them.
+        assert_eq!(with(&upper, &[], 3).len(), 2);
+        assert_eq!(with(&upper, &[], 4).len(), 3);
+    }
+
+    #[test]
+    fn a_part_of_an_earlier_subnet_is_nobodys() {
+        let places = places(&["n1", "n2"]);
+        let members = [("a", "n2", "")];
+        let before = wanted(&world(&[("a", "10.89.0.0/24")], &members), &places, "n1", &BTreeMap::new());
+        let after = wanted(&world(&[("a", "10.90.0.0/24")], &members), &places, "n1", &before);
+        assert_eq!(shown(&after), ["a 10.90.0.0/25 n1 10.90.0.127", "a 10.90.0.128/28 n2 10.90.0.143"]);
     }
 
     #[test]

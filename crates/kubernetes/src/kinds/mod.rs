@@ -19,6 +19,7 @@ mod nuee;
 mod nuee_disks;
 mod nuee_machines;
 mod nuee_network;
+mod nuee_subnet;
 mod pod_defaults;
 mod pod_validation;
 mod policy;
@@ -86,6 +87,7 @@ pub(crate) fn registrations() -> Vec<Registration> {
         authorization::kinds,
         nuee::kinds,
         nuee_network::kinds,
+        nuee_subnet::kinds,
     ];
     groups.iter().flat_map(|group| group()).collect()
 }

@@ -108,7 +108,7 @@ fn check_names(path: &str, names: &[Value], most: usize, causes: &mut Vec<Cause>
 }
 
 /// A name of an object: labels with dots between them.
-fn check_name(path: &str, name: &str, causes: &mut Vec<Cause>) {
+pub(super) fn check_name(path: &str, name: &str, causes: &mut Vec<Cause>) {
     name.split('.').for_each(|label| check_label(path, label, causes));
 }
 

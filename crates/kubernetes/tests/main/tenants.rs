@@ -365,6 +365,7 @@ async fn who_may_edit_makes_machines_and_networks_and_touches_nothing_of_the_ope
         ("keypairs", own("KeyPair", "me", &json!({"publicKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJv me"}))),
         ("networks", own("Network", "front", &json!({"name": "front"}))),
         ("routers", own("Router", "between", &json!({"networks": ["front"]}))),
+        ("subnets", own("Subnet", "front", &json!({"network": "front", "cidr": "10.90.0.0/24"}))),
         ("ports", own("Port", "front", &json!({"network": "front"}))),
         ("securitygroups", own("SecurityGroup", "ssh", &json!({"rules": []}))),
         ("floatingips", own("FloatingIP", "one", &json!({"virtualMachine": "web"}))),
@@ -374,6 +375,17 @@ async fn who_may_edit_makes_machines_and_networks_and_touches_nothing_of_the_ope
     }
     let (code, text) = posts(&server, "floatingips", own("FloatingIP", "two", &json!({}))).await;
     assert!(code == 403 && text.contains("exceeded quota: few"), "{code} {text}");
+
+    // A network has its addresses from one place.
+    for (network, flaw) in [("front", "has subnet front already"), ("inline", "says its subnet itself")] {
+        if network == "inline" {
+            let inline = own("Network", network, &json!({"name": network, "subnet": "10.91.0.0/24"}));
+            assert_eq!(posts(&server, "networks", inline).await.0, 201);
+        }
+        let second = own("Subnet", "second", &json!({"network": network, "cidr": "10.92.0.0/24"}));
+        let (code, text) = posts(&server, "subnets", second).await;
+        assert!(code == 422 && text.contains(flaw), "{code} {text}");
+    }
 
     // What belongs to the operator, or says what only the pool knows.
     for (method, path) in [
@@ -385,6 +397,8 @@ async fn who_may_edit_makes_machines_and_networks_and_touches_nothing_of_the_ope
         ("PATCH", "/apis/nuee.dev/v1/namespaces/c/virtualmachines/web/status"),
         ("PATCH", "/apis/nuee.dev/v1/namespaces/c/floatingips/one/status"),
         ("PATCH", "/apis/nuee.dev/v1/namespaces/c/ports/front/status"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/subnets/front/status"),
+        ("PATCH", "/apis/nuee.dev/v1/namespaces/c/networks/front/status"),
         ("PATCH", "/apis/nuee.dev/v1/namespaces/c/diskimages/tiny/status"),
         ("POST", "/api/v1/namespaces/c/resourcequotas"),
         ("DELETE", "/api/v1/namespaces/c/resourcequotas/few"),

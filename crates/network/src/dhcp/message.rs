@@ -5,6 +5,8 @@
 use std::net::Ipv4Addr;
 
 use super::Lease;
+use crate::plan::StaticRoute;
+use crate::subnet::Subnet;
 use crate::types::Mac;
 
 const REQUEST: u8 = 1;
@@ -94,6 +96,26 @@ impl Request {
     }
 }
 
+/// The value of option 121. Whoever reads it does not look at option 3, so the gateway is in it too. It ends with the last route for which
+/// there is room. `Source:` RFC 3442
+fn classless(routes: &[StaticRoute], gateway: Option<Ipv4Addr>) -> Vec<u8> {
+    let mut value = Vec::new();
+    let default =
+        gateway.map(|next_hop| StaticRoute { destination: Subnet::new_const(Ipv4Addr::UNSPECIFIED, 0), next_hop });
+    for route in default.iter().chain(routes) {
+        // Of the destination, as many bytes as its prefix reaches into.
+        let bytes = usize::from(route.destination.prefix().div_ceil(8));
+        let mut one = vec![route.destination.prefix()];
+        one.extend(route.destination.address().octets().into_iter().take(bytes));
+        one.extend(route.next_hop.octets());
+        if value.len() + one.len() > VALUE_BYTES_MAX {
+            break;
+        }
+        value.extend(one);
+    }
+    value
+}
+
 /// The answer to a request.
 pub(super) fn reply(request: &Request, kind: Kind, lease: &Lease, seconds: u32) -> Vec<u8> {
     let mut bytes = vec![0u8; OPTIONS_AT];
@@ -119,10 +141,16 @@ pub(super) fn reply(request: &Request, kind: Kind, lease: &Lease, seconds: u32) 
     if kind != Kind::Refuse {
         let mask = u32::MAX.checked_shl(32 - u32::from(lease.prefix.min(32))).unwrap_or(0);
         option(1, &mask.to_be_bytes());
-        if let Some(gateway) = lease.gateway {
+        let gateway = lease.plan.gateway(lease.server, lease.leads_out);
+        if let Some(gateway) = gateway {
             option(3, &gateway.octets());
         }
-        option(6, &lease.dns.octets());
+        let servers = lease.plan.told_servers(lease.server);
+        option(6, &servers.iter().flat_map(Ipv4Addr::octets).collect::<Vec<u8>>());
+        let routes = lease.plan.told_routes(lease.server, lease.leads_out);
+        if !routes.is_empty() {
+            option(121, &classless(&routes, gateway));
+        }
         option(12, lease.hostname.as_bytes());
         if !lease.domain.is_empty() {
             option(15, lease.domain.as_bytes());
@@ -161,7 +189,59 @@ mod tests {
         assert!(Request::parse(&message(&[255])).is_none(), "no kind");
     }
 
+    fn route(destination: &str, next_hop: [u8; 4]) -> StaticRoute {
+        StaticRoute { destination: destination.parse().unwrap(), next_hop: next_hop.into() }
+    }
+
+    #[test]
+    fn routes_are_as_long_as_their_prefixes_need() {
+        let hop = [10, 0, 0, 1];
+        for (destination, expected) in [
+            ("10.0.0.0/8", &[8, 10][..]),
+            ("10.128.0.0/9", &[9, 10, 128]),
+            ("10.17.0.0/16", &[16, 10, 17]),
+            ("10.27.129.0/24", &[24, 10, 27, 129]),
+            ("10.229.0.128/25", &[25, 10, 229, 0, 128]),
+            ("10.198.122.47/32", &[32, 10, 198, 122, 47]),
+            ("128.0.0.0/1", &[1, 128]),
+        ] {
+            assert_eq!(classless(&[route(destination, hop)], None), [expected, &hop[..]].concat(), "{destination}");
+        }
+        let both = classless(&[route("10.0.0.0/8", [10, 0, 0, 9])], Some(hop.into()));
+        assert_eq!(both, [0, 10, 0, 0, 1, 8, 10, 10, 0, 0, 9], "the gateway comes along");
+    }
+
+    /// What a client makes of option 121.
+    fn read(mut value: &[u8]) -> Vec<StaticRoute> {
+        let mut routes = Vec::new();
+        while let Some((prefix, rest)) = value.split_first() {
+            let bytes = usize::from(prefix.div_ceil(8));
+            let mut address = [0u8; 4];
+            address[..bytes].copy_from_slice(&rest[..bytes]);
+            let next_hop: [u8; 4] = rest[bytes..bytes + 4].try_into().unwrap();
+            routes.push(StaticRoute {
+                destination: Subnet::containing(address.into(), *prefix).unwrap(),
+                next_hop: next_hop.into(),
+            });
+            value = &rest[bytes + 4..];
+        }
+        routes
+    }
+
     proptest! {
+        #[test]
+        fn a_client_reads_the_routes_that_were_said(all in prop::collection::vec((any::<u32>(), 0u8..=32, any::<u32>()), 0..40)) {
+            let routes: Vec<StaticRoute> = all.into_iter().map(|(to, prefix, by)| StaticRoute {
+                destination: Subnet::containing(Ipv4Addr::from_bits(to), prefix).unwrap(),
+                next_hop: Ipv4Addr::from_bits(by),
+            }).collect();
+            let value = classless(&routes, None);
+            prop_assert!(value.len() <= VALUE_BYTES_MAX);
+            let told = read(&value);
+            prop_assert_eq!(&told[..], &routes[..told.len()]);
+            prop_assert!(told.len() >= routes.len().min(VALUE_BYTES_MAX / 9), "as many as there is room for");
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = Request::parse(&bytes);

@@ -136,8 +136,14 @@ impl Inner {
                 // There is no way out, but one to the virtual addresses of services on this very network.
                 let services = self.options.service_cidr;
                 link::add_route(&mut inside, services, network.gateway).map_err(failed("set the route to services"))?;
-            } else if !request.without_default_route {
+            } else if !request.without_default_route && !network.plan.without_gateway {
                 link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
+            }
+            for route in network.plan.routes.iter().filter(|route| route.next_hop != attachment.address) {
+                // Another network of the same workload may lead there already.
+                if let Err(error) = link::add_route(&mut inside, route.destination, route.next_hop) {
+                    tracing::warn!(owner = attachment.owner, to = %route.destination, %error, "a route is not set");
+                }
             }
             // The first network with IPv6 gives this one, whichever gives the other.
             if let Some(place) = attachment.ipv6.filter(|_| !network.internal) {

@@ -246,7 +246,9 @@ impl Inner {
             uplink: self.check_uplink(core, config)?,
             isolated_ports: config.isolated_ports,
             mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
-            parts: config.shared.then(|| old.and_then(|old| old.parts.clone()).unwrap_or_default()),
+            // Parts of another subnet are nobody's here.
+            parts: config.shared.then(|| old.filter(|_| !is_new).and_then(|old| old.parts.clone()).unwrap_or_default()),
+            plan: config.plan.clone(),
         })
     }
 
@@ -382,6 +384,10 @@ impl Inner {
     /// Notes which parts of a network that spans machines this one gives addresses from.
     pub(super) fn share_network(&self, core: &mut Core, id: &str, parts: &[Subnet]) -> Result<()> {
         let network = core.networks.get_mut(id).ok_or_else(|| Error::NetworkNotFound(id.to_owned()))?;
+        // Whoever says them may not know yet that the network has another subnet by now.
+        if parts.iter().any(|part| !network.subnet.contains(part.address())) {
+            return Ok(());
+        }
         if network.parts.as_deref() != Some(parts) {
             let next = Network { parts: Some(parts.to_vec()), ..network.clone() };
             files::replace(&self.options.state_dir.join("networks").join(id), &next)?;

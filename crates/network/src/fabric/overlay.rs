@@ -378,6 +378,7 @@ mod tests {
                 isolated_ports: false,
                 mtu: 1500,
                 parts: None,
+                plan: crate::Plan::default(),
             };
             let elements = ruleset::of_overlay(&network, "nuee-vx2");
             elements.iter().any(|element| element.set == "internal")

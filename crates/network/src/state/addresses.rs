@@ -237,8 +237,7 @@ impl AddressBook {
     fn next_free(&self, network: &Network) -> Option<Ipv4Addr> {
         let empty = BTreeMap::new();
         let used = self.networks.get(&network.id).unwrap_or(&empty);
-        let ranges = ranges(network);
-        let ends = |range: &Subnet| (range.address().to_bits(), range.last().to_bits());
+        let pieces = pieces(network);
         let start = self.cursors.get(&network.id).map_or(0, |cursor| cursor.to_bits().saturating_add(1));
         let free = |bits: &u32| {
             let address = Ipv4Addr::from_bits(*bits);
@@ -247,8 +246,8 @@ impl AddressBook {
                 && !self.is_reserved(&network.id, address)
                 && self.ports.holder(&network.id, address).is_none()
         };
-        let mut after = ranges.iter().map(ends).flat_map(|(first, last)| first.max(start)..=last);
-        let mut before = ranges.iter().map(ends).flat_map(|(first, last)| first..=last.min(start));
+        let mut after = pieces.iter().flat_map(|(first, last)| *first.max(&start)..=*last);
+        let mut before = pieces.iter().flat_map(|(first, last)| *first..=*last.min(&start));
         after.find(free).or_else(|| before.find(free)).map(Ipv4Addr::from_bits)
     }
 
@@ -326,6 +325,12 @@ fn ranges(network: &Network) -> Vec<Subnet> {
     }
 }
 
+/// First and last addresses of what this machine gives to who wishes for none.
+fn pieces(network: &Network) -> Vec<(u32, u32)> {
+    let ends = |range: &Subnet| network.plan.within(range.address().to_bits(), range.last().to_bits());
+    ranges(network).iter().flat_map(ends).collect()
+}
+
 /// The last address of a part that is no broadcast address: kept for the machine itself, which leads the others here by it. Pure.
 fn own_of_part(network: &Network, part: &Subnet) -> Ipv4Addr {
     match part.last() {
@@ -342,15 +347,15 @@ fn is_given(network: &Network, address: Ipv4Addr) -> bool {
         && ranges(network).iter().any(|range| range.contains(address))
 }
 
-/// How many addresses are this machine's to give, taken or not. Pure.
+/// How many addresses are this machine's to give to who wishes for none, taken or not. Pure.
 fn usable(network: &Network) -> usize {
-    let ranges = ranges(network);
-    let length = |range: &Subnet| u64::from(range.last().to_bits() - range.address().to_bits()) + 1;
+    let pieces = pieces(network);
+    let length = |(first, last): &(u32, u32)| u64::from(last - first) + 1;
     let kept = network.parts.iter().flatten().map(|part| own_of_part(network, part));
     let special = [network.subnet.address(), network.subnet.last(), network.gateway].into_iter().chain(kept);
-    let is_missing = |one: &Ipv4Addr| !is_given(network, *one) && ranges.iter().any(|range| range.contains(*one));
-    let missing: HashSet<Ipv4Addr> = special.filter(is_missing).collect();
-    let all: u64 = ranges.iter().map(length).sum();
+    let is_inside = |one: &Ipv4Addr| pieces.iter().any(|(first, last)| (*first..=*last).contains(&one.to_bits()));
+    let missing: HashSet<Ipv4Addr> = special.filter(|one| !is_given(network, *one) && is_inside(one)).collect();
+    let all: u64 = pieces.iter().map(length).sum();
     usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(missing.len())
 }
 
@@ -377,6 +382,7 @@ mod tests {
             isolated_ports: false,
             mtu: 1500,
             parts: None,
+            plan: crate::Plan::default(),
         }
     }
 
@@ -575,6 +581,60 @@ mod tests {
         assert_eq!((usable(&network), given), (3, 3));
         network.parts = Some(Vec::new());
         assert_eq!(usable(&network), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn who_wishes_for_none_is_given_each_address_of_the_pools_once_and_no_other(
+            ends in proptest::collection::vec((1u8..=62, 1u8..=62), 1..4),
+            parts in proptest::option::of(proptest::collection::vec(0u8..4, 0..3)),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let mut network = network("10.0.0.0/26", None);
+            let at = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+            let mut pools: Vec<(Ipv4Addr, Ipv4Addr)> = Vec::new();
+            for (one, other) in ends {
+                let pool = (at(one.min(other)), at(one.max(other)));
+                if pools.iter().all(|(first, last)| pool.1 < *first || *last < pool.0) {
+                    pools.push(pool);
+                }
+            }
+            pools.sort_unstable();
+            network.plan.pools = pools.clone();
+            network.parts = parts.map(|parts| {
+                let parts: std::collections::BTreeSet<u8> = parts.into_iter().collect();
+                parts.iter().map(|part| format!("10.0.0.{}/28", part * 16).parse().unwrap()).collect()
+            });
+            let mut book = AddressBook::open(directory.path()).unwrap();
+            let expected: HashSet<Ipv4Addr> = (0..64).map(at)
+                .filter(|one| is_given(&network, *one) && pools.iter().any(|(first, last)| first <= one && one <= last))
+                .collect();
+            prop_assert_eq!(usable(&network), expected.len());
+            let mut given = HashSet::new();
+            while let Ok(address) = take(&mut book, &network, None, "o") {
+                prop_assert!(given.insert(address), "{} given twice", address);
+            }
+            prop_assert_eq!(given, expected);
+        }
+    }
+
+    #[test]
+    fn an_address_beside_the_pools_is_had_by_who_wishes_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut network = network("10.0.0.0/28", None);
+        let at = |last: u8| Ipv4Addr::new(10, 0, 0, last);
+        network.plan.pools = vec![(at(5), at(6))];
+        let ports = Reservations::open(&directory.path().join("ports")).unwrap();
+        let mut book = AddressBook::open(&directory.path().join("addresses")).unwrap().keeping(ports);
+        assert_eq!(take(&mut book, &network, Some(at(9)), "o").unwrap(), at(9));
+        assert_eq!(book.keep(&network, "p", Some(at(10)), None).unwrap().address, at(10));
+        assert_eq!(take(&mut book, &network, None, "o").unwrap(), at(5));
+        // An edit counts from the next address on.
+        network.plan.pools = vec![(at(12), at(13))];
+        assert_eq!(take(&mut book, &network, None, "o").unwrap(), at(12));
+        assert_eq!(take(&mut book, &network, None, "o").unwrap(), at(13));
+        assert!(matches!(take(&mut book, &network, None, "o"), Err(Error::AddressesExhausted(_))));
     }
 
     #[test]

@@ -31,6 +31,12 @@ impl Driver {
         crate::directories::remove(&run_dir)
     }
 
+    /// Whether a guest that boots is answered when it asks for its address.
+    pub(super) fn will_ask(&self) -> bool {
+        let first = self.places.first().map(|place| self.context.networks.current(&place.network));
+        first.is_none_or(|network| !network.plan.without_dhcp)
+    }
+
     pub(super) async fn start(&mut self, resuming: bool) -> Event {
         match self.try_start(resuming).await {
             Ok(()) => {
@@ -79,8 +85,8 @@ impl Driver {
         self.report().await;
         self.status.ports = serve::publish(&self.context, &self.object, &self.uid, &self.places).await?;
         let how = if resuming { Start::Resume(self.memory_file()) } else { Start::Boot };
-        // A guest that resumes has its address.
-        self.answered = resuming;
+        // A guest that resumes has its address; one that nobody answers does not ask.
+        self.answered = resuming || !self.will_ask();
         let locks = attach::prepare(&self.context, &self.object, &self.uid, resuming).await?;
         if !resuming {
             self.drop_memory().await?;

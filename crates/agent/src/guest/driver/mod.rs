@@ -343,8 +343,8 @@ impl Driver {
                 }
             }
             Some(GuestEvent::Restarted) => {
-                self.answered = false;
-                self.patience = Some(Instant::now() + ANSWER_PATIENCE);
+                self.answered = !self.will_ask();
+                self.patience = (!self.answered).then(|| Instant::now() + ANSWER_PATIENCE);
                 self.report().await;
             }
             Some(GuestEvent::Changed) | None => match guest.state().await {

@@ -17,13 +17,13 @@ use crate::guest::metadata::{Entry, Link};
 pub async fn serve(context: &Context, object: &VirtualMachine, uid: &str, places: &[Place]) -> Result<()> {
     let (hostname, name) = (hostname(object), Key::of(object).name);
     for (at, place) in places.iter().enumerate() {
-        let (network, attachment) = (&place.network, &place.attachment);
+        let (network, attachment) = (&context.networks.current(&place.network), &place.attachment);
         let lease = network::dhcp::Lease {
             address: attachment.address,
             prefix: attachment.prefix,
             server: network.gateway,
-            gateway: (at == 0 && !network.internal).then_some(network.gateway),
-            dns: network.gateway,
+            leads_out: at == 0 && !network.internal,
+            plan: network.plan.clone(),
             hostname: hostname.clone(),
             domain: String::new(),
             mtu: u16::try_from(network.mtu).unwrap_or(u16::MAX),
@@ -42,7 +42,8 @@ pub async fn serve(context: &Context, object: &VirtualMachine, uid: &str, places
     if !asked.is_empty() {
         let entry = entry(context, object, uid, places).await?;
         for place in asked {
-            context.guests.tell(place.network.gateway, place.attachment.address, entry.clone()).await?;
+            let gateway = context.networks.current(&place.network).gateway;
+            context.guests.tell(gateway, place.attachment.address, entry.clone()).await?;
         }
     }
     Ok(())
@@ -51,14 +52,17 @@ pub async fn serve(context: &Context, object: &VirtualMachine, uid: &str, places
 /// What the guest is told about itself.
 pub async fn entry(context: &Context, object: &VirtualMachine, uid: &str, places: &[Place]) -> Result<Entry> {
     let link = |(at, place): (usize, &Place)| {
-        let network = &place.network;
+        let network = context.networks.current(&place.network);
         Link {
             network: place.nic.network.clone(),
+            network_id: network.id.clone(),
             address: place.attachment.address.to_string(),
             mac: place.attachment.mac.to_string(),
             prefix: place.attachment.prefix,
-            gateway: (at == 0 && !network.internal).then_some(network.gateway),
-            dns: network.uplink.is_none().then_some(network.gateway),
+            own: network.gateway,
+            leads_out: at == 0 && !network.internal,
+            has_servers: network.uplink.is_none(),
+            plan: network.plan.clone(),
             mtu: network.mtu,
         }
     };
