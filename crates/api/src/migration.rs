@@ -4,7 +4,9 @@
 //! only when its guest stands still and the target has all of it. It makes it against the version of the object that it read. One that
 //! it has asked for may still be on its way when its sender is dead, so that nobody runs the guest on at the source before another write
 //! (`status.handover`) has made that version an old one: the two exclude each other. The target hears of the decision from the source, and
-//! should that not come, from the store. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
+//! should that not come, from the store. By post-copy (`spec.postCopy`) that one write comes earlier: when the guest stands still and its disks
+//! are on the target, and before the target runs it with a part of its memory. From then on nobody can take it back; what is missing comes from
+//! the source alone, and should that end, the guest is lost and starts anew from its disks, on the target. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
 //! the property test at the end kills everybody at any point.
 //!
 //! A target that has all of a guest keeps it while its migration is not over, so the `Migration` must not go before that: from the choice of
@@ -44,6 +46,10 @@ pub struct MigrationSpec {
     /// Most that memory and disks together may take of the network, per second; absent means no bound. Units: bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Quantity>,
+    /// When its memory changes faster than it is carried, the machine goes on on the target before all of its memory is there. Should the
+    /// rest not come (the source, either agent or the cable fails), the machine starts anew from its disks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub post_copy: bool,
     /// Stop it; the machine stays where it is, unless it has moved already.
     pub cancel: bool,
 }
@@ -108,9 +114,11 @@ pub enum MigrationPhase {
     Copying,
     /// The guest stands still, the target has all of it, and the store has not taken the decision yet.
     Handover,
+    /// The machine is on the target, and a part of its memory still on the source.
+    PostCopy,
     /// The machine is on the target.
     Succeeded,
-    /// The machine is on the source.
+    /// The machine is on the source; or on the target, where it started anew from its disks after the rest of its memory was lost.
     Failed,
     /// It was stopped; the machine is on the source.
     Cancelled,
@@ -131,12 +139,14 @@ pub enum Seen {
     Nothing,
     /// It runs.
     Running,
-    /// On the source: stopped by its migration, all of it sent.
+    /// On the source: stopped by its migration, all of it sent; or, by post-copy, its disks and a part of its memory.
     Sent,
     /// On the target: not all of it is there.
     Receiving,
     /// On the target: all of it is there, and it has never run.
     Received,
+    /// On the target: it runs, and a part of its memory is on the source.
+    Partial,
 }
 
 /// What a machine does.
@@ -155,38 +165,41 @@ pub enum Act {
 }
 
 /// What the source does. `bound_here`: the machine's `spec.nodeName` names the asking host. `driving`: the agent that drives this
-/// migration is alive and has not given it up. `withdrawn`: this very agent has written into the object since. Without that nobody runs a
+/// migration is alive and has not given it up; until then what was sent stays, since a part of the memory may be there alone. `withdrawn`: this very agent has written into the object since. Without that nobody runs a
 /// guest that was sent, also when its process died since: the write that gives it away may still be on its way into the store, from an
 /// agent that is dead, and only a later version keeps it out. Pure.
 #[must_use]
 pub fn at_source(bound_here: bool, seen: Seen, driving: bool, withdrawn: bool) -> Act {
     match (bound_here, seen) {
         (false, Seen::Nothing) => Act::Wait,
+        (false, Seen::Sent) if driving => Act::Wait,
         (false, _) => Act::End,
         (true, Seen::Running) => Act::Wait,
         (true, _) if driving => Act::Wait,
         (true, _) if !withdrawn => Act::Withdraw,
         (true, Seen::Sent) => Act::Run,
-        (true, Seen::Nothing | Seen::Receiving | Seen::Received) => Act::Boot,
+        (true, Seen::Nothing | Seen::Receiving | Seen::Received | Seen::Partial) => Act::Boot,
     }
 }
 
 /// Whether the source gives the machine to the target, against the version that it read. `seen`: its own guest; `received`: the target
-/// has said that it has all of it. Pure.
+/// has said that it has all of it. `in_part`: it is sent by post-copy, and what is not memory has all arrived. Pure.
 #[must_use]
-pub fn may_decide(bound_here: bool, seen: Seen, received: bool, cancelled: bool) -> bool {
-    bound_here && seen == Seen::Sent && received && !cancelled
+pub fn may_decide(bound_here: bool, seen: Seen, received: bool, in_part: bool, cancelled: bool) -> bool {
+    bound_here && seen == Seen::Sent && (received || in_part) && !cancelled
 }
 
-/// What the target does. `connected`: the source still speaks to it; or, when all of the guest is here, its migration is not over, since
-/// the store may say until then that it is this machine's. Pure.
+/// What the target does. `connected`: the source still speaks to it, and sends what is missing; or, when all of the guest is here, or its
+/// disks may be, and it is not this machine's: its migration is not over, since the store may say until then that it is. Pure.
 #[must_use]
 pub fn at_target(bound_here: bool, seen: Seen, connected: bool) -> Act {
     match (bound_here, seen) {
         (true, Seen::Received) => Act::Run,
         (true, Seen::Running) => Act::Wait,
-        // Nothing is given away before all is here, so what is incomplete is left from another attempt.
-        (true, Seen::Receiving | Seen::Sent) => Act::End,
+        // By post-copy it is given away before all is here.
+        (true, Seen::Receiving | Seen::Partial) if connected => Act::Wait,
+        // What is incomplete then stays so, or is left from another attempt.
+        (true, Seen::Receiving | Seen::Partial | Seen::Sent) => Act::End,
         (true, Seen::Nothing) => Act::Boot,
         (false, Seen::Nothing) => Act::Wait,
         (false, Seen::Receiving | Seen::Received) if connected => Act::Wait,
@@ -194,10 +207,22 @@ pub fn at_target(bound_here: bool, seen: Seen, connected: bool) -> Act {
     }
 }
 
-/// What the target does at the source's word that it is decided. Only a source whose own write was acknowledged says so. Pure.
+/// What the target does at the source's word that it is decided. Only a source whose own write was acknowledged says so. `in_part`: the
+/// guest comes by post-copy, and enough of it is here for it to run. Pure.
 #[must_use]
-pub fn at_word(seen: Seen) -> Act {
-    if seen == Seen::Received { Act::Run } else { Act::Wait }
+pub fn at_word(seen: Seen, in_part: bool) -> Act {
+    match seen {
+        Seen::Received => Act::Run,
+        Seen::Receiving if in_part => Act::Run,
+        _ => Act::Wait,
+    }
+}
+
+/// Whether the source says how its migration ends. By post-copy it is not over when the machine is the target's, and only who gives the rest
+/// knows when it is. Pure.
+#[must_use]
+pub fn source_ends(spec: &MigrationSpec) -> bool {
+    spec.post_copy
 }
 
 /// Whether a migration that somebody deletes is held for now: its source may have begun, and asked the store for the decision, and a target
@@ -236,7 +261,7 @@ pub fn may_give_back(held_here: bool) -> bool {
     held_here
 }
 
-/// Whether a host keeps what it has of a volume. `has_guest`: a guest here has it, be it on its way, sent, or not cleared away. Pure.
+/// Whether a host keeps what it has of a volume. `has_guest`: a guest here has it, be it on its way, sent, ended or not cleared away. Pure.
 #[must_use]
 pub fn keeps_copy(held_here: bool, has_guest: bool) -> bool {
     held_here || has_guest
@@ -270,6 +295,9 @@ mod tests {
         withdrawal: Option<u32>,
         /// The source knows that its write was made, and has said so on a connection that still stands.
         word: bool,
+        /// It is one by post-copy, and the guest stands still for it: its disks are on the target.
+        post_copy: bool,
+        in_part: bool,
         disk: Disk,
     }
 
@@ -301,6 +329,8 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Move {
         Transfer,
+        Part,
+        Rest,
         ReadToDecide,
         WriteDecision,
         Word,
@@ -322,8 +352,10 @@ mod tests {
         SourceDisk,
         TargetDisk,
     }
-    const MOVES: [Move; 21] = [
+    const MOVES: [Move; 23] = [
         Move::Transfer,
+        Move::Part,
+        Move::Rest,
         Move::ReadToDecide,
         Move::WriteDecision,
         Move::Word,
@@ -347,6 +379,10 @@ mod tests {
     ];
 
     impl World {
+        fn by_post_copy() -> World {
+            World { post_copy: true, ..World::new() }
+        }
+
         fn new() -> World {
             World {
                 bound_to_source: true,
@@ -363,6 +399,8 @@ mod tests {
                 decision: None,
                 withdrawal: None,
                 word: false,
+                post_copy: false,
+                in_part: false,
                 disk: Disk {
                     attached: true,
                     holder: SOURCE,
@@ -386,9 +424,15 @@ mod tests {
             self.source_agent == Some(true) && self.target_agent == Some(true)
         }
 
+        /// What is missing of the guest on the target still comes.
+        fn is_fed(&self) -> bool {
+            self.connected() && self.source == Seen::Sent
+        }
+
         /// What the store says of the migration.
         fn phase(&self) -> MigrationPhase {
             match (self.bound_to_source, self.over) {
+                (false, _) if self.target == Seen::Partial => MigrationPhase::PostCopy,
                 (false, _) => MigrationPhase::Succeeded,
                 (true, true) => MigrationPhase::Failed,
                 (true, false) => MigrationPhase::Copying,
@@ -404,6 +448,16 @@ mod tests {
                     self.target = Seen::Received;
                     self.disk.at_target = self.disk.at_source;
                 }
+                Move::Part
+                    if self.post_copy
+                        && self.connected()
+                        && self.source == Seen::Running
+                        && self.target == Seen::Receiving =>
+                {
+                    (self.source, self.in_part) = (Seen::Sent, true);
+                    self.disk.at_target = self.disk.at_source;
+                }
+                Move::Rest if self.is_fed() && self.target == Seen::Partial => self.target = Seen::Running,
                 // One that drives and has heard that all is there.
                 Move::ReadToDecide
                     if self.connected()
@@ -411,6 +465,7 @@ mod tests {
                             self.bound_to_source,
                             self.source,
                             self.target == Seen::Received,
+                            self.in_part && self.target == Seen::Receiving,
                             self.cancelled,
                         ) =>
                 {
@@ -424,8 +479,11 @@ mod tests {
                         world.word = world.connected();
                     });
                 }
-                Move::Word if self.word && self.target_agent == Some(true) && at_word(self.target) == Act::Run => {
-                    self.target = Seen::Running;
+                Move::Word if self.word && self.target_agent == Some(true) => {
+                    let in_part = self.in_part && self.is_fed();
+                    if at_word(self.target, in_part) == Act::Run {
+                        self.target = if self.target == Seen::Received { Seen::Running } else { Seen::Partial };
+                    }
                 }
                 Move::Source => self.source_step(),
                 Move::WriteWithdrawal => {
@@ -434,7 +492,12 @@ mod tests {
                 }
                 Move::Target if self.target_agent.is_some() => {
                     let is_under_way = !self.over && !self.gone;
-                    let connected = if self.target == Seen::Received { is_under_way } else { self.connected() };
+                    let connected = match self.target {
+                        Seen::Received => is_under_way,
+                        _ if !self.bound_to_source => self.is_fed(),
+                        _ if self.post_copy => is_under_way,
+                        _ => self.connected(),
+                    };
                     match at_target(!self.bound_to_source, self.target, connected) {
                         Act::Run | Act::Boot => self.target = Seen::Running,
                         Act::End => self.target = Seen::Nothing,
@@ -459,7 +522,7 @@ mod tests {
                 }
                 Move::Write if self.disk.attached => {
                     for source in [true, false] {
-                        if self.seen(source) == Seen::Running {
+                        if matches!(self.seen(source), Seen::Running | Seen::Partial) {
                             self.disk.written += 1;
                             *self.disk.copy(source) = Some(self.disk.written);
                         }
@@ -494,7 +557,9 @@ mod tests {
         }
 
         fn look_at_disk(&mut self, source: bool) {
-            if !keeps_copy(self.disk.holder == host(source), self.seen(source) != Seen::Nothing) {
+            // The record of a machine that is bound here stays when its guest has ended.
+            let has_guest = self.seen(source) != Seen::Nothing || source == self.bound_to_source;
+            if !keeps_copy(self.disk.holder == host(source), has_guest) {
                 *self.disk.copy(source) = None;
             }
         }
@@ -505,7 +570,8 @@ mod tests {
             let holder = self.disk.holder == SOURCE;
             let held = self.disk.attached || *self.disk.copy(holder) == written;
             held && [true, false].into_iter().all(|source| {
-                !self.disk.attached || self.seen(source) != Seen::Running || *self.disk.copy(source) == written
+                let runs = matches!(self.seen(source), Seen::Running | Seen::Partial);
+                !self.disk.attached || !runs || *self.disk.copy(source) == written
             })
         }
 
@@ -521,15 +587,19 @@ mod tests {
         }
 
         fn running(&self) -> usize {
-            usize::from(self.source == Seen::Running) + usize::from(self.target == Seen::Running)
+            let runs = |seen| matches!(seen, Seen::Running | Seen::Partial);
+            usize::from(runs(self.source)) + usize::from(runs(self.target))
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
-        fn never_two_guests_run_and_in_the_end_one_does(moves in proptest::collection::vec(0..MOVES.len(), 0..60)) {
-            let mut world = World::new();
+        fn never_two_guests_run_and_in_the_end_one_does(
+            moves in proptest::collection::vec(0..MOVES.len(), 0..60),
+            post_copy: bool,
+        ) {
+            let mut world = World { post_copy, ..World::new() };
             for at in moves {
                 world.step(MOVES[at]);
                 prop_assert!(world.running() <= 1, "{world:?}");
@@ -569,6 +639,70 @@ mod tests {
             world.step(step);
         }
         assert_eq!(world.running(), 2);
+    }
+
+    const DECIDED_IN_PART: [Move; 3] = [Move::Part, Move::ReadToDecide, Move::WriteDecision];
+
+    #[test]
+    fn by_post_copy_it_runs_with_a_part_and_the_source_keeps_the_rest_until_all_is_there() {
+        let mut world = World::by_post_copy();
+        for step in DECIDED_IN_PART.into_iter().chain([Move::Word, Move::Write, Move::Source, Move::Target]) {
+            world.step(step);
+        }
+        assert_eq!((world.source, world.target), (Seen::Sent, Seen::Partial), "{world:?}");
+        for step in [Move::Rest, Move::GiveUp, Move::Source] {
+            world.step(step);
+        }
+        assert_eq!((world.source, world.target), (Seen::Nothing, Seen::Running));
+        assert!(world.has_its_disk(), "{world:?}");
+    }
+
+    #[test]
+    fn whoever_dies_during_post_copy_the_guest_starts_anew_from_its_disks_on_the_target_alone() {
+        for last in [Move::KillSourceAgent, Move::KillTargetAgent, Move::KillSourceGuest, Move::GiveUp] {
+            let mut world = World::by_post_copy();
+            let dies = [Move::Word, Move::Write, last, Move::StartSourceAgent, Move::StartTargetAgent];
+            for step in DECIDED_IN_PART.into_iter().chain(dies).chain([Move::Target]) {
+                world.step(step);
+                assert!(world.running() <= 1, "{world:?}");
+            }
+            assert_eq!(world.target, Seen::Nothing, "{last:?}");
+            for step in [Move::Source, Move::WriteWithdrawal, Move::Target, Move::Source] {
+                world.step(step);
+            }
+            assert_eq!((world.running(), world.target), (1, Seen::Running), "{last:?}");
+            assert!(world.has_its_disk(), "{world:?}");
+        }
+    }
+
+    #[test]
+    fn the_checker_finds_a_target_that_runs_a_part_before_it_is_decided() {
+        let mut world = World::by_post_copy();
+        for step in [Move::Part, Move::ReadToDecide] {
+            world.step(step);
+        }
+        assert_eq!(at_word(world.target, false), Act::Wait);
+        // What the rules forbid: the word before the write was acknowledged.
+        world.word = true;
+        for step in [Move::Word, Move::GiveUp, Move::Source, Move::WriteWithdrawal, Move::Source] {
+            world.step(step);
+        }
+        assert_eq!(world.running(), 2);
+    }
+
+    #[test]
+    fn the_checker_finds_a_target_that_drops_disks_while_it_may_be_decided_for_it() {
+        let mut world = World::by_post_copy();
+        for step in [Move::Part, Move::ReadToDecide, Move::KillSourceAgent, Move::Target, Move::TargetDisk] {
+            world.step(step);
+        }
+        assert_eq!((world.target, world.disk.at_target), (Seen::Receiving, Some(1)), "{world:?}");
+        // What the rules forbid: to clear what came when the source is silent.
+        world.target = Seen::Nothing;
+        for step in [Move::TargetDisk, Move::WriteDecision, Move::Target] {
+            world.step(step);
+        }
+        assert!(!world.has_its_disk(), "{world:?}");
     }
 
     #[test]
