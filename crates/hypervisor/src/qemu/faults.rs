@@ -132,8 +132,10 @@ struct Sets {
 pub(super) fn become_able() -> Result<(), String> {
     let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
     let bits = 1 << CAPABILITY;
-    let sets =
-        [Sets { effective: bits, permitted: bits, inheritable: bits }, Sets { effective: 0, permitted: 0, inheritable: 0 }];
+    let sets = [
+        Sets { effective: bits, permitted: bits, inheritable: bits },
+        Sets { effective: 0, permitted: 0, inheritable: 0 },
+    ];
     // SAFETY: both are live, and as large as this version of the call takes them.
     done("capset", unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })?;
     // SAFETY: the call takes numbers alone.

@@ -20,8 +20,8 @@ use super::qmp::{self, Qmp, QmpEvent};
 use super::still;
 use crate::error::{Error, Result};
 use crate::guest::{
-    Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, Interface, MemoryStatistics, Outgoing, Progress, RunState, Sent,
-    unfinished,
+    Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, Interface, MemoryStatistics, Outgoing, Progress, RunState,
+    Sent, unfinished,
 };
 use crate::sleep;
 

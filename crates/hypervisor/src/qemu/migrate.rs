@@ -55,7 +55,14 @@ pub(super) enum Way {
 
 /// States of a transfer of memory that is not over.
 const GOING: [&str; 8] = [
-    "setup", "active", "pre-switchover", "device", "cancelling", "postcopy-active", "postcopy-paused", "postcopy-recover",
+    "setup",
+    "active",
+    "pre-switchover",
+    "device",
+    "cancelling",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover",
 ];
 
 /// Whether the guest is to run on the other machine now, with the rest of its memory here. `begun`: as QEMU counts the passes that were begun.
