@@ -59,6 +59,19 @@ fn a_guest_that_is_too_busy_moves_by_post_copy_and_starts_anew_when_the_rest_is_
     let mut session = Session::open(&lab, "/root/log")?;
     session.say_one()?;
 
+    // Called off when it stands still with a part there, and the store decides: it goes on where it was.
+    lab.hold_decisions()?;
+    session.talk_during(|| {
+        migrate(&lab, "called-off", "n2")?;
+        lab.reaches("called-off", "Handover")?;
+        let cancel = ["patch", "migration", "called-off", "--type=merge", "-p", "{\"spec\":{\"cancel\":true}}"];
+        first.kubectl(&cancel)?.success()?;
+        lab.reaches("called-off", "Cancelled")?;
+        lab.let_decide()?;
+        first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))
+    })?;
+    assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, "n1");
+
     // It would never be done otherwise.
     session.talk_during(|| {
         migrate(&lab, "there", "n2")?;

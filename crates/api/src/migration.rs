@@ -82,6 +82,9 @@ pub struct MigrationStatus {
     pub throttle_percent: i64,
     /// How long the guest stood still. Units: milliseconds.
     pub downtime_ms: i64,
+    /// Of a migration with `postCopy`: all of the machine's memory is on the target.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub complete: bool,
     /// Start of the transfer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -218,11 +221,11 @@ pub fn at_word(seen: Seen, in_part: bool) -> Act {
     }
 }
 
-/// Whether the source says how its migration ends. By post-copy it is not over when the machine is the target's, and only who gives the rest
-/// knows when it is. Pure.
+/// Whether a migration whose machine is the target's is over. By post-copy a part of the memory may be missing there, and only the source,
+/// which gives it, knows when it is not. Pure.
 #[must_use]
-pub fn source_ends(spec: &MigrationSpec) -> bool {
-    spec.post_copy
+pub fn is_complete(spec: &MigrationSpec, status: &MigrationStatus) -> bool {
+    !spec.post_copy || status.complete
 }
 
 /// Whether a migration that somebody deletes is held for now: its source may have begun, and asked the store for the decision, and a target

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{FINALIZER, must_stay, source_ends};
+use api::migration::{FINALIZER, is_complete, must_stay};
 use api::virtual_machine::MachinePhase;
 use api::{Migration, MigrationPhase, VirtualMachine};
 use jiff::Timestamp;
@@ -61,7 +61,7 @@ pub enum Step {
 const SILENT: &str = "the machine's host is another one now, and the one that it came from is silent: if a part of the memory was still there, it \
     was lost, and the machine started anew from its disks";
 
-/// Time between two looks whether a source is silent that is to say how its migration ends.
+/// Time between two looks whether a source is silent that is to say when all of a machine is on its target.
 const SOURCE_LOOK: Duration = Duration::from_secs(30);
 
 /// Decides. `busy`: another migration of the machine is under way. `silent`: the pool does not hear of the source. Pure.
@@ -102,9 +102,9 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool, s
             },
         };
     }
-    match (node == status.target_node, source_ends(&migration.spec)) {
-        (true, true) if silent => Step::End(MigrationPhase::Failed, SILENT),
-        (true, false) => Step::End(MigrationPhase::Succeeded, ""),
+    match (node == status.target_node, is_complete(&migration.spec, &status)) {
+        (true, true) => Step::End(MigrationPhase::Succeeded, ""),
+        (true, false) if silent => Step::End(MigrationPhase::Failed, SILENT),
         _ => Step::Wait,
     }
 }
@@ -153,9 +153,9 @@ async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> 
             && phase(other) != MigrationPhase::Pending
     };
     let busy = all.iter().any(|other| is_active(&other));
-    let source = migration.status.as_ref().map(|status| status.source_node.clone()).unwrap_or_default();
-    let is_looked_at = source_ends(&migration.spec) && !source.is_empty();
-    let silent = is_looked_at && is_silent(&client, &source).await?;
+    let status = migration.status.clone().unwrap_or_default();
+    let is_looked_at = !is_complete(&migration.spec, &status) && !status.source_node.is_empty();
+    let silent = is_looked_at && is_silent(&client, &status.source_node).await?;
     match step(migration, guest.as_ref(), busy, silent) {
         Step::Wait if is_looked_at => Ok(Action::requeue(SOURCE_LOOK)),
         step => settle(&client, migration, guest.as_ref(), step).await.map(|()| Action::await_change()),
@@ -252,6 +252,8 @@ mod tests {
         assert_eq!(step(&late, Some(&guest("n2")), false, false), Step::Wait);
         assert_eq!(step(&late, Some(&guest("n2")), false, true), Step::End(MigrationPhase::Failed, SILENT));
         assert_eq!(step(&late, Some(&guest("n1")), false, true), Step::Wait);
+        late.status.get_or_insert_default().complete = true;
+        assert_eq!(step(&late, Some(&guest("n2")), false, true), Step::End(MigrationPhase::Succeeded, ""));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{FINALIZER, Migration, MigrationPhase, MigrationStatus, Seen, Transfer, may_decide, source_ends};
+use api::migration::{FINALIZER, Migration, MigrationPhase, MigrationStatus, Seen, Transfer, is_complete, may_decide};
 use api::quantity::whole;
 use api::virtual_machine::MachineDesired;
 use api::{DiskImage, VirtualMachine};
@@ -128,10 +128,21 @@ impl Drive {
 
     async fn end(&self, phase: MigrationPhase, message: &str) {
         tracing::info!(migration = self.object.name_any(), ?phase, message, "a migration ended");
-        let status = json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())});
         // Until it is written the target keeps what it has, and nobody can delete the object.
+        self.report_surely(json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())})).await;
+    }
+
+    /// Tells that nothing more of the guest is here; the pool ends the migration.
+    async fn complete(&self) {
+        // Others it ends without that.
+        if self.object.spec.post_copy {
+            self.report_surely(json!({"complete": true})).await;
+        }
+    }
+
+    async fn report_surely(&self, status: Value) {
         while let Err(error) = self.try_report(status.clone()).await {
-            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell that it ended");
+            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell how it ended");
             if self.is_gone().await {
                 return;
             }
@@ -159,7 +170,7 @@ impl Drive {
                 let void = match look(&self.context, &key).await {
                     Ok(Some(machine)) => withdraw(&self.context, &machine).await,
                     // What was missing on the target flowed through the dead one.
-                    Ok(None) if source_ends(&self.object.spec) => {
+                    Ok(None) if !is_complete(&self.object.spec, &self.object.status.clone().unwrap_or_default()) => {
                         return self.end(MigrationPhase::Failed, AGENT_DIED_LATE).await;
                     }
                     Ok(None) => return,
@@ -197,8 +208,7 @@ impl Drive {
             Ok(Over::Lost(error)) => {
                 self.end(MigrationPhase::Failed, &format!("{}; {}", post_copy::LOST, chain(&error))).await;
             }
-            Ok(Over::Moved) if source_ends(&self.object.spec) => self.end(MigrationPhase::Succeeded, "").await,
-            Ok(Over::Moved) => {}
+            Ok(Over::Moved) => self.complete().await,
             Err(error) => {
                 let uid = self.context.guests.uid(&key).unwrap_or_default();
                 let error = super::told(&self.context, &uid, error);
@@ -212,8 +222,7 @@ impl Drive {
                     Ok(false) if in_part => {
                         self.end(MigrationPhase::Failed, &format!("{}; {}", post_copy::LOST, chain(&error))).await;
                     }
-                    Ok(false) if source_ends(&self.object.spec) => self.end(MigrationPhase::Succeeded, "").await,
-                    Ok(false) => {}
+                    Ok(false) => self.complete().await,
                     Err(gone) => {
                         let gone = chain(&super::told(&self.context, &uid, gone));
                         self.end(MigrationPhase::Failed, &format!("{}; the guest has ended: {gone}", chain(&error)))
