@@ -10,7 +10,9 @@ use crate::join::field;
 use crate::migration::{Lab, Session, check_log};
 
 /// Carried per second; the guest below writes several times as much.
-const BANDWIDTH: &str = "16Mi";
+const BANDWIDTH: &str = "32Mi";
+/// With this it takes seconds for the rest to come.
+const SLOW: &str = "16Mi";
 /// What a machine notes when it runs a guest that it has not all of.
 const RUNS_IN_PART: &str = "the rest of its memory is to come";
 /// Writes over 64 MiB of memory for ever; what it counts shows whether its memory came along.
@@ -19,10 +21,10 @@ const BUSY: &str = "mkdir -p /run/busy && mount -t tmpfs -o size=80m none /run/b
     i=$((i+1)); echo $i > /run/busy/rounds; done) > /dev/null 2>&1 < /dev/null & \
     while [ ! -e /run/busy/rounds ]; do sleep 1; done";
 
-fn migrate(lab: &Lab, name: &str, to: &str) -> Result<()> {
+fn migrate(lab: &Lab, name: &str, to: &str, bandwidth: &str) -> Result<()> {
     let text = format!(
         "apiVersion: nuee.dev/v1\nkind: Migration\nmetadata: {{name: {name}}}\nspec: {{virtualMachine: web, targetNode: {to}, \
-         bandwidth: {BANDWIDTH}, postCopy: true}}\n"
+         bandwidth: {bandwidth}, postCopy: true}}\n"
     );
     lab.first().apply(&text)?.success().map(drop)
 }
@@ -62,7 +64,7 @@ fn a_guest_that_is_too_busy_moves_by_post_copy_and_starts_anew_when_the_rest_is_
     // Called off when it stands still with a part there, and the store decides: it goes on where it was.
     lab.hold_decisions()?;
     session.talk_during(|| {
-        migrate(&lab, "called-off", "n2")?;
+        migrate(&lab, "called-off", "n2", BANDWIDTH)?;
         lab.reaches("called-off", "Handover")?;
         let cancel = ["patch", "migration", "called-off", "--type=merge", "-p", "{\"spec\":{\"cancel\":true}}"];
         first.kubectl(&cancel)?.success()?;
@@ -74,7 +76,7 @@ fn a_guest_that_is_too_busy_moves_by_post_copy_and_starts_anew_when_the_rest_is_
 
     // It would never be done otherwise.
     session.talk_during(|| {
-        migrate(&lab, "there", "n2")?;
+        migrate(&lab, "there", "n2", BANDWIDTH)?;
         let told = ["wait", "--for=jsonpath={.status.phase}=PostCopy", "migration/there", "--timeout=120s"];
         first.kubectl(&told)?.success().with_context(|| second.log_end())?;
         lab.reaches("there", "Succeeded")
@@ -91,7 +93,7 @@ fn a_guest_that_is_too_busy_moves_by_post_copy_and_starts_anew_when_the_rest_is_
     assert_eq!(capabilities(&lab)?, if needed { "80000" } else { "" });
 
     // The target's agent dies while it lacks a part; and with it, here, the API.
-    migrate(&lab, "back", "n1")?;
+    migrate(&lab, "back", "n1", SLOW)?;
     session.talk_during(|| lab.reaches("back", "Copying"))?;
     runs_in_part(first)?;
     first.kill_daemon()?;

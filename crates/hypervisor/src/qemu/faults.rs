@@ -126,18 +126,23 @@ struct Sets {
     inheritable: u32,
 }
 
-/// Gives up all capabilities but the one, which the program that this process becomes has too, and all that it is good for but the one
-/// call. The process must not be able to gain rights any more.
+/// Gives up all of the thread's capabilities but these.
 #[allow(unsafe_code)]
-pub(super) fn become_able() -> Result<(), String> {
+fn keep_only(bits: u32) -> Result<(), String> {
     let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
-    let bits = 1 << CAPABILITY;
     let sets = [
         Sets { effective: bits, permitted: bits, inheritable: bits },
         Sets { effective: 0, permitted: 0, inheritable: 0 },
     ];
     // SAFETY: both are live, and as large as this version of the call takes them.
-    done("capset", unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })?;
+    done("capset", unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })
+}
+
+/// Gives up all capabilities but the one, which the program that this process becomes has too, and all that it is good for but the one
+/// call. The process must not be able to gain rights any more.
+#[allow(unsafe_code)]
+pub(super) fn become_able() -> Result<(), String> {
+    keep_only(1 << CAPABILITY)?;
     // SAFETY: the call takes numbers alone.
     let raised = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAPABILITY, 0, 0) };
     done("pass the capability on", raised.into())?;
@@ -184,5 +189,38 @@ mod tests {
             assert_eq!(run(ARCHITECTURE, number(call)), libc::SECCOMP_RET_ALLOW, "{call}");
         }
         assert_eq!(run(0x4000_0003, 26), libc::SECCOMP_RET_KILL_PROCESS, "ptrace by the numbers of 32 bits");
+    }
+
+    /// Capabilities and filters are those of a thread.
+    fn in_a_thread(check: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(check).join().unwrap();
+    }
+
+    #[test]
+    fn who_may_not_wait_for_pages_is_told_which_setting_allows_it() {
+        in_a_thread(|| {
+            keep_only(0).unwrap();
+            match check() {
+                Ok(()) => assert!(!need_capability()),
+                Err(why) => assert!(need_capability() && why.contains("vm.unprivileged_userfaultfd=1"), "{why}"),
+            }
+        });
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn with_the_one_capability_pages_are_waited_for_and_nobody_is_looked_into() {
+        // Others have no right to give.
+        if !nix::unistd::geteuid().is_root() || check().is_err() {
+            return;
+        }
+        in_a_thread(|| {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            become_able().unwrap();
+            check().unwrap();
+            // SAFETY: the call takes numbers alone.
+            let own = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+            assert_eq!((own, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
+        });
     }
 }

@@ -344,11 +344,13 @@ impl QemuGuest {
                     return Err(Error::Refused { command: "migrate".into(), message });
                 }
                 found if found == until => return Ok(in_part),
-                "active" if post_copy && !in_part => {
-                    if is_time_to_switch(bytes(&memory["dirty-sync-count"]), begun.elapsed()) {
-                        self.simple("migrate-start-postcopy").await?;
-                        in_part = true;
-                    }
+                "active"
+                    if post_copy
+                        && !in_part
+                        && is_time_to_switch(bytes(&memory["dirty-sync-count"]), begun.elapsed()) =>
+                {
+                    self.simple("migrate-start-postcopy").await?;
+                    in_part = true;
                 }
                 _ if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
                     return Err(Error::Timeout("the last part of the transfer".into()));
