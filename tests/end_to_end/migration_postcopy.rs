@@ -92,19 +92,37 @@ fn a_guest_that_is_too_busy_moves_by_post_copy_and_starts_anew_when_the_rest_is_
     let needed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|text| text.trim() == "0");
     assert_eq!(capabilities(&lab)?, if needed { "80000" } else { "" });
 
-    // The target's agent dies while it lacks a part; and with it, here, the API.
-    migrate(&lab, "back", "n1", SLOW)?;
-    session.talk_during(|| lab.reaches("back", "Copying"))?;
-    runs_in_part(first)?;
+    // The target's agent dies while it lacks a part.
+    lose_the_rest(&lab, &mut session, ("n1", first))?;
+    lab.pool.finish()
+}
+
+#[test]
+fn when_the_agent_that_has_the_rest_dies_the_guest_starts_anew_on_the_target_alone() -> Result<()> {
+    let lab = Lab::new(&[])?;
+    lab.guest_says("rm -f /root/log; touch /run/same")?;
+    lab.guest_says(BUSY)?;
+    let mut session = Session::open(&lab, "/root/log")?;
+    session.say_one()?;
+    lose_the_rest(&lab, &mut session, ("n2", &lab.pool.machines[1]))?;
+    lab.pool.finish()
+}
+
+/// Moves the guest, and kills the first machine's daemon, and with it the API, when the target runs it in part: the daemon of either the
+/// target or the source.
+fn lose_the_rest(lab: &Lab, session: &mut Session, (to, target): (&str, &Nuee)) -> Result<()> {
+    let first = lab.first();
+    migrate(lab, "lost", to, SLOW)?;
+    session.talk_during(|| lab.reaches("lost", "Copying"))?;
+    runs_in_part(target)?;
     first.kill_daemon()?;
     first.up()?;
-    lab.reaches("back", "Failed")?;
-    let said = field(first, &["migration", "back"], ".status.message")?;
+    lab.reaches("lost", "Failed")?;
+    let said = field(first, &["migration", "lost"], ".status.message")?;
     ensure!(said.contains("anew from its disks"), "{said}");
     first.eventually("it counts as crashed", || Ok(field(first, &["vm", "web"], ".status.restartCount")? == "1"))?;
-    assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, "n1");
+    assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, to);
     first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))?;
     first.eventually("it has started anew", || Ok(Output::of(lab.ssh("[ ! -e /run/same ]"))?.status == 0))?;
-    check_log(&lab, &session)?;
-    lab.pool.finish()
+    check_log(lab, session)
 }
