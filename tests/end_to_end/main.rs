@@ -29,6 +29,7 @@ mod members;
 mod migration;
 mod migration_disks;
 mod migration_faults;
+mod migration_postcopy;
 mod pods;
 mod ports;
 mod readme;

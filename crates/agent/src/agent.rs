@@ -131,6 +131,7 @@ impl Agent {
             is_member: options.is_member,
             peers: options.peers,
             receptions: guest::moving::target::Receptions::default(),
+            giving: guest::moving::post_copy::Ongoing::default(),
             fabric: options.fabric,
             guests: guest::Guests::new(&options.data_dir, options.launcher, options.cgroup_root),
             networks,

@@ -65,6 +65,8 @@ pub struct Context {
     pub peers: Option<Arc<dyn crate::guest::moving::Peers>>,
     /// Guests that come from them.
     pub receptions: crate::guest::moving::target::Receptions,
+    /// Guests that another machine runs with a part of their memory here.
+    pub giving: crate::guest::moving::post_copy::Ongoing,
     /// Virtual machines.
     pub guests: crate::guest::Guests,
     /// Names in DNS.

@@ -4,8 +4,10 @@
 //! only when its guest stands still and the target has all of it. It makes it against the version of the object that it read. One that
 //! it has asked for may still be on its way when its sender is dead, so that nobody runs the guest on at the source before another write
 //! (`status.handover`) has made that version an old one: the two exclude each other. The target hears of the decision from the source, and
-//! should that not come, from the store. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
-//! the property test at the end kills everybody at any point.
+//! should that not come, from the store. By post-copy (`spec.postCopy`) that one write comes earlier: when the guest stands still and its disks
+//! are on the target, and before the target runs it with a part of its memory. From then on nobody can take it back; what is missing comes from
+//! the source alone, and should that end, the guest is lost and starts anew from its disks, on the target. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
+//! the property test (`tests.rs`) kills everybody at any point.
 //!
 //! A target that has all of a guest keeps it while its migration is not over, so the `Migration` must not go before that: from the choice of
 //! the hosts until a final phase a finalizer holds it ([`must_stay`]), and its deletion is a cancellation.
@@ -44,6 +46,10 @@ pub struct MigrationSpec {
     /// Most that memory and disks together may take of the network, per second; absent means no bound. Units: bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Quantity>,
+    /// When its memory changes faster than it is carried, the machine goes on on the target before all of its memory is there. Should the
+    /// rest not come (the source, either agent or the cable fails), the machine starts anew from its disks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub post_copy: bool,
     /// Stop it; the machine stays where it is, unless it has moved already.
     pub cancel: bool,
 }
@@ -76,6 +82,9 @@ pub struct MigrationStatus {
     pub throttle_percent: i64,
     /// How long the guest stood still. Units: milliseconds.
     pub downtime_ms: i64,
+    /// Of a migration with `postCopy`: all of the machine's memory is on the target.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub complete: bool,
     /// Start of the transfer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -108,9 +117,11 @@ pub enum MigrationPhase {
     Copying,
     /// The guest stands still, the target has all of it, and the store has not taken the decision yet.
     Handover,
+    /// The machine is on the target, and a part of its memory still on the source.
+    PostCopy,
     /// The machine is on the target.
     Succeeded,
-    /// The machine is on the source.
+    /// The machine is on the source; or on the target, where it started anew from its disks after the rest of its memory was lost.
     Failed,
     /// It was stopped; the machine is on the source.
     Cancelled,
@@ -131,12 +142,14 @@ pub enum Seen {
     Nothing,
     /// It runs.
     Running,
-    /// On the source: stopped by its migration, all of it sent.
+    /// On the source: stopped by its migration, all of it sent; or, by post-copy, its disks and a part of its memory.
     Sent,
     /// On the target: not all of it is there.
     Receiving,
     /// On the target: all of it is there, and it has never run.
     Received,
+    /// On the target: it runs, and a part of its memory is on the source.
+    Partial,
 }
 
 /// What a machine does.
@@ -155,38 +168,41 @@ pub enum Act {
 }
 
 /// What the source does. `bound_here`: the machine's `spec.nodeName` names the asking host. `driving`: the agent that drives this
-/// migration is alive and has not given it up. `withdrawn`: this very agent has written into the object since. Without that nobody runs a
+/// migration is alive and has not given it up; until then what was sent stays, since a part of the memory may be there alone. `withdrawn`: this very agent has written into the object since. Without that nobody runs a
 /// guest that was sent, also when its process died since: the write that gives it away may still be on its way into the store, from an
 /// agent that is dead, and only a later version keeps it out. Pure.
 #[must_use]
 pub fn at_source(bound_here: bool, seen: Seen, driving: bool, withdrawn: bool) -> Act {
     match (bound_here, seen) {
         (false, Seen::Nothing) => Act::Wait,
+        (false, Seen::Sent) if driving => Act::Wait,
         (false, _) => Act::End,
         (true, Seen::Running) => Act::Wait,
         (true, _) if driving => Act::Wait,
         (true, _) if !withdrawn => Act::Withdraw,
         (true, Seen::Sent) => Act::Run,
-        (true, Seen::Nothing | Seen::Receiving | Seen::Received) => Act::Boot,
+        (true, Seen::Nothing | Seen::Receiving | Seen::Received | Seen::Partial) => Act::Boot,
     }
 }
 
 /// Whether the source gives the machine to the target, against the version that it read. `seen`: its own guest; `received`: the target
-/// has said that it has all of it. Pure.
+/// has said that it has all of it. `in_part`: it is sent by post-copy, and what is not memory has all arrived. Pure.
 #[must_use]
-pub fn may_decide(bound_here: bool, seen: Seen, received: bool, cancelled: bool) -> bool {
-    bound_here && seen == Seen::Sent && received && !cancelled
+pub fn may_decide(bound_here: bool, seen: Seen, received: bool, in_part: bool, cancelled: bool) -> bool {
+    bound_here && seen == Seen::Sent && (received || in_part) && !cancelled
 }
 
-/// What the target does. `connected`: the source still speaks to it; or, when all of the guest is here, its migration is not over, since
-/// the store may say until then that it is this machine's. Pure.
+/// What the target does. `connected`: the source still speaks to it, and sends what is missing; or, when all of the guest is here, or its
+/// disks may be, and it is not this machine's: its migration is not over, since the store may say until then that it is. Pure.
 #[must_use]
 pub fn at_target(bound_here: bool, seen: Seen, connected: bool) -> Act {
     match (bound_here, seen) {
         (true, Seen::Received) => Act::Run,
         (true, Seen::Running) => Act::Wait,
-        // Nothing is given away before all is here, so what is incomplete is left from another attempt.
-        (true, Seen::Receiving | Seen::Sent) => Act::End,
+        // By post-copy it is given away before all is here.
+        (true, Seen::Receiving | Seen::Partial) if connected => Act::Wait,
+        // What is incomplete then stays so, or is left from another attempt.
+        (true, Seen::Receiving | Seen::Partial | Seen::Sent) => Act::End,
         (true, Seen::Nothing) => Act::Boot,
         (false, Seen::Nothing) => Act::Wait,
         (false, Seen::Receiving | Seen::Received) if connected => Act::Wait,
@@ -194,10 +210,22 @@ pub fn at_target(bound_here: bool, seen: Seen, connected: bool) -> Act {
     }
 }
 
-/// What the target does at the source's word that it is decided. Only a source whose own write was acknowledged says so. Pure.
+/// What the target does at the source's word that it is decided. Only a source whose own write was acknowledged says so. `in_part`: the
+/// guest comes by post-copy, and enough of it is here for it to run. Pure.
 #[must_use]
-pub fn at_word(seen: Seen) -> Act {
-    if seen == Seen::Received { Act::Run } else { Act::Wait }
+pub fn at_word(seen: Seen, in_part: bool) -> Act {
+    match seen {
+        Seen::Received => Act::Run,
+        Seen::Receiving if in_part => Act::Run,
+        _ => Act::Wait,
+    }
+}
+
+/// Whether a migration whose machine is the target's is over. By post-copy a part of the memory may be missing there, and only the source,
+/// which gives it, knows when it is not. Pure.
+#[must_use]
+pub fn is_complete(spec: &MigrationSpec, status: &MigrationStatus) -> bool {
+    !spec.post_copy || status.complete
 }
 
 /// Whether a migration that somebody deletes is held for now: its source may have begun, and asked the store for the decision, and a target
@@ -236,429 +264,11 @@ pub fn may_give_back(held_here: bool) -> bool {
     held_here
 }
 
-/// Whether a host keeps what it has of a volume. `has_guest`: a guest here has it, be it on its way, sent, or not cleared away. Pure.
+/// Whether a host keeps what it has of a volume. `has_guest`: a guest here has it, be it on its way, sent, ended or not cleared away. Pure.
 #[must_use]
 pub fn keeps_copy(held_here: bool, has_guest: bool) -> bool {
     held_here || has_guest
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// The world: one store, and an agent and perhaps a guest on either machine.
-    #[derive(Clone, Debug)]
-    struct World {
-        bound_to_source: bool,
-        version: u32,
-        source: Seen,
-        target: Seen,
-        /// The agent lives; and drives, or is spoken to.
-        source_agent: Option<bool>,
-        target_agent: Option<bool>,
-        cancelled: bool,
-        withdrawn: bool,
-        /// The source has said that the machine stays.
-        over: bool,
-        /// Somebody has deleted the migration; and nothing is left of it.
-        deleted: bool,
-        gone: bool,
-        /// What the source has read and will write against: the version. It may arrive after its sender's end.
-        decision: Option<u32>,
-        withdrawal: Option<u32>,
-        /// The source knows that its write was made, and has said so on a connection that still stands.
-        word: bool,
-        disk: Disk,
-    }
-
-    /// A volume of the machine.
-    #[derive(Clone, Debug)]
-    struct Disk {
-        attached: bool,
-        holder: &'static str,
-        moved_to: Option<&'static str>,
-        /// How often it was written, and what of that either side has.
-        written: u32,
-        at_source: Option<u32>,
-        at_target: Option<u32>,
-    }
-
-    impl Disk {
-        fn copy(&mut self, source: bool) -> &mut Option<u32> {
-            if source { &mut self.at_source } else { &mut self.at_target }
-        }
-    }
-
-    const SOURCE: &str = "source";
-    const TARGET: &str = "target";
-
-    fn host(source: bool) -> &'static str {
-        if source { SOURCE } else { TARGET }
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Move {
-        Transfer,
-        ReadToDecide,
-        WriteDecision,
-        Word,
-        Source,
-        WriteWithdrawal,
-        Target,
-        Cancel,
-        Delete,
-        Forget,
-        GiveUp,
-        KillSourceAgent,
-        StartSourceAgent,
-        KillTargetAgent,
-        StartTargetAgent,
-        KillSourceGuest,
-        Write,
-        Detach,
-        Lead,
-        SourceDisk,
-        TargetDisk,
-    }
-    const MOVES: [Move; 21] = [
-        Move::Transfer,
-        Move::ReadToDecide,
-        Move::WriteDecision,
-        Move::Word,
-        Move::Source,
-        Move::WriteWithdrawal,
-        Move::Target,
-        Move::Cancel,
-        Move::Delete,
-        Move::Forget,
-        Move::GiveUp,
-        Move::KillSourceAgent,
-        Move::StartSourceAgent,
-        Move::KillTargetAgent,
-        Move::StartTargetAgent,
-        Move::KillSourceGuest,
-        Move::Write,
-        Move::Detach,
-        Move::Lead,
-        Move::SourceDisk,
-        Move::TargetDisk,
-    ];
-
-    impl World {
-        fn new() -> World {
-            World {
-                bound_to_source: true,
-                version: 1,
-                source: Seen::Running,
-                target: Seen::Receiving,
-                source_agent: Some(true),
-                target_agent: Some(true),
-                cancelled: false,
-                withdrawn: false,
-                over: false,
-                deleted: false,
-                gone: false,
-                decision: None,
-                withdrawal: None,
-                word: false,
-                disk: Disk {
-                    attached: true,
-                    holder: SOURCE,
-                    moved_to: None,
-                    written: 1,
-                    at_source: Some(1),
-                    at_target: Some(0),
-                },
-            }
-        }
-
-        /// A write against a version; `None` means that nobody has read.
-        fn write(&mut self, read: Option<u32>, change: impl FnOnce(&mut World)) {
-            if read == Some(self.version) {
-                change(self);
-                self.version += 1;
-            }
-        }
-
-        fn connected(&self) -> bool {
-            self.source_agent == Some(true) && self.target_agent == Some(true)
-        }
-
-        /// What the store says of the migration.
-        fn phase(&self) -> MigrationPhase {
-            match (self.bound_to_source, self.over) {
-                (false, _) => MigrationPhase::Succeeded,
-                (true, true) => MigrationPhase::Failed,
-                (true, false) => MigrationPhase::Copying,
-            }
-        }
-
-        fn step(&mut self, step: Move) {
-            match step {
-                Move::Transfer
-                    if self.connected() && self.source == Seen::Running && self.target == Seen::Receiving =>
-                {
-                    self.source = Seen::Sent;
-                    self.target = Seen::Received;
-                    self.disk.at_target = self.disk.at_source;
-                }
-                // One that drives and has heard that all is there.
-                Move::ReadToDecide
-                    if self.connected()
-                        && may_decide(
-                            self.bound_to_source,
-                            self.source,
-                            self.target == Seen::Received,
-                            self.cancelled,
-                        ) =>
-                {
-                    self.decision = Some(self.version);
-                }
-                Move::WriteDecision => {
-                    let read = self.decision.take();
-                    self.write(read, |world| {
-                        world.bound_to_source = false;
-                        // Its answer may be lost with its connection.
-                        world.word = world.connected();
-                    });
-                }
-                Move::Word if self.word && self.target_agent == Some(true) && at_word(self.target) == Act::Run => {
-                    self.target = Seen::Running;
-                }
-                Move::Source => self.source_step(),
-                Move::WriteWithdrawal => {
-                    let read = self.withdrawal.take();
-                    self.write(read, |world| world.withdrawn = world.source_agent == Some(false));
-                }
-                Move::Target if self.target_agent.is_some() => {
-                    let is_under_way = !self.over && !self.gone;
-                    let connected = if self.target == Seen::Received { is_under_way } else { self.connected() };
-                    match at_target(!self.bound_to_source, self.target, connected) {
-                        Act::Run | Act::Boot => self.target = Seen::Running,
-                        Act::End => self.target = Seen::Nothing,
-                        Act::Wait | Act::Withdraw => {}
-                    }
-                }
-                Move::Cancel => self.cancelled = true,
-                Move::Delete => (self.cancelled, self.deleted) = (true, true),
-                Move::Forget => self.gone |= self.deleted && !must_stay(self.phase()),
-                Move::GiveUp => self.source_agent = self.source_agent.map(|_| false),
-                Move::KillSourceAgent => {
-                    self.source_agent = None;
-                    self.withdrawn = false;
-                    // Its answer would reach nobody.
-                    self.withdrawal = None;
-                }
-                Move::StartSourceAgent if self.source_agent.is_none() => self.source_agent = Some(false),
-                Move::KillTargetAgent => self.target_agent = None,
-                Move::StartTargetAgent if self.target_agent.is_none() => self.target_agent = Some(false),
-                Move::KillSourceGuest if matches!(self.source, Seen::Sent | Seen::Running) => {
-                    self.source = Seen::Nothing
-                }
-                Move::Write if self.disk.attached => {
-                    for source in [true, false] {
-                        if self.seen(source) == Seen::Running {
-                            self.disk.written += 1;
-                            *self.disk.copy(source) = Some(self.disk.written);
-                        }
-                    }
-                }
-                // The guest lets go of it, and its host says so. While it is sent its disks stay as they are.
-                Move::Detach if self.disk.attached && self.seen(self.bound_to_source) == Seen::Running => {
-                    let (agent, idle) = match self.bound_to_source {
-                        true => (self.source_agent, self.source_agent == Some(false)),
-                        false => (self.target_agent, true),
-                    };
-                    if agent.is_some() && idle && may_give_back(self.disk.holder == host(self.bound_to_source)) {
-                        self.disk.attached = false;
-                    }
-                }
-                Move::Lead if self.disk.attached => {
-                    let to = host(self.bound_to_source);
-                    match lead(Some(self.disk.holder), self.disk.moved_to, Some(to)) {
-                        Lead::Nothing => {}
-                        Lead::Announce => self.disk.moved_to = Some(to),
-                        Lead::Follow => self.disk.holder = to,
-                    }
-                }
-                Move::SourceDisk if self.source_agent.is_some() => self.look_at_disk(true),
-                Move::TargetDisk if self.target_agent.is_some() => self.look_at_disk(false),
-                _ => {}
-            }
-        }
-
-        fn seen(&self, source: bool) -> Seen {
-            if source { self.source } else { self.target }
-        }
-
-        fn look_at_disk(&mut self, source: bool) {
-            if !keeps_copy(self.disk.holder == host(source), self.seen(source) != Seen::Nothing) {
-                *self.disk.copy(source) = None;
-            }
-        }
-
-        /// Whoever runs the guest, or has the volume when nobody does, has everything that was ever written.
-        fn has_its_disk(&mut self) -> bool {
-            let written = Some(self.disk.written);
-            let holder = self.disk.holder == SOURCE;
-            let held = self.disk.attached || *self.disk.copy(holder) == written;
-            held && [true, false].into_iter().all(|source| {
-                !self.disk.attached || self.seen(source) != Seen::Running || *self.disk.copy(source) == written
-            })
-        }
-
-        fn source_step(&mut self) {
-            let Some(driving) = self.source_agent else { return };
-            match at_source(self.bound_to_source, self.source, driving, self.withdrawn) {
-                Act::Run | Act::Boot => self.source = Seen::Running,
-                Act::End => self.source = Seen::Nothing,
-                Act::Withdraw => self.withdrawal = Some(self.version),
-                Act::Wait => {}
-            }
-            self.over |= !driving && self.source == Seen::Running;
-        }
-
-        fn running(&self) -> usize {
-            usize::from(self.source == Seen::Running) + usize::from(self.target == Seen::Running)
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4096))]
-        #[test]
-        fn never_two_guests_run_and_in_the_end_one_does(moves in proptest::collection::vec(0..MOVES.len(), 0..60)) {
-            let mut world = World::new();
-            for at in moves {
-                world.step(MOVES[at]);
-                prop_assert!(world.running() <= 1, "{world:?}");
-                prop_assert!(world.has_its_disk(), "{world:?}");
-            }
-            // Everybody comes back, and nobody drives it any more; what was asked for may or may not arrive first.
-            world.step(Move::GiveUp);
-            for _ in 0..4 {
-                for last in [Move::StartSourceAgent, Move::StartTargetAgent, Move::WriteDecision, Move::Source,
-                    Move::WriteWithdrawal, Move::Target, Move::Lead, Move::SourceDisk, Move::TargetDisk] {
-                    world.step(last);
-                    prop_assert!(world.running() <= 1, "{world:?}");
-                    prop_assert!(world.has_its_disk(), "{world:?}");
-                }
-            }
-            prop_assert_eq!(world.running(), 1, "{:?}", world);
-            prop_assert_eq!(world.bound_to_source, world.source == Seen::Running, "{:?}", world);
-            // One host has the volume, and no other has anything of it.
-            let here = world.disk.holder == SOURCE;
-            prop_assert!(world.disk.copy(!here).is_none(), "{:?}", world);
-            if world.disk.attached {
-                prop_assert_eq!(world.disk.holder, host(world.bound_to_source), "{:?}", world);
-            }
-        }
-    }
-
-    #[test]
-    fn the_checker_finds_a_source_that_resumes_without_asking() {
-        let mut world = World::new();
-        for step in [Move::Transfer, Move::ReadToDecide, Move::GiveUp] {
-            world.step(step);
-        }
-        // What the rules forbid: to run on while the decision may be on its way.
-        assert_eq!(at_source(world.bound_to_source, world.source, false, false), Act::Withdraw);
-        world.source = Seen::Running;
-        for step in [Move::WriteDecision, Move::Target] {
-            world.step(step);
-        }
-        assert_eq!(world.running(), 2);
-    }
-
-    #[test]
-    fn the_checker_finds_a_source_that_says_what_it_does_not_know() {
-        let mut world = World::new();
-        for step in [Move::Transfer, Move::ReadToDecide] {
-            world.step(step);
-        }
-        // What the rules forbid: the word before the write was acknowledged.
-        world.word = true;
-        for step in [Move::Word, Move::GiveUp, Move::Source, Move::WriteWithdrawal, Move::Source] {
-            world.step(step);
-        }
-        assert_eq!(world.running(), 2);
-    }
-
-    #[test]
-    fn the_checker_finds_a_migration_that_is_forgotten_too_early() {
-        let until_deleted = || {
-            let mut world = World::new();
-            for step in [Move::Transfer, Move::ReadToDecide, Move::Delete, Move::Forget] {
-                world.step(step);
-            }
-            world
-        };
-        let late = [Move::Target, Move::TargetDisk, Move::WriteDecision, Move::Source, Move::Target];
-        let mut world = until_deleted();
-        late.into_iter().for_each(|step| world.step(step));
-        assert!(!world.gone && world.target == Seen::Running && world.has_its_disk(), "{world:?}");
-        // What the rules forbid: nothing is left of it while its decision is on its way.
-        let mut world = until_deleted();
-        world.gone = true;
-        late.into_iter().for_each(|step| world.step(step));
-        assert!(!world.has_its_disk(), "{world:?}");
-    }
-
-    #[test]
-    fn the_target_runs_at_a_word_and_without_it() {
-        for last in [Move::Word, Move::Target] {
-            let mut world = World::new();
-            for step in [Move::Transfer, Move::ReadToDecide, Move::WriteDecision, last] {
-                world.step(step);
-            }
-            assert!(world.target == Seen::Running && world.has_its_disk(), "{world:?}");
-        }
-    }
-
-    #[test]
-    fn the_target_keeps_what_it_has_while_the_decision_may_be_on_its_way() {
-        let mut world = World::new();
-        for step in [Move::Transfer, Move::ReadToDecide, Move::GiveUp, Move::Target, Move::TargetDisk] {
-            world.step(step);
-        }
-        assert_eq!((world.target, world.disk.at_target), (Seen::Received, Some(1)));
-        for step in [Move::WriteDecision, Move::Target] {
-            world.step(step);
-        }
-        assert!(world.target == Seen::Running && world.has_its_disk(), "{world:?}");
-    }
-
-    #[test]
-    fn what_was_asked_for_is_made_void_before_the_guest_goes_on() {
-        let mut world = World::new();
-        for step in [Move::Transfer, Move::ReadToDecide, Move::Cancel, Move::GiveUp, Move::Source] {
-            world.step(step);
-        }
-        assert_eq!((world.source, world.running()), (Seen::Sent, 0));
-        for step in [Move::WriteWithdrawal, Move::Source, Move::WriteDecision, Move::Target] {
-            world.step(step);
-        }
-        assert_eq!((world.source, world.target), (Seen::Running, Seen::Nothing));
-    }
-
-    #[test]
-    fn the_checker_finds_a_volume_that_is_given_back_before_it_has_followed() {
-        let mut world = World::new();
-        for step in [
-            Move::Write,
-            Move::Transfer,
-            Move::ReadToDecide,
-            Move::WriteDecision,
-            Move::Target,
-            Move::Write,
-            Move::Detach,
-        ] {
-            world.step(step);
-        }
-        assert!(world.disk.attached && world.has_its_disk(), "it stays attached until it has followed: {world:?}");
-        // What the rules forbid: the store would say that it is where its old bytes are.
-        world.disk.attached = false;
-        assert!(!world.has_its_disk());
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Migrations: chooses where to, and follows the machine, whose own host decides when it goes. See [`api::migration`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use api::migration::{FINALIZER, must_stay};
+use api::migration::{FINALIZER, is_complete, must_stay};
 use api::virtual_machine::MachinePhase;
 use api::{Migration, MigrationPhase, VirtualMachine};
 use jiff::Timestamp;
@@ -56,9 +57,16 @@ pub enum Step {
     End(MigrationPhase, &'static str),
 }
 
-/// Decides. `busy`: another migration of the machine is under way. Pure.
+/// What is told of a migration whose source is not heard of, when the machine is on the target. It may have given all.
+const SILENT: &str = "the machine's host is another one now, and the one that it came from is silent: if a part of the memory was still there, it \
+    was lost, and the machine started anew from its disks";
+
+/// Time between two looks whether a source is silent that is to say when all of a machine is on its target.
+const SOURCE_LOOK: Duration = Duration::from_secs(30);
+
+/// Decides. `busy`: another migration of the machine is under way. `silent`: the pool does not hear of the source. Pure.
 #[must_use]
-pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -> Step {
+pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool, silent: bool) -> Step {
     let status = migration.status.clone().unwrap_or_default();
     if status.phase.is_final() {
         return Step::Wait;
@@ -94,7 +102,11 @@ pub fn step(migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -
             },
         };
     }
-    if node == status.target_node { Step::End(MigrationPhase::Succeeded, "") } else { Step::Wait }
+    match (node == status.target_node, is_complete(&migration.spec, &status)) {
+        (true, true) => Step::End(MigrationPhase::Succeeded, ""),
+        (true, false) if silent => Step::End(MigrationPhase::Failed, SILENT),
+        _ => Step::Wait,
+    }
 }
 
 /// The finalizers that a migration should have, where they are others. Pure.
@@ -141,12 +153,22 @@ async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> 
             && phase(other) != MigrationPhase::Pending
     };
     let busy = all.iter().any(|other| is_active(&other));
-    settle(&client, migration, guest.as_ref(), busy).await?;
-    Ok(Action::await_change())
+    let status = migration.status.clone().unwrap_or_default();
+    let is_looked_at = !is_complete(&migration.spec, &status) && !status.source_node.is_empty();
+    let silent = is_looked_at && is_silent(&client, &status.source_node).await?;
+    match step(migration, guest.as_ref(), busy, silent) {
+        Step::Wait if is_looked_at => Ok(Action::requeue(SOURCE_LOOK)),
+        step => settle(&client, migration, guest.as_ref(), step).await.map(|()| Action::await_change()),
+    }
 }
 
-async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMachine>, busy: bool) -> Result<()> {
-    match step(migration, guest, busy) {
+async fn is_silent(client: &Client, node: &str) -> Result<bool> {
+    let found = Api::<Node>::all(client.clone()).get_opt(node).await?;
+    Ok(found.is_none_or(|node| node_life::rules::ready(&node) != Some("True")))
+}
+
+async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMachine>, step: Step) -> Result<()> {
+    match step {
         Step::Wait => Ok(()),
         Step::End(phase, message) => {
             if let Some(guest) = guest.filter(|_| phase == MigrationPhase::Succeeded) {
@@ -218,19 +240,27 @@ mod tests {
     #[test]
     fn it_is_over_when_the_machine_is_on_its_target() {
         let copying = json!({"phase": "Copying", "sourceNode": "n1", "targetNode": "n2", "machineUid": "g1"});
-        let at = |node: &str| step(&migration(copying.clone()), Some(&guest(node)), false);
+        let at = |node: &str| step(&migration(copying.clone()), Some(&guest(node)), false, false);
         assert_eq!(at("n1"), Step::Wait);
         assert_eq!(at("n2"), Step::End(MigrationPhase::Succeeded, ""));
         assert_eq!(at("n3"), Step::Wait);
-        let gone = step(&migration(copying), None, false);
+        let gone = step(&migration(copying.clone()), None, false, false);
         assert!(matches!(gone, Step::End(MigrationPhase::Failed, _)));
+        // By post-copy the source says when, while it is heard of.
+        let mut late = migration(copying);
+        late.spec.post_copy = true;
+        assert_eq!(step(&late, Some(&guest("n2")), false, false), Step::Wait);
+        assert_eq!(step(&late, Some(&guest("n2")), false, true), Step::End(MigrationPhase::Failed, SILENT));
+        assert_eq!(step(&late, Some(&guest("n1")), false, true), Step::Wait);
+        late.status.get_or_insert_default().complete = true;
+        assert_eq!(step(&late, Some(&guest("n2")), false, true), Step::End(MigrationPhase::Succeeded, ""));
     }
 
     #[test]
     fn one_that_is_deleted_before_it_began_is_cancelled_and_one_that_is_over_is_not_held() {
         let mut deleted = migration(json!({}));
         deleted.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
-        assert!(matches!(step(&deleted, Some(&guest("n1")), false), Step::End(MigrationPhase::Cancelled, _)));
+        assert!(matches!(step(&deleted, Some(&guest("n1")), false, false), Step::End(MigrationPhase::Cancelled, _)));
         let mut held = migration(json!({"phase": "Scheduled"}));
         assert!(must_stay(phase(&held)));
         held.metadata.finalizers = Some(vec!["other".into()]);
@@ -245,17 +275,20 @@ mod tests {
 
     #[test]
     fn one_migration_of_a_machine_at_a_time() {
-        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), true), Step::Wait);
-        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), false), Step::Choose);
+        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), true, false), Step::Wait);
+        assert_eq!(step(&migration(json!({})), Some(&guest("n1")), false, false), Step::Choose);
         let mut with_volume = guest("n1");
         with_volume.spec.disks.push(api::virtual_machine::MachineDisk { volume: "data".into(), read_only: false });
-        assert_eq!(step(&migration(json!({})), Some(&with_volume), false), Step::Choose);
+        assert_eq!(step(&migration(json!({})), Some(&with_volume), false, false), Step::Choose);
         with_volume.spec.disks[0].read_only = true;
-        assert!(matches!(step(&migration(json!({})), Some(&with_volume), false), Step::End(MigrationPhase::Failed, _)));
+        assert!(matches!(
+            step(&migration(json!({})), Some(&with_volume), false, false),
+            Step::End(MigrationPhase::Failed, _)
+        ));
         let mut asleep = guest("n1");
         asleep.status.get_or_insert_default().phase = MachinePhase::Suspended;
         assert!(
-            matches!(step(&migration(json!({})), Some(&asleep), false), Step::End(MigrationPhase::Failed, why) if why.contains("sleeps"))
+            matches!(step(&migration(json!({})), Some(&asleep), false, false), Step::End(MigrationPhase::Failed, why) if why.contains("sleeps"))
         );
     }
 }

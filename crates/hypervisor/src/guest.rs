@@ -121,7 +121,10 @@ pub enum Start {
     /// guest has not gone on without it. After an error it has its name again, unless the guest may have run.
     Resume(PathBuf),
     /// Not at all: it waits for [`Guest::receive`], and then for [`Guest::resume`].
-    Receive,
+    Receive {
+        /// It may have to run while a part of its memory is still on the other machine.
+        post_copy: bool,
+    },
 }
 
 /// Where [`Guest::suspend`] writes until all is written: what lies there was cut short, and nobody wakes from it.
@@ -155,7 +158,7 @@ pub enum RunState {
     Running,
     /// Its processors are stopped; memory stays.
     Paused,
-    /// It stands still because all of it was sent to another machine.
+    /// It stands still because it was sent to another machine, all of it or so much that it may run there.
     Sent,
     /// It waits for what another machine sends.
     Receiving,
@@ -204,6 +207,17 @@ pub struct Outgoing {
     pub disks: Vec<(String, UnixStream)>,
     /// Most that memory, and before it all disks together, may take; `None` means no bound. Units: bytes per second.
     pub bandwidth: Option<u64>,
+    /// When its memory changes faster than it goes over, the guest runs on there while the rest follows ([`Guest::send_rest`]).
+    pub post_copy: bool,
+}
+
+/// How much of a guest is on the other machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it.
+    All,
+    /// Its disks, and a part of its memory.
+    Part,
 }
 
 /// Where a guest comes from.
@@ -215,6 +229,8 @@ pub struct Incoming {
     pub disks: UnixListener,
     /// The names of its disks.
     pub names: Vec<String>,
+    /// As of [`Start::Receive`].
+    pub post_copy: bool,
 }
 
 /// How far a guest has been sent. Units: bytes, where not said.
@@ -276,7 +292,7 @@ pub trait Guest: Send + Sync + 'static {
     ///
     /// Errors: [`crate::Error::Refused`] when all of it was sent to another machine ([`RunState::Sent`]).
     async fn resume(&self) -> Result<()>;
-    /// Lets its processors go on, also those of a guest that was all sent: only for who knows that it will not run there.
+    /// Lets its processors go on, also those of a guest that was sent: only for who knows that it will not run there.
     async fn take_back(&self) -> Result<()>;
     /// Writes its memory to a file, and ends it. The file has its name when it is whole and durable, and not before.
     ///
@@ -325,12 +341,18 @@ pub trait Guest: Send + Sync + 'static {
     async fn marks(&self, name: &str) -> Result<Vec<String>>;
     /// Forgets a mark.
     async fn forget_mark(&self, name: &str, mark: &str) -> Result<()>;
-    /// Sends all of it to another machine while it runs, and stops it for the last part. When this is done it stands still here
-    /// ([`RunState::Sent`]), and only who knows that it will not run there may let it go on.
+    /// Sends it to another machine while it runs, and stops it for the last part. When this is done it stands still here
+    /// ([`RunState::Sent`]), and only who knows that it will not run there may let it go on. Of a guest whose memory changes too fast only a
+    /// part is there then, if it is sent by post-copy.
     ///
     /// Errors: it runs on. It is not sent while its memory is written to a file, or while it may hold its file systems still.
-    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()>;
-    /// Takes away what a transfer left that broke or was dropped. A guest that was all sent stays so, any other runs on.
+    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent>;
+    /// Gives the rest of a guest of which a part was sent to the other machine, where it can run from now on; returns when all is there. From
+    /// the first instant there is no way back: only for who knows that it will never run here again.
+    ///
+    /// Errors: what is missing there will never come.
+    async fn send_rest(&self, progress: &watch::Sender<Progress>) -> Result<()>;
+    /// Takes away what a transfer left that broke or was dropped. A guest that was sent stays so, any other runs on.
     async fn forget_send(&self) -> Result<()>;
     /// Lets it flow into a guest that was started with [`Start::Receive`].
     async fn receive(&self, from: Incoming) -> Result<()>;
@@ -338,6 +360,10 @@ pub trait Guest: Send + Sync + 'static {
     ///
     /// Errors: it will never be.
     async fn received(&self) -> Result<()>;
+    /// Takes nothing more for the disks of a guest whose other side has stopped it, since all of them is here.
+    async fn close_disks(&self) -> Result<()>;
+    /// Waits until enough of a guest that comes by post-copy is here for it to run ([`Guest::resume`]).
+    async fn can_run(&self) -> Result<()>;
     /// Its serial console. One caller has it at a time: the next one's bytes wait until this one's connection is closed.
     async fn console(&self) -> Result<tokio::net::UnixStream>;
 }

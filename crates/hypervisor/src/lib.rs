@@ -25,5 +25,5 @@ pub mod test_guest;
 pub use error::{Error, Result};
 pub use guest::{
     Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface,
-    Outgoing, Progress, RunState, Start,
+    Outgoing, Progress, RunState, Sent, Start,
 };

@@ -75,6 +75,14 @@ const CHECKS: &[Row] = &[
         "enable virtualisation in the firmware; without it virtual machines will be emulated and not isolated",
         |_, _| guests(),
     ),
+    (
+        "post-copy",
+        "sysctl vm.unprivileged_userfaultfd=1; without it no virtual machine can be moved to this machine by post-copy",
+        |_, _| match hypervisor::qemu::faults::check() {
+            Ok(()) => (Verdict::Ok, "virtual machines can be moved to this machine by post-copy".into()),
+            Err(why) => (Verdict::Warning, why),
+        },
+    ),
 ];
 
 /// Looks at everything; exit code 1 when something needed is missing.

@@ -83,6 +83,7 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         sockets: Vec::new(),
         bound_files: Vec::new(),
         devices_kvm: acceleration == Acceleration::Hardware,
+        late_memory: false,
         run_dir: config.run_dir.clone(),
         user_id: config.user_id,
         control_group_entries: config.control_group_entries.clone(),
@@ -104,7 +105,7 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         let descriptor = builder.open(file, Access::Read);
         builder.option("incoming", format!("fd:{descriptor}"));
     }
-    if *start == Start::Receive {
+    if matches!(start, Start::Receive { .. }) {
         builder.option("incoming", "defer");
     }
     if *start != Start::Boot {
@@ -324,7 +325,8 @@ mod tests {
 
     #[test]
     fn a_guest_with_foreign_memory_does_not_go_on_by_itself() {
-        for (start, stands) in [(Start::Boot, false), (Start::Resume("/m".into()), true), (Start::Receive, true)] {
+        let receive = Start::Receive { post_copy: false };
+        for (start, stands) in [(Start::Boot, false), (Start::Resume("/m".into()), true), (receive, true)] {
             let plan = plan(&config(), "/usr/bin/qemu".into(), Acceleration::Emulation, &start);
             assert_eq!(plan.arguments.iter().any(|one| one == "-S"), stands, "{start:?}");
         }

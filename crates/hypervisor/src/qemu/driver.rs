@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::guest::QemuGuest;
 use super::launch::{LOG_FILE, Plan};
 use super::process::Process;
-use super::{PROGRAM, arguments, probe, qmp, still};
+use super::{PROGRAM, arguments, faults, probe, qmp, still};
 use crate::error::{Error, Result};
 use crate::guest::{Acceleration, Guest, GuestConfig, Hypervisor, Start};
 use crate::sleep;
@@ -80,7 +80,11 @@ impl Qemu {
     }
 
     async fn bring_up(&self, config: &GuestConfig, start: &Start) -> Result<Arc<QemuGuest>> {
-        let plan = arguments::plan(config, self.program.clone(), self.acceleration, start);
+        let mut plan = arguments::plan(config, self.program.clone(), self.acceleration, start);
+        if *start == (Start::Receive { post_copy: true }) {
+            faults::check().map_err(Error::NotSupported)?;
+            plan.late_memory = faults::need_capability();
+        }
         self.launch(&plan).await?;
         let told = |error: Error| match error {
             Error::Gone | Error::Io { .. } => Error::Start(log_end(&config.run_dir)),

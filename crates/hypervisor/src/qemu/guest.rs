@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,13 +14,14 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 
 use super::arguments::backend_path;
+use super::migrate::Way;
 use super::process::Process;
 use super::qmp::{self, Qmp, QmpEvent};
 use super::still;
 use crate::error::{Error, Result};
 use crate::guest::{
     Disk, DiskCopy, DiskLimits, Guest, GuestEvent, Incoming, Interface, MemoryStatistics, Outgoing, Progress, RunState,
-    unfinished,
+    Sent, unfinished,
 };
 use crate::sleep;
 
@@ -41,6 +43,8 @@ pub(super) struct QemuGuest {
     pub(super) agent: tokio::sync::Mutex<()>,
     /// Held by who has its memory written, to a file or to another machine: QEMU knows one transfer at a time.
     transfers: tokio::sync::Mutex<()>,
+    /// It ran when the last transfer to another machine began, as far as this process knows.
+    pub(super) ran: AtomicBool,
     events: broadcast::Sender<GuestEvent>,
     translator: tokio::task::JoinHandle<()>,
 }
@@ -60,8 +64,8 @@ impl QemuGuest {
         })
         .await?;
         let translator = tokio::spawn(translate(qmp.events(), events.clone(), run_dir.to_owned()));
-        let (agent, transfers) = Default::default();
-        Ok(Arc::new(Self { qmp, process, run_dir: run_dir.to_owned(), agent, transfers, events, translator }))
+        let (agent, transfers, ran) = Default::default();
+        Ok(Arc::new(Self { qmp, process, run_dir: run_dir.to_owned(), agent, transfers, ran, events, translator }))
     }
 
     /// Waits until the memory that it was started with is there.
@@ -87,7 +91,7 @@ impl QemuGuest {
 
     async fn write_memory(&self, file: &File) -> Result<()> {
         // What an earlier migration set stays set: nobody would tell QEMU to go on, and a file is as fast as it is.
-        self.moves_by_itself(true).await?;
+        self.set_way(Way::ByItself).await?;
         self.qmp.execute_with("getfd", json!({"fdname": "memory"}), file.as_fd()).await?;
         self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": BANDWIDTH_MAX})).await?;
         self.qmp.execute("migrate", json!({"uri": "fd:memory"})).await?;
@@ -148,6 +152,7 @@ impl Guest for QemuGuest {
     async fn state(&self) -> Result<RunState> {
         Ok(match self.status().await?.as_str() {
             "postmigrate" => RunState::Sent,
+            "finish-migrate" if self.is_given().await? => RunState::Sent,
             "inmigrate" => RunState::Receiving,
             // The last one has not begun to run, and is not about to.
             "paused" | "finish-migrate" | "save-vm" | "suspended" | "prelaunch" => RunState::Paused,
@@ -178,14 +183,14 @@ impl Guest for QemuGuest {
 
     async fn resume(&self) -> Result<()> {
         // It may run on the other machine by now.
-        if self.status().await? == "postmigrate" {
-            return Err(refused("cont", "all of the guest was sent to another machine"));
+        if self.state().await? == RunState::Sent {
+            return Err(refused("cont", "the guest was sent to another machine"));
         }
         self.simple("cont").await
     }
 
     async fn take_back(&self) -> Result<()> {
-        self.simple("cont").await
+        self.go_on_here().await
     }
 
     async fn suspend(&self, path: &Path) -> Result<()> {
@@ -310,7 +315,7 @@ impl Guest for QemuGuest {
         self.qmp.execute("block-dirty-bitmap-remove", json!({"node": node, "name": mark})).await.map(drop)
     }
 
-    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
+    async fn send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent> {
         let Ok(_transfer) = self.transfers.try_lock() else {
             return Err(refused("migrate", "the guest's memory is being written"));
         };
@@ -325,6 +330,13 @@ impl Guest for QemuGuest {
         sent
     }
 
+    async fn send_rest(&self, progress: &watch::Sender<Progress>) -> Result<()> {
+        let Ok(_transfer) = self.transfers.try_lock() else {
+            return Err(refused("migrate-continue", "the guest's memory is being written"));
+        };
+        self.give_rest(progress).await
+    }
+
     async fn forget_send(&self) -> Result<()> {
         // What is written to a file is not given up for a transfer that never began.
         let _transfer = self.transfers.lock().await;
@@ -337,6 +349,14 @@ impl Guest for QemuGuest {
 
     async fn received(&self) -> Result<()> {
         self.await_all().await
+    }
+
+    async fn close_disks(&self) -> Result<()> {
+        self.stop_taking_disks().await
+    }
+
+    async fn can_run(&self) -> Result<()> {
+        self.await_enough().await
     }
 
     async fn console(&self) -> Result<UnixStream> {

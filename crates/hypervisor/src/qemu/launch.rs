@@ -17,7 +17,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{ForkResult, Gid, Uid, chown, fork, pivot_root, setgid, setgroups, setsid, setuid};
 use serde::{Deserialize, Serialize};
 
-use super::process;
+use super::{faults, process};
 
 /// Name of the file with the guest's process.
 pub(super) const PID_FILE: &str = "pid";
@@ -80,6 +80,8 @@ pub struct Plan {
     pub bound_files: Vec<(PathBuf, PathBuf)>,
     /// The device for hardware assistance is needed.
     pub devices_kvm: bool,
+    /// It waits for memory that is on another machine, and needs a right for that. See [`faults`].
+    pub late_memory: bool,
     /// The guest's run directory.
     pub run_dir: PathBuf,
     /// User and group to become.
@@ -276,5 +278,9 @@ fn prepare(plan: &Plan, descriptors: Vec<(OwnedFd, i32)>) -> Result<(), String> 
     nix::sys::prctl::set_no_new_privs().map_err(|error| format!("no_new_privs: {error}"))?;
     setgroups(&[]).map_err(|error| format!("setgroups: {error}"))?;
     setgid(Gid::from_raw(plan.user_id)).map_err(|error| format!("setgid: {error}"))?;
-    setuid(Uid::from_raw(plan.user_id)).map_err(|error| format!("setuid: {error}"))
+    if plan.late_memory {
+        faults::keep_over_change_of_user()?;
+    }
+    setuid(Uid::from_raw(plan.user_id)).map_err(|error| format!("setuid: {error}"))?;
+    if plan.late_memory { faults::become_able() } else { Ok(()) }
 }

@@ -4,16 +4,17 @@
 //! `Source:` QEMU, docs/devel/migration.rst, docs/interop/live-block-operations.rst
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-use super::guest::QemuGuest;
+use super::guest::{QemuGuest, refused};
 use super::qmp::QmpEvent;
 use crate::error::{Error, Result};
-use crate::guest::{Guest, Incoming, Outgoing, Progress};
+use crate::guest::{Guest, Incoming, Outgoing, Progress, Sent};
 
 /// How often progress is looked at, where no event tells of it.
 const LOOK: Duration = Duration::from_millis(50);
@@ -30,11 +31,45 @@ const BANDWIDTH_MAX: u64 = 1 << 50;
 /// there would be less left when it stands still; but QEMU 7.2 corrupts its own memory when such a write fails, and the guest dies of
 /// a migration that breaks.
 const COPY_MODE: &str = "background";
+/// How often all memory of a guest is gone through, and how long at most, before the rest is left for when it runs on the other machine.
+/// Each page that is there by then is one that it need not wait for.
+const PASSES_MAX: u64 = 2;
+const PASSES_TIME_MAX: Duration = Duration::from_secs(60);
 /// Name under which descriptors of memory are handed over.
 const MEMORY: &str = "moving-memory";
 const LISTENER: &str = "moving-disks";
+/// The capability by which a guest can run with a part of its memory on the other machine.
+const POST_COPY: &str = "postcopy-ram";
+
+/// How a transfer of memory goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To its end, and it leaves the guest its speed.
+    ByItself,
+    /// It waits for the word when the guest stands still.
+    Led {
+        /// The guest may run on the other machine before all is there.
+        post_copy: bool,
+    },
+}
+
 /// States of a transfer of memory that is not over.
-const GOING: [&str; 6] = ["setup", "active", "pre-switchover", "device", "cancelling", "postcopy-active"];
+const GOING: [&str; 8] = [
+    "setup",
+    "active",
+    "pre-switchover",
+    "device",
+    "cancelling",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover",
+];
+
+/// Whether the guest is to run on the other machine now, with the rest of its memory here. `begun`: as QEMU counts the passes that were begun.
+/// Pure.
+fn is_time_to_switch(begun: u64, elapsed: Duration) -> bool {
+    begun > PASSES_MAX || elapsed > PASSES_TIME_MAX
+}
 
 /// The mirror of a disk: its job, and the node that it writes to.
 fn mirror(disk: &str) -> String {
@@ -73,21 +108,27 @@ fn bytes(value: &Value) -> u64 {
 }
 
 impl QemuGuest {
-    pub(super) async fn send_all(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
+    pub(super) async fn send_all(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent> {
         self.call_off().await?;
-        let sent = self.try_to_send(to, progress).await;
-        if let Err(error) = sent {
-            // What has all gone over is the other side's to run, whatever was heard of it here.
-            if self.status().await? == "postmigrate" && self.transfer().await? == "completed" {
-                return Ok(());
+        self.ran.store(self.status().await? == "running", Ordering::Relaxed);
+        match self.try_to_send(to, progress).await {
+            Ok(sent) => Ok(sent),
+            Err(error) => {
+                // What has all gone over is the other side's to run, whatever was heard of it here.
+                if self.status().await? == "postmigrate" && self.transfer().await? == "completed" {
+                    return Ok(Sent::All);
+                }
+                // Of what was not told nobody can have decided that it runs there.
+                if self.is_waiting().await? {
+                    self.cancel_waiting().await?;
+                }
+                self.call_off().await?;
+                Err(error)
             }
-            self.call_off().await?;
-            return Err(error);
         }
-        Ok(())
     }
 
-    async fn try_to_send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<()> {
+    async fn try_to_send(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent> {
         let speed = to.bandwidth.unwrap_or(BANDWIDTH_MAX).max(1);
         // The disks come first, all at once, and share what there is.
         let disk_speed =
@@ -115,12 +156,15 @@ impl QemuGuest {
             mirrors.push(node);
         }
         self.await_mirrors(&mirrors, &mut events, progress).await?;
-        self.moves_by_itself(false).await?;
-        self.qmp.execute("migrate-set-parameters", json!({"max-bandwidth": speed})).await?;
+        self.set_way(Way::Led { post_copy: to.post_copy }).await?;
+        // No bound is 0 for the one, and a large number for the other.
+        let late_speed = to.bandwidth.unwrap_or(0).min(BANDWIDTH_MAX);
+        let speeds = json!({"max-bandwidth": speed, "max-postcopy-bandwidth": late_speed});
+        self.qmp.execute("migrate-set-parameters", speeds).await?;
         self.qmp.execute_with("getfd", json!({"fdname": MEMORY}), to.memory.as_fd()).await?;
         self.qmp.execute("migrate", json!({"uri": format!("fd:{MEMORY}")})).await?;
         drop(to.memory);
-        self.follow("pre-switchover", None, &mut events, progress).await?;
+        let in_part = self.follow("pre-switchover", None, to.post_copy, &mut events, progress).await?;
         // The guest stands still: what it wrote last goes over with the end of the mirrors.
         let stood_still = Instant::now();
         progress.send_modify(|now| now.stands_still_since = Some(stood_still));
@@ -128,29 +172,81 @@ impl QemuGuest {
             self.qmp.execute("block-job-cancel", json!({"device": node})).await?;
         }
         self.await_no_jobs(&mirrors, stood_still, &mut events).await?;
+        if in_part {
+            return Ok(Sent::Part);
+        }
         let drained = Instant::now();
         self.qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
-        let deleted = async {
-            for node in &mirrors {
-                self.qmp.execute("blockdev-del", json!({"node-name": node})).await?;
-            }
-            Ok(())
-        };
         let deadline = Some(stood_still + LAST_TIMEOUT);
-        tokio::try_join!(deleted, self.follow("completed", deadline, &mut events, progress))?;
+        tokio::try_join!(self.delete_mirrors(), self.follow("completed", deadline, false, &mut events, progress))?;
         // It is said to be so an instant before it is.
         while self.status().await? == "finish-migrate" {
             tokio::time::sleep(CLOSE_LOOK).await;
         }
         let drain = drained.duration_since(stood_still);
         tracing::debug!(?drain, memory = ?drained.elapsed(), "the last part of a guest is sent");
-        Ok(())
+        Ok(Sent::All)
     }
 
-    /// Whether a transfer of memory goes on to its end by itself and leaves the guest its speed, or is led. It stays so for all that
-    /// follow.
-    pub(super) async fn moves_by_itself(&self, by_itself: bool) -> Result<()> {
-        self.set_capabilities(&["auto-converge", "pause-before-switchover", "events"], !by_itself).await
+    /// Gives the rest of a guest that waits for the word to run on the other machine.
+    pub(super) async fn give_rest(&self, progress: &watch::Sender<Progress>) -> Result<()> {
+        let mut events = self.qmp.events();
+        self.qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
+        tokio::try_join!(self.delete_mirrors(), self.follow("completed", None, false, &mut events, progress)).map(drop)
+    }
+
+    /// Whether it stands still and waits for the word to run on the other machine with a part of its memory. It may have been decided
+    /// that it does.
+    async fn is_waiting(&self) -> Result<bool> {
+        if self.transfer().await? != "pre-switchover" {
+            return Ok(false);
+        }
+        let all = self.qmp.execute("query-migrate-capabilities", json!({})).await?;
+        let mut on = all.as_array().into_iter().flatten().filter(|one| one["state"] == true);
+        Ok(on.any(|one| one["capability"] == POST_COPY))
+    }
+
+    /// Whether the other machine runs it, or may by now, with or without all of its memory.
+    pub(super) async fn is_given(&self) -> Result<bool> {
+        let answer = self.qmp.execute("query-migrate", json!({})).await?;
+        let has_begun = answer["status"].as_str().is_some_and(|status| status.starts_with("postcopy-"));
+        Ok(has_begun || bytes(&answer["ram"]["postcopy-bytes"]) > 0 || self.is_waiting().await?)
+    }
+
+    /// Takes back one that waits. QEMU then does not have it go on by itself.
+    async fn cancel_waiting(&self) -> Result<()> {
+        self.qmp.execute("migrate_cancel", json!({})).await?;
+        let begun = Instant::now();
+        while self.status().await? == "finish-migrate" {
+            if begun.elapsed() > RECOVERY_TIMEOUT {
+                return Err(Error::Timeout("the end of a transfer".into()));
+            }
+            tokio::time::sleep(CLOSE_LOOK).await;
+        }
+        self.delete_mirrors().await
+    }
+
+    /// Lets it go on here, whatever was sent.
+    pub(super) async fn go_on_here(&self) -> Result<()> {
+        if self.is_waiting().await? {
+            self.cancel_waiting().await?;
+        }
+        if self.is_given().await? {
+            return Err(refused("cont", "the other machine runs the guest"));
+        }
+        self.simple("cont").await
+    }
+
+    /// How memory moves from now on.
+    pub(super) async fn set_way(&self, way: Way) -> Result<()> {
+        let (led, post_copy) = match way {
+            Way::ByItself => (false, false),
+            Way::Led { post_copy } => (true, post_copy),
+        };
+        self.set_capabilities(&["pause-before-switchover", "events"], led).await?;
+        // A guest whose rest can follow is not slowed down.
+        self.set_capabilities(&["auto-converge"], led && !post_copy).await?;
+        self.set_capabilities(&[POST_COPY], post_copy).await
     }
 
     async fn set_capabilities(&self, names: &[&str], state: bool) -> Result<()> {
@@ -220,14 +316,17 @@ impl QemuGuest {
         Ok(())
     }
 
-    /// Follows the transfer of memory until it is in this state.
+    /// Follows the transfer of memory until it is in this state; whether the rest was left for when the guest runs on the other machine, as
+    /// it may with `post_copy`.
     async fn follow(
         &self,
         until: &str,
         deadline: Option<Instant>,
+        post_copy: bool,
         events: &mut broadcast::Receiver<QmpEvent>,
         progress: &watch::Sender<Progress>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let (begun, mut in_part) = (Instant::now(), false);
         loop {
             let answer = self.qmp.execute("query-migrate", json!({})).await?;
             let (status, memory) = (answer["status"].as_str().unwrap_or_default(), &answer["ram"]);
@@ -240,11 +339,19 @@ impl QemuGuest {
                 now.downtime_ms = bytes(&answer["downtime"]);
             });
             match status {
-                "failed" | "cancelled" => {
+                "failed" | "cancelled" | "postcopy-paused" => {
                     let message = answer["error-desc"].as_str().unwrap_or("the transfer broke").to_owned();
                     return Err(Error::Refused { command: "migrate".into(), message });
                 }
-                found if found == until => return Ok(()),
+                found if found == until => return Ok(in_part),
+                "active"
+                    if post_copy
+                        && !in_part
+                        && is_time_to_switch(bytes(&memory["dirty-sync-count"]), begun.elapsed()) =>
+                {
+                    self.simple("migrate-start-postcopy").await?;
+                    in_part = true;
+                }
                 _ if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
                     return Err(Error::Timeout("the last part of the transfer".into()));
                 }
@@ -254,9 +361,12 @@ impl QemuGuest {
         }
     }
 
-    /// Takes away what a transfer left that is over or is not wanted any more, and has the guest go on. A guest that was all sent stays
-    /// as it is.
+    /// Takes away what a transfer left that is over or is not wanted any more, and has the guest go on. A guest that was sent, or of which
+    /// a part was, stays as it is.
     pub(super) async fn call_off(&self) -> Result<()> {
+        if self.is_given().await? {
+            return Ok(());
+        }
         if GOING.contains(&self.transfer().await?.as_str()) {
             self.qmp.execute("migrate_cancel", json!({})).await?;
         }
@@ -273,10 +383,13 @@ impl QemuGuest {
             let jobs = self.jobs().await?;
             let busy = jobs.iter().any(|job| job["device"].as_str().is_some_and(|name| name.starts_with("moving-")));
             if !busy && !matches!(status.as_str(), "finish-migrate") {
-                // One that stood still before looks as if it had been sent, and has no other way back.
+                // One that stood still before looks as if it had been sent, and has no other way back; so does one that was about to be
+                // sent in part. Of what ran before nothing is known to an agent that was not there, but to the life of the guest.
                 if status == "postmigrate" && self.transfer().await? != "completed" {
                     self.take_back().await?;
-                    self.pause().await?;
+                    if !self.ran.load(Ordering::Relaxed) {
+                        self.pause().await?;
+                    }
                 }
                 break;
             }
@@ -285,6 +398,10 @@ impl QemuGuest {
             }
             tokio::time::sleep(LOOK).await;
         }
+        self.delete_mirrors().await
+    }
+
+    async fn delete_mirrors(&self) -> Result<()> {
         let nodes = self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
         for node in nodes.as_array().into_iter().flatten().filter_map(|node| node["node-name"].as_str()) {
             if node.starts_with("moving-") {
@@ -308,19 +425,61 @@ impl QemuGuest {
                 .await?;
         }
         self.set_capabilities(&["events"], true).await?;
+        self.set_capabilities(&[POST_COPY], from.post_copy).await?;
         self.qmp.execute_with("getfd", json!({"fdname": MEMORY}), from.memory.as_fd()).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{MEMORY}")})).await.map(drop)
     }
 
+    /// How what comes stands, once it is loaded or has failed.
+    async fn loaded(&self, events: &mut broadcast::Receiver<QmpEvent>) -> Result<String> {
+        while self.status().await? == "inmigrate" {
+            woken(events, &["MIGRATION"], LOOK).await;
+        }
+        self.transfer().await
+    }
+
     pub(super) async fn await_all(&self) -> Result<()> {
         let mut events = self.qmp.events();
-        while self.status().await? == "inmigrate" {
-            woken(&mut events, &["MIGRATION"], LOOK).await;
+        loop {
+            match self.loaded(&mut events).await?.as_str() {
+                "completed" => break,
+                // It can run, and waits for the rest.
+                "active" | "postcopy-active" => woken(&mut events, &["MIGRATION"], LOOK).await,
+                _ => return Err(not_all()),
+            }
         }
-        let answer = self.qmp.execute("query-migrate", json!({})).await?;
-        if answer["status"] != "completed" {
-            return Err(Error::Refused { command: "migrate-incoming".into(), message: "not all has come".into() });
+        self.stop_taking_disks().await
+    }
+
+    pub(super) async fn await_enough(&self) -> Result<()> {
+        match self.loaded(&mut self.qmp.events()).await?.as_str() {
+            "completed" | "postcopy-active" => Ok(()),
+            _ => Err(not_all()),
         }
-        self.qmp.execute("nbd-server-stop", json!({})).await.map(drop)
+    }
+
+    pub(super) async fn stop_taking_disks(&self) -> Result<()> {
+        let exports = self.qmp.execute("query-block-exports", json!({})).await?;
+        match exports.as_array().is_some_and(|all| !all.is_empty()) {
+            true => self.simple("nbd-server-stop").await,
+            false => Ok(()),
+        }
+    }
+}
+
+fn not_all() -> Error {
+    Error::Refused { command: "migrate-incoming".into(), message: "not all has come".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_is_left_after_so_many_passes_or_so_long() {
+        assert!(!is_time_to_switch(1, Duration::ZERO));
+        assert!(!is_time_to_switch(PASSES_MAX, PASSES_TIME_MAX));
+        assert!(is_time_to_switch(PASSES_MAX + 1, Duration::ZERO));
+        assert!(is_time_to_switch(1, PASSES_TIME_MAX + Duration::from_secs(1)));
     }
 }

@@ -11,6 +11,7 @@
 //! | `migrate` | a guest moves to another machine |
 //! | `arguments` | from a guest's configuration to a launch plan, pure |
 //! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
+//! | [`faults`] | who may wait for memory that is still on another machine |
 //! | `process` | finding a guest's process, and ending it |
 //! | `qmp` | the protocol's client |
 //! | [`probe`] | whether hardware assistance really runs guests |
@@ -19,6 +20,7 @@ mod arguments;
 mod blocks;
 mod copies;
 pub mod driver;
+pub mod faults;
 mod guest;
 mod interfaces;
 pub mod launch;

@@ -48,7 +48,9 @@ enum Action {
         rest: Vec<String>,
     },
     /// Move the machine to another host while it runs
-    #[command(after_help = "Examples:\n  nuee vm migrate web\n  nuee vm migrate web --to server-2 --bandwidth 50Mi")]
+    #[command(
+        after_help = "Examples:\n  nuee vm migrate web\n  nuee vm migrate web --to server-2 --bandwidth 50Mi\n  nuee vm migrate web --post-copy"
+    )]
     Migrate(super::vm_migrate::Arguments),
     /// Give the machine a disk, also while it runs; the guest finds it by its name as serial number
     #[command(after_help = "Examples:\n  nuee vm attach web data\n  nuee vm attach web archive --read-only")]

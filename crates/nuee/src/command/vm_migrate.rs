@@ -31,6 +31,10 @@ pub struct Arguments {
     /// Most that memory and disk may each take of the network, per second, such as 50Mi
     #[arg(long, value_name = "BYTES")]
     bandwidth: Option<String>,
+    /// When its memory changes faster than it is carried, let it go on there before all of it has come; should the rest not
+    /// come, it starts anew from its disks
+    #[arg(long)]
+    post_copy: bool,
     /// Return at once; `kubectl get migrations` shows how it goes
     #[arg(long)]
     no_wait: bool,
@@ -47,6 +51,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
             virtual_machine: arguments.name.clone(),
             target_node: arguments.to,
             bandwidth: arguments.bandwidth.map(Quantity),
+            post_copy: arguments.post_copy,
             cancel: false,
         },
         status: None,

@@ -8,6 +8,7 @@ use hypervisor::{Guest, RunState};
 use tokio::sync::watch;
 
 use super::super::interfaces::{attach as nics, serve};
+use super::super::moving::post_copy;
 use super::super::{moving, revert, root, status};
 use super::Driver;
 use crate::error::{Error, Result, chain};
@@ -15,7 +16,10 @@ use crate::error::{Error, Result, chain};
 impl Driver {
     /// Takes over what runs, or finds out how it ended while nobody looked.
     pub(super) async fn adopt(&mut self) -> Result<()> {
+        // Who takes it in has it until all of it is here, or never will be.
+        self.context.receptions.coming.until_over(&self.uid).await;
         self.hold().await?;
+        self.end_partial().await?;
         // Before anybody looks at its disks.
         revert::finish(&self.context, &self.uid).await?;
         let observed = self.status.observed_restart;
@@ -76,6 +80,19 @@ impl Driver {
                 self.settle(observed).await;
             }
         }
+        Ok(())
+    }
+
+    /// Ends a guest that runs here by post-copy and lacks memory that nobody brings any more: it counts as crashed.
+    async fn end_partial(&mut self) -> Result<()> {
+        if !post_copy::is_partial(&self.context, &self.uid) {
+            return Ok(());
+        }
+        tracing::warn!(vm = self.key.name, "not all of a guest has come, and it is ended");
+        hypervisor::qemu::driver::kill(&self.context.guests.run_dir(&self.uid)).await?;
+        post_copy::end(&self.context, &self.uid)?;
+        self.say("Crashed", post_copy::LOST);
+        self.status.restart_count += 1;
         Ok(())
     }
 

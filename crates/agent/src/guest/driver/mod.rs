@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::migration::{Act, Seen, at_source};
 use api::names::AGENT_FINALIZER;
 use api::{VirtualMachine, VirtualMachineStatus};
 use hypervisor::life::{Action, Event, Life, Phase, Root, Wish, step};
@@ -165,7 +166,7 @@ impl Driver {
                     let newest = objects.borrow_and_update().clone();
                     match newest {
                         Some(object) if changed.is_ok() => self.object = object,
-                        _ => self.vanish(),
+                        _ => self.vanish().await,
                     }
                     self.adjust().await;
                     Event::Wished(self.wish().await)
@@ -242,7 +243,11 @@ impl Driver {
     }
 
     /// The object is gone without having waited for us, or is another machine's now: what is here goes.
-    fn vanish(&mut self) {
+    async fn vanish(&mut self) {
+        // What another machine still lacks of its memory is here alone.
+        while at_source(false, Seen::Sent, self.context.giving.has(&self.uid), false) == Act::Wait {
+            self.context.giving.until_over(&self.uid).await;
+        }
         self.vanished = true;
         let mut object = (*self.object).clone();
         object.metadata.deletion_timestamp.get_or_insert(Time(Timestamp::now()));

@@ -5,12 +5,16 @@
 //! |---|---|
 //! | [`handover`] | what the store says of who runs it, how the source gives it away, and how it takes it back |
 //! | `carry` | what the two hypervisors say to each other |
+//! | `give` | gives the rest of a guest that runs on the target already |
+//! | [`post_copy`] | a guest that runs on the target before all of it is there |
 //! | [`source`] | drives a migration from the machine that has the guest |
 //! | [`target`] | takes a guest in |
 //! | [`wire`] | what the two say to each other |
 
 mod carry;
+mod give;
 pub mod handover;
+pub mod post_copy;
 pub mod source;
 pub mod target;
 pub mod wire;

@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::migration::{FINALIZER, Migration, MigrationPhase, MigrationStatus, Seen, Transfer, may_decide};
+use api::migration::{FINALIZER, Migration, MigrationPhase, MigrationStatus, Seen, Transfer, is_complete, may_decide};
 use api::quantity::whole;
 use api::virtual_machine::MachineDesired;
 use api::{DiskImage, VirtualMachine};
 use futures::StreamExt;
-use hypervisor::{Guest, Outgoing, Progress};
+use hypervisor::{Guest, Outgoing, Progress, Sent};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -23,7 +23,9 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
 use super::carry::pumped;
+use super::give::{Over, Rest};
 use super::handover::{answered, give_away, look, reclaim, withdraw};
+use super::post_copy;
 use super::wire::{self, Answer, Answers, Channel, Decided, Hello, Prepare, SentVolume, expect};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain};
@@ -56,6 +58,9 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 const DISKS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long this host's driver may take to find a guest that is bound here.
 const FOUND_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is told of a migration whose agent died when the machine was the target's.
+const AGENT_DIED_LATE: &str = "the agent that drove it was started anew; if a part of the machine's memory was still here, it was lost, and \
+    the machine started anew from its disks";
 /// Time before a failed question to the API is put again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -89,9 +94,10 @@ pub async fn run(context: Arc<Context>) {
     }
 }
 
-struct Drive {
-    context: Arc<Context>,
-    object: Migration,
+/// One migration that starts here.
+pub(super) struct Drive {
+    pub(super) context: Arc<Context>,
+    pub(super) object: Migration,
     uid: String,
     cancelled: watch::Receiver<HashSet<String>>,
 }
@@ -114,7 +120,7 @@ impl Drive {
         written.map(drop).map_err(Error::api("write the migration's status"))
     }
 
-    async fn report(&self, status: Value) {
+    pub(super) async fn report(&self, status: Value) {
         if let Err(error) = self.try_report(status).await {
             tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot report");
         }
@@ -122,10 +128,21 @@ impl Drive {
 
     async fn end(&self, phase: MigrationPhase, message: &str) {
         tracing::info!(migration = self.object.name_any(), ?phase, message, "a migration ended");
-        let status = json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())});
         // Until it is written the target keeps what it has, and nobody can delete the object.
+        self.report_surely(json!({"phase": phase, "message": message, "endedAt": Time(Timestamp::now())})).await;
+    }
+
+    /// Tells that nothing more of the guest is here; the pool ends the migration.
+    async fn complete(&self) {
+        // Others it ends without that.
+        if self.object.spec.post_copy {
+            self.report_surely(json!({"complete": true})).await;
+        }
+    }
+
+    async fn report_surely(&self, status: Value) {
         while let Err(error) = self.try_report(status.clone()).await {
-            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell that it ended");
+            tracing::debug!(migration = self.object.name_any(), error = %chain(&error), "cannot tell how it ended");
             if self.is_gone().await {
                 return;
             }
@@ -152,6 +169,10 @@ impl Drive {
             loop {
                 let void = match look(&self.context, &key).await {
                     Ok(Some(machine)) => withdraw(&self.context, &machine).await,
+                    // What was missing on the target flowed through the dead one.
+                    Ok(None) if !is_complete(&self.object.spec, &self.object.status.clone().unwrap_or_default()) => {
+                        return self.end(MigrationPhase::Failed, AGENT_DIED_LATE).await;
+                    }
                     Ok(None) => return,
                     Err(error) => Err(error),
                 };
@@ -182,8 +203,12 @@ impl Drive {
         let Some(guest) = self.context.guests.guest(&key) else {
             return self.end(MigrationPhase::Failed, "the machine does not run").await;
         };
-        match self.drive(&key, &guest, &volumes).await {
-            Ok(()) => {}
+        let mut in_part = false;
+        match self.drive(&key, &guest, &volumes, &mut in_part).await {
+            Ok(Over::Lost(error)) => {
+                self.end(MigrationPhase::Failed, &format!("{}; {}", post_copy::LOST, chain(&error))).await;
+            }
+            Ok(Over::Moved) => self.complete().await,
             Err(error) => {
                 let uid = self.context.guests.uid(&key).unwrap_or_default();
                 let error = super::told(&self.context, &uid, error);
@@ -194,7 +219,10 @@ impl Drive {
                 match reclaim(&self.context, &key, &guest).await {
                     Ok(true) => self.end(phase, &chain(&error)).await,
                     // The store decided for the target after all.
-                    Ok(false) => {}
+                    Ok(false) if in_part => {
+                        self.end(MigrationPhase::Failed, &format!("{}; {}", post_copy::LOST, chain(&error))).await;
+                    }
+                    Ok(false) => self.complete().await,
                     Err(gone) => {
                         let gone = chain(&super::told(&self.context, &uid, gone));
                         self.end(MigrationPhase::Failed, &format!("{}; the guest has ended: {gone}", chain(&error)))
@@ -252,8 +280,9 @@ impl Drive {
         Ok(connection)
     }
 
-    /// Moves the guest; returns when the store has decided for the target. On an error the guest may be all sent.
-    async fn drive(&self, key: &Key, guest: &Arc<dyn Guest>, plugged: &[Plugged]) -> Result<()> {
+    /// Moves the guest; returns when the store has decided for the target, and it needs nothing more of this machine. On an error the
+    /// guest may be sent, and `in_part` tells whether not all of it was.
+    async fn drive(&self, key: &Key, guest: &Arc<dyn Guest>, plugged: &[Plugged], in_part: &mut bool) -> Result<Over> {
         let volumes = self.volumes(key, guest, plugged).await?;
         let mut control = self.open(Channel::Control).await?;
         let prepared = tokio::select! {
@@ -295,18 +324,24 @@ impl Drive {
         let disks = all.map(|(name, connection)| Ok((name, pumped(connection)?))).collect::<Result<_>>()?;
         let bandwidth = self.object.spec.bandwidth.as_ref().and_then(|quantity| whole(&quantity.0));
         let bandwidth = bandwidth.and_then(|bytes| u64::try_from(bytes).ok());
-        let outgoing = Outgoing { memory: pumped(memory)?, disks, bandwidth };
+        let post_copy = self.object.spec.post_copy;
+        let outgoing = Outgoing { memory: pumped(memory)?, disks, bandwidth, post_copy };
         let (progress, seen) = watch::channel(Progress::default());
         let (hearing, mut saying) = tokio::io::split(control);
         let mut answers = Answers::of(hearing);
-        let received = self.send(guest, outgoing, &progress, seen, &mut answers).await?;
+        let (much, received) = self.send(guest, outgoing, &progress, seen.clone(), &mut answers).await?;
+        if much == Sent::Part {
+            *in_part = true;
+            let rest = Rest { guest, progress: &progress, seen, saying: &mut saying, answers: &mut answers };
+            return self.give(key, rest).await;
+        }
         let sent = Instant::now();
         // The version that the decision is made against is looked for while the other machine reads what is left.
         let (machine, received) = tokio::join!(look(&self.context, key), self.await_received(received, &mut answers));
         received?;
         let received = Instant::now();
         let mut status = status_of(*progress.borrow());
-        let moved = self.decide(key, machine.ok().flatten(), status.clone()).await?;
+        let moved = self.decide(key, machine.ok().flatten(), Sent::All, status.clone()).await?;
         let decided = Instant::now();
         if let Some(moved) = moved {
             let ran = tokio::time::timeout(RUNS_TIMEOUT, say_decided(&moved, &mut saying, &mut answers)).await;
@@ -318,7 +353,7 @@ impl Drive {
             }
         }
         self.report(json!({"memory": status.memory, "disk": status.disk, "downtimeMs": status.downtime_ms})).await;
-        Ok(())
+        Ok(Over::Moved)
     }
 
     /// Waits for the target's word that it has everything, unless that came.
@@ -336,14 +371,15 @@ impl Drive {
         )
     }
 
-    /// Lets the store decide for the target, which has everything. `machine`: as it was read, if it was. The machine as it was then; `None`
+    /// Lets the store decide for the target, which has everything, or so much that the guest can run there. `machine`: as it was read, if it was. The machine as it was then; `None`
     /// when the answer to the write was lost, and the target hears it from the store alone.
     ///
     /// Errors: it was cancelled before the store had decided, or the store does not decide; what was asked for may be on its way.
-    async fn decide(
+    pub(super) async fn decide(
         &self,
         key: &Key,
         machine: Option<VirtualMachine>,
+        sent: Sent,
         status: MigrationStatus,
     ) -> Result<Option<VirtualMachine>> {
         // However long that takes to be told, the guest stands still no longer for it.
@@ -353,14 +389,14 @@ impl Drive {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            decided = self.ask(key, machine) => decided,
+            decided = self.ask(key, machine, sent) => decided,
             () = tokio::time::sleep(DECISION_TIMEOUT) => Err(Error::Timeout("the decision where the machine runs")),
             () = self.until_cancelled() => Err(cancelled()),
             () = told => Err(Error::Timeout("the decision where the machine runs")),
         }
     }
 
-    async fn ask(&self, key: &Key, mut machine: Option<VirtualMachine>) -> Result<Option<VirtualMachine>> {
+    async fn ask(&self, key: &Key, mut machine: Option<VirtualMachine>, sent: Sent) -> Result<Option<VirtualMachine>> {
         let target = self.object.status.as_ref().map(|status| status.target_node.clone()).unwrap_or_default();
         let mut pause = DECISION_RETRY;
         loop {
@@ -370,7 +406,7 @@ impl Drive {
                     None => look(&self.context, key).await?,
                 };
                 let Some(machine) = machine else { return Ok(Some(None)) };
-                if !may_decide(true, Seen::Sent, true, self.is_cancelled()) {
+                if !may_decide(true, Seen::Sent, sent == Sent::All, sent == Sent::Part, self.is_cancelled()) {
                     return Err(cancelled());
                 }
                 Ok(give_away(&self.context, &machine, &target).await?.map(Some))
@@ -394,7 +430,7 @@ impl Drive {
     /// Tells that the store has not decided yet, unless it has by now: what came after that stays.
     /// Writes the status of a migration that is in this phase, against the version that was read, so that a write which comes late changes
     /// nothing; whether it was made.
-    async fn advance(&self, from: MigrationPhase, status: Value) -> Result<bool> {
+    pub(super) async fn advance(&self, from: MigrationPhase, status: Value) -> Result<bool> {
         let (objects, name) = (self.objects(), self.object.name_any());
         for _ in 0..REPORTS_MAX {
             let seen = answered(objects.get_opt(&name), "reading the migration").await?;
@@ -422,7 +458,7 @@ impl Drive {
         }
     }
 
-    /// Sends the guest; whether the target has said meanwhile that it has everything.
+    /// Sends the guest; how much of it, and whether the target has said meanwhile that it has everything.
     async fn send(
         &self,
         guest: &Arc<dyn Guest>,
@@ -430,13 +466,13 @@ impl Drive {
         progress: &watch::Sender<Progress>,
         seen: watch::Receiver<Progress>,
         answers: &mut Answers,
-    ) -> Result<bool> {
+    ) -> Result<(Sent, bool)> {
         let mut received = false;
         let mut sending = std::pin::pin!(guest.send(outgoing, progress));
         let mut telling = std::pin::pin!(self.tell(seen));
         loop {
             tokio::select! {
-                sent = &mut sending => return sent.map(|()| received).map_err(Error::from),
+                sent = &mut sending => return sent.map(|much| (much, received)).map_err(Error::from),
                 answer = answers.next(), if !received => {
                     if let Err(refused) = answer.and_then(|answer| expect(answer, &Answer::Received)) {
                         // The other machine may only have seen that this one gave up, which knows why.
@@ -550,6 +586,7 @@ impl Drive {
             initrd: size("initrd"),
             image_uid,
             interfaces,
+            post_copy: self.object.spec.post_copy,
             neighbours,
         };
         wire::write(control, &prepare).await?;
@@ -570,7 +607,7 @@ impl Drive {
     }
 
     /// Reports progress for ever.
-    async fn tell(&self, seen: watch::Receiver<Progress>) {
+    pub(super) async fn tell(&self, seen: watch::Receiver<Progress>) {
         let mut ticks = tokio::time::interval(REPORT);
         let mut last = Progress::default();
         loop {
@@ -607,7 +644,7 @@ fn cancelled() -> Error {
     Error::Invalid("it was cancelled".into())
 }
 
-fn status_of(progress: Progress) -> MigrationStatus {
+pub(super) fn status_of(progress: Progress) -> MigrationStatus {
     let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     MigrationStatus {
         memory: Transfer {

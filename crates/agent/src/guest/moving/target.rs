@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::carry::{disks_socket, pump, pumped};
 use super::handover::answered;
+use super::post_copy::{self, Arrival, Ongoing};
 use super::wire::{self, Answer, Channel, Decided, Hello, Prepare, SentVolume};
 use super::{Incoming, marker};
 use crate::context::{Context, Key, is_path_safe};
@@ -75,6 +76,8 @@ pub struct Receptions {
     waiting: Mutex<HashMap<String, Waiting>>,
     /// Guests that wait to be decided for, by their uids.
     arrived: Mutex<HashMap<String, Arrived>>,
+    /// Guests that come by post-copy: until all is here they are nobody else's to look after.
+    pub coming: Ongoing,
 }
 
 impl Receptions {
@@ -84,7 +87,7 @@ impl Receptions {
     /// Errors: those of the hypervisor; nothing else is done about the guest then.
     pub async fn run(&self, uid: &str, paused: bool) -> Result<()> {
         let arrived = self.arrived.lock().remove(uid).map(|arrived| arrived.guest);
-        match arrived.filter(|_| !paused && at_word(Seen::Received) == Act::Run) {
+        match arrived.filter(|_| !paused && at_word(Seen::Received, false) == Act::Run) {
             Some(guest) => Ok(guest.resume().await?),
             None => Ok(()),
         }
@@ -166,11 +169,19 @@ async fn receive(
     if let Some(why) = refused {
         return refuse(&mut control, Error::Invalid(why.into())).await;
     }
+    let coming = prepare.post_copy.then(|| context.receptions.coming.begin(&uid));
     let received = take(context, from, hello, &prepare, &uid, &mut control).await;
     context.receptions.waiting.lock().remove(&hello.uid);
     let incoming = incoming(hello, &prepare);
     match received {
-        Ok((places, guest)) => {
+        Ok((_, guest, Arrival::Late)) => {
+            tracing::info!(vm = key.name, "all of a guest that runs here has come");
+            // A hypervisor talks to one at a time.
+            drop((guest, coming));
+            settle(context, &uid, &incoming, Some(Instant::now())).await
+        }
+        Ok((places, guest, Arrival::Whole)) => {
+            drop(coming);
             let arrived = Arrived { migration: hello.uid.clone(), guest };
             context.receptions.arrived.lock().insert(uid.clone(), arrived);
             // All of it is here, so that only the store says whether it stays, whether or not the source hears of it.
@@ -178,16 +189,20 @@ async fn receive(
                 tracing::warn!(vm = key.name, error = %chain(&error), "the source does not hear that all of a guest is here");
             }
             tracing::info!(vm = key.name, "all of a guest is here");
-            let announced = async {
-                for place in &places {
-                    if let Err(error) = announce(context, &place.network, &prepare.neighbours).await {
-                        tracing::warn!(vm = key.name, error = %chain(&error), "the guest may look for neighbours where they were");
-                    }
-                }
-            };
+            let announced = announce_all(context, &key, &places, &prepare.neighbours);
             let ((), told) = tokio::join!(announced, until_left(context, &key, &uid, &hello.uid, &mut control));
             context.receptions.forget(&uid, &hello.uid);
             settle(context, &uid, &incoming, told).await
+        }
+        Err(error) if coming.is_some() => {
+            let error = super::told(context, &uid, error);
+            tracing::warn!(vm = key.name, error = %chain(&error), "not all of a guest has come");
+            // It may be this machine's by now, with all that is on its disks; its memory is of no use any more.
+            let ended = hypervisor::qemu::driver::kill(&context.guests.run_dir(&uid)).await;
+            drop(coming);
+            let (settled, refused) = tokio::join!(settle(context, &uid, &incoming, None), refuse(&mut control, error));
+            ended?;
+            settled.and(refused)
         }
         Err(error) => {
             let error = super::told(context, &uid, error);
@@ -366,6 +381,9 @@ async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare
         crate::directories::remove(&directory)?;
         return Err(error);
     }
+    if prepare.post_copy {
+        post_copy::begin(context, uid)?;
+    }
     let made = tokio::task::spawn_blocking(move || layers.create(None, Some(bytes), &owner)).await;
     made.map_err(|_| Error::Timeout("making a disk"))??;
     let disks = make_volumes(context, &key, uid, prepare).await?;
@@ -383,8 +401,8 @@ async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare
         memory_max: launched.memory_max,
         ..start::Size::default()
     };
-    let like = Some(launched);
-    let guest = start::start(context, &prepare.object, uid, &size, &seats, Start::Receive, like, disks).await?;
+    let (like, how) = (Some(launched), Start::Receive { post_copy: prepare.post_copy });
+    let guest = start::start(context, &prepare.object, uid, &size, &seats, how, like, disks).await?;
     attach::bound(context, &key, uid, &guest).await?;
     Ok(Made { guest, seats, names })
 }
@@ -397,7 +415,7 @@ async fn take(
     prepare: &Prepare,
     uid: &str,
     control: &mut Box<dyn node::Duplex>,
-) -> Result<(Vec<Place>, Arc<dyn Guest>)> {
+) -> Result<(Vec<Place>, Arc<dyn Guest>, Arrival)> {
     take_files(context, prepare, control).await?;
     let Made { guest, seats, names } = make(context, from, hello, prepare, uid).await?;
     let (memory_place, memory) = oneshot::channel();
@@ -419,14 +437,20 @@ async fn take(
     let (memory, connections) = all
         .map_err(|_| Error::Timeout("the connections for memory and disk"))?
         .map_err(|_| Error::Invalid("another attempt took its place".into()))?;
-    let run_dir = context.guests.run_dir(uid);
+    let (run_dir, post_copy) = (context.guests.run_dir(uid), prepare.post_copy);
     let (listener, own) = disks_socket(&run_dir, connections.len())?;
-    guest.receive(hypervisor::Incoming { memory: pumped(memory)?, disks: listener, names }).await?;
+    guest.receive(hypervisor::Incoming { memory: pumped(memory)?, disks: listener, names, post_copy }).await?;
     for (own, connection) in own.into_iter().zip(connections) {
         pump(own, connection);
     }
+    if post_copy {
+        let key = Key::of(prepare.object.as_ref());
+        let announced = announce_all(context, &key, &seats, &prepare.neighbours);
+        let arrival = post_copy::arrive(context, uid, &guest, control, announced).await?;
+        return Ok((seats, guest, arrival));
+    }
     arrive(context, &guest, control).await?;
-    Ok((seats, guest))
+    Ok((seats, guest, Arrival::Whole))
 }
 
 /// Waits until everything is here, unless the source says or does something else meanwhile.
@@ -436,6 +460,14 @@ async fn arrive(context: &Context, guest: &Arc<dyn Guest>, control: &mut Box<dyn
         received = guest.received() => Ok(received?),
         _ = control.read(&mut byte) => Err(Error::Invalid("the source gave it up".into())),
         () = context.stop.cancelled() => Err(Error::Invalid("this machine's agent ends".into())),
+    }
+}
+
+async fn announce_all(context: &Context, key: &Key, places: &[Place], neighbours: &[Ipv4Addr]) {
+    for place in places {
+        if let Err(error) = announce(context, &place.network, neighbours).await {
+            tracing::warn!(vm = key.name, error = %chain(&error), "the guest may look for neighbours where they were");
+        }
     }
 }
 

@@ -64,6 +64,9 @@ pub struct Prepare {
     pub initrd: Option<u64>,
     /// Uid of the image that they belong to.
     pub image_uid: String,
+    /// It may have to run before all of it has come.
+    #[serde(default)]
+    pub post_copy: bool,
     /// Addresses of the source's workloads on the same networks: the guest may remember where they were.
     pub neighbours: Vec<std::net::Ipv4Addr>,
 }
@@ -77,7 +80,8 @@ pub struct SentVolume {
     pub bytes: u64,
 }
 
-/// What the source says when the store has decided for the target, and nobody else does.
+/// What the source says when the store has decided for the target, and nobody else does: when all is there, or, by post-copy, when all
+/// but a part of the memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decided {
     /// The guest is to stay paused.
@@ -98,6 +102,8 @@ pub enum Answer {
     Ready,
     /// It has everything.
     Received,
+    /// By post-copy: it takes nothing more for the disks, and awaits the rest of the guest.
+    Awaits,
     /// The guest runs there.
     Runs,
     /// It does not go; why.
