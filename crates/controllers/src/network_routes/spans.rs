@@ -283,13 +283,14 @@ fn of_network(
         let mut told: Vec<NetworkMember> = members
             .iter()
             .filter(here)
-            .filter(|member| !member.names.is_empty())
             .filter_map(|member| {
                 Some(NetworkMember { address: member.address?.to_string(), names: member.names.clone() })
             })
             .collect();
         told.sort();
         told.dedup();
+        // Those without names are told of for their addresses, which others can do without.
+        told.sort_by_key(|member| member.names.is_empty());
         told.truncate(MEMBERS_MAX);
         let spec = NetworkRouteSpec {
             network: span.uid.clone(),
@@ -481,6 +482,16 @@ mod tests {
         let names = (0..20).map(|at| format!("n{at}")).chain(["x".repeat(MEMBER_NAME_BYTES_MAX + 1)]);
         assert_eq!(told_names(names).len(), MEMBER_NAMES_MAX);
         assert!(told_names(["x".repeat(MEMBER_NAME_BYTES_MAX + 1)]).is_empty());
+    }
+
+    #[test]
+    fn who_has_no_names_is_told_of_behind_those_who_have() {
+        let mut world = world(&[("a", "10.89.0.0/24")], &[("a", "n2", "10.89.0.130"), ("a", "n2", "10.89.0.131")]);
+        world.members.values_mut().next().unwrap()[0].names.clear();
+        let routes = wanted(&world, &places(&["n1", "n2"]), "n1", &BTreeMap::new());
+        let members = &routes["uid-a-10-89-0-128-28"].members;
+        let told: Vec<(&str, usize)> = members.iter().map(|one| (one.address.as_str(), one.names.len())).collect();
+        assert_eq!(told, [("10.89.0.131", 1), ("10.89.0.130", 0)]);
     }
 
     #[test]
