@@ -590,6 +590,9 @@ pub async fn ensure_objects(context: &Context) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use api::share::Range;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -651,5 +654,27 @@ mod tests {
         assert!(!check(NetworkMode::Routed, "10.0.0.0/24", ""));
         assert!(check(NetworkMode::Bridged, "10.0.0.0/24", "lan0"));
         assert!(!check(NetworkMode::Bridged, "10.0.0.0/24", "eth0"));
+    }
+    proptest! {
+        /// What the fabric keeps for the machine is the address by which the others are led to it.
+        #[test]
+        fn a_machines_own_address_is_given_to_nobody(
+            base in any::<u32>(), prefix in 8u8..=27, gateway in any::<u32>(), from_end in 0u32..4, at in 0usize..12, near in any::<bool>(),
+        ) {
+            let range = Range::containing(Ipv4Addr::from_bits(base), prefix);
+            let parts: Vec<Range> = api::share::first(range).into_iter().chain(api::share::others(range).take(10)).collect();
+            let part = parts[at % parts.len()];
+            let (first, last) = (range.address().to_bits() + 1, range.last().to_bits() - 1);
+            let wished = if near { part.last().to_bits() - from_end } else { gateway };
+            let gateway = Ipv4Addr::from_bits(wished.clamp(first, last));
+            let network: network::Network = serde_json::from_value(serde_json::json!({
+                "id": "u", "bridge": "nuee0", "subnet": range.to_string(), "gateway": gateway, "internal": false, "routed": false,
+                "isolated_ports": false, "mtu": 1500,
+            }))
+            .unwrap();
+            let own = network.own_address(&part.to_string().parse().unwrap());
+            prop_assert_eq!(own, api::share::own_address(range, part, Some(gateway)));
+            prop_assert!(part.contains(own) && own != gateway && own != range.last());
+        }
     }
 }
