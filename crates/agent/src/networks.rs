@@ -59,8 +59,9 @@ pub struct Networks {
     pub made: Notify,
     /// Networks, by their ids, on whose gateways no names could be told yet.
     mute: Mutex<BTreeMap<String, Ipv4Addr>>,
-    /// Held while a network is made, changed or removed, from the reading of its object to the writing of its status: who comes later goes by
-    /// what is newer. It holds up everybody, so nobody who holds it sleeps or waits for another object, and its calls of the API are bounded.
+    /// Held while a network is made, changed or removed, from the reading of its object to the writing of its status: who comes later goes
+    /// by what is newer. It holds up everybody, so nobody who has it sleeps or waits for another object, and its calls of the API are
+    /// bounded.
     making: tokio::sync::Mutex<()>,
 }
 
@@ -659,10 +660,12 @@ mod tests {
         /// What the fabric keeps for the machine is the address by which the others are led to it.
         #[test]
         fn a_machines_own_address_is_given_to_nobody(
-            base in any::<u32>(), prefix in 8u8..=27, gateway in any::<u32>(), from_end in 0u32..4, at in 0usize..12, near in any::<bool>(),
+            base in any::<u32>(), prefix in 8u8..=27, at in 0usize..12,
+            gateway in any::<u32>(), from_end in 0u32..4, near in any::<bool>(),
         ) {
             let range = Range::containing(Ipv4Addr::from_bits(base), prefix);
-            let parts: Vec<Range> = api::share::first(range).into_iter().chain(api::share::others(range).take(10)).collect();
+            let others = api::share::others(range).take(10);
+            let parts: Vec<Range> = api::share::first(range).into_iter().chain(others).collect();
             let part = parts[at % parts.len()];
             let (first, last) = (range.address().to_bits() + 1, range.last().to_bits() - 1);
             let wished = if near { part.last().to_bits() - from_end } else { gateway };

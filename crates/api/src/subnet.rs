@@ -68,7 +68,7 @@ pub struct AllocationPool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostRoute {
-    /// Where it leads (`192.168.7.0/24`).
+    /// Where it leads (`192.168.7.0/24`): not into the subnet itself.
     pub destination: String,
     /// By whom: an address of the subnet.
     pub next_hop: String,
