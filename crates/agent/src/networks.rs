@@ -1,9 +1,10 @@
 //! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
 
 mod follow;
+mod wanted;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use api::network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
 use api::subnet::{AddressPlan, ReadSubnet};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use network::{AttachRequest, Fabric, Ipv6Config, NetworkConfig};
+use network::{AttachRequest, Fabric, NetworkConfig};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 pub use follow::run;
+use wanted::config;
 
 use crate::context::{Context, Key};
 use crate::directory::Directory;
@@ -25,12 +27,6 @@ use crate::subnets;
 
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
-/// Options by which Docker names the bridge.
-const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
-/// Option by which Docker forbids talk between containers.
-const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
-/// Option by which Docker sets the MTU.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 /// How long to wait for a part of a network that spans machines; the pool's controllers give it.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -506,69 +502,6 @@ fn may_make(object: &Network, is_member: bool) -> Result<()> {
         true => Ok(()),
         false => Err(Error::NotYet(format!("network {} is not ready on the pool's first machine", object.spec.name))),
     }
-}
-
-/// What the fabric is asked for; `None` for drivers without a bridge.
-fn config(object: &Network) -> Option<Result<NetworkConfig>> {
-    let spec = &object.spec;
-    if matches!(spec.driver.as_str(), "host" | "none" | "null") {
-        return None;
-    }
-    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet>()).transpose();
-    let status = object.status.as_ref();
-    let plan = status.and_then(|status| status.plan.as_ref()).filter(|_| spec.is_open());
-    Some((|| {
-        let told = status.filter(|_| plan.is_some()).map_or("", |status| status.gateway.as_str());
-        let gateway = if spec.gateway.is_empty() { told } else { spec.gateway.trim() };
-        Ok(NetworkConfig {
-            id: object.metadata.uid.clone().unwrap_or_default(),
-            bridge: spec.options.get(BRIDGE_NAME_OPTION).cloned().unwrap_or_default(),
-            // The subnet that was taken once stays.
-            subnet: match subnet(&spec.subnet)? {
-                None => subnet(object.status.as_ref().map_or("", |s| s.subnet.as_str()))?,
-                some => some,
-            },
-            ip_range: subnet(&spec.ip_range)?,
-            gateway: (!gateway.is_empty())
-                .then(|| gateway.parse::<Ipv4Addr>())
-                .transpose()
-                .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
-            ipv6: spec.ipv6.then(|| config6(object)).transpose()?,
-            internal: spec.internal,
-            routed: false,
-            plain: spec.mode == NetworkMode::Routed,
-            uplink: (spec.mode == NetworkMode::Bridged).then(|| spec.uplink.clone()),
-            isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
-            mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
-            beside_routes: object.metadata.namespace.as_deref() != Some(DOCKER_NAMESPACE),
-            shared: {
-                let known = object.status.as_ref().map(|status| status.subnet.as_str());
-                let subnet = if spec.subnet.is_empty() { known.unwrap_or_default() } else { &spec.subnet };
-                spec.shared(subnet).is_some()
-            },
-            plan: plan.map(subnets::plan_of).unwrap_or_default(),
-        })
-    })())
-}
-
-/// The IPv6 part of [`config`].
-fn config6(object: &Network) -> Result<Ipv6Config> {
-    let (spec, empty) = (&object.spec, NetworkStatus::default());
-    let status = object.status.as_ref().unwrap_or(&empty);
-    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet6>()).transpose();
-    let gateway = spec.ipv6_gateway.trim();
-    Ok(Ipv6Config {
-        // The subnet that was taken once stays.
-        subnet: match subnet(&spec.ipv6_subnet)? {
-            None => subnet(&status.ipv6_subnet)?,
-            some => some,
-        },
-        range: subnet(&spec.ipv6_range)?,
-        gateway: (!gateway.is_empty())
-            .then(|| gateway.parse::<Ipv6Addr>())
-            .transpose()
-            .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
-    })
 }
 
 /// Creates the objects of the networks that are always there.
