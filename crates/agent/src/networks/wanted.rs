@@ -26,7 +26,8 @@ pub(super) fn config(object: &Network) -> Option<Result<NetworkConfig>> {
     let status = object.status.as_ref();
     let plan = status.and_then(|status| status.plan.as_ref()).filter(|_| spec.is_open());
     Some((|| {
-        let told = status.filter(|_| plan.is_some()).map_or("", |status| status.gateway.as_str());
+        // It stays with the subnet, also when its `Subnet` has gone: whoever makes the network later has it as the others have.
+        let told = status.filter(|_| spec.is_open()).map_or("", |status| status.gateway.as_str());
         let gateway = if spec.gateway.is_empty() { told } else { spec.gateway.trim() };
         Ok(NetworkConfig {
             id: object.metadata.uid.clone().unwrap_or_default(),
@@ -77,4 +78,27 @@ fn config6(object: &Network) -> Result<Ipv6Config> {
             .transpose()
             .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use api::network::NetworkSpec;
+    use api::subnet::AddressPlan;
+
+    use super::*;
+
+    #[test]
+    fn the_gateway_of_a_subnet_stays_with_its_addresses() {
+        let wanted = |own: &str, plan: Option<AddressPlan>| {
+            let mut network = Network::new("a", NetworkSpec { subnet: own.into(), ..NetworkSpec::default() });
+            let (subnet, gateway) = ("10.90.0.0/24".into(), "10.90.0.254".into());
+            network.status = Some(NetworkStatus { subnet, gateway, plan, ..NetworkStatus::default() });
+            let config = config(&network).unwrap().unwrap();
+            (config.subnet.unwrap().to_string(), config.gateway)
+        };
+        let taken = ("10.90.0.0/24".to_owned(), Some(Ipv4Addr::new(10, 90, 0, 254)));
+        assert_eq!(wanted("", Some(AddressPlan::default())), taken);
+        assert_eq!(wanted("", None), taken);
+        assert_eq!(wanted("10.91.0.0/24", None), ("10.91.0.0/24".to_owned(), None), "it says its addresses itself");
+    }
 }
