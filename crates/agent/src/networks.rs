@@ -589,6 +589,7 @@ mod tests {
         assert!(check(NetworkMode::Bridged, "10.0.0.0/24", "lan0"));
         assert!(!check(NetworkMode::Bridged, "10.0.0.0/24", "eth0"));
     }
+
     proptest! {
         /// What the fabric keeps for the machine is the address by which the others are led to it.
         #[test]

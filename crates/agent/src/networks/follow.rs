@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(gone.ids, ["stray".to_owned()].into());
         assert!(gone.suspects.is_empty());
     }
+
     #[test]
     fn a_network_follows_its_object_and_no_other_of_its_name() {
         let known: network::Network = serde_json::from_value(serde_json::json!({

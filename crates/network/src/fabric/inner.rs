@@ -658,6 +658,7 @@ mod tests {
         assert!(check("10.89.0.0/24") && check("192.168.6.0/24") && check("198.19.4.0/24"));
         assert!(!check("1.1.1.0/24") && !check("32.0.0.0/3") && !check("192.168.7.0/24"));
     }
+
     #[test]
     fn a_part_is_less_than_its_subnet() {
         let check = |part: &str| may_be_part("10.90.0.0/24".parse().unwrap(), part.parse().unwrap());
