@@ -214,9 +214,9 @@ fn told_by_dhcp(nuee: &Nuee, one: &Guest) -> Result<()> {
     let script = SHOW.replace('\n', "\\n").replace('$', "\\$").replace('"', "\\\"");
     one.ssh(&format!("printf \"{script}\" > /show && chmod +x /show"))?.success()?;
     let own = &one.address;
-    let lease = one.lease()?;
     let routes = "0.0.0.0/0 10.97.0.1 192.168.77.0/25 10.97.0.200";
-    assert_eq!(lease.trim(), format!("{own}|10.97.0.1|192.0.2.53 192.0.2.54|{routes}"));
+    let planned = format!("{own}|10.97.0.1|192.0.2.53 192.0.2.54|{routes}");
+    nuee.eventually("the plan is told", || Ok(one.lease()?.trim() == planned))?;
     let network = one.network_data()?["networks"][0].clone();
     assert_eq!((&network["type"], &network["routes"][1]["gateway"]), (&"ipv4_dhcp".into(), &"10.97.0.200".into()));
     assert_eq!(network["services"][0]["address"], "192.0.2.53");

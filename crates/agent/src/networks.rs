@@ -1,9 +1,10 @@
 //! `Network` objects and the bridges behind them: made when an object appears or is first used, removed with it.
 
 mod follow;
+mod wanted;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use api::network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
 use api::subnet::{AddressPlan, ReadSubnet};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use network::{AttachRequest, Fabric, Ipv6Config, NetworkConfig};
+use network::{AttachRequest, Fabric, NetworkConfig};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 pub use follow::run;
+use wanted::config;
 
 use crate::context::{Context, Key};
 use crate::directory::Directory;
@@ -25,17 +27,13 @@ use crate::subnets;
 
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
-/// Options by which Docker names the bridge.
-const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
-/// Option by which Docker forbids talk between containers.
-const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
-/// Option by which Docker sets the MTU.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 /// How long to wait for a part of a network that spans machines; the pool's controllers give it.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait until the first machine has made a network that spans machines.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one call of the API may take while others wait to make networks.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether it has.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Phase of a network that was made.
@@ -57,6 +55,31 @@ pub struct Networks {
     pub made: Notify,
     /// Networks, by their ids, on whose gateways no names could be told yet.
     mute: Mutex<BTreeMap<String, Ipv4Addr>>,
+    /// Held while a network is made, changed or removed, from the reading of its object to the writing of its status: who comes later goes
+    /// by what is newer. It holds up everybody, so nobody who has it sleeps or waits for another object, and its calls of the API are
+    /// bounded.
+    making: tokio::sync::Mutex<()>,
+}
+
+/// What a `Subnet` has its network do.
+pub enum Word<'a> {
+    /// Have these addresses, and this plan.
+    Says(ReadSubnet, AddressPlan),
+    /// Have no plan any more, if it is that of the subnet of this name.
+    Forgets(&'a str),
+}
+
+/// Why a network is not to be had.
+struct Refusal {
+    error: Error,
+    /// It may be had at any moment.
+    may_pass: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, may_pass: false }
+    }
 }
 
 /// A network that was made.
@@ -134,7 +157,8 @@ impl Networks {
         let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
         let (known, grants, made) = (Mutex::default(), watch::Sender::default(), Notify::new());
-        Ok(Self { fabric, known, default, outside, is_member, grants, made, mute: Mutex::default() })
+        let (mute, making) = (Mutex::default(), tokio::sync::Mutex::default());
+        Ok(Self { fabric, known, default, outside, is_member, grants, made, mute, making })
     }
 
     /// Notes who gives which addresses; those who wait for theirs look again.
@@ -204,10 +228,33 @@ impl Networks {
         known.values().find(|known| known.network.id == network.id).map_or(network, |known| &known.network).clone()
     }
 
-    /// The bridge behind an object; makes it if need be.
+    /// The bridge behind an object; makes it if need be, and waits a while for whoever is to say something of it first.
     ///
-    /// Errors: [`Error::NotYet`] when it spans machines, and the first machine has not made it.
+    /// Errors: [`Error::NotYet`] when it spans machines, and the first machine has not made it; the same of its `Subnet`.
     pub async fn ensure(&self, client: &Client, directory: &Directory, key: &Key) -> Result<Arc<network::Network>> {
+        let deadline = tokio::time::Instant::now() + FIRST_TIMEOUT;
+        loop {
+            match self.attempt(client, directory, key).await {
+                Err(Refusal { error, may_pass: true }) if tokio::time::Instant::now() < deadline => {
+                    tracing::trace!(network = key.name, %error, "waiting for a network");
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                }
+                done => return done.map_err(|refusal| refusal.error),
+            }
+        }
+    }
+
+    /// As [`Networks::ensure`], for who looks again anyway, and has others who are not to wait.
+    pub async fn ensure_now(&self, client: &Client, directory: &Directory, key: &Key) -> Result<Arc<network::Network>> {
+        self.attempt(client, directory, key).await.map_err(|refusal| refusal.error)
+    }
+
+    async fn attempt(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        key: &Key,
+    ) -> std::result::Result<Arc<network::Network>, Refusal> {
         if key.name == DEFAULT_NETWORK || key.name == "default" {
             return Ok(self.default.clone());
         }
@@ -215,31 +262,55 @@ impl Networks {
         if let Some(known) = known.as_ref().filter(|known| !known.is_open) {
             return Ok(known.network.clone());
         }
+        let found = self.look(client, directory, key, known.as_ref()).await;
+        // What has users stays as it is, whatever troubles those have who are to change it: whoever restarts there finds it.
+        found.or_else(|refusal| {
+            let used = known.filter(|known| self.is_used(&known.network.id));
+            used.map(|known| known.network).ok_or(refusal)
+        })
+    }
+
+    /// A network that is not there yet, or that a `Subnet` may still change.
+    async fn look(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        key: &Key,
+        known: Option<&Known>,
+    ) -> std::result::Result<Arc<network::Network>, Refusal> {
+        let subnets = if known.is_some() { subnets::of(client, key).await? } else { Vec::new() };
+        if let Some(known) = known.filter(|_| subnets.is_empty()) {
+            return Ok(known.network.clone());
+        }
         let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
-        let deadline = tokio::time::Instant::now() + FIRST_TIMEOUT;
-        loop {
-            let subnets = if known.is_some() { subnets::of(client, key).await? } else { Vec::new() };
-            if let Some(known) = known.as_ref().filter(|_| subnets.is_empty()) {
-                return Ok(known.network.clone());
-            }
-            let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
-            let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
-            // Where it leaves its addresses to another object, that is asked before anybody gets one.
-            let asks = known.is_none() && object.spec.is_open();
-            let subnets = if asks { subnets::of(client, key).await? } else { subnets };
-            let waits = subnets::awaited(&object, &subnets).map_or(Ok(()), Err);
-            match waits.and_then(|()| may_make(&object, self.is_member)) {
-                Ok(()) => return self.make(client, directory, &object).await,
-                Err(error @ Error::NotYet(_)) if !has_failed(&object) && tokio::time::Instant::now() < deadline => {
-                    tracing::trace!(network = key.name, %error, "waiting for a network");
-                    tokio::time::sleep(FIRST_PAUSE).await;
-                }
-                Err(error) => return Err(error),
+        let object = objects.get_opt(&key.name).await.map_err(Error::api("read network"))?;
+        let object = object.ok_or_else(|| Error::Invalid(format!("network {} not found", key.name)))?;
+        // Nobody is to wait for what its subnet says: it says nothing of this one any more.
+        if object.metadata.deletion_timestamp.is_some() {
+            return Err(is_going(&key.name).into());
+        }
+        // Where it leaves its addresses to another object, that is asked before anybody gets one.
+        let asks = known.is_none() && object.spec.is_open();
+        let subnets = if asks { subnets::of(client, key).await? } else { subnets };
+        let waits = subnets::awaited(&object, &subnets).map_or(Ok(()), Err);
+        match waits.and_then(|()| may_make(&object, self.is_member)) {
+            Ok(()) => Ok(self.make(client, directory, &object).await?),
+            Err(error) => {
+                let may_pass = matches!(error, Error::NotYet(_)) && !has_failed(&object);
+                Err(Refusal { error, may_pass })
             }
         }
     }
 
-    /// Gives a network the addresses and the plan that its `Subnet` says, or no plan any more. Nothing has changed when it fails.
+    /// Whether somebody here has an address of a network.
+    fn is_used(&self, id: &str) -> bool {
+        let inventory = self.fabric.list();
+        inventory.attachments.iter().any(|one| one.network == id)
+            || inventory.reservations.iter().any(|one| one.network == id)
+    }
+
+    /// Gives a network the addresses and the plan that its `Subnet` says, or no plan any more. Nothing has changed when it fails; `None`:
+    /// the network is gone, or has nothing of the subnet.
     ///
     /// Errors: what [`Fabric::ensure_network`] says of the addresses.
     pub async fn replan(
@@ -247,21 +318,28 @@ impl Networks {
         client: &Client,
         directory: &Directory,
         object: &Network,
-        plan: Option<(ReadSubnet, AddressPlan)>,
-    ) -> Result<Arc<network::Network>> {
+        word: Word<'_>,
+    ) -> Result<Option<Arc<network::Network>>> {
+        let _making = self.making.lock().await;
+        let Some(object) = newest(client, object).await? else { return Ok(None) };
         let mut next = object.clone();
         let status = next.status.get_or_insert_default();
-        if let Some((read, _)) = &plan {
-            (status.subnet, status.gateway) = (read.cidr.to_string(), read.gateway.to_string());
+        match word {
+            Word::Says(read, plan) => {
+                (status.subnet, status.gateway) = (read.cidr.to_string(), read.gateway.to_string());
+                status.plan = Some(plan);
+            }
+            // Another one may have come since.
+            Word::Forgets(name) if status.plan.as_ref().is_none_or(|plan| plan.subnet != name) => return Ok(None),
+            Word::Forgets(_) => status.plan = None,
         }
-        status.plan = plan.map(|(_, plan)| plan);
         let plan = status.plan.clone();
         let none = || Error::Invalid(format!("network {} has no addresses", object.spec.name));
         let network = self.realize(&next, config(&next).ok_or_else(none)??).await?;
-        Ok(self.adopt(client, directory, object, network, plan).await)
+        Ok(Some(self.adopt(client, directory, &object, network, plan).await))
     }
 
-    /// Notes a network that was made, answers there, and tells of it.
+    /// Notes a network that was made, answers there, and tells of it. Whoever calls it holds `making`, and read the object since.
     async fn adopt(
         &self,
         client: &Client,
@@ -293,6 +371,11 @@ impl Networks {
             self.report(client, object, &status(&self.default)).await;
             return Ok(self.default.clone());
         }
+        let _making = self.making.lock().await;
+        // Whoever asks may have waited for one who has changed it.
+        let object = newest(client, object).await?.ok_or_else(|| is_going(&key.name))?;
+        may_make(&object, self.is_member)?;
+        let object = &object;
         match config(object) {
             Some(config) => match self.realize(object, config?).await {
                 Ok(network) => {
@@ -365,12 +448,15 @@ impl Networks {
         }
         let key = Key::of(object);
         let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
-        let mut patch = serde_json::json!({ "status": status });
+        // Another one of the name is none of ours.
+        let mut patch = serde_json::json!({ "metadata": { "uid": object.metadata.uid }, "status": status });
         // What is empty is not written, and what an earlier attempt said would stay.
         patch["status"]["message"] = status.message.as_str().into();
-        let patch = Patch::Merge(patch);
-        if let Err(error) = objects.patch_status(&key.name, &PatchParams::default(), &patch).await {
-            tracing::warn!(network = key.name, error = %chain(&error), "cannot write the network's status");
+        let (patch, parameters) = (Patch::Merge(patch), PatchParams::default());
+        let written = tokio::time::timeout(API_TIMEOUT, objects.patch_status(&key.name, &parameters, &patch)).await;
+        let written = written.map_err(|_| Error::Timeout("writing the network's status"));
+        if let Err(error) = written.and_then(|done| done.map_err(Error::api("write the network's status"))) {
+            tracing::warn!(network = key.name, error = %chain(&error), "cannot tell of a network");
         }
     }
 }
@@ -387,6 +473,24 @@ fn status(network: &network::Network) -> NetworkStatus {
     }
 }
 
+/// The object as it is now; `None`: it is gone or going, or is another one of that name.
+async fn newest(client: &Client, object: &Network) -> Result<Option<Network>> {
+    let key = Key::of(object);
+    let objects: Api<Network> = Api::namespaced(client.clone(), &key.namespace);
+    let found = tokio::time::timeout(API_TIMEOUT, objects.get_opt(&key.name)).await;
+    let found = found.map_err(|_| Error::Timeout("reading the network"))?.map_err(Error::api("read network"))?;
+    Ok(found.filter(|found| is_still(found, object)))
+}
+
+/// Whether what was found is the network that was looked for, and is to stay. Pure.
+fn is_still(found: &Network, object: &Network) -> bool {
+    found.metadata.uid == object.metadata.uid && found.metadata.deletion_timestamp.is_none()
+}
+
+fn is_going(name: &str) -> Error {
+    Error::Invalid(format!("network {name} is going"))
+}
+
 fn has_failed(object: &Network) -> bool {
     object.status.as_ref().is_some_and(|status| status.phase == FAILED)
 }
@@ -398,69 +502,6 @@ fn may_make(object: &Network, is_member: bool) -> Result<()> {
         true => Ok(()),
         false => Err(Error::NotYet(format!("network {} is not ready on the pool's first machine", object.spec.name))),
     }
-}
-
-/// What the fabric is asked for; `None` for drivers without a bridge.
-fn config(object: &Network) -> Option<Result<NetworkConfig>> {
-    let spec = &object.spec;
-    if matches!(spec.driver.as_str(), "host" | "none" | "null") {
-        return None;
-    }
-    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet>()).transpose();
-    let status = object.status.as_ref();
-    let plan = status.and_then(|status| status.plan.as_ref()).filter(|_| spec.is_open());
-    Some((|| {
-        let told = status.filter(|_| plan.is_some()).map_or("", |status| status.gateway.as_str());
-        let gateway = if spec.gateway.is_empty() { told } else { spec.gateway.trim() };
-        Ok(NetworkConfig {
-            id: object.metadata.uid.clone().unwrap_or_default(),
-            bridge: spec.options.get(BRIDGE_NAME_OPTION).cloned().unwrap_or_default(),
-            // The subnet that was taken once stays.
-            subnet: match subnet(&spec.subnet)? {
-                None => subnet(object.status.as_ref().map_or("", |s| s.subnet.as_str()))?,
-                some => some,
-            },
-            ip_range: subnet(&spec.ip_range)?,
-            gateway: (!gateway.is_empty())
-                .then(|| gateway.parse::<Ipv4Addr>())
-                .transpose()
-                .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
-            ipv6: spec.ipv6.then(|| config6(object)).transpose()?,
-            internal: spec.internal,
-            routed: false,
-            plain: spec.mode == NetworkMode::Routed,
-            uplink: (spec.mode == NetworkMode::Bridged).then(|| spec.uplink.clone()),
-            isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
-            mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
-            beside_routes: object.metadata.namespace.as_deref() != Some(DOCKER_NAMESPACE),
-            shared: {
-                let known = object.status.as_ref().map(|status| status.subnet.as_str());
-                let subnet = if spec.subnet.is_empty() { known.unwrap_or_default() } else { &spec.subnet };
-                spec.shared(subnet).is_some()
-            },
-            plan: plan.map(subnets::plan_of).unwrap_or_default(),
-        })
-    })())
-}
-
-/// The IPv6 part of [`config`].
-fn config6(object: &Network) -> Result<Ipv6Config> {
-    let (spec, empty) = (&object.spec, NetworkStatus::default());
-    let status = object.status.as_ref().unwrap_or(&empty);
-    let subnet = |text: &str| (!text.is_empty()).then(|| text.parse::<network::Subnet6>()).transpose();
-    let gateway = spec.ipv6_gateway.trim();
-    Ok(Ipv6Config {
-        // The subnet that was taken once stays.
-        subnet: match subnet(&spec.ipv6_subnet)? {
-            None => subnet(&status.ipv6_subnet)?,
-            some => some,
-        },
-        range: subnet(&spec.ipv6_range)?,
-        gateway: (!gateway.is_empty())
-            .then(|| gateway.parse::<Ipv6Addr>())
-            .transpose()
-            .map_err(|_| Error::Invalid(format!("invalid gateway address {gateway:?}")))?,
-    })
 }
 
 /// Creates the objects of the networks that are always there.
@@ -483,6 +524,9 @@ pub async fn ensure_objects(context: &Context) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use api::share::Range;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -517,6 +561,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_before_counts_for_the_same_network_alone_and_as_long_as_it_stays() {
+        let network = |uid: &str| {
+            let mut network = Network::new("a", NetworkSpec::default());
+            network.metadata.uid = Some(uid.into());
+            network
+        };
+        assert!(is_still(&network("u"), &network("u")));
+        assert!(!is_still(&network("v"), &network("u")));
+        let mut going = network("u");
+        let now = k8s_openapi::jiff::Timestamp::from_second(1).unwrap();
+        going.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        assert!(!is_still(&going, &network("u")));
+    }
+
+    #[test]
     fn a_network_shows_outside_what_the_operator_lets_it() {
         let outside = Outside { routed: vec!["192.0.2.0/24".parse().unwrap()], interfaces: vec!["lan0".into()] };
         let check = |mode, subnet: &str, uplink: &str| {
@@ -529,5 +588,30 @@ mod tests {
         assert!(!check(NetworkMode::Routed, "10.0.0.0/24", ""));
         assert!(check(NetworkMode::Bridged, "10.0.0.0/24", "lan0"));
         assert!(!check(NetworkMode::Bridged, "10.0.0.0/24", "eth0"));
+    }
+
+    proptest! {
+        /// What the fabric keeps for the machine is the address by which the others are led to it.
+        #[test]
+        fn a_machines_own_address_is_given_to_nobody(
+            base in any::<u32>(), prefix in 8u8..=27, at in 0usize..12,
+            gateway in any::<u32>(), from_end in 0u32..4, near in any::<bool>(),
+        ) {
+            let range = Range::containing(Ipv4Addr::from_bits(base), prefix);
+            let others = api::share::others(range).take(10);
+            let parts: Vec<Range> = api::share::first(range).into_iter().chain(others).collect();
+            let part = parts[at % parts.len()];
+            let (first, last) = (range.address().to_bits() + 1, range.last().to_bits() - 1);
+            let wished = if near { part.last().to_bits() - from_end } else { gateway };
+            let gateway = Ipv4Addr::from_bits(wished.clamp(first, last));
+            let network: network::Network = serde_json::from_value(serde_json::json!({
+                "id": "u", "bridge": "nuee0", "subnet": range.to_string(), "gateway": gateway, "internal": false, "routed": false,
+                "isolated_ports": false, "mtu": 1500,
+            }))
+            .unwrap();
+            let own = network.own_address(&part.to_string().parse().unwrap());
+            prop_assert_eq!(own, api::share::own_address(range, part, Some(gateway)));
+            prop_assert!(part.contains(own) && own != gateway && own != range.last());
+        }
     }
 }

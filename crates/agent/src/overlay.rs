@@ -81,9 +81,8 @@ fn plan_of<'a>(routes: impl Iterator<Item = &'a NetworkRouteSpec>, node_name: &s
                     if prefix < 32 {
                         grant.elsewhere.push((addresses, route.node_name.clone()));
                     }
-                    let told =
-                        route.members.iter().filter_map(|one| Some((one.address.parse().ok()?, one.names.clone())));
-                    members.extend(told);
+                    let named = route.members.iter().filter(|one| !one.names.is_empty());
+                    members.extend(named.filter_map(|one| Some((one.address.parse().ok()?, one.names.clone()))));
                 }
             }
         }
@@ -147,7 +146,9 @@ mod tests {
         ];
         for route in &mut routes {
             route.number = 7;
-            route.members = vec![api::NetworkMember { address: "10.89.0.2".into(), names: vec!["web".into()] }];
+            // One without names is there for who counts addresses.
+            let member = |address: &str, names: Vec<String>| api::NetworkMember { address: address.into(), names };
+            route.members = vec![member("10.89.0.2", vec!["web".into()]), member("10.89.0.3", Vec::new())];
         }
         let plan = plan_of(routes.iter(), "n2");
         let overlay = &plan.overlays["u"];

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api::names::DEFAULT_NETWORK;
 use api::subnet::{self, AddressPlan, FINALIZER, NAME_SERVERS_MAX, POOLS_MAX, ROUTES_MAX, ReadSubnet, SubnetStatus};
-use api::{Network, NetworkRoute, Subnet};
+use api::{Network, NetworkRoute, NetworkStatus, Subnet};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use kube::Api;
@@ -22,6 +22,7 @@ use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
 use crate::guest::status::ready;
 use crate::informer;
+use crate::networks::Word;
 
 /// How often addresses are counted, and what could not be done is tried again.
 const LOOK: Duration = Duration::from_secs(2);
@@ -127,21 +128,30 @@ pub async fn run(context: Arc<Context>) {
         }
         for (key, network) in networks {
             if let Some(name) = stale(key, network, subnets) {
-                let done = context.networks.replan(&context.client, &context.directory, network, None).await;
-                match done {
-                    Ok(network) => context.guests.replan(&network),
-                    // Said at each attempt, so no warning: the network is in use, and says other addresses itself now.
-                    Err(error) => tracing::debug!(subnet = name, error = %chain(&error), "cannot forget a subnet"),
+                // Said at each attempt, so no warning: the network is in use, and says other addresses itself now.
+                if let Err(error) = replan(&context, network, Word::Forgets(name)).await {
+                    tracing::debug!(subnet = name, error = %chain(&error), "cannot forget a subnet");
                 }
             }
         }
     }
 }
 
+/// Changes a network, and tells its guests; whether it is there and had anything of it.
+async fn replan(context: &Context, network: &Network, word: Word<'_>) -> Result<bool> {
+    let changed = context.networks.replan(&context.client, &context.directory, network, word).await?;
+    if let Some(network) = &changed {
+        context.guests.replan(network);
+    }
+    Ok(changed.is_some())
+}
+
 /// Who has addresses of networks, by these.
 struct Used {
     here: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     elsewhere: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    /// What networks there are here, as they are.
+    networks: BTreeMap<String, network::Network>,
 }
 
 impl Used {
@@ -157,7 +167,8 @@ impl Used {
             let addresses = route.spec.members.iter().filter_map(|member| member.address.parse().ok());
             addresses.for_each(|address| note(&mut elsewhere, route.spec.network.clone(), address));
         }
-        Self { here, elsewhere }
+        let networks = inventory.networks.into_iter().map(|network| (network.id.clone(), network)).collect();
+        Self { here, elsewhere, networks }
     }
 
     fn all(&self, network: &str) -> BTreeSet<Ipv4Addr> {
@@ -237,8 +248,7 @@ async fn settle(
             return tell(context, key, subnet, judged.ok().as_ref(), Some(trouble), &used.all(&id)).await;
         }
         if let Some(network) = network.filter(|_| has_it) {
-            let network = context.networks.replan(&context.client, &context.directory, network, None).await?;
-            context.guests.replan(&network);
+            replan(context, network, Word::Forgets(&key.name)).await?;
         }
         let rest: Vec<String> = finalizers.into_iter().filter(|one| one != FINALIZER).collect();
         return if is_ours { write(context, subnet, json!({"finalizers": rest}), None).await } else { Ok(()) };
@@ -268,25 +278,48 @@ async fn enforce(
 ) -> Option<Trouble> {
     let wanted = subnet.spec.plan(&key.name, read);
     let status = network.status.clone().unwrap_or_default();
-    let has_addresses = status.subnet == read.cidr.to_string() && status.gateway == read.gateway.to_string();
-    if has_addresses && status.plan.as_ref() == Some(&wanted) {
+    let id = network.metadata.uid.clone().unwrap_or_default();
+    let real = used.networks.get(&id);
+    if is_settled(real, &status, read, &wanted) {
         return None;
     }
-    let id = network.metadata.uid.clone().unwrap_or_default();
-    let in_use = || (IN_USE, format!("network {} is in use with addresses of {}", network.spec.name, status.subnet));
-    // What is on other machines the network here does not know.
-    if !has_addresses && used.elsewhere.contains_key(&id) {
+    let in_use = || {
+        let subnet = real.map_or_else(|| status.subnet.clone(), |real| real.subnet.to_string());
+        (IN_USE, format!("network {} is in use with addresses of {subnet}", network.spec.name))
+    };
+    // What is on other machines the network here does not know, and they go by what it says; for those here it would look at much before
+    // it refused.
+    let is_elsewhere = used.elsewhere.contains_key(&id) && !has_addresses(None, &status, read);
+    if is_elsewhere || (!has_addresses(real, &status, read) && !used.all(&id).is_empty()) {
         return Some(in_use());
     }
-    let plan = Some((read.clone(), wanted));
-    match context.networks.replan(&context.client, &context.directory, network, plan).await {
-        Ok(network) => {
-            context.guests.replan(&network);
-            None
-        }
+    match replan(context, network, Word::Says(read.clone(), wanted)).await {
+        Ok(true) => None,
+        Ok(false) => Some((NO_NETWORK, format!("network {} is going", network.spec.name))),
         Err(Error::Network(network::Error::NetworkInUse(_))) => Some(in_use()),
         Err(error) => Some((FAILED, chain(&error))),
     }
+}
+
+/// Whether a network has the addresses that a subnet says, so that nobody on it is in the way. `real` is what is there of it; where nothing
+/// is, it will be as it says itself. Pure.
+fn has_addresses(real: Option<&network::Network>, status: &NetworkStatus, read: &ReadSubnet) -> bool {
+    let (cidr, gateway) = (read.cidr.to_string(), read.gateway);
+    match real {
+        Some(real) => real.subnet.to_string() == cidr && real.gateway == gateway,
+        None => status.subnet == cidr && status.gateway == gateway.to_string(),
+    }
+}
+
+/// Whether a network both is, and says itself that it is, as a subnet says. Pure.
+fn is_settled(
+    real: Option<&network::Network>,
+    status: &NetworkStatus,
+    read: &ReadSubnet,
+    wanted: &AddressPlan,
+) -> bool {
+    let is = real.is_some_and(|real| real.plan == plan_of(wanted)) && has_addresses(real, status, read);
+    is && has_addresses(None, status, read) && status.plan.as_ref() == Some(wanted)
 }
 
 /// Writes the status of a subnet, when it is another than before.
@@ -353,7 +386,7 @@ async fn write(context: &Context, subnet: &Subnet, metadata: Value, status: Opti
 
 #[cfg(test)]
 mod tests {
-    use api::{NetworkSpec, NetworkStatus, SubnetSpec};
+    use api::{NetworkSpec, SubnetSpec};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
 
@@ -406,6 +439,39 @@ mod tests {
         assert!(awaited(&network, &[with(REFUSED), new.clone()]).is_some());
         network.status = Some(NetworkStatus { plan: Some(AddressPlan::default()), ..NetworkStatus::default() });
         assert!(awaited(&network, &[new]).is_none());
+    }
+
+    #[test]
+    fn a_subnet_is_settled_when_its_network_is_what_it_says() {
+        let spec = SubnetSpec { cidr: "10.90.0.0/24".into(), enable_dhcp: Some(false), ..SubnetSpec::default() };
+        let read = spec.read().unwrap();
+        let wanted = spec.plan("s", &read);
+        let real = |subnet: &str, gateway: &str| -> network::Network {
+            serde_json::from_value(json!({
+                "id": "u", "bridge": "nuee0", "subnet": subnet, "gateway": gateway, "internal": false, "routed": false,
+                "isolated_ports": false, "mtu": 1500, "plan": {"without_dhcp": true},
+            }))
+            .unwrap()
+        };
+        let status = |subnet: &str, plan: Option<AddressPlan>| {
+            let (subnet, gateway) = (subnet.to_owned(), "10.90.0.1".to_owned());
+            NetworkStatus { subnet, gateway, plan, ..NetworkStatus::default() }
+        };
+        let told = status("10.90.0.0/24", Some(wanted.clone()));
+        let right = real("10.90.0.0/24", "10.90.0.1");
+        assert!(is_settled(Some(&right), &told, &read, &wanted));
+        // What it says counts for nothing where it is not so, and the other way round.
+        let moved = real("10.91.0.0/24", "10.91.0.1");
+        let plain = network::Network { plan: Plan::default(), ..right.clone() };
+        for other in [None, Some(&moved), Some(&plain), Some(&real("10.90.0.0/24", "10.90.0.254"))] {
+            assert!(!is_settled(other, &told, &read, &wanted), "{other:?}");
+        }
+        assert!(!is_settled(Some(&right), &status("10.90.0.0/24", None), &read, &wanted));
+        assert!(!is_settled(Some(&right), &status("10.91.0.0/24", Some(wanted.clone())), &read, &wanted));
+        // Users are in the way of other addresses alone.
+        assert!(has_addresses(Some(&right), &status("10.91.0.0/24", None), &read));
+        assert!(has_addresses(Some(&plain), &told, &read) && has_addresses(None, &told, &read));
+        assert!(!has_addresses(Some(&moved), &told, &read));
     }
 
     #[test]

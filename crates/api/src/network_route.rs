@@ -31,7 +31,7 @@ pub struct NetworkRouteSpec {
     pub machine_port: u16,
     /// The machine's address on the network, by which its parts are reached.
     pub gateway: String,
-    /// Workloads there that have names on the network; of the pods' network none are told.
+    /// Workloads there, with their names if they have any; of the pods' network none are told.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<NetworkMember>,
 }
@@ -44,13 +44,13 @@ pub const MEMBER_NAMES_MAX: usize = 16;
 /// Longest name that is told: a label of DNS. Units: bytes. `Source:` RFC 1035, 2.3.4.
 pub const MEMBER_NAME_BYTES_MAX: usize = 63;
 
-/// A workload's names on a network.
+/// A workload's place on a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkMember {
     /// Its address.
     pub address: String,
-    /// Its names; the first one is that which reverse look-ups give.
+    /// Its names, if it has any; the first one is that which reverse look-ups give.
     pub names: Vec<String>,
 }
 

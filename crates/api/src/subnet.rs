@@ -68,7 +68,7 @@ pub struct AllocationPool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostRoute {
-    /// Where it leads (`192.168.7.0/24`).
+    /// Where it leads (`192.168.7.0/24`): not into the subnet itself.
     pub destination: String,
     /// By whom: an address of the subnet.
     pub next_hop: String,
@@ -240,6 +240,9 @@ impl SubnetSpec {
             let (field, problem) = match (exact(&route.destination), route.next_hop.parse::<Ipv4Addr>()) {
                 (None, _) => ("destination", "must be an IPv4 subnet without bits behind its prefix".to_owned()),
                 (Some(to), _) if to.prefix() == 0 => ("destination", "is the gateway's: see gatewayIP".to_owned()),
+                (Some(to), _) if cidr.contains(to.address()) && to.prefix() >= cidr.prefix() => {
+                    ("destination", format!("must not lie in {cidr}, whose addresses are reached without a hop"))
+                }
                 (Some(to), _) if !seen.insert(to) => ("destination", "must not be named twice".to_owned()),
                 (_, Ok(hop)) if is_host(cidr, hop) => continue,
                 _ => ("nextHop", format!("must be an address of {cidr} that a host may have")),
@@ -337,6 +340,9 @@ mod tests {
         assert!(routes(&[("192.168.0.0/16", "10.90.0.7"), ("192.168.7.9/32", "10.90.0.8")]).is_empty());
         assert_eq!(routes(&[("0.0.0.0/0", "10.90.0.7")]), ["hostRoutes[0].destination"]);
         assert_eq!(routes(&[("192.168.0.1/16", "10.90.0.7")]), ["hostRoutes[0].destination"]);
+        assert_eq!(routes(&[("10.90.0.0/24", "10.90.0.7")]), ["hostRoutes[0].destination"]);
+        assert_eq!(routes(&[("10.90.0.9/32", "10.90.0.7")]), ["hostRoutes[0].destination"]);
+        assert!(routes(&[("10.90.0.0/16", "10.90.0.7"), ("10.91.0.0/24", "10.90.0.7")]).is_empty());
         assert_eq!(
             routes(&[("10.1.0.0/16", "10.90.0.7"), ("10.1.0.0/16", "10.90.0.8")]),
             ["hostRoutes[1].destination"]

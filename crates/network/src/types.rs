@@ -183,6 +183,17 @@ pub struct Network {
     pub plan: Plan,
 }
 
+impl Network {
+    /// The machine's own address in one of its parts, which is given to nobody: the last that is neither the broadcast address nor the
+    /// network's gateway. Who leads the other machines here goes by the same rule.
+    pub fn own_address(&self, part: &Subnet) -> Ipv4Addr {
+        let is_free = |address: &Ipv4Addr| *address != self.subnet.last() && *address != self.gateway;
+        let back = |by: u32| Ipv4Addr::from_bits(part.last().to_bits().saturating_sub(by));
+        // Two may be taken, so one of three is free.
+        (0..3).map(back).find(is_free).unwrap_or_else(|| part.last())
+    }
+}
+
 /// A wish to be on a network.
 #[derive(Clone, Debug, Default)]
 pub struct AttachRequest {

@@ -380,15 +380,7 @@ impl Driver {
         }
         let netns = start::netns_path(&self.context, &self.id);
         for name in gone {
-            let key = Key { namespace: self.key.namespace.clone(), name: name.clone() };
-            if let Ok(network) = self.context.networks.ensure(&self.context.client, &self.context.directory, &key).await
-            {
-                self.context.directory.leave(&self.id, Some(&network.id));
-                if let Err(error) = self.context.fabric.detach(&self.id, &network.id).await {
-                    tracing::warn!(id = self.id, error = %chain(&error), "cannot leave a network");
-                }
-            }
-            self.status.networks.remove(&name);
+            self.leave_network(&name).await;
         }
         let (port, new) = self.port_among(new).await;
         for (name, endpoint) in new {
@@ -412,6 +404,22 @@ impl Driver {
             }
         }
         self.report().await;
+    }
+
+    /// Takes the container off a network, whose object may be gone or another by now. What cannot be now is tried again, and is told until
+    /// then: the container has its address and access.
+    async fn leave_network(&mut self, name: &str) {
+        let attachments = self.context.fabric.list().attachments;
+        let place = self.status.networks.get(name);
+        if let Some(network) = place.and_then(|place| start::network_behind(&attachments, &self.id, &place.ip)) {
+            if let Err(error) = self.context.fabric.detach(&self.id, network).await {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot leave a network yet");
+                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                return;
+            }
+            self.context.directory.leave(&self.id, Some(network));
+        }
+        self.status.networks.remove(name);
     }
 
     /// Its port, if one of these networks is that one's, and those of them that can be joined: on its port's network it is on its port, or

@@ -336,6 +336,8 @@ pub async fn join_network(
         }
         None => context.networks.attach(&network, request, false).await?,
     };
+    // A subnet may have come in between.
+    let network = context.networks.current(&network);
     let named = network.id != network::DEFAULT_NETWORK;
     let mut names = vec![spec.name.clone(), id.chars().take(12).collect()];
     names.extend(endpoint.aliases.iter().cloned());
@@ -359,7 +361,7 @@ pub async fn join_network(
         aliases: if named { names } else { endpoint.aliases.clone() },
         interface: attached.interface,
     };
-    Ok((place, named.then_some(network.gateway)))
+    Ok((place, named.then_some(attached.gateway)))
 }
 
 /// Names of others with what the container calls them.
@@ -521,4 +523,42 @@ pub fn network_changes(
     let mut new: Vec<_> = wanted.into_iter().filter(|(n, _)| !now.contains_key(n)).collect();
     new.sort_by(|a, b| a.0.cmp(&b.0));
     (new, gone)
+}
+
+/// The network on which an owner has an address: the one that it is on, whatever its name means now. Pure.
+pub fn network_behind<'a>(attachments: &'a [network::Attachment], owner: &str, address: &str) -> Option<&'a str> {
+    let address: Ipv4Addr = address.parse().ok()?;
+    let found = attachments.iter().find(|one| one.owner == owner && one.address == address);
+    found.map(|one| one.network.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_leaves_the_network_that_it_is_on() {
+        let attachment = |owner: &str, network: &str, last: u8| {
+            let address = Ipv4Addr::new(10, 90, 0, last);
+            network::Attachment {
+                owner: owner.into(),
+                network: network.into(),
+                namespace: "/ns".into(),
+                interface: "eth0".into(),
+                host_interface: "nuv0".into(),
+                address,
+                prefix: 24,
+                gateway: Ipv4Addr::new(10, 90, 0, 1),
+                ipv6: None,
+                mac: network::Mac::from_address(address),
+                tap: false,
+                groups: Vec::new(),
+                port: None,
+            }
+        };
+        let all = [attachment("a", "u-1", 2), attachment("a", "u-2", 3), attachment("b", "u-3", 4)];
+        assert_eq!(network_behind(&all, "a", "10.90.0.3"), Some("u-2"));
+        assert_eq!(network_behind(&all, "a", "10.90.0.4"), None);
+        assert_eq!(network_behind(&all, "a", ""), None);
+    }
 }

@@ -1,17 +1,19 @@
 //! Follows `Network` objects: the first machine makes them, the others have theirs be as it says, and all remove what has no object.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::Network;
 use futures::StreamExt;
-use kube::Api;
 use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client};
+use network::NetworkConfig;
 
-use super::config;
+use super::{Networks, config, newest};
 use crate::context::{Context, Key};
-use crate::error::chain;
+use crate::directory::Directory;
+use crate::error::{Result, chain};
 use crate::informer;
 
 /// Time between two attempts at what could not be done about networks.
@@ -42,6 +44,8 @@ impl Gone {
         if self.ids.is_empty() {
             return;
         }
+        // Whoever read an object before it went may be about to make its network.
+        let _making = context.networks.making.lock().await;
         let left = context.fabric.list().networks.into_iter();
         let left: Vec<network::Network> = left.filter(|network| self.ids.contains(&network.id)).collect();
         self.ids.clear();
@@ -71,6 +75,8 @@ pub async fn run(context: Arc<Context>) {
     let (_, stream) = informer::reflect(Api::<Network>::all(context.client.clone()), watcher::Config::default());
     let mut stream = std::pin::pin!(stream);
     let mut gone = Gone::default();
+    // Networks that could not be as their objects say.
+    let mut behind: BTreeMap<Key, Network> = BTreeMap::new();
     let mut again = tokio::time::interval(AGAIN);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -79,6 +85,9 @@ pub async fn run(context: Arc<Context>) {
             _ = again.tick() => {
                 gone.remove(&context).await;
                 context.networks.listen_again(&context.directory).await;
+                for object in std::mem::take(&mut behind).into_values() {
+                    follow_plan(&context, object, &mut behind).await;
+                }
                 continue;
             }
         };
@@ -89,7 +98,7 @@ pub async fn run(context: Arc<Context>) {
             Some(Event::InitApply(object)) => {
                 gone.suspects.remove(object.metadata.uid.as_deref().unwrap_or_default());
                 make_first(&context, &object).await;
-                follow_plan(&context, &object).await;
+                follow_plan(&context, object, &mut behind).await;
             }
             Some(Event::InitDone) => {
                 gone.end();
@@ -97,9 +106,10 @@ pub async fn run(context: Arc<Context>) {
             }
             Some(Event::Apply(object)) => {
                 make_first(&context, &object).await;
-                follow_plan(&context, &object).await;
+                follow_plan(&context, object, &mut behind).await;
             }
             Some(Event::Delete(object)) => {
+                behind.remove(&Key::of(&object));
                 gone.ids.extend(object.metadata.uid);
                 gone.remove(&context).await;
             }
@@ -110,8 +120,11 @@ pub async fn run(context: Arc<Context>) {
 
 /// The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
 async fn make_first(context: &Context, object: &Network) {
-    let known = context.networks.known.lock().contains_key(&Key::of(object));
-    if known || context.is_member || object.metadata.deletion_timestamp.is_some() {
+    let key = Key::of(object);
+    let known = context.networks.id_of(&key.namespace, &key.name);
+    // Another one of that name may have been before it.
+    let is_known = known.is_some() && known == object.metadata.uid;
+    if is_known || context.is_member || object.metadata.deletion_timestamp.is_some() {
         return;
     }
     if let Err(error) = context.networks.make(&context.client, &context.directory, object).await {
@@ -119,25 +132,55 @@ async fn make_first(context: &Context, object: &Network) {
     }
 }
 
-/// Has a network of this machine be as the first one has said since, and its guests told so when they ask next.
-async fn follow_plan(context: &Context, object: &Network) {
-    let known = context.networks.known.lock().get(&Key::of(object)).cloned();
-    let (Some(known), Some(Ok(wanted))) = (known, config(object)) else { return };
-    if !context.is_member || !object.spec.spans() || object.metadata.deletion_timestamp.is_some() {
+/// Has a network of this machine be as the first one has said since, and its guests told so when they ask next. What cannot be now is noted
+/// in `behind`: nobody tells when the last workload has left an address of before.
+async fn follow_plan(context: &Context, object: Network, behind: &mut BTreeMap<Key, Network>) {
+    behind.remove(&Key::of(&object));
+    // Most have nothing to follow, which is seen without asking anybody.
+    if context.networks.news(&object).is_none() {
         return;
     }
-    let moved = wanted.subnet.is_some_and(|subnet| subnet != known.network.subnet);
-    if !moved && wanted.plan == known.network.plan {
-        return;
-    }
-    match context.networks.realize(object, wanted).await {
-        Ok(network) => {
-            let plan = object.status.as_ref().and_then(|status| status.plan.clone());
-            let network = context.networks.adopt(&context.client, &context.directory, object, network, plan).await;
-            context.guests.replan(&network);
+    match context.networks.follow(&context.client, &context.directory, &object).await {
+        Ok(Some(network)) => context.guests.replan(&network),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot follow the subnet yet");
+            behind.insert(Key::of(&object), object);
         }
-        Err(error) => tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot follow the subnet"),
     }
+}
+
+impl Networks {
+    /// What a network of a machine that is not the first should be, if it is not.
+    fn news(&self, object: &Network) -> Option<NetworkConfig> {
+        if !self.is_member || !object.spec.spans() || object.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let known = self.known.lock().get(&Key::of(object)).map(|known| known.network.clone())?;
+        let wanted = config(object)?.ok()?;
+        differs(&known, &wanted).then_some(wanted)
+    }
+
+    async fn follow(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        object: &Network,
+    ) -> Result<Option<Arc<network::Network>>> {
+        let _making = self.making.lock().await;
+        let Some(object) = newest(client, object).await? else { return Ok(None) };
+        let Some(wanted) = self.news(&object) else { return Ok(None) };
+        let network = self.realize(&object, wanted).await?;
+        let plan = object.status.as_ref().and_then(|status| status.plan.clone());
+        Ok(Some(self.adopt(client, directory, &object, network, plan).await))
+    }
+}
+
+/// Whether a network is not as it should be. Of another one of its name nothing is asked. Pure.
+fn differs(known: &network::Network, wanted: &NetworkConfig) -> bool {
+    let moved = wanted.subnet.is_some_and(|subnet| subnet != known.subnet)
+        || wanted.gateway.is_some_and(|gateway| gateway != known.gateway);
+    known.id == wanted.id && (moved || wanted.plan != known.plan)
 }
 
 #[cfg(test)]
@@ -152,5 +195,25 @@ mod tests {
         gone.end();
         assert_eq!(gone.ids, ["stray".to_owned()].into());
         assert!(gone.suspects.is_empty());
+    }
+
+    #[test]
+    fn a_network_follows_its_object_and_no_other_of_its_name() {
+        let known: network::Network = serde_json::from_value(serde_json::json!({
+            "id": "u", "bridge": "nuee0", "subnet": "10.90.0.0/24", "gateway": "10.90.0.1", "internal": false, "routed": false,
+            "isolated_ports": false, "mtu": 1500,
+        }))
+        .unwrap();
+        let wanted = |id: &str, subnet: &str, gateway: Option<[u8; 4]>| {
+            let subnet = (!subnet.is_empty()).then(|| subnet.parse().unwrap());
+            NetworkConfig { id: id.into(), subnet, gateway: gateway.map(Into::into), ..NetworkConfig::default() }
+        };
+        assert!(!differs(&known, &wanted("u", "", None)));
+        assert!(!differs(&known, &wanted("u", "10.90.0.0/24", Some([10, 90, 0, 1]))));
+        assert!(differs(&known, &wanted("u", "10.91.0.0/24", None)));
+        assert!(differs(&known, &wanted("u", "10.90.0.0/24", Some([10, 90, 0, 254]))));
+        assert!(!differs(&known, &wanted("v", "10.91.0.0/24", None)));
+        let plan = network::Plan { without_gateway: true, ..network::Plan::default() };
+        assert!(differs(&known, &NetworkConfig { plan, ..wanted("u", "", None) }));
     }
 }

@@ -187,7 +187,13 @@ async fn keep(
         context.fabric.give_up_address(uid).await?;
         kept.reservations.remove(uid);
     }
-    let network = context.networks.ensure(&context.client, &context.directory, &network).await?;
+    // What it has it keeps as long as its network is there, and asks nobody for it at each look.
+    let known = context.networks.id_of(&network.namespace, &network.name);
+    if let Some(own) = kept.reservations.get(uid).filter(|own| Some(&own.network) == known.as_ref()) {
+        return Ok(own.clone());
+    }
+    // Nobody's port waits for the network of another's; all are looked at again soon.
+    let network = context.networks.ensure_now(&context.client, &context.directory, &network).await?;
     match kept.reservations.get(uid) {
         Some(own) if own.network == network.id => return Ok(own.clone()),
         Some(_) => {}

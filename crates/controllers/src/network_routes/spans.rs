@@ -221,8 +221,8 @@ fn holds<'a>(
     for route in present.values().filter(|route| route.network == span.uid) {
         let Some((node, _)) = places.get_key_value(&route.node_name) else { continue };
         let Ok(part) = route.destination.parse::<Range>() else { continue };
-        // The network may have had another subnet.
-        if part.prefix() == 32 || !span.range.contains(part.address()) {
+        // The network may have had another subnet, which overlaps this one: parts of that would overlap those of this one.
+        if Some(part) != lower && share::other_with(span.range, part.address()) != Some(part) {
             continue;
         }
         let hold = holds.entry(node).or_default();
@@ -259,10 +259,10 @@ fn holds<'a>(
     }
     for hold in holds.values_mut() {
         hold.parts.sort();
-        let is_own = |address: &Ipv4Addr| hold.parts.iter().any(|part| part.contains(*address));
-        let kept = hold.gateway.filter(|address| is_own(address) && Some(*address) != span.gateway);
-        let first = hold.parts.first();
-        hold.gateway = kept.or_else(|| first.map(|part| share::own_address(span.subnet, *part, span.gateway)));
+        // Only such a one is given to nobody, whatever the subnet was when it was chosen.
+        let own = |part: &Range| share::own_address(span.subnet, *part, span.gateway);
+        let kept = hold.gateway.filter(|address| hold.parts.iter().any(|part| own(part) == *address));
+        hold.gateway = kept.or_else(|| hold.parts.first().map(own));
     }
     holds.retain(|_, hold| !hold.parts.is_empty());
     holds
@@ -283,13 +283,14 @@ fn of_network(
         let mut told: Vec<NetworkMember> = members
             .iter()
             .filter(here)
-            .filter(|member| !member.names.is_empty())
             .filter_map(|member| {
                 Some(NetworkMember { address: member.address?.to_string(), names: member.names.clone() })
             })
             .collect();
         told.sort();
         told.dedup();
+        // Those without names are told of for their addresses, which others can do without.
+        told.sort_by_key(|member| member.names.is_empty());
         told.truncate(MEMBERS_MAX);
         let spec = NetworkRouteSpec {
             network: span.uid.clone(),
@@ -433,6 +434,17 @@ mod tests {
         let before = wanted(&world(&[("a", "10.89.0.0/24")], &members), &places, "n1", &BTreeMap::new());
         let after = wanted(&world(&[("a", "10.90.0.0/24")], &members), &places, "n1", &before);
         assert_eq!(shown(&after), ["a 10.90.0.0/25 n1 10.90.0.127", "a 10.90.0.128/28 n2 10.90.0.143"]);
+        // The same where the two overlap, whichever is the larger one.
+        let larger = wanted(&world(&[("a", "10.90.0.0/16")], &members), &places, "n1", &after);
+        assert_eq!(shown(&larger), ["a 10.90.0.0/17 n1 10.90.127.255", "a 10.90.128.0/24 n2 10.90.128.255"]);
+        let smaller = wanted(&world(&[("a", "10.90.0.0/24")], &members), &places, "n1", &larger);
+        assert_eq!(shown(&smaller), shown(&after));
+        // A part may be one of both; what was its machine's own address may be the broadcast address by now.
+        let members = [("a", "n2", "10.90.0.176")];
+        let before = wanted(&world(&[("a", "10.90.0.0/24")], &members), &places, "n1", &BTreeMap::new());
+        assert_eq!(shown(&before)[1..], ["a 10.90.0.176/28 n2 10.90.0.191"]);
+        let after = wanted(&world(&[("a", "10.90.0.128/26")], &members), &places, "n1", &before);
+        assert_eq!(shown(&after)[1..], ["a 10.90.0.176/28 n2 10.90.0.190"]);
     }
 
     #[test]
@@ -470,6 +482,16 @@ mod tests {
         let names = (0..20).map(|at| format!("n{at}")).chain(["x".repeat(MEMBER_NAME_BYTES_MAX + 1)]);
         assert_eq!(told_names(names).len(), MEMBER_NAMES_MAX);
         assert!(told_names(["x".repeat(MEMBER_NAME_BYTES_MAX + 1)]).is_empty());
+    }
+
+    #[test]
+    fn who_has_no_names_is_told_of_behind_those_who_have() {
+        let mut world = world(&[("a", "10.89.0.0/24")], &[("a", "n2", "10.89.0.130"), ("a", "n2", "10.89.0.131")]);
+        world.members.values_mut().next().unwrap()[0].names.clear();
+        let routes = wanted(&world, &places(&["n1", "n2"]), "n1", &BTreeMap::new());
+        let members = &routes["uid-a-10-89-0-128-28"].members;
+        let told: Vec<(&str, usize)> = members.iter().map(|one| (one.address.as_str(), one.names.len())).collect();
+        assert_eq!(told, [("10.89.0.131", 1), ("10.89.0.130", 0)]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Inner {
                 link::add_default_route(&mut inside, network.gateway).map_err(failed("set the default route"))?;
             }
             for route in network.plan.routes.iter().filter(|route| route.next_hop != attachment.address) {
-                // Another network of the same workload may lead there already.
+                // Another network of the same workload may lead there already, and stays in front.
                 if let Err(error) = link::add_route(&mut inside, route.destination, route.next_hop) {
                     tracing::warn!(owner = attachment.owner, to = %route.destination, %error, "a route is not set");
                 }

@@ -385,7 +385,7 @@ impl Inner {
     pub(super) fn share_network(&self, core: &mut Core, id: &str, parts: &[Subnet]) -> Result<()> {
         let network = core.networks.get_mut(id).ok_or_else(|| Error::NetworkNotFound(id.to_owned()))?;
         // Whoever says them may not know yet that the network has another subnet by now.
-        if parts.iter().any(|part| !network.subnet.contains(part.address())) {
+        if !parts.iter().all(|part| may_be_part(network.subnet, *part)) {
             return Ok(());
         }
         if network.parts.as_deref() != Some(parts) {
@@ -585,6 +585,11 @@ impl Inner {
     }
 }
 
+/// Whether this may be a part of a subnet: one of an earlier, larger subnet would be all of it, or more. Pure.
+fn may_be_part(subnet: Subnet, part: Subnet) -> bool {
+    subnet.contains(part.address()) && part.prefix() > subnet.prefix()
+}
+
 /// Refuses addresses that are others' on the internet, or that this machine answers for: they would not be reached. What the
 /// operator's pools hold is for networks.
 fn check_private<'a>(
@@ -652,5 +657,12 @@ mod tests {
         let check = |text: &str| check_private(text.parse().unwrap(), &pools, floating.iter()).is_ok();
         assert!(check("10.89.0.0/24") && check("192.168.6.0/24") && check("198.19.4.0/24"));
         assert!(!check("1.1.1.0/24") && !check("32.0.0.0/3") && !check("192.168.7.0/24"));
+    }
+
+    #[test]
+    fn a_part_is_less_than_its_subnet() {
+        let check = |part: &str| may_be_part("10.90.0.0/24".parse().unwrap(), part.parse().unwrap());
+        assert!(check("10.90.0.0/25") && check("10.90.0.240/28"));
+        assert!(!check("10.90.0.0/24") && !check("10.90.0.0/17") && !check("10.90.1.0/28"));
     }
 }

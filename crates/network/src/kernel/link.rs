@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
@@ -336,11 +336,11 @@ pub(crate) fn accept_loopback6(channel: &mut Channel, index: u32) -> io::Result<
     channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Says that a subnet is reached by a gateway; what is there already stays.
+/// Says that a subnet is reached by a gateway. What leads there already stays in front; this one leads when that is gone.
 pub(crate) fn add_route(channel: &mut Channel, subnet: Subnet, gateway: Ipv4Addr) -> io::Result<()> {
     let attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
     let message = route(Some(subnet), attributes, RouteScope::Universe);
-    match channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE) {
+    match channel.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_APPEND) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         done => done,
     }

@@ -331,19 +331,11 @@ fn pieces(network: &Network) -> Vec<(u32, u32)> {
     ranges(network).iter().flat_map(ends).collect()
 }
 
-/// The last address of a part that is no broadcast address: kept for the machine itself, which leads the others here by it. Pure.
-fn own_of_part(network: &Network, part: &Subnet) -> Ipv4Addr {
-    match part.last() {
-        last if last == network.subnet.last() => Ipv4Addr::from_bits(last.to_bits().saturating_sub(1)),
-        last => last,
-    }
-}
-
 /// Whether an address is this machine's to give. Pure.
 fn is_given(network: &Network, address: Ipv4Addr) -> bool {
     network.subnet.is_host(address)
         && address != network.gateway
-        && !network.parts.iter().flatten().any(|part| own_of_part(network, part) == address)
+        && !network.parts.iter().flatten().any(|part| network.own_address(part) == address)
         && ranges(network).iter().any(|range| range.contains(address))
 }
 
@@ -351,7 +343,7 @@ fn is_given(network: &Network, address: Ipv4Addr) -> bool {
 fn usable(network: &Network) -> usize {
     let pieces = pieces(network);
     let length = |(first, last): &(u32, u32)| u64::from(last - first) + 1;
-    let kept = network.parts.iter().flatten().map(|part| own_of_part(network, part));
+    let kept = network.parts.iter().flatten().map(|part| network.own_address(part));
     let special = [network.subnet.address(), network.subnet.last(), network.gateway].into_iter().chain(kept);
     let is_inside = |one: &Ipv4Addr| pieces.iter().any(|(first, last)| (*first..=*last).contains(&one.to_bits()));
     let missing: HashSet<Ipv4Addr> = special.filter(|one| !is_given(network, *one) && is_inside(one)).collect();
@@ -577,6 +569,11 @@ mod tests {
         assert!(book.keep(&network, "q", None, None).is_ok());
         // Of parts, those of this machine count, without the machine's own: .3 is one part's, .14 the other's, which holds broadcast, too.
         network.parts = Some(vec!["10.0.0.0/30".parse().unwrap(), "10.0.0.12/30".parse().unwrap()]);
+        let given = (0..16).filter(|last| is_given(&network, Ipv4Addr::new(10, 0, 0, *last))).count();
+        assert_eq!((usable(&network), given), (3, 3));
+        // The machine's own address steps over the gateway.
+        network.gateway = Ipv4Addr::new(10, 0, 0, 14);
+        assert!(!is_given(&network, Ipv4Addr::new(10, 0, 0, 13)) && is_given(&network, Ipv4Addr::new(10, 0, 0, 12)));
         let given = (0..16).filter(|last| is_given(&network, Ipv4Addr::new(10, 0, 0, *last))).count();
         assert_eq!((usable(&network), given), (3, 3));
         network.parts = Some(Vec::new());

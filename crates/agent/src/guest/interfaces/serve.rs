@@ -12,9 +12,27 @@ use crate::context::{Context, Key};
 use crate::error::{Error, Result};
 use crate::guest::metadata::{Entry, Link};
 
+/// How often a guest is told what its networks say, when that changes meanwhile.
+const TOLD_TIMES_MAX: usize = 5;
+
 /// Answers what the guest will ask on each of its networks. The way to everything else is told on the first one alone. Doing it again
 /// changes nothing.
 pub async fn serve(context: &Context, object: &VirtualMachine, uid: &str, places: &[Place]) -> Result<()> {
+    let plans = || -> Vec<network::Plan> {
+        places.iter().map(|place| context.networks.current(&place.network).plan.clone()).collect()
+    };
+    for _ in 0..TOLD_TIMES_MAX {
+        let told = plans();
+        serve_once(context, object, uid, places).await?;
+        // Who was not there yet when a plan changed was not told by whoever changed it.
+        if plans() == told {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn serve_once(context: &Context, object: &VirtualMachine, uid: &str, places: &[Place]) -> Result<()> {
     let (hostname, name) = (hostname(object), Key::of(object).name);
     for (at, place) in places.iter().enumerate() {
         let (network, attachment) = (&context.networks.current(&place.network), &place.attachment);
