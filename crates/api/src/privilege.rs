@@ -1,9 +1,10 @@
-//! What workloads ask of the machine itself: one pure function for containers and one for volumes, which all who judge ask.
+//! What workloads ask of the machine itself: one pure function for each kind of them, which all who judge ask.
 
 use std::collections::BTreeMap;
 
 use crate::container::{ContainerSpec, DEFAULT_CAPABILITIES};
 use crate::network::NetworkMode;
+use crate::virtual_machine::VirtualMachineSpec;
 
 /// What a request asks of the machine beyond an ordinary container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +117,11 @@ pub fn of_network(mode: NetworkMode, options: &BTreeMap<String, String>) -> Vec<
     bridged.into_iter().chain(named).collect()
 }
 
+/// A virtual machine whose guest reaches whatever listens on its host's side, past all networks.
+pub fn of_machine(spec: &VirtualMachineSpec) -> Vec<Privilege> {
+    spec.vsock.then(|| Privilege::Device("/dev/vhost-vsock".into())).into_iter().collect()
+}
+
 /// Option by which a network chooses the name of its bridge.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
@@ -153,5 +159,12 @@ mod tests {
         assert!(of_volume(&options(&[("type", "tmpfs"), ("o", "size=1m"), ("device", "tmpfs")])).is_empty());
         assert!(of_volume(&options(&[])).is_empty());
         assert_eq!(of_network(NetworkMode::default(), &options(&[(BRIDGE_NAME, "br0")])).len(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_reaches_the_machine_past_its_networks_asks_for_a_device() {
+        let near = VirtualMachineSpec { vsock: true, ..VirtualMachineSpec::default() };
+        assert_eq!(of_machine(&near), [Privilege::Device("/dev/vhost-vsock".into())]);
+        assert!(of_machine(&VirtualMachineSpec::default()).is_empty());
     }
 }

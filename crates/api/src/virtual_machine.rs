@@ -95,6 +95,11 @@ pub struct VirtualMachineSpec {
     /// networks without that service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDrive>,
+    /// Gives the guest a vsock device, by which programs on its host and in it reach each other without a network (`AF_VSOCK`), past all
+    /// security groups; `status.vsockCID` is its address. A machine with it does not start on a host without `/dev/vhost-vsock`, and does not
+    /// migrate. A change takes effect when it is stopped and started.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub vsock: bool,
     /// Ports to publish on the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
@@ -204,6 +209,9 @@ pub struct VirtualMachineStatus {
     pub acceleration: String,
     /// Process on the machine; 0 when it does not run.
     pub pid: u32,
+    /// Its context id, by which programs on its host reach its guest over vsock, while it runs there.
+    #[serde(rename = "vsockCID", skip_serializing_if = "Option::is_none")]
+    pub vsock_cid: Option<u32>,
     /// What its host wrote when it made a move of it void. See [`crate::migration`].
     #[serde(skip_serializing_if = "String::is_empty")]
     pub handover: String,

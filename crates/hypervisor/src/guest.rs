@@ -30,6 +30,8 @@ pub struct GuestConfig {
     pub disks: Vec<Disk>,
     /// Network interfaces.
     pub interfaces: Vec<Interface>,
+    /// The id by which programs on this machine reach it over vsock; `None` means that it has no such device.
+    pub vsock_cid: Option<u32>,
     /// Directory of this run's sockets and files; made by the driver, gone with the guest.
     pub run_dir: PathBuf,
     /// What the guest writes to its serial console is appended here.

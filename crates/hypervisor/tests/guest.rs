@@ -55,6 +55,7 @@ impl Lab {
             boot,
             disks: vec![Disk { name: "root".into(), layers, ..Disk::default() }],
             interfaces: Vec::new(),
+            vsock_cid: None,
             run_dir: self.directory.path().join("run"),
             console_log: self.console(),
             user_id: 1_900_000_001,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use hypervisor::qemu::vsock::{DEVICE, Device};
 use serde::Serialize;
 
 use crate::command::{DataDirectory, Format, Output};
@@ -83,6 +84,7 @@ const CHECKS: &[Row] = &[
             Err(why) => (Verdict::Warning, why),
         },
     ),
+    ("vsock", "modprobe vhost_vsock; without it no virtual machine with spec.vsock starts here", |_, _| vsock()),
 ];
 
 /// Looks at everything; exit code 1 when something needed is missing.
@@ -200,6 +202,13 @@ fn port(address: SocketAddr, running: bool) -> (Verdict, String) {
     match TcpListener::bind(address) {
         Ok(_) => (Verdict::Ok, format!("{address} is free")),
         Err(error) => (Verdict::Missing, format!("{address}: {error}")),
+    }
+}
+
+fn vsock() -> (Verdict, String) {
+    match Device::open(Path::new(DEVICE)) {
+        Ok(_) => (Verdict::Ok, "programs here can reach virtual machines without a network".into()),
+        Err(error) => (Verdict::Warning, error.to_string()),
     }
 }
 

@@ -17,6 +17,7 @@
 //! | [`disks`] | volumes, snapshots, copies of disks |
 //! | [`moving`] | guests that move between machines |
 //! | [`metadata`] | what guests are told about themselves |
+//! | [`vsock`] | the ids by which programs on this machine reach guests without a network |
 
 pub mod config_drive;
 pub mod console;
@@ -33,6 +34,7 @@ pub mod root;
 pub mod shared;
 pub mod start;
 pub mod status;
+pub mod vsock;
 
 pub use shared::Guests;
 

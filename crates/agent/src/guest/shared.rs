@@ -53,6 +53,8 @@ pub struct Guests {
     disks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Disks that are being looked at, and whether they are to be looked at again.
     looks: Mutex<HashMap<String, bool>>,
+    /// Held while a guest is given its id for vsock.
+    pub vsock: Mutex<()>,
 }
 
 impl Guests {
@@ -72,6 +74,7 @@ impl Guests {
             consoles: Mutex::default(),
             disks: Mutex::default(),
             looks: Mutex::default(),
+            vsock: Mutex::default(),
         }
     }
 
@@ -188,8 +191,7 @@ impl Guests {
 
     /// The user that a guest's hypervisor becomes: each its own, the same at each start.
     pub fn user_id(uid: &str) -> u32 {
-        let hash = uid.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        FIRST_USER + hash % USERS
+        FIRST_USER + hash(uid) % USERS
     }
 
     /// Lets a guest read its metadata; a server is started on its network's gateway if there is none.
@@ -262,6 +264,12 @@ impl Guests {
         self.known.lock().values().map(|known| known.uid.clone()).collect()
     }
 
+    /// The uids of all that have files here, whether or not they have drivers yet.
+    pub fn recorded(&self) -> Vec<String> {
+        let found = std::fs::read_dir(self.data_dir.join("guests")).into_iter().flatten().flatten();
+        found.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     /// Notes what runs of a driver's machine.
     pub fn runs(&self, key: &Key, uid: &str, guest: Option<Arc<dyn Guest>>) {
         if let Some(known) = self.known.lock().get_mut(key).filter(|known| known.uid == uid) {
@@ -284,6 +292,11 @@ impl Guests {
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.known.lock().get(key).map(|known| known.uid.clone())
     }
+}
+
+/// A number for a uid, the same one on every machine. `Source:` FNV-1a
+pub fn hash(uid: &str) -> u32 {
+    uid.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// What is looked for, once it is there; `None` after `patience`.

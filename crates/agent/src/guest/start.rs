@@ -1,10 +1,12 @@
 //! From the object to a running guest: size, disks, control group.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use api::quantity::whole;
 use api::requests::GUEST_MEMORY_DEFAULT;
 use api::{Flavor, VirtualMachine};
+use hypervisor::qemu::vsock::DEVICE as VSOCK;
 use hypervisor::{Disk, DiskLimits, Guest, GuestConfig, Start};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
@@ -13,7 +15,7 @@ use runtime::cgroup::{DeviceRule, Limits};
 use super::interfaces::{Place, serve};
 use super::moving::{self, Launched};
 use super::shared::Guests;
-use super::{config_drive, disks, root};
+use super::{config_drive, disks, root, vsock};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
 use crate::security;
@@ -161,6 +163,7 @@ pub async fn start(
         memory_max: size.memory_max,
         config_drive: object.spec.config_drive,
         rescue: object.spec.rescue_image.clone(),
+        vsock_cid: None,
     });
     launched.cpus = size.cpus;
     let is_rescued = !launched.rescue.is_empty();
@@ -178,7 +181,10 @@ pub async fn start(
     }
     disks.extend(volumes);
     let group = control_group(object, uid, size, context)?;
-    moving::note_launch(context, uid, &launched)?;
+    match like.map_or(object.spec.vsock, |like| like.vsock_cid.is_some()) {
+        true => vsock::note_launch(&context.guests, uid, &mut launched, Path::new(VSOCK))?,
+        false => moving::note_launch(&context.guests, uid, &launched)?,
+    }
     let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
     let config = GuestConfig {
         id: uid.to_owned(),
@@ -189,6 +195,7 @@ pub async fn start(
         boot: root::boot(context, boot, &image)?,
         disks,
         interfaces: places.iter().map(Place::interface).collect(),
+        vsock_cid: launched.vsock_cid,
         run_dir: context.guests.run_dir(uid),
         console_log: directory.join("console.log"),
         user_id: Guests::user_id(uid),

@@ -1,8 +1,8 @@
 //! Pod security standards: `baseline` and `restricted`, chosen by labels of the namespace. `Source:` Kubernetes' Pod
 //! Security Standards. The agent checks again what the machine must never do.
 
-use api::NetworkSpec;
-use api::privilege::{Privilege, of_container, of_network, of_volume};
+use api::privilege::{Privilege, of_container, of_machine, of_network, of_volume};
+use api::{NetworkSpec, VirtualMachineSpec};
 use serde_json::Value;
 
 use crate::kind::Kind;
@@ -71,7 +71,7 @@ fn level(labels: &Value, mode: &str) -> Level {
 }
 
 /// Kinds of Nuée's own that can reach the machine; a namespace that keeps pods from it keeps them too.
-pub(super) const OWN_KINDS: [&str; 3] = ["containers", "volumes", "networks"];
+pub(super) const OWN_KINDS: [&str; 4] = ["containers", "volumes", "networks", "virtualmachines"];
 
 /// Checks a pod, or an object of one of [`OWN_KINDS`], against its namespace's levels; answers warnings. Errors: forbidden.
 /// What an own object asked for before stays: it can be stopped, and its machine can write into it.
@@ -120,6 +120,8 @@ fn own_violations(plural: &str, spec: &Value) -> Vec<String> {
             .map_or_else(|_| Vec::new(), |options| text(of_volume(&options))),
         "networks" => serde_json::from_value::<NetworkSpec>(spec.clone())
             .map_or_else(|_| Vec::new(), |spec| text(of_network(spec.mode, &spec.options))),
+        "virtualmachines" => serde_json::from_value::<VirtualMachineSpec>(spec.clone())
+            .map_or_else(|_| Vec::new(), |spec| text(of_machine(&spec))),
         _ => Vec::new(),
     }
 }

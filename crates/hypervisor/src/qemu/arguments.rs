@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::launch::{Access, OpenFile, Plan, Tap};
+use super::vsock;
 use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Interface, Start};
 
 /// First number for descriptors; those below belong to the launcher.
@@ -24,6 +25,8 @@ pub(super) const MEMORY_DEVICE: &str = "memory";
 const KERNEL: &str = "/kernel";
 const INITRD: &str = "/initrd";
 const FIRMWARE: &str = "/firmware";
+/// The place of the vsock device on the guest's bus: the last one, above all that is given to disks and interfaces.
+const VSOCK_PLACE: &str = "0x1f";
 /// Characters of a disk's serial number. `Source:` virtio 1.2, 5.2.6.4.
 const SERIAL_CHARACTERS: usize = 20;
 
@@ -100,6 +103,9 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         builder.plan.taps.push(Tap { name: interface.tap.clone(), descriptor });
         builder.option("netdev", format!("tap,id={},fd={descriptor}", netdev_id(interface.slot)));
         builder.json("device", &nic(interface));
+    }
+    if let Some(id) = config.vsock_cid {
+        add_vsock(&mut builder, id);
     }
     if let Start::Resume(file) = start {
         let descriptor = builder.open(file, Access::Read);
@@ -214,6 +220,16 @@ fn add_disk(builder: &mut Builder, disk: &Disk, boot_index: Option<u32>) {
     builder.json("device", &device(disk, &node_name(&disk.name, 0), boot_index));
 }
 
+/// The launcher opens the device while it is in the machine's network namespace, on whose side the guest is reached from then on.
+fn add_vsock(builder: &mut Builder, id: u32) {
+    let descriptor = builder.open(Path::new(vsock::DEVICE), Access::Write);
+    builder.json(
+        "device",
+        &json!({"driver": "vhost-vsock-pci", "id": "vsock", "bus": "pci.0", "addr": VSOCK_PLACE, "guest-cid": id,
+            "vhostfd": descriptor.to_string()}),
+    );
+}
+
 /// Name of the node of one layer of a disk.
 pub(super) fn node_name(disk: &str, index: usize) -> String {
     format!("{disk}.{index}")
@@ -304,6 +320,7 @@ mod tests {
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
             disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], ..Disk::default() }],
             interfaces: vec![Interface { slot: 0, tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],
+            vsock_cid: None,
             run_dir: "/run/x".into(),
             console_log: "/log".into(),
             user_id: 1_900_000_001,
@@ -353,5 +370,24 @@ mod tests {
         assert_eq!((nic("nic0")["addr"].clone(), nic("nic0")["netdev"].clone()), (Value::Null, "net0".into()));
         assert_eq!((nic("nic12")["addr"].clone(), nic("nic12")["netdev"].clone()), ("0xc".into(), "net12".into()));
         assert_eq!((slot_of_nic("nic12"), slot_of_nic("nicx"), slot_of_nic("disk-1")), (Some(12), None, None));
+    }
+
+    #[test]
+    fn vsock_comes_as_a_descriptor_and_only_where_it_is_wished() {
+        let made = |vsock_cid: Option<u32>| {
+            let config = GuestConfig { vsock_cid, ..config() };
+            plan(&config, "/usr/bin/qemu".into(), Acceleration::Emulation, &Start::Boot)
+        };
+        let without = made(None);
+        assert!(!without.arguments.iter().any(|text| text.contains("vsock")));
+        assert!(!without.files.iter().any(|file| file.path == Path::new(vsock::DEVICE)));
+        let with = made(Some(1 << 30));
+        assert!(!with.arguments.iter().any(|text| text.contains(vsock::DEVICE)));
+        let file = with.files.iter().find(|file| file.path == Path::new(vsock::DEVICE)).unwrap();
+        assert_eq!(file.access, Access::Write);
+        let expected = json!({"driver": "vhost-vsock-pci", "id": "vsock", "bus": "pci.0", "addr": "0x1f",
+            "guest-cid": 1 << 30, "vhostfd": file.descriptor.to_string()});
+        let nodes: Vec<Value> = with.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        assert_eq!(nodes.iter().find(|node| node["id"] == "vsock"), Some(&expected));
     }
 }

@@ -12,6 +12,7 @@
 //! | `arguments` | from a guest's configuration to a launch plan, pure |
 //! | [`launch`] | the small program that becomes QEMU: descriptors, namespaces, an empty root, no rights |
 //! | [`faults`] | who may wait for memory that is still on another machine |
+//! | [`vsock`] | the device by which programs on this machine reach guests without a network |
 //! | `process` | finding a guest's process, and ending it |
 //! | `qmp` | the protocol's client |
 //! | [`probe`] | whether hardware assistance really runs guests |
@@ -30,6 +31,7 @@ pub mod probe;
 mod process;
 mod qmp;
 pub(crate) mod still;
+pub mod vsock;
 
 pub use driver::{Options, Qemu};
 

@@ -438,6 +438,7 @@ async fn who_may_edit_makes_machines_and_networks_and_touches_nothing_of_the_ope
             "networks",
             own("Network", "br", &json!({"name": "br", "options": {"com.docker.network.bridge.name": "br0"}})),
         ),
+        ("virtualmachines", own("VirtualMachine", "near", &json!({"image": "tiny", "vsock": true}))),
     ] {
         let (code, text) = posts(&server, plural, object).await;
         assert!(code == 403 && text.contains("violates PodSecurity"), "{plural}: {code} {text}");

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::guest::shared::write_durably;
 
-/// Places for volumes on a guest's bus, above all other devices.
+/// Places for volumes on a guest's bus, above all other devices but vsock, which has the last one.
 pub const SLOTS: RangeInclusive<u8> = 16..=30;
 
 /// A volume that a machine has, or is about to have.

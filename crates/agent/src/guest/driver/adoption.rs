@@ -52,8 +52,9 @@ impl Driver {
                 let made = root::made(&self.context, &self.uid)?;
                 self.status.observed_rebuild = self.status.observed_rebuild.max(made.rebuild);
                 self.status.observed_revert = self.status.observed_revert.max(made.revert);
-                let launched = moving::launched(&self.context, &self.uid);
-                self.status.rescue_image = launched.map(|launched| launched.rescue).unwrap_or_default();
+                let launched = moving::launched(&self.context.guests, &self.uid).unwrap_or_default();
+                self.status.rescue_image = launched.rescue;
+                self.status.vsock_cid = launched.vsock_cid;
                 // Copies that were under way are begun anew by whoever wants them.
                 guest.copy_disks(&[], &watch::Sender::new((0, 0))).await?;
                 let present = guest.interfaces().await?;

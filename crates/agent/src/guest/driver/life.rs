@@ -69,7 +69,7 @@ impl Driver {
 
     async fn try_start(&mut self, resuming: bool) -> Result<()> {
         let mut size = start::size_of(&self.context, &self.object).await?;
-        let like = if resuming { Some(moving::launched(&self.context, &self.uid)?) } else { None };
+        let like = if resuming { Some(moving::launched(&self.context.guests, &self.uid)?) } else { None };
         if let Some(like) = &like {
             // Whatever was wished while it slept comes when it is awake.
             size.memory_bytes = like.memory_bytes.max(self.status.memory_bytes);
@@ -105,6 +105,7 @@ impl Driver {
         self.status.started_at = Some(Time(Timestamp::now()));
         self.status.cpus = size.cpus;
         self.status.memory_bytes = size.memory_bytes;
+        self.status.vsock_cid = moving::launched(&self.context.guests, &self.uid).unwrap_or_default().vsock_cid;
         self.status.acceleration = self.context.guests.hypervisor().await?.acceleration().to_string();
         self.take(guest);
         Ok(())

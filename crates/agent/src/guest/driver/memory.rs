@@ -17,7 +17,7 @@ impl Driver {
     /// Brings its memory to what the object says: more than it was started with is plugged in, as far as it may grow; less is left to
     /// its balloon.
     pub(super) async fn adjust_memory(&mut self, guest: &Arc<dyn Guest>, size: &Size) -> Result<()> {
-        let launched = moving::launched(&self.context, &self.uid)?;
+        let launched = moving::launched(&self.context.guests, &self.uid)?;
         let all = size.memory_bytes.min(launched.memory_max.max(launched.memory_bytes));
         let target = self.object.spec.memory_target.as_ref().and_then(|quantity| whole(&quantity.0));
         let target = target.filter(|bytes| *bytes > 0).unwrap_or(all).min(all);
@@ -40,7 +40,7 @@ impl Driver {
     pub(super) async fn look_at_memory(&mut self) {
         let Some(guest) = self.guest.clone() else { return };
         let Ok(told) = guest.memory().await else { return };
-        let Ok(launched) = moving::launched(&self.context, &self.uid) else { return };
+        let Ok(launched) = moving::launched(&self.context.guests, &self.uid) else { return };
         let Some(used) = status::memory_used(&told, u64::try_from(launched.memory_bytes).unwrap_or(0)) else { return };
         let used = i64::try_from(used).unwrap_or(i64::MAX);
         let left = i64::try_from(told.actual_bytes).unwrap_or(i64::MAX);

@@ -34,6 +34,9 @@ impl Driver {
             status::interfaces(&self.status.conditions, &self.interfaces_pending, running, generation)
         });
         self.status.disks.clone_from(&self.disks.attached);
+        if self.guest.is_none() {
+            self.status.vsock_cid = None;
+        }
         let before = self.status.conditions.clone();
         status::complete(&mut self.status, &self.life, self.answered, self.failed, generation);
         if self.space.is_some() && self.answered {

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::guest::shared::write_durably;
+use crate::guest::shared::{Guests, write_durably};
 
 /// Opens connections to other machines of the pool.
 #[async_trait]
@@ -37,7 +37,7 @@ pub trait Peers: Send + Sync + 'static {
 }
 
 /// How a guest was launched: the other machine must launch it alike.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launched {
     /// Processors at its start.
     pub cpus: u32,
@@ -54,20 +54,39 @@ pub struct Launched {
     /// The image that it was booted from to be rescued; empty means its own disk.
     #[serde(default)]
     pub rescue: String,
+    /// The id by which it is reached over vsock; `None` means that it has no such device.
+    #[serde(default)]
+    pub vsock_cid: Option<u32>,
 }
 
-fn launched_file(context: &Context, uid: &str) -> PathBuf {
-    context.guests.directory(uid).join("launched.json")
+impl Launched {
+    /// Whether a guest that was launched so can move.
+    ///
+    /// Errors: why not, and what to do about it.
+    pub fn check_moves(&self) -> Result<()> {
+        let why = if !self.rescue.is_empty() {
+            "it is being rescued; end that first (nuee vm unrescue)"
+        } else if self.vsock_cid.is_some() {
+            "it has vsock, with an id of its host; take spec.vsock away, then stop and start it first"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Invalid(why.into()))
+    }
+}
+
+fn launched_file(guests: &Guests, uid: &str) -> PathBuf {
+    guests.directory(uid).join("launched.json")
 }
 
 /// Notes how a guest is launched.
-pub fn note_launch(context: &Context, uid: &str, launched: &Launched) -> Result<()> {
-    write_durably(&launched_file(context, uid), launched)
+pub fn note_launch(guests: &Guests, uid: &str, launched: &Launched) -> Result<()> {
+    write_durably(&launched_file(guests, uid), launched)
 }
 
 /// How it was launched.
-pub fn launched(context: &Context, uid: &str) -> Result<Launched> {
-    let path = launched_file(context, uid);
+pub fn launched(guests: &Guests, uid: &str) -> Result<Launched> {
+    let path = launched_file(guests, uid);
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
 }
@@ -108,4 +127,23 @@ pub fn unsettled(context: &Context) -> Vec<(String, Incoming)> {
         Some((uid, serde_json::from_slice(&text).ok()?))
     };
     found.filter_map(|entry| read(entry.file_name().into_string().ok()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_its_hosts_alone_does_not_move_and_says_why() {
+        assert!(Launched::default().check_moves().is_ok());
+        let rescued = Launched { rescue: "tiny".into(), ..Launched::default() };
+        let reached = Launched { vsock_cid: Some(1 << 30), ..Launched::default() };
+        for (launched, expected) in [(rescued, "nuee vm unrescue"), (reached, "spec.vsock")] {
+            let text = launched.check_moves().unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+        // What was noted before there was vsock.
+        let old: Launched = serde_json::from_str("{\"cpus\":1,\"cpus_max\":1,\"memory_bytes\":1}").unwrap();
+        assert_eq!(old.vsock_cid, None);
+    }
 }

@@ -562,13 +562,11 @@ impl Drive {
         let missing = || Error::Invalid("the machine is not here".into());
         let machine = look(&self.context, key).await?.ok_or_else(missing)?;
         let uid = machine.uid().unwrap_or_default();
-        let launched = super::launched(&self.context, &uid)?;
+        let launched = super::launched(&self.context.guests, &uid)?;
         if machine.status.as_ref().is_some_and(|status| status.cpus != launched.cpus) {
             return Err(Error::Invalid("processors were added since its start; restart it first".into()));
         }
-        if !launched.rescue.is_empty() {
-            return Err(Error::Invalid("it is being rescued; end that first (nuee vm unrescue)".into()));
-        }
+        launched.check_moves()?;
         let layers = self.context.guests.layers().await?;
         let top = layers.owned_by(&uid).pop().ok_or_else(missing)?;
         let images: Api<DiskImage> = Api::namespaced(self.context.client.clone(), &key.namespace);

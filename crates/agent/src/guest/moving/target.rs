@@ -374,6 +374,7 @@ async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare
     if bytes > DISK_BYTES_MAX {
         return Err(Error::Invalid(format!("a disk of {bytes} bytes")));
     }
+    prepare.launched.check_moves()?;
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     // First, since only what is marked as its own is cleared when it fails.
