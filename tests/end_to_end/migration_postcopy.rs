@@ -127,7 +127,8 @@ fn lose_the_rest(lab: &Lab, session: &mut Session, (to, target): (&str, &Nuee)) 
     assert_eq!(field(first, &["vm", "web"], ".spec.nodeName")?, to);
     first.eventually("one hypervisor is left", || Ok(lab.hypervisors() == 1))?;
     // It boots, which may take more than one round.
-    let anew = || first.eventually("it has started anew", || Ok(Output::of(lab.ssh("[ ! -e /run/same ]"))?.status == 0));
+    let anew =
+        || first.eventually("it has started anew", || Ok(Output::of(lab.ssh("[ ! -e /run/same ]"))?.status == 0));
     anew().or_else(|_| anew())?;
     check_log(lab, session)
 }
