@@ -4,10 +4,12 @@
 //! only when its guest stands still and the target has all of it. It makes it against the version of the object that it read. One that
 //! it has asked for may still be on its way when its sender is dead, so that nobody runs the guest on at the source before another write
 //! (`status.handover`) has made that version an old one: the two exclude each other. The target hears of the decision from the source, and
-//! should that not come, from the store. By post-copy (`spec.postCopy`) that one write comes earlier: when the guest stands still and its disks
-//! are on the target, and before the target runs it with a part of its memory. From then on nobody can take it back; what is missing comes from
-//! the source alone, and should that end, the guest is lost and starts anew from its disks, on the target. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that decides;
-//! the property test (`tests.rs`) kills everybody at any point.
+//! should that not come, from the store. The pure functions [`at_source`], [`may_decide`], [`at_target`] and [`at_word`] are all that
+//! decides; the property test (`tests.rs`) kills everybody at any point.
+//!
+//! By post-copy (`spec.postCopy`) that one write comes earlier: when the guest stands still and its disks are on the target, and before
+//! the target runs it with a part of its memory. From then on nobody can take it back; what is missing comes from the source alone, and
+//! should that end, the guest is lost and starts anew from its disks, on the target.
 //!
 //! A target that has all of a guest keeps it while its migration is not over, so the `Migration` must not go before that: from the choice of
 //! the hosts until a final phase a finalizer holds it ([`must_stay`]), and its deletion is a cancellation.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::migration::{FINALIZER, is_complete, must_stay};
 use api::virtual_machine::MachinePhase;
 use api::{Migration, MigrationPhase, VirtualMachine};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -31,7 +31,14 @@ pub async fn run(client: Client) {
         .watches(all(), watching(), move |migration| {
             of(&of_migration, &migration.namespace().unwrap_or_default(), &migration.spec.virtual_machine)
         });
-    drive(controller, "migration", reconcile, Arc::new(client)).await;
+    drive(controller, "migration", reconcile, Arc::new(Shared { client, started: Timestamp::now() })).await;
+}
+
+/// What every reconcile has.
+struct Shared {
+    client: Client,
+    /// Since when this controller has run.
+    started: Timestamp,
 }
 
 /// The migrations of a machine that are not over.
@@ -63,6 +70,8 @@ const SILENT: &str = "the machine's host is another one now, and the one that it
 
 /// Time between two looks whether a source is silent that is to say when all of a machine is on its target.
 const SOURCE_LOOK: Duration = Duration::from_secs(30);
+/// How long it must be silent, while this controller has run: after the API was away nobody has been heard.
+const SILENT_MIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// Decides. `busy`: another migration of the machine is under way. `silent`: the pool does not hear of the source. Pure.
 #[must_use]
@@ -133,18 +142,19 @@ async fn hold(client: &Client, migration: &Migration, held: bool) -> Result<bool
     }
 }
 
-async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> {
+async fn reconcile(seen: Arc<Migration>, shared: Arc<Shared>) -> Result<Action> {
+    let client = &shared.client;
     if phase(&seen).is_final() {
-        hold(&client, &seen, must_stay(phase(&seen))).await?;
+        hold(client, &seen, must_stay(phase(&seen))).await?;
         return Ok(Action::await_change());
     }
     let namespace = seen.namespace().ok_or(Error::Incomplete("namespace"))?;
-    let migrations: Api<Migration> = Api::namespaced((*client).clone(), &namespace);
+    let migrations: Api<Migration> = Api::namespaced(client.clone(), &namespace);
     let all = migrations.list(&ListParams::default()).await?.items;
     let Some(migration) = all.iter().find(|one| one.metadata.uid == seen.metadata.uid) else {
         return Ok(Action::await_change());
     };
-    let machines: Api<VirtualMachine> = Api::namespaced((*client).clone(), &namespace);
+    let machines: Api<VirtualMachine> = Api::namespaced(client.clone(), &namespace);
     let guest = machines.get_opt(&migration.spec.virtual_machine).await?;
     let is_active = |other: &&Migration| {
         other.metadata.uid != migration.metadata.uid
@@ -155,16 +165,22 @@ async fn reconcile(seen: Arc<Migration>, client: Arc<Client>) -> Result<Action> 
     let busy = all.iter().any(|other| is_active(&other));
     let status = migration.status.clone().unwrap_or_default();
     let is_looked_at = !is_complete(&migration.spec, &status) && !status.source_node.is_empty();
-    let silent = is_looked_at && is_silent(&client, &status.source_node).await?;
+    let silent = is_looked_at && is_silent(client, &status.source_node, shared.started).await?;
     match step(migration, guest.as_ref(), busy, silent) {
         Step::Wait if is_looked_at => Ok(Action::requeue(SOURCE_LOOK)),
-        step => settle(&client, migration, guest.as_ref(), step).await.map(|()| Action::await_change()),
+        step => settle(client, migration, guest.as_ref(), step).await.map(|()| Action::await_change()),
     }
 }
 
-async fn is_silent(client: &Client, node: &str) -> Result<bool> {
+async fn is_silent(client: &Client, node: &str, started: Timestamp) -> Result<bool> {
     let found = Api::<Node>::all(client.clone()).get_opt(node).await?;
-    Ok(found.is_none_or(|node| node_life::rules::ready(&node) != Some("True")))
+    Ok(is_given_up(found.as_ref(), started, Timestamp::now()))
+}
+
+/// Whether nothing is to be heard of a machine any more. Pure.
+fn is_given_up(node: Option<&Node>, started: Timestamp, now: Timestamp) -> bool {
+    let since = node.and_then(node_life::rules::ready_since).map_or(started, |since| since.max(started));
+    node.and_then(node_life::rules::ready) != Some("True") && now.duration_since(since) >= SILENT_MIN
 }
 
 async fn settle(client: &Client, migration: &Migration, guest: Option<&VirtualMachine>, step: Step) -> Result<()> {
@@ -254,6 +270,23 @@ mod tests {
         assert_eq!(step(&late, Some(&guest("n1")), false, true), Step::Wait);
         late.status.get_or_insert_default().complete = true;
         assert_eq!(step(&late, Some(&guest("n2")), false, true), Step::End(MigrationPhase::Succeeded, ""));
+    }
+
+    #[test]
+    fn a_source_is_given_up_when_it_has_been_silent_for_a_while_that_somebody_listened() {
+        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
+        let node = |status: &str, since: i64| -> Node {
+            let ready = json!({"type": "Ready", "status": status, "lastTransitionTime": Time(at(since))});
+            serde_json::from_value(json!({"metadata": {"name": "n1"}, "status": {"conditions": [ready]}})).unwrap()
+        };
+        let given_up = |node: &Node, now: i64| is_given_up(Some(node), at(1000), at(now));
+        assert!(!given_up(&node("True", 10), 9000));
+        assert!(!given_up(&node("Unknown", 2000), 2029));
+        assert!(given_up(&node("Unknown", 2000), 2030));
+        assert!(!given_up(&node("Unknown", 10), 1029), "nobody listened before");
+        assert!(given_up(&node("False", 10), 1030));
+        assert!(!is_given_up(None, at(1000), at(1029)));
+        assert!(is_given_up(None, at(1000), at(1030)));
     }
 
     #[test]

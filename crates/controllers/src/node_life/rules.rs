@@ -28,6 +28,11 @@ pub fn ready(node: &Node) -> Option<&str> {
     condition(node, "Ready").map(|one| one.status.as_str())
 }
 
+/// Since when it has been so.
+pub fn ready_since(node: &Node) -> Option<Timestamp> {
+    condition(node, "Ready").and_then(|one| one.last_transition_time.as_ref()).map(|time| time.0)
+}
+
 /// The time of the machine's last own word in its status.
 pub fn heartbeat(node: &Node) -> Option<Timestamp> {
     condition(node, "Ready").and_then(|one| one.last_heartbeat_time.as_ref()).map(|time| time.0)

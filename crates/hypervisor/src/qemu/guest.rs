@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,8 +43,10 @@ pub(super) struct QemuGuest {
     pub(super) agent: tokio::sync::Mutex<()>,
     /// Held by who has its memory written, to a file or to another machine: QEMU knows one transfer at a time.
     transfers: tokio::sync::Mutex<()>,
-    /// It ran when the last transfer to another machine began, as far as this process knows.
+    /// It ran when the last transfer to another machine began, or was let go on or paused since, as far as this process knows.
     pub(super) ran: AtomicBool,
+    /// It was stopped for a transfer, before QEMU would stop it.
+    pub(super) held: AtomicBool,
     events: broadcast::Sender<GuestEvent>,
     translator: tokio::task::JoinHandle<()>,
 }
@@ -64,8 +66,9 @@ impl QemuGuest {
         })
         .await?;
         let translator = tokio::spawn(translate(qmp.events(), events.clone(), run_dir.to_owned()));
-        let (agent, transfers, ran) = Default::default();
-        Ok(Arc::new(Self { qmp, process, run_dir: run_dir.to_owned(), agent, transfers, ran, events, translator }))
+        let (agent, transfers, ran, held) = Default::default();
+        let run_dir = run_dir.to_owned();
+        Ok(Arc::new(Self { qmp, process, run_dir, agent, transfers, ran, held, events, translator }))
     }
 
     /// Waits until the memory that it was started with is there.
@@ -178,7 +181,9 @@ impl Guest for QemuGuest {
     }
 
     async fn pause(&self) -> Result<()> {
-        self.simple("stop").await
+        self.simple("stop").await?;
+        self.ran.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn resume(&self) -> Result<()> {
@@ -186,7 +191,9 @@ impl Guest for QemuGuest {
         if self.state().await? == RunState::Sent {
             return Err(refused("cont", "the guest was sent to another machine"));
         }
-        self.simple("cont").await
+        self.simple("cont").await?;
+        self.ran.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn take_back(&self) -> Result<()> {

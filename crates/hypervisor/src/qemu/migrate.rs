@@ -71,6 +71,12 @@ fn is_time_to_switch(begun: u64, elapsed: Duration) -> bool {
     begun > PASSES_MAX || elapsed > PASSES_TIME_MAX
 }
 
+/// Whether a guest that is found so when its transfer is called off goes on: it was stopped (`held`) for the transfer alone, and nobody has
+/// paused it since (`ran`). Pure.
+fn goes_on(status: &str, held: bool, ran: bool) -> bool {
+    status == "paused" && held && ran
+}
+
 /// The mirror of a disk: its job, and the node that it writes to.
 fn mirror(disk: &str) -> String {
     format!("moving-{disk}")
@@ -110,6 +116,7 @@ fn bytes(value: &Value) -> u64 {
 impl QemuGuest {
     pub(super) async fn send_all(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent> {
         self.call_off().await?;
+        self.held.store(false, Ordering::Relaxed);
         self.ran.store(self.status().await? == "running", Ordering::Relaxed);
         match self.try_to_send(to, progress).await {
             Ok(sent) => Ok(sent),
@@ -119,8 +126,10 @@ impl QemuGuest {
                     return Ok(Sent::All);
                 }
                 // Of what was not told nobody can have decided that it runs there.
-                if self.is_waiting().await? {
-                    self.cancel_waiting().await?;
+                if self.is_waiting().await?
+                    && let Err(left) = self.cancel_waiting().await
+                {
+                    tracing::warn!(error = %left, "a transfer that waits is not taken back yet");
                 }
                 self.call_off().await?;
                 Err(error)
@@ -223,6 +232,14 @@ impl QemuGuest {
             }
             tokio::time::sleep(CLOSE_LOOK).await;
         }
+        // It may have been called off while they wrote the last.
+        self.cancel_mirrors().await?;
+        while self.is_mirrored().await? {
+            if begun.elapsed() > RECOVERY_TIMEOUT {
+                return Err(Error::Timeout("the end of a disk's copy".into()));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
         self.delete_mirrors().await
     }
 
@@ -234,7 +251,24 @@ impl QemuGuest {
         if self.is_given().await? {
             return Err(refused("cont", "the other machine runs the guest"));
         }
-        self.simple("cont").await
+        self.simple("cont").await?;
+        self.held.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Has a guest stand still and the rest of its memory left for when it runs on the other machine; whether that is so. It is not when QEMU
+    /// was about to send all that was left.
+    ///
+    /// The guest is stopped first, so that QEMU never has it go on by itself: it does that when a transfer fails that it stopped the guest
+    /// for, and by then the other machine may run it.
+    async fn leave_rest(&self) -> Result<bool> {
+        self.held.store(true, Ordering::Relaxed);
+        self.simple("stop").await?;
+        // Otherwise QEMU had stopped it before.
+        if self.status().await? != "paused" {
+            return Ok(false);
+        }
+        self.simple("migrate-start-postcopy").await.map(|()| true)
     }
 
     /// How memory moves from now on.
@@ -256,10 +290,15 @@ impl QemuGuest {
 
     /// Whether it is on its way to another machine, or was all sent there.
     pub(super) async fn is_sending(&self) -> Result<bool> {
-        let is_mirrored = |job: &Value| job["device"].as_str().is_some_and(|name| name.starts_with("moving-"));
         Ok(self.status().await? == "postmigrate"
             || GOING.contains(&self.transfer().await?.as_str())
-            || self.jobs().await?.iter().any(is_mirrored))
+            || self.is_mirrored().await?)
+    }
+
+    /// Whether a disk of it is being copied to another machine.
+    async fn is_mirrored(&self) -> Result<bool> {
+        let is_ours = |job: &Value| job["device"].as_str().is_some_and(|name| name.starts_with("moving-"));
+        Ok(self.jobs().await?.iter().any(is_ours))
     }
 
     /// How the last transfer of memory stands.
@@ -349,8 +388,7 @@ impl QemuGuest {
                         && !in_part
                         && is_time_to_switch(bytes(&memory["dirty-sync-count"]), begun.elapsed()) =>
                 {
-                    self.simple("migrate-start-postcopy").await?;
-                    in_part = true;
+                    in_part = self.leave_rest().await?;
                 }
                 _ if deadline.is_some_and(|deadline| Instant::now() > deadline) => {
                     return Err(Error::Timeout("the last part of the transfer".into()));
@@ -370,19 +408,11 @@ impl QemuGuest {
         if GOING.contains(&self.transfer().await?.as_str()) {
             self.qmp.execute("migrate_cancel", json!({})).await?;
         }
-        for job in self.jobs().await? {
-            let name = job["device"].as_str().unwrap_or_default().to_owned();
-            if name.starts_with("moving-") {
-                // It may end by itself meanwhile.
-                let _ = self.qmp.execute("block-job-cancel", json!({"device": name, "force": true})).await;
-            }
-        }
+        self.cancel_mirrors().await?;
         let begun = Instant::now();
         loop {
             let status = self.status().await?;
-            let jobs = self.jobs().await?;
-            let busy = jobs.iter().any(|job| job["device"].as_str().is_some_and(|name| name.starts_with("moving-")));
-            if !busy && !matches!(status.as_str(), "finish-migrate") {
+            if !self.is_mirrored().await? && !matches!(status.as_str(), "finish-migrate") {
                 // One that stood still before looks as if it had been sent, and has no other way back; so does one that was about to be
                 // sent in part. Of what ran before nothing is known to an agent that was not there, but to the life of the guest.
                 if status == "postmigrate" && self.transfer().await? != "completed" {
@@ -390,7 +420,10 @@ impl QemuGuest {
                     if !self.ran.load(Ordering::Relaxed) {
                         self.pause().await?;
                     }
+                } else if goes_on(&status, self.held.load(Ordering::Relaxed), self.ran.load(Ordering::Relaxed)) {
+                    self.simple("cont").await?;
                 }
+                self.held.store(false, Ordering::Relaxed);
                 break;
             }
             if begun.elapsed() > RECOVERY_TIMEOUT {
@@ -399,6 +432,18 @@ impl QemuGuest {
             tokio::time::sleep(LOOK).await;
         }
         self.delete_mirrors().await
+    }
+
+    /// Has the mirrors end as they are.
+    async fn cancel_mirrors(&self) -> Result<()> {
+        for job in self.jobs().await? {
+            let name = job["device"].as_str().unwrap_or_default().to_owned();
+            if name.starts_with("moving-") {
+                // It may end by itself meanwhile.
+                let _ = self.qmp.execute("block-job-cancel", json!({"device": name, "force": true})).await;
+            }
+        }
+        Ok(())
     }
 
     async fn delete_mirrors(&self) -> Result<()> {
@@ -481,5 +526,14 @@ mod tests {
         assert!(!is_time_to_switch(PASSES_MAX, PASSES_TIME_MAX));
         assert!(is_time_to_switch(PASSES_MAX + 1, Duration::ZERO));
         assert!(is_time_to_switch(1, PASSES_TIME_MAX + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn only_who_was_stopped_for_the_transfer_alone_goes_on_without_it() {
+        assert!(goes_on("paused", true, true));
+        assert!(!goes_on("paused", true, false), "somebody paused it");
+        assert!(!goes_on("paused", false, true), "it was not stopped for the transfer");
+        assert!(!goes_on("running", true, true));
+        assert!(!goes_on("finish-migrate", true, true));
     }
 }

@@ -18,8 +18,9 @@ use super::wire::{self, Answer, Answers, Decided, expect};
 use crate::context::Key;
 use crate::error::{Error, Result, chain};
 
-/// How long the target may take to close the disks of a guest that is decided for it, before it runs there in part.
-const AWAITS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the target may take to close the disks of a guest that is decided for it, before it runs there in part. One that is gone is heard
+/// of sooner, and what is only slow must not cost the guest its memory.
+const AWAITS_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How it ended when the store had decided for the target.
 pub(super) enum Over {
@@ -38,17 +39,33 @@ pub(super) struct Rest<'a> {
     pub(super) answers: &'a mut Answers,
 }
 
+/// Why a target that was to wait for the decision will not run the guest.
+fn ended(answer: Result<Answer>) -> Error {
+    // Nothing is to be said before the decision.
+    match answer.and_then(|answer| expect(answer, &Answer::Awaits)) {
+        Err(error) => error,
+        Ok(()) => Error::Invalid("the other machine does not wait for the decision".into()),
+    }
+}
+
 impl Drive {
     /// Decides for the target, which has the guest's disks and a part of its memory, and gives it the rest.
     ///
-    /// Errors: as of [`Self::decide`].
+    /// Errors: as of [`Self::decide`]; or the target has ended before the store had decided.
     pub(super) async fn give(&self, key: &Key, rest: Rest<'_>) -> Result<Over> {
         // Whatever the store says meanwhile, nobody ends the guest here.
         let uid = self.context.guests.uid(key).unwrap_or_default();
         let _giving = self.context.giving.begin(&uid);
         let machine = look(&self.context, key).await.ok().flatten();
         let status = status_of(*rest.progress.borrow());
-        let given = match self.decide(key, machine, Sent::Part, status).await? {
+        // A target that has ended could not run it. Whether a write that is given up is made nobody knows, as after any error: who had it
+        // made asks the store, and takes the guest back or not.
+        let decided = tokio::select! {
+            biased;
+            decided = self.decide(key, machine, Sent::Part, status) => decided?,
+            answer = rest.answers.next() => return Err(ended(answer)),
+        };
+        let given = match decided {
             Some(moved) => self.give_rest(&moved, rest).await,
             // Only who knows of the decision may say so.
             None => Err(Error::Timeout("the answer of the store, which decided")),
@@ -89,5 +106,19 @@ impl Drive {
         tracing::info!(vm = moved.name_any(), stood_still = ?stood_still, "a guest has moved by post-copy");
         self.report(json!({"memory": status.memory, "disk": status.disk, "downtimeMs": downtime_ms})).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_speaks_before_the_decision_says_why_it_has_ended() {
+        let refused = chain(&ended(Ok(Answer::Refused("no memory".into()))));
+        assert!(refused.contains("no memory"), "{refused}");
+        let gone = chain(&ended(Err(Error::Invalid("the other machine is gone".into()))));
+        assert!(gone.contains("is gone"), "{gone}");
+        assert!(matches!(ended(Ok(Answer::Awaits)), Error::Invalid(_)));
     }
 }

@@ -2,7 +2,7 @@
 //! that. What is missing flows through both agents; when either of them or the cable fails nobody can bring it any more, and the guest starts
 //! anew from its disks, on the target. Why it is so is in `docs/decisions/0017-post-copy.md`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,11 +20,12 @@ use crate::guest::shared::write_durably;
 pub const LOST: &str =
     "a part of its memory was still on the machine that it came from, and never came; it starts anew from its disks";
 
-/// Guests, by the uids of their machines, that somebody is busy with.
+/// Guests, by the uids of their machines, that somebody is busy with, and how many are: an attempt that was called off may not have ended
+/// when the next one begins.
 #[derive(Debug, Default)]
-pub struct Ongoing(watch::Sender<HashSet<String>>);
+pub struct Ongoing(watch::Sender<HashMap<String, usize>>);
 
-/// One of them, until this is dropped.
+/// One who is busy with one of them, until this is dropped.
 #[derive(Debug)]
 pub struct Held<'a> {
     all: &'a Ongoing,
@@ -33,26 +34,29 @@ pub struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.all.0.send_if_modified(|all| all.remove(&self.uid));
+        self.all.0.send_modify(|all| match all.get_mut(&self.uid) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(all.remove(&self.uid)),
+        });
     }
 }
 
 impl Ongoing {
     /// Notes one.
     pub fn begin(&self, uid: &str) -> Held<'_> {
-        self.0.send_if_modified(|all| all.insert(uid.to_owned()));
+        self.0.send_modify(|all| *all.entry(uid.to_owned()).or_default() += 1);
         Held { all: self, uid: uid.to_owned() }
     }
 
     /// Whether somebody is busy with it.
     pub fn has(&self, uid: &str) -> bool {
-        self.0.borrow().contains(uid)
+        self.0.borrow().contains_key(uid)
     }
 
     /// Waits until nobody is.
     pub async fn until_over(&self, uid: &str) {
         // The other end is this one.
-        let _ = self.0.subscribe().wait_for(|all| !all.contains(uid)).await;
+        let _ = self.0.subscribe().wait_for(|all| !all.contains_key(uid)).await;
     }
 }
 
@@ -163,6 +167,16 @@ mod tests {
         let held = all.begin("a");
         assert!(all.has("a") && !all.has("b"));
         let ((), ()) = tokio::join!(all.until_over("a"), async { drop(held) });
+        assert!(!all.has("a"));
+    }
+
+    #[test]
+    fn an_attempt_that_ends_late_leaves_the_next_one_its_guest() {
+        let all = Ongoing::default();
+        let (old, new) = (all.begin("a"), all.begin("a"));
+        drop(old);
+        assert!(all.has("a"));
+        drop(new);
         assert!(!all.has("a"));
     }
 }

@@ -371,8 +371,8 @@ impl Drive {
         )
     }
 
-    /// Lets the store decide for the target, which has everything, or so much that the guest can run there. `machine`: as it was read, if it was. The machine as it was then; `None`
-    /// when the answer to the write was lost, and the target hears it from the store alone.
+    /// Lets the store decide for the target, which has everything, or so much that the guest can run there. `machine`: as it was read,
+    /// if it was. The machine as it was then; `None` when the answer to the write was lost, and the target hears it from the store alone.
     ///
     /// Errors: it was cancelled before the store had decided, or the store does not decide; what was asked for may be on its way.
     pub(super) async fn decide(
@@ -427,7 +427,6 @@ impl Drive {
         }
     }
 
-    /// Tells that the store has not decided yet, unless it has by now: what came after that stays.
     /// Writes the status of a migration that is in this phase, against the version that was read, so that a write which comes late changes
     /// nothing; whether it was made.
     pub(super) async fn advance(&self, from: MigrationPhase, status: Value) -> Result<bool> {
@@ -450,6 +449,7 @@ impl Drive {
         Ok(false)
     }
 
+    /// Tells that the store has not decided yet, unless it has by now: what came after that stays.
     async fn report_handover(&self, status: MigrationStatus) {
         let status = json!({"phase": MigrationPhase::Handover, "memory": status.memory, "disk": status.disk,
             "downtimeMs": status.downtime_ms});

@@ -198,7 +198,7 @@ async fn receive(
             let error = super::told(context, &uid, error);
             tracing::warn!(vm = key.name, error = %chain(&error), "not all of a guest has come");
             // It may be this machine's by now, with all that is on its disks; its memory is of no use any more.
-            let ended = hypervisor::qemu::driver::kill(&context.guests.run_dir(&uid)).await;
+            let ended = end_own(context, &uid, &incoming).await;
             drop(coming);
             let (settled, refused) = tokio::join!(settle(context, &uid, &incoming, None), refuse(&mut control, error));
             ended?;
@@ -308,6 +308,15 @@ async fn lock_reception(context: &Context, uid: &str) -> Vec<OwnedMutexGuard<()>
 async fn clear_own(context: &Arc<Context>, uid: &str, key: &Key, incoming: &Incoming) -> Result<()> {
     let _locks = lock_reception(context, uid).await;
     if is_marked(context, uid, incoming) { clear(context, uid, key).await } else { Ok(()) }
+}
+
+/// Ends the hypervisor of what this migration has brought, and leaves all else of it. A later one may have begun meanwhile.
+async fn end_own(context: &Context, uid: &str, incoming: &Incoming) -> Result<()> {
+    let _locks = lock_reception(context, uid).await;
+    if is_marked(context, uid, incoming) {
+        hypervisor::qemu::driver::kill(&context.guests.run_dir(uid)).await?;
+    }
+    Ok(())
 }
 
 /// What is not shown to this machine is neither bound to it nor on its way to it.
