@@ -36,7 +36,9 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.all.0.send_modify(|all| match all.get_mut(&self.uid) {
             Some(count) if *count > 1 => *count -= 1,
-            _ => drop(all.remove(&self.uid)),
+            _ => {
+                all.remove(&self.uid);
+            }
         });
     }
 }
