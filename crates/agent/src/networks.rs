@@ -55,6 +55,8 @@ pub struct Networks {
     pub made: Notify,
     /// Networks, by their ids, on whose gateways no names could be told yet.
     mute: Mutex<BTreeMap<String, Ipv4Addr>>,
+    /// Networks that could not be made, or not be told of, as the API did not answer.
+    untold: Mutex<BTreeMap<Key, Network>>,
     /// Held while a network is made, changed or removed, from the reading of its object to the writing of its status: who comes later goes
     /// by what is newer. It holds up everybody, so nobody who has it sleeps or waits for another object, and its calls of the API are
     /// bounded.
@@ -157,8 +159,8 @@ impl Networks {
         let config = NetworkConfig { id, subnet, ip_range, routed: true, ..NetworkConfig::default() };
         let default = Arc::new(fabric.ensure_network(config).await?);
         let (known, grants, made) = (Mutex::default(), watch::Sender::default(), Notify::new());
-        let (mute, making) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { fabric, known, default, outside, is_member, grants, made, mute, making })
+        let (mute, untold, making) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
+        Ok(Self { fabric, known, default, outside, is_member, grants, made, mute, untold, making })
     }
 
     /// Notes who gives which addresses; those who wait for theirs look again.
@@ -293,8 +295,21 @@ impl Networks {
         let asks = known.is_none() && object.spec.is_open();
         let subnets = if asks { subnets::of(client, key).await? } else { subnets };
         let waits = subnets::awaited(&object, &subnets).map_or(Ok(()), Err);
+        // What is there of it is all that there is to be, while no subnet says another thing.
+        let has_plan = object.status.as_ref().is_some_and(|status| status.plan.is_some());
+        if let Some(known) = known.filter(|known| waits.is_ok() && !has_plan && is_of(known, &object)) {
+            return Ok(known.network.clone());
+        }
         match waits.and_then(|()| may_make(&object, self.is_member)) {
-            Ok(()) => Ok(self.make(client, directory, &object).await?),
+            Ok(()) => {
+                let _making = self.making.lock().await;
+                // Whoever had the lock may have made it.
+                let known = self.known.lock().get(key).cloned();
+                match known.filter(|known| !known.is_open && is_of(known, &object)) {
+                    Some(known) => Ok(known.network),
+                    None => Ok(self.make_alone(client, directory, &object).await?),
+                }
+            }
             Err(error) => {
                 let may_pass = matches!(error, Error::NotYet(_)) && !has_failed(&object);
                 Err(Refusal { error, may_pass })
@@ -366,12 +381,22 @@ impl Networks {
     }
 
     async fn make(&self, client: &Client, directory: &Directory, object: &Network) -> Result<Arc<network::Network>> {
+        let _making = self.making.lock().await;
+        self.make_alone(client, directory, object).await
+    }
+
+    /// Makes a network, and tells of it. Whoever calls it holds `making`.
+    async fn make_alone(
+        &self,
+        client: &Client,
+        directory: &Directory,
+        object: &Network,
+    ) -> Result<Arc<network::Network>> {
         let key = Key::of(object);
         if key.name == DEFAULT_NETWORK {
             self.report(client, object, &status(&self.default)).await;
             return Ok(self.default.clone());
         }
-        let _making = self.making.lock().await;
         // Whoever asks may have waited for one who has changed it.
         let object = newest(client, object).await?.ok_or_else(|| is_going(&key.name))?;
         may_make(&object, self.is_member)?;
@@ -456,9 +481,40 @@ impl Networks {
         let written = tokio::time::timeout(API_TIMEOUT, objects.patch_status(&key.name, &parameters, &patch)).await;
         let written = written.map_err(|_| Error::Timeout("writing the network's status"));
         if let Err(error) = written.and_then(|done| done.map_err(Error::api("write the network's status"))) {
-            tracing::warn!(network = key.name, error = %chain(&error), "cannot tell of a network");
+            tracing::warn!(network = key.name, error = %chain(&error), "cannot tell of a network yet");
+            self.untold.lock().insert(key, object.clone());
         }
     }
+
+    /// Whether a network of this machine is known by its object as it is here.
+    fn is_told(&self, object: &Network) -> bool {
+        let known = self.known.lock().get(&Key::of(object)).cloned();
+        let Some(known) = known.filter(|known| is_of(known, object)) else { return false };
+        let subnet = known.network.subnet.to_string();
+        object.status.as_ref().is_some_and(|status| status.phase == READY && status.subnet == subnet)
+    }
+
+    /// Makes, and tells of, what the API did not let be made or told.
+    async fn tell_again(&self, client: &Client, directory: &Directory) {
+        let untold = std::mem::take(&mut *self.untold.lock());
+        for object in untold.into_values() {
+            self.make_or_note(client, directory, &object).await;
+        }
+    }
+
+    /// Makes a network; one that the API does not let be made now is noted.
+    async fn make_or_note(&self, client: &Client, directory: &Directory, object: &Network) {
+        let Err(error) = self.make(client, directory, object).await else { return };
+        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
+        if matches!(error, Error::Api { .. } | Error::Timeout(_)) {
+            self.untold.lock().insert(Key::of(object), object.clone());
+        }
+    }
+}
+
+/// Whether what is known is of this very object, and not of another one of its name. Pure.
+fn is_of(known: &Known, object: &Network) -> bool {
+    Some(&known.network.id) == object.metadata.uid.as_ref()
 }
 
 fn status(network: &network::Network) -> NetworkStatus {

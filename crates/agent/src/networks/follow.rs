@@ -13,7 +13,7 @@ use network::NetworkConfig;
 use super::{Networks, config, newest};
 use crate::context::{Context, Key};
 use crate::directory::Directory;
-use crate::error::{Result, chain};
+use crate::error::{Error, Result, chain};
 use crate::informer;
 
 /// Time between two attempts at what could not be done about networks.
@@ -85,6 +85,7 @@ pub async fn run(context: Arc<Context>) {
             _ = again.tick() => {
                 gone.remove(&context).await;
                 context.networks.listen_again(&context.directory).await;
+                context.networks.tell_again(&context.client, &context.directory).await;
                 for object in std::mem::take(&mut behind).into_values() {
                     follow_plan(&context, object, &mut behind).await;
                 }
@@ -120,16 +121,10 @@ pub async fn run(context: Arc<Context>) {
 
 /// The first machine chooses the subnet; the others make a network when a workload of theirs is on it.
 async fn make_first(context: &Context, object: &Network) {
-    let key = Key::of(object);
-    let known = context.networks.id_of(&key.namespace, &key.name);
-    // Another one of that name may have been before it.
-    let is_known = known.is_some() && known == object.metadata.uid;
-    if is_known || context.is_member || object.metadata.deletion_timestamp.is_some() {
+    if context.networks.is_told(object) || context.is_member || object.metadata.deletion_timestamp.is_some() {
         return;
     }
-    if let Err(error) = context.networks.make(&context.client, &context.directory, object).await {
-        tracing::debug!(network = object.spec.name, error = %chain(&error), "network not made");
-    }
+    context.networks.make_or_note(&context.client, &context.directory, object).await;
 }
 
 /// Has a network of this machine be as the first one has said since, and its guests told so when they ask next. What cannot be now is noted
@@ -144,7 +139,13 @@ async fn follow_plan(context: &Context, object: Network, behind: &mut BTreeMap<K
         Ok(Some(network)) => context.guests.replan(&network),
         Ok(None) => {}
         Err(error) => {
-            tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot follow the subnet yet");
+            match &error {
+                // As long as a workload of before stays.
+                Error::Network(network::Error::NetworkInUse(_)) => {
+                    tracing::debug!(network = object.spec.name, "a network with other addresses is still in use");
+                }
+                _ => tracing::warn!(network = object.spec.name, error = %chain(&error), "cannot follow the subnet yet"),
+            }
             behind.insert(Key::of(&object), object);
         }
     }
