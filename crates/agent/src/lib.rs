@@ -41,6 +41,7 @@ mod netns;
 mod networks;
 mod node_impl;
 mod node_object;
+mod objects;
 mod overlay;
 mod patch;
 mod pod;

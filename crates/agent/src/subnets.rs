@@ -13,19 +13,21 @@ use api::{Network, NetworkRoute, NetworkStatus, Subnet};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::ListParams;
 use kube::runtime::watcher;
 use network::{Plan, StaticRoute};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::context::{Context, Key};
-use crate::error::{Error, Result, chain, is_not_found};
+use crate::error::{Error, Result, chain};
 use crate::guest::status::ready;
-use crate::informer;
 use crate::networks::Word;
+use crate::{informer, objects};
 
 /// How often addresses are counted, and what could not be done is tried again.
 const LOOK: Duration = Duration::from_secs(2);
+/// What is said to be done when a subnet cannot be written into.
+const WRITE: &str = "write the subnet";
 /// Its network has what it says.
 const IN_FORCE: &str = "InForce";
 /// Its network is not there yet.
@@ -251,12 +253,16 @@ async fn settle(
             replan(context, network, Word::Forgets(&key.name)).await?;
         }
         let rest: Vec<String> = finalizers.into_iter().filter(|one| one != FINALIZER).collect();
-        return if is_ours { write(context, subnet, json!({"finalizers": rest}), None).await } else { Ok(()) };
+        return if is_ours {
+            objects::write_as_read(&context.client, subnet, json!({"finalizers": rest}), None, WRITE).await
+        } else {
+            Ok(())
+        };
     }
     if !is_ours {
         let all: Vec<String> = finalizers.into_iter().chain([FINALIZER.to_owned()]).collect();
         // What this changes comes by the watch, and the rest is settled then.
-        return write(context, subnet, json!({"finalizers": all}), None).await;
+        return objects::write_as_read(&context.client, subnet, json!({"finalizers": all}), None, WRITE).await;
     }
     let trouble = match (&judged, network) {
         (Ok(read), Some(network)) => enforce(context, key, subnet, read, network, used).await,
@@ -349,7 +355,7 @@ async fn tell(
         return Ok(());
     }
     tracing::debug!(subnet = key.name, word, message = wanted.message, "what became of a subnet");
-    write(context, subnet, json!({}), Some(&wanted)).await
+    objects::write_as_read(&context.client, subnet, json!({}), Some(json!(wanted)), WRITE).await
 }
 
 fn count(number: usize) -> i64 {
@@ -359,29 +365,6 @@ fn count(number: usize) -> i64 {
 /// Whether an address is one of those that are given to who wishes for none.
 fn is_pooled(read: &ReadSubnet, address: Ipv4Addr) -> bool {
     read.pools.is_empty() || read.pools.iter().any(|(start, end)| *start <= address && address <= *end)
-}
-
-/// Writes into a subnet if it is still the version that was read; what is newer comes by the watch.
-async fn write(context: &Context, subnet: &Subnet, metadata: Value, status: Option<&SubnetStatus>) -> Result<()> {
-    let key = Key::of(subnet);
-    let objects: Api<Subnet> = Api::namespaced(context.client.clone(), &key.namespace);
-    let mut patch = json!({ "metadata": metadata });
-    patch["metadata"]["uid"] = json!(subnet.metadata.uid);
-    patch["metadata"]["resourceVersion"] = json!(subnet.metadata.resource_version);
-    let parameters = PatchParams::default();
-    let done = match status {
-        None => objects.patch(&key.name, &parameters, &Patch::Merge(patch)).await,
-        Some(status) => {
-            patch["status"] = json!(status);
-            objects.patch_status(&key.name, &parameters, &Patch::Merge(patch)).await
-        }
-    };
-    match done {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
-        Err(error) => Err(Error::api("write the subnet")(error)),
-    }
 }
 
 #[cfg(test)]

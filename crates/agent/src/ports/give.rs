@@ -10,7 +10,6 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use network::Reservation;
 use serde_json::{Value, json};
@@ -18,11 +17,13 @@ use serde_json::{Value, json};
 use super::LOOK_AGAIN;
 use super::users::{Kind, Named, User, Users, holder};
 use crate::context::{Context, Key};
-use crate::error::{Error, Result, chain, is_not_found};
-use crate::informer;
+use crate::error::{Error, Result, chain};
+use crate::{informer, objects};
 
 /// Time after which all ports are looked at though none of them has changed: nobody tells that a network has gone.
 const LOOK_ANYWAY: Duration = Duration::from_secs(30);
+/// What is said to be done when a port cannot be written into.
+const WRITE: &str = "write the port";
 /// The most ports of one namespace on the default network, which all namespaces share.
 const DEFAULT_NETWORK_PORTS_MAX: usize = 64;
 
@@ -154,18 +155,22 @@ async fn settle(context: &Context, key: &Key, port: &Port, users: &Users, kept: 
         // Its machine has let go of the address before its object went.
         context.fabric.give_up_address(&uid).await?;
         let rest: Vec<String> = finalizers.into_iter().filter(|one| one != FINALIZER).collect();
-        return if is_ours { write(context, port, json!({"finalizers": rest}), None).await } else { Ok(()) };
+        return if is_ours {
+            objects::write_as_read(&context.client, port, json!({"finalizers": rest}), None, WRITE).await
+        } else {
+            Ok(())
+        };
     }
     if !is_ours && !is_going {
         let all: Vec<String> = finalizers.into_iter().chain([FINALIZER.to_owned()]).collect();
         // What this changes comes by the watch, and the rest is settled then.
-        return write(context, port, json!({"finalizers": all}), None).await;
+        return objects::write_as_read(&context.client, port, json!({"finalizers": all}), None, WRITE).await;
     }
     let address = keep(context, key, port, &uid, holder.is_some(), kept).await;
     let wanted = status(address.map_err(|error| chain(&error)), &old, holder);
     match wanted == old {
         true => Ok(()),
-        false => write(context, port, json!({}), Some(&wanted)).await,
+        false => objects::write_as_read(&context.client, port, json!({}), Some(whole(&wanted)), WRITE).await,
     }
 }
 
@@ -237,29 +242,6 @@ fn status(
         (false, true) => PortPhase::Active,
     };
     PortStatus { address, mac_address, phase, message, attached_to, node_name: node_name.unwrap_or_default() }
-}
-
-/// Writes into a port if it is still the version that was read; what is newer comes by the watch.
-async fn write(context: &Context, port: &Port, metadata: Value, status: Option<&PortStatus>) -> Result<()> {
-    let key = Key::of(port);
-    let objects: Api<Port> = Api::namespaced(context.client.clone(), &key.namespace);
-    let mut patch = json!({ "metadata": metadata });
-    patch["metadata"]["uid"] = json!(port.metadata.uid);
-    patch["metadata"]["resourceVersion"] = json!(port.metadata.resource_version);
-    let parameters = PatchParams::default();
-    let done = match status {
-        None => objects.patch(&key.name, &parameters, &Patch::Merge(patch)).await,
-        Some(status) => {
-            patch["status"] = whole(status);
-            objects.patch_status(&key.name, &parameters, &Patch::Merge(patch)).await
-        }
-    };
-    match done {
-        Ok(_) => Ok(()),
-        Err(error) if is_not_found(&error) => Ok(()),
-        Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
-        Err(error) => Err(Error::api("write the port")(error)),
-    }
 }
 
 /// A status as a merge patch that leaves nothing of the one before: what is empty is not written, and the name of a holder of another kind
