@@ -25,6 +25,8 @@ import time
 
 USERLAND = "nuee test guest userland"
 READY = "nuee test guest ready"
+# What the guest's image says; the same for both.
+COMMAND_LINE = "console=ttyS0 quiet panic=1 no_timer_check cryptomgr.notests"
 MEMORY = 128
 TICK = "while :; do echo tick; usleep 4000; done\n"
 SWITCH = "198.18.0"
@@ -125,9 +127,10 @@ def boot_nuee(nuee, index):
     return took
 
 
-# What a guest under Nuée has besides: random numbers, a balloon, a port for an agent, a notifier of panics, room for one processor more.
+# What a guest under Nuée has besides: the chipset and the bus for what comes later, random numbers, a balloon, a port for an agent, a
+# notifier of panics, room for one processor more.
 SAME_DEVICES = [
-    "-smp", "cpus=1,maxcpus=2", "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
+    "-machine", "q35,usb=off,vmport=off,graphics=off", "-device", "pcie-pci-bridge,id=pci.0,bus=pcie.0,addr=0x1e", "-smp", "cpus=1,maxcpus=2", "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
     "-device", "virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on", "-device", "virtio-serial-pci,id=serial",
     "-chardev", "null,id=agent", "-device", "virtserialport,bus=serial.0,chardev=agent,name=org.qemu.guest_agent.0",
     "-device", "pvpanic-pci"]
@@ -141,7 +144,7 @@ def boot_bare(guest, directory, index, more=()):
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", guest / "disk.qcow2", disk], check=True)
     process = subprocess.Popen(
         ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,accel=tcg", "-cpu", "max",
-         "-m", str(MEMORY), "-kernel", guest / "kernel", "-initrd", guest / "initrd", "-append", "console=ttyS0 quiet panic=1",
+         "-m", str(MEMORY), "-kernel", guest / "kernel", "-initrd", guest / "initrd", "-append", COMMAND_LINE,
          "-drive", f"file={disk},format=qcow2,if=virtio", "-serial", f"file:{log}", "-nic", "user,model=virtio-net-pci", *more],
         stderr=subprocess.DEVNULL)
     took = boot_times(begun, log)
@@ -278,9 +281,9 @@ def bare_qemu(guest, directory, name, disk, *more):
     log, control, console = directory / f"{name}.log", directory / f"{name}.qmp", directory / f"{name}.console"
     process = subprocess.Popen(
         ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
-         "-machine", "pc,usb=off,vmport=off,graphics=off", "-accel", "tcg,tb-size=128",
+         "-accel", "tcg,tb-size=128",
          "-cpu", "max", "-m", str(MEMORY), "-kernel", guest / "kernel", "-initrd", guest / "initrd",
-         "-append", "console=ttyS0 quiet panic=1 no_timer_check", *SAME_DEVICES,
+         "-append", COMMAND_LINE, *SAME_DEVICES,
          "-blockdev", json.dumps({"driver": "qcow2", "node-name": "root", "file": {"driver": "file", "filename": str(disk)}, "discard": "unmap"}),
          "-device", "virtio-blk-pci,drive=root,id=disk", "-nic", "user,model=virtio-net-pci",
          "-chardev", f"socket,id=c,path={console},server=on,wait=off,logfile={log},logappend=on",

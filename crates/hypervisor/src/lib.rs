@@ -24,6 +24,6 @@ pub mod test_guest;
 
 pub use error::{Error, Result};
 pub use guest::{
-    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming, Interface,
-    Outgoing, Progress, RunState, Sent, Start,
+    Acceleration, Boot, Chipset, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, Incoming,
+    Interface, Outgoing, Progress, RunState, Sent, Start,
 };

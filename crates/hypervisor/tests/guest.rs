@@ -10,8 +10,8 @@ use tokio::io::AsyncWriteExt;
 use hypervisor::disk::{LayerStore, header, tool};
 use hypervisor::qemu::{Options, Qemu};
 use hypervisor::{
-    Acceleration, Boot, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, RunState, Start,
-    test_guest,
+    Acceleration, Boot, Chipset, Disk, DiskCopy, DiskLimits, Guest, GuestConfig, GuestEvent, Hypervisor, RunState,
+    Start, test_guest,
 };
 
 /// How long to wait for what must become true; a machine under load translates slowly.
@@ -52,6 +52,7 @@ impl Lab {
             cpus_max: 1,
             memory_bytes: 128 << 20,
             memory_max: 0,
+            chipset: Chipset::PciExpress,
             boot,
             disks: vec![Disk { name: "root".into(), layers, ..Disk::default() }],
             interfaces: Vec::new(),
@@ -177,7 +178,7 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     assert!(guest.attach_disk(&disk).await.is_err());
     lab.shell(&guest, "while [ ! -b /dev/vdb ]; do sleep 0.1; done").await;
     assert_eq!(lab.shell(&guest, "cat /sys/block/vdb/serial").await, "ledger");
-    assert!(lab.shell(&guest, "readlink /sys/block/vdb").await.contains("0000:00:14.0"));
+    assert!(lab.shell(&guest, "readlink /sys/block/vdb").await.contains("0000:01:14.0"));
     let mut disks = guest.disks().await.unwrap();
     disks.sort();
     assert_eq!(disks, ["data", "root"]);

@@ -157,6 +157,7 @@ pub async fn start(
     }
     let cpus_max = u32::try_from(crate::machine::cpus()).unwrap_or(1).max(size.cpus);
     let mut launched = like.cloned().unwrap_or_else(|| Launched {
+        chipset: moving::chipset(&context.guests, uid),
         cpus: size.cpus,
         cpus_max,
         memory_bytes: size.memory_bytes,
@@ -192,6 +193,7 @@ pub async fn start(
         cpus_max: launched.cpus_max.max(size.cpus),
         memory_bytes: bytes(launched.memory_bytes),
         memory_max: bytes(launched.memory_max),
+        chipset: launched.chipset,
         boot: root::boot(context, boot, &image)?,
         disks,
         interfaces: places.iter().map(Place::interface).collect(),

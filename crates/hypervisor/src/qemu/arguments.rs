@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::launch::{Access, OpenFile, Plan, Tap};
 use super::vsock;
-use crate::guest::{Acceleration, Boot, Disk, GuestConfig, Interface, Start};
+use crate::guest::{Acceleration, Boot, Chipset, Disk, GuestConfig, Interface, Start};
 
 /// First number for descriptors; those below belong to the launcher.
 const FIRST_DESCRIPTOR: i32 = 100;
@@ -25,6 +25,10 @@ pub(super) const MEMORY_DEVICE: &str = "memory";
 const KERNEL: &str = "/kernel";
 const INITRD: &str = "/initrd";
 const FIRMWARE: &str = "/firmware";
+/// The bus of what can come and go while the guest runs.
+const BUS: &str = "pci.0";
+/// Where the bridge to that bus is, on a chipset whose own bus takes nothing while the guest runs.
+const BRIDGE_PLACE: &str = "0x1e";
 /// The place of the vsock device on the guest's bus: the last one, above all that is given to disks and interfaces.
 const VSOCK_PLACE: &str = "0x1f";
 /// Characters of a disk's serial number. `Source:` virtio 1.2, 5.2.6.4.
@@ -93,6 +97,7 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
     };
     let mut builder = Builder { arguments: Vec::new(), plan, next: FIRST_DESCRIPTOR, sets: 0 };
     machine(&mut builder, config, acceleration);
+    chipset(&mut builder, config.chipset);
     boot(&mut builder, &config.boot);
     consoles(&mut builder, config);
     for (index, disk) in config.disks.iter().enumerate() {
@@ -131,7 +136,6 @@ fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Accelerati
     builder.arguments.extend(["-nodefaults", "-no-user-config", "-no-shutdown"].map(str::to_owned));
     builder.option("name", "guest=nuee");
     builder.option("uuid", config.id.clone());
-    builder.option("machine", "type=pc,usb=off,vmport=off,graphics=off");
     builder.option("accel", accelerator);
     builder.option("cpu", processor);
     builder.option("smp", format!("cpus={},maxcpus={}", config.cpus, config.cpus_max.max(config.cpus)));
@@ -149,6 +153,18 @@ fn machine(builder: &mut Builder, config: &GuestConfig, acceleration: Accelerati
             "guest-stats-polling-interval": MEMORY_POLL_SECONDS}),
     );
     builder.json("device", &json!({"driver": "pvpanic-pci", "id": "panic"}));
+}
+
+/// What all devices sit on. The bus of those that come and go has the same name everywhere, and nothing but these.
+fn chipset(builder: &mut Builder, chipset: Chipset) {
+    let kind = match chipset {
+        Chipset::Pci => "pc",
+        Chipset::PciExpress => "q35",
+    };
+    builder.option("machine", format!("type={kind},usb=off,vmport=off,graphics=off"));
+    if chipset == Chipset::PciExpress {
+        builder.json("device", &json!({"driver": "pcie-pci-bridge", "id": BUS, "bus": "pcie.0", "addr": BRIDGE_PLACE}));
+    }
 }
 
 /// What a guest may have beside its first memory is a device of its own, of which nothing is plugged in at first.
@@ -225,7 +241,7 @@ fn add_vsock(builder: &mut Builder, id: u32) {
     let descriptor = builder.open(Path::new(vsock::DEVICE), Access::Write);
     builder.json(
         "device",
-        &json!({"driver": "vhost-vsock-pci", "id": "vsock", "bus": "pci.0", "addr": VSOCK_PLACE, "guest-cid": id,
+        &json!({"driver": "vhost-vsock-pci", "id": "vsock", "bus": BUS, "addr": VSOCK_PLACE, "guest-cid": id,
             "vhostfd": descriptor.to_string()}),
     );
 }
@@ -258,7 +274,7 @@ pub(super) fn device(disk: &Disk, node: &str, boot_index: Option<u32>) -> Value 
         device["bootindex"] = index.into();
     }
     if let Some(slot) = disk.slot {
-        device["bus"] = "pci.0".into();
+        device["bus"] = BUS.into();
         device["addr"] = format!("{slot:#x}").into();
     }
     device
@@ -269,7 +285,7 @@ pub(super) fn nic(interface: &Interface) -> Value {
     let mut device = json!({"driver": "virtio-net-pci", "id": nic_id(interface.slot), "netdev": netdev_id(interface.slot),
         "mac": interface.mac, "host_mtu": interface.mtu, "romfile": ""});
     if interface.slot != 0 {
-        device["bus"] = "pci.0".into();
+        device["bus"] = BUS.into();
         device["addr"] = format!("{:#x}", interface.slot).into();
     }
     device
@@ -317,6 +333,7 @@ mod tests {
             cpus_max: 2,
             memory_bytes: 128 << 20,
             memory_max: 0,
+            chipset: Chipset::PciExpress,
             boot: Boot::Kernel { kernel: "/k".into(), initrd: None, command_line: "a,b quiet".into() },
             disks: vec![Disk { name: "root".into(), layers: vec!["/a,b".into(), "/c".into()], ..Disk::default() }],
             interfaces: vec![Interface { slot: 0, tap: "nuv0".into(), mac: "02:42:0a:58:00:02".into(), mtu: 1500 }],

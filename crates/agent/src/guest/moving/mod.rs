@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use api::virtual_machine::ConfigDrive;
 use async_trait::async_trait;
+use hypervisor::Chipset;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -39,6 +40,9 @@ pub trait Peers: Send + Sync + 'static {
 /// How a guest was launched: the other machine must launch it alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launched {
+    /// What its devices sit on.
+    #[serde(default)]
+    pub chipset: Chipset,
     /// Processors at its start.
     pub cpus: u32,
     /// The most that it may have.
@@ -89,6 +93,11 @@ pub fn launched(guests: &Guests, uid: &str) -> Result<Launched> {
     let path = launched_file(guests, uid);
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// What the devices of a guest sit on that boots anew: what they sat on before, since a system may know its devices by their places.
+pub fn chipset(guests: &Guests, uid: &str) -> Chipset {
+    launched(guests, uid).map_or(Chipset::PciExpress, |before| before.chipset)
 }
 
 /// What went wrong with a guest. A hypervisor that ended said itself why.
@@ -142,8 +151,20 @@ mod tests {
             let text = launched.check_moves().unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");
         }
-        // What was noted before there was vsock.
+        // What was noted before there was vsock, and another chipset.
         let old: Launched = serde_json::from_str("{\"cpus\":1,\"cpus_max\":1,\"memory_bytes\":1}").unwrap();
-        assert_eq!(old.vsock_cid, None);
+        assert_eq!((old.vsock_cid, old.chipset), (None, Chipset::Pci));
+    }
+
+    #[test]
+    fn a_machine_keeps_the_chipset_that_it_began_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let guests = Guests::new(directory.path(), PathBuf::new(), String::new());
+        assert_eq!(chipset(&guests, "new"), Chipset::PciExpress);
+        for began in [Chipset::Pci, Chipset::PciExpress] {
+            std::fs::create_dir_all(guests.directory("old")).unwrap();
+            note_launch(&guests, "old", &Launched { chipset: began, ..Launched::default() }).unwrap();
+            assert_eq!(chipset(&guests, "old"), began);
+        }
     }
 }
