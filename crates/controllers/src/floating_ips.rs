@@ -64,15 +64,11 @@ fn of_container(container: &Container) -> Option<Place> {
 /// Runs until the watches end.
 pub async fn run(client: Client, pool: Vec<Range>) -> Result<()> {
     let floating = follow(Api::<FloatingIP>::all(client.clone()), watching());
-    let guests = follow(Api::<VirtualMachine>::all(client.clone()), watching());
-    let containers = follow(Api::<Container>::all(client.clone()), watching());
-    let sources: Vec<BoxStream<'static, Change>> = vec![
-        floating.map(|event| Change::Floating(Box::new(event))).boxed(),
-        guests.map(|event| Change::Guest(Box::new(event))).boxed(),
-        containers.map(|event| Change::Container(Box::new(event))).boxed(),
-    ];
+    let sources: Vec<BoxStream<'static, Change>> =
+        vec![floating.map(|event| Change::Floating(Box::new(event))).boxed()];
     let mut changes = select_all(sources);
     let mut world = World::default();
+    let mut follows_workloads = false;
     let mut listed = [false; 3];
     while let Some(change) = changes.next().await {
         let matters = match change {
@@ -102,6 +98,14 @@ pub async fn run(client: Client, pool: Vec<Range>) -> Result<()> {
                 Event::InitDone => end(&mut listed[2]),
             },
         };
+        // Workloads come and go often, and most pools have no such address.
+        if !follows_workloads && !world.floating.is_empty() {
+            let guests = follow(Api::<VirtualMachine>::all(client.clone()), watching());
+            changes.push(guests.map(|event| Change::Guest(Box::new(event))).boxed());
+            let containers = follow(Api::<Container>::all(client.clone()), watching());
+            changes.push(containers.map(|event| Change::Container(Box::new(event))).boxed());
+            follows_workloads = true;
+        }
         // Half a list would take addresses from workloads that are still there.
         if matters && listed == [true; 3] && !world.floating.is_empty() {
             settle(&client, &world, &pool).await;

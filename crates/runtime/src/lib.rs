@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 mod config;
+mod directories;
 mod error;
 mod exec;
 mod filters;

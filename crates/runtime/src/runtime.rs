@@ -10,6 +10,7 @@ use tokio::net::unix::pipe;
 
 use crate::cgroup::{Cgroup, Hierarchies, Limits};
 use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
+use crate::directories::make_spread;
 use crate::filters::Filters;
 use crate::oci::{OciKind, OciRuntime};
 use crate::protocol::{AttachRequest, Attached, FrameKind, encode_size};
@@ -56,7 +57,7 @@ impl Runtime {
         let hierarchies = Hierarchies::of_this_machine()?;
         let oci = OciRuntime::find(&options.oci_runtime, options.run_dir.join("oci"), &hierarchies)?;
         for directory in [&options.containers_dir, &oci.root] {
-            std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+            make_spread(directory)?;
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
         let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone());

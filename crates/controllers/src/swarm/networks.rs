@@ -1,6 +1,7 @@
 //! Networks that a swarm's client deleted: held until no task is on them any more, so that tasks end in peace.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::container::{Container, State};
 use api::network::Network;
@@ -8,27 +9,18 @@ use api::swarm::FINALIZER;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::Controller;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::{Error, Result, drive, gone, watching};
 
+/// How often the tasks of a network that is going are looked at. Few networks ever go with tasks on them, and containers come and go far
+/// more often: following those would cost every one of them.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Runs the controller.
 pub async fn run(client: Client) {
     let controller = Controller::new(Api::<Network>::all(client.clone()), watching());
-    let networks = controller.store();
-    let controller = controller.watches(Api::<Container>::all(client.clone()), watching(), move |container| {
-        let going = |network: &Arc<Network>| {
-            network.metadata.deletion_timestamp.is_some() && network.namespace() == container.namespace()
-        };
-        networks
-            .state()
-            .iter()
-            .filter(|network| going(network) && container.spec.networks.contains_key(&network.name_any()))
-            .map(|network| ObjectRef::from_obj(&**network))
-            .collect::<Vec<_>>()
-    });
     drive(controller, "swarm network", reconcile, Arc::new(client)).await;
 }
 
@@ -46,7 +38,7 @@ async fn reconcile(network: Arc<Network>, client: Arc<Client>) -> Result<Action>
             && container.spec.networks.contains_key(&network.name_any())
     };
     if members.iter().any(lives) {
-        return Ok(Action::await_change());
+        return Ok(Action::requeue(LOOK_AGAIN));
     }
     let rest: Vec<&String> = network.finalizers().iter().filter(|own| *own != FINALIZER).collect();
     let change = json!({ "metadata": {
