@@ -87,7 +87,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// The last error in a log of the OCI runtime, and the log removed.
-pub(crate) fn take_message(log: &Path) -> Option<String> {
+pub(crate) fn message(log: &Path) -> Option<String> {
     use std::io::Read;
     #[derive(Deserialize)]
     struct Line {
@@ -98,8 +98,6 @@ pub(crate) fn take_message(log: &Path) -> Option<String> {
     }
     let mut text = String::new();
     std::fs::File::open(log).ok()?.take(MESSAGE_MAX_BYTES).read_to_string(&mut text).ok()?;
-    // A log that stays behind does no harm; the directory goes with the container.
-    let _ = std::fs::remove_file(log);
     let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     lines.into_iter().rfind(|line| line.level == "error" || line.level == "fatal").map(|line| line.msg)
 }

@@ -16,6 +16,7 @@ use super::OCI_TIMEOUT;
 use super::events::Shim;
 use super::log_writer::LogWriter;
 use super::process::{Process, Streams, pipes, terminal};
+use super::scratch::Scratch;
 use crate::config::ShimConfig;
 use crate::oci::{self, OciKind};
 use crate::state::{ShimDir, ShimState, now_ns, read_json, write_json};
@@ -47,10 +48,10 @@ pub(super) fn create(directory: ShimDir) -> Result<Shim> {
 
     let mut launched = Launch::main(&config, &directory.0, &short)?.spawn(log)?;
     let outcome = wait_for(launched.child, &signals, Instant::now() + OCI_TIMEOUT);
-    let message = oci::take_message(&launched.message_log);
+    let message = oci::message(launched.message_log.path());
     let created = match outcome {
         Some(0) => launched.take_terminal().and_then(|()| {
-            launched.take_pid().ok_or_else(|| Error::Shim {
+            launched.pid().ok_or_else(|| Error::Shim {
                 id: config.id.clone(),
                 message: "the OCI runtime named no process".to_owned(),
             })
@@ -122,15 +123,15 @@ pub(super) struct Launch {
     stdin: bool,
     input_once: bool,
     console: Option<UnixListener>,
-    pid_file: PathBuf,
-    message_log: PathBuf,
+    pid_file: Scratch,
+    message_log: Scratch,
 }
 
 impl Launch {
     /// `create` of the main process.
     fn main(config: &ShimConfig, directory: &Path, short: &Path) -> Result<Self> {
-        let message_log = directory.join("oci.log");
-        let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
+        let message_log = Scratch::new(config.oci.kind, directory, "oci.log");
+        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup))?;
         command.arg("create").arg("--bundle").arg(&config.bundle_dir);
         let (stdin, once) = (config.open_stdin, config.stdin_once);
         Self::new(config, command, 0, config.terminal, stdin, once, directory, short, message_log)
@@ -145,8 +146,8 @@ impl Launch {
         request: &crate::protocol::ExecStart,
         process_file: &Path,
     ) -> Result<Self> {
-        let message_log = directory.join(format!("exec-{number}.log"));
-        let mut command = config.oci.command(&message_log, Some(&config.cgroup))?;
+        let message_log = Scratch::new(config.oci.kind, directory, &format!("exec-{number}.log"));
+        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup))?;
         command.args(["exec", "--detach", "--process"]).arg(process_file);
         Self::new(config, command, number, request.terminal, request.stdin, true, directory, short, message_log)
     }
@@ -161,10 +162,10 @@ impl Launch {
         input_once: bool,
         directory: &Path,
         short: &Path,
-        message_log: PathBuf,
+        message_log: Scratch,
     ) -> Result<Self> {
-        let pid_file = directory.join(format!("pid-{number}"));
-        command.arg("--pid-file").arg(&pid_file);
+        let pid_file = Scratch::new(config.oci.kind, directory, &format!("pid-{number}"));
+        command.arg("--pid-file").arg(pid_file.path());
         let mut console = None;
         if terminal {
             let path = short.join(format!("console-{number}"));
@@ -213,8 +214,8 @@ pub(super) struct Launched {
     pub process: Process,
     /// The OCI runtime itself.
     pub child: u32,
-    pub pid_file: PathBuf,
-    pub message_log: PathBuf,
+    pub message_log: Scratch,
+    pid_file: Scratch,
     console: Option<UnixListener>,
     stdin: bool,
 }
@@ -235,11 +236,9 @@ impl Launched {
         Ok(())
     }
 
-    /// The process id that the OCI runtime wrote, its files removed.
-    pub fn take_pid(&self) -> Option<u32> {
-        let pid = read_pid(&self.pid_file);
-        let _ = std::fs::remove_file(&self.pid_file);
-        pid
+    /// The process id that the OCI runtime wrote.
+    pub fn pid(&self) -> Option<u32> {
+        std::fs::read_to_string(self.pid_file.path()).ok()?.trim().parse().ok()
     }
 }
 
@@ -258,10 +257,6 @@ fn receive_descriptor(stream: &UnixStream) -> std::io::Result<OwnedFd> {
         }
     }
     Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "no terminal in the message"))
-}
-
-fn read_pid(path: &Path) -> Option<u32> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Signals come through a descriptor; none ends us.

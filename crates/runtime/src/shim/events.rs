@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use super::client::{Client, Role};
 use super::create::{Launched, Short, launch_failure};
 use super::process::Process;
+use super::scratch::Scratch;
 use super::{
     CLIENTS_MAX, DRAIN_TIMEOUT, LINGER_TIMEOUT, OCI_TIMEOUT, READ_BYTES, STALL_TIMEOUT, STDIN_QUEUE_MAX_BYTES,
 };
@@ -35,8 +35,8 @@ pub(super) struct Task {
 }
 
 pub(super) enum TaskKind {
-    Exec { launched: Box<Launched>, program: String, process_file: PathBuf, size: (u16, u16) },
-    Start { message_log: PathBuf },
+    Exec { launched: Box<Launched>, program: String, process_file: Scratch, size: (u16, u16) },
+    Start { message_log: Scratch },
 }
 
 /// What a place in the poll set stands for.
@@ -338,7 +338,7 @@ impl Shim {
     fn finish_task(&mut self, task: Task, status: Option<i32>) {
         match task.kind {
             TaskKind::Start { message_log } => {
-                let message = oci::take_message(&message_log);
+                let message = oci::message(message_log.path());
                 if status == Some(0) {
                     self.started();
                     self.answer(task.client, &json_frame(FrameKind::Ok, &()));
@@ -348,10 +348,10 @@ impl Shim {
                 }
             }
             TaskKind::Exec { mut launched, program, process_file, size } => {
-                let _ = std::fs::remove_file(process_file);
-                let message = oci::take_message(&launched.message_log);
+                drop(process_file);
+                let message = oci::message(launched.message_log.path());
                 let outcome = match status {
-                    Some(0) => launched.take_terminal().map(|()| launched.take_pid().unwrap_or(0)),
+                    Some(0) => launched.take_terminal().map(|()| launched.pid().unwrap_or(0)),
                     other => Err(launch_failure(other, message, &program)),
                 };
                 match outcome {
@@ -361,7 +361,6 @@ impl Shim {
                             crate::Error::CannotStart { code, message } => Refusal { code, message },
                             other => Refusal { code: 0, message: crate::error::chain(&other) },
                         };
-                        let _ = launched.take_pid();
                         self.answer(task.client, &json_frame(FrameKind::Refused, &refusal));
                     }
                 }

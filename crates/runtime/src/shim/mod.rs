@@ -14,6 +14,7 @@ mod journal;
 mod log_writer;
 mod process;
 mod requests;
+mod scratch;
 mod server;
 
 use std::io::Write;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::client::Role;
 use super::create::Launch;
 use super::events::{Shim, TaskKind};
+use super::scratch::Scratch;
 use crate::oci::OciKind;
 use crate::protocol::{AttachRequest, Attached, ExecStart, FrameKind, Refusal, decode_size, frame, json_frame};
 use crate::state::now_ns;
@@ -71,8 +72,8 @@ impl Shim {
             self.started();
             return self.answer(id, &frame(FrameKind::Ok, b"null"));
         }
-        let message_log = self.directory.0.join("start.log");
-        let spawned = self.config.oci.command(&message_log, None).and_then(|mut command| {
+        let message_log = Scratch::new(self.config.oci.kind, &self.directory.0, "start.log");
+        let spawned = self.config.oci.command(message_log.path(), None).and_then(|mut command| {
             command.arg("start").arg(&self.config.id);
             command.spawn().map_err(crate::Error::io("start", &self.config.oci.program))
         });
@@ -187,11 +188,14 @@ impl Shim {
     fn launch_exec(&mut self, request: &ExecStart) -> crate::Result<(u32, TaskKind)> {
         let number = self.next_exec;
         self.next_exec += 1;
-        let process_file = self.directory.0.join(format!("process-{number}.json"));
-        crate::state::write_json(&process_file, &request.process, false)?;
+        let name = format!("process-{number}.json");
+        let text = serde_json::to_vec(&request.process)
+            .map_err(|source| crate::Error::Json { path: self.directory.0.join(&name), source })?;
+        let process_file = Scratch::with(self.config.oci.kind, &self.directory.0, &name, &text)?;
         let program = request.process.pointer("/args/0").and_then(|word| word.as_str()).unwrap_or_default().to_owned();
-        let launched = Launch::exec(&self.config, &self.directory.0, &self.short.path, number, request, &process_file)?
-            .spawn(None)?;
+        let launched =
+            Launch::exec(&self.config, &self.directory.0, &self.short.path, number, request, process_file.path())?
+                .spawn(None)?;
         let size = (request.columns, request.rows);
         Ok((launched.child, TaskKind::Exec { launched: Box::new(launched), program, process_file, size }))
     }
