@@ -218,7 +218,8 @@ impl Pool {
     fn relief(&self, from: usize, moved: &[usize]) -> Option<(usize, usize)> {
         let (peak, excess) = self.hosts[from].peak(self.sight.ahead);
         let deviations = self.sight.deviations[0];
-        let (mut best, mut worthiest): (Option<(f64, usize, usize)>, Option<(f64, usize)>) = (None, None);
+        let mut best: Option<(f64, usize, usize)> = None;
+        let mut worthiest: Option<(f64, usize)> = None;
         for &index in self.hosts[from].vms.iter().filter(|index| !moved.contains(index)) {
             let vm = &self.vms[index];
             let worth = vm.demand[peak].min(excess) / self.cost(vm);
