@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use placement::plan::{Machine, MachineState, Policy, Snapshot, Step, Workload, plan};
+use placement::plan::{Forecast, Machine, MachineState, Policy, Snapshot, Step, Workload, plan};
 
 use placement::predict::Smoother;
 
@@ -13,13 +13,41 @@ use crate::world::{Vm, World};
 /// Memory of a host whose memory does not bind. Units: MB.
 const UNBOUND_MB: f64 = 1e12;
 
+/// Says what to expect of virtual machines.
+pub trait Outlook {
+    /// Takes the sample of one of them in; called once for each at every sample. Units: MIPS.
+    fn observe(&mut self, world: &World<'_>, vm: usize) -> Forecast;
+}
+
+/// What comes of the samples so far, and of nothing else.
+pub struct Smoothing {
+    mean_weight: f64,
+    variance_weight: f64,
+    smoothers: Vec<Smoother>,
+}
+
+impl Smoothing {
+    /// Weights are those of a new sample in the long run.
+    pub fn new(mean_weight: f64, variance_weight: f64) -> Smoothing {
+        Smoothing { mean_weight, variance_weight, smoothers: Vec::new() }
+    }
+}
+
+impl Outlook for Smoothing {
+    fn observe(&mut self, world: &World<'_>, vm: usize) -> Forecast {
+        if self.smoothers.is_empty() {
+            let smoother = |vm: &Vm| Smoother::new(vm.mips, self.mean_weight, self.variance_weight);
+            self.smoothers = world.vms.iter().map(smoother).collect();
+        }
+        self.smoothers[vm].observe(world.vms[vm].demand)
+    }
+}
+
 /// Our policy.
 pub struct Nuee {
     policy: Policy,
-    mean_weight: f64,
-    variance_weight: f64,
+    outlook: Box<dyn Outlook>,
     snapshot: Snapshot,
-    forecasts: Vec<Smoother>,
 }
 
 /// Weight of a new sample in the mean, once there are enough of them.
@@ -36,7 +64,12 @@ impl Default for Nuee {
 impl Nuee {
     /// With settings of its own.
     pub fn new(policy: Policy, mean_weight: f64, variance_weight: f64) -> Nuee {
-        Nuee { policy, mean_weight, variance_weight, snapshot: Snapshot::default(), forecasts: Vec::new() }
+        Nuee::with_outlook(policy, Box::new(Smoothing::new(mean_weight, variance_weight)))
+    }
+
+    /// With forecasts from elsewhere: for experiments, as what they know is not checked.
+    pub fn with_outlook(policy: Policy, outlook: Box<dyn Outlook>) -> Nuee {
+        Nuee { policy, outlook, snapshot: Snapshot::default() }
     }
 
     fn describe(&mut self, world: &World<'_>) {
@@ -68,13 +101,11 @@ impl Nuee {
             let added = self.snapshot.add_workload(workload);
             debug_assert!(added.is_ok(), "{added:?}");
         }
-        let smoother = |vm: &Vm| Smoother::new(vm.mips, self.mean_weight, self.variance_weight);
-        self.forecasts = world.vms.iter().map(smoother).collect();
     }
 
     fn observe(&mut self, world: &World<'_>) {
         for (index, vm) in world.vms.iter().enumerate() {
-            let forecast = self.forecasts[index].observe(vm.demand);
+            let forecast = self.outlook.observe(world, index);
             let seconds = vm.memory_mb / MOVE_MB_PER_SECOND;
             let changed = self.snapshot.change_workload(index, |workload| {
                 workload.uses = [vm.demand, vm.memory_mb, 0.0, 0.0];
