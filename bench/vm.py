@@ -386,7 +386,7 @@ def boots(nuee, guest, directory, runs):
     median = {name: [statistics.median(times) * 1000 for times in zip(*found[name])] for name in ways}
     for index, what in enumerate(["guest userland", "a configured guest"]):
         ours = median["ours"][index]
-        for peer, note, bar in (("same", ", QEMU with the same devices", "at most 60 ms more: "), ("bare", "", "")):
+        for peer, note, bar in (("bare", "", "at most 60 ms more: "), ("same", ", QEMU with the same devices and chipset", "")):
             theirs = median[peer][index]
             bar = bar if index == 0 else ""
             print(f"| request to {what}{note} | {ours:.0f} ms | {theirs:.0f} ms | {bar}{ours - theirs:+.0f} ms |")
