@@ -5,7 +5,7 @@ set -eu
 run="crun nftables busybox-static curl iproute2 util-linux ca-certificates"
 tests="git skopeo etcd-server etcd-client runc python3 python3-venv python3-pip procps wrk dropbear-bin docker-compose"
 # Virtual machines, and what the tiny test guest is built with.
-tests="$tests qemu-system-x86 qemu-utils e2fsprogs dosfstools mtools syslinux openssh-client"
+tests="$tests qemu-system-x86 qemu-utils ovmf e2fsprogs dosfstools mtools syslinux openssh-client"
 
 want="$run"
 if [ "${1:-run}" = test ]; then

@@ -30,6 +30,7 @@ mod migration;
 mod migration_disks;
 mod migration_faults;
 mod migration_postcopy;
+mod migration_uefi;
 mod pods;
 mod ports;
 mod readme;

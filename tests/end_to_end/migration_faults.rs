@@ -1,5 +1,6 @@
-//! Faults that strike at random instants of a live migration: either daemon or either hypervisor is killed, or the cable is cut. Afterwards
-//! there is one guest, on the machine that its object names, with all that it was told is written, and nothing of it on the other.
+//! Faults that strike at random instants of a live migration, by pre-copy or by post-copy: either daemon or either hypervisor is killed, or
+//! the cable is cut. Afterwards there is one guest, on the machine that its object names, with all that it was told is written, and nothing of
+//! it on the other. What was decided stays so, whatever strikes: a guest that lacks a part of its memory then starts anew from its disks.
 //! `NUEE_MIGRATION_FAULT_SEED` repeats a run, `NUEE_MIGRATION_FAULT_ROUNDS` makes it longer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +12,18 @@ use crate::guest_faults::hypervisors;
 use crate::join::{field, ready};
 use crate::journal::{Journal, Random, rounds, spawn};
 use crate::migration::{BOOT, Lab};
+use crate::migration_postcopy::{BUSY, QUIET, migrate};
 
 /// How often the guest is moved, in a test among others.
 const ROUNDS_DEFAULT: usize = 3;
-/// A fault strikes within this time. Units: milliseconds.
+/// A fault strikes within this time, from when it is counted. Units: milliseconds.
 const FAULT_WITHIN_MS: u64 = 6000;
+/// The same, from the decision on.
+const FAULT_AFTER_DECISION_MS: u64 = 3000;
+/// Of so many moves one is by post-copy.
+const WAYS: u64 = 2;
+/// Carried per second.
+const BANDWIDTH: &str = "16Mi";
 /// The cable stays cut for so long at most. Units: milliseconds.
 const CUT_MS: u64 = 3000;
 /// How often a migration may be waited for, where a silent machine must first be given up.
@@ -42,6 +50,27 @@ const FAULTS: [Fault; 7] = [
     Fault::Cable,
 ];
 
+/// A move, and what strikes it.
+#[derive(Clone, Copy, Debug)]
+struct Blow {
+    fault: Fault,
+    post_copy: bool,
+    /// The delay is counted from the decision, not from the start.
+    late: bool,
+    delay: Duration,
+    chance: u64,
+}
+
+impl Blow {
+    fn random(random: &mut Random) -> Self {
+        let post_copy = random.below(WAYS) == 0;
+        let late = post_copy && random.below(2) == 0;
+        let within = if late { FAULT_AFTER_DECISION_MS } else { FAULT_WITHIN_MS };
+        let (fault, delay) = (random.choose(&FAULTS), Duration::from_millis(random.below(within)));
+        Self { fault, post_copy, late, delay, chance: random.below(CUT_MS) }
+    }
+}
+
 #[test]
 fn faults_at_random_instants_of_a_migration_leave_one_guest() -> Result<()> {
     let mut random = Random::seeded("NUEE_MIGRATION_FAULT_SEED");
@@ -49,20 +78,20 @@ fn faults_at_random_instants_of_a_migration_leave_one_guest() -> Result<()> {
     lab.guest_says("true")?;
     let mut journal = Journal::default();
     for round in 0..rounds("NUEE_MIGRATION_FAULT_ROUNDS", ROUNDS_DEFAULT) {
-        let (fault, delay) = (random.choose(&FAULTS), Duration::from_millis(random.below(FAULT_WITHIN_MS)));
-        let chance = random.below(CUT_MS);
-        println!("round {round}: {fault:?} after {delay:?}");
-        let outcome = move_it(&lab, &mut journal, round, fault, delay, chance).and_then(|()| check(&lab, &journal));
+        let blow = Blow::random(&mut random);
+        println!("round {round}: {blow:?}");
+        let outcome = move_it(&lab, &mut journal, round, blow).and_then(|decided| check(&lab, &journal, decided));
         outcome.with_context(|| {
             let told = lab.first().kubectl(&["get", "vm,volumes,migrations", "-o", "yaml"]);
             format!(
-                "{fault:?} after {delay:?}\n{}\n{}\nsecond: {}",
+                "{blow:?}\n{}\n{}\nsecond: {}",
                 told.map_or_else(|error| error.to_string(), |told| told.stdout),
                 lab.first().log_end(),
                 lab.pool.machines[1].log_end()
             )
         })?;
     }
+    println!("restarted {} times", field(lab.first(), &["vm", "web"], ".status.restartCount")?);
     println!("{} entries acknowledged", journal.count());
     ensure!(journal.count() > 0, "nothing was written that could have been lost");
     lab.first().kubectl(&["delete", "vm", "web", "--timeout=60s"])?.success()?;
@@ -71,31 +100,55 @@ fn faults_at_random_instants_of_a_migration_leave_one_guest() -> Result<()> {
     lab.pool.finish()
 }
 
-fn move_it(lab: &Lab, journal: &mut Journal, round: usize, fault: Fault, delay: Duration, chance: u64) -> Result<()> {
+/// Moves the guest; to where it was decided that it goes, if that was seen before the fault.
+fn move_it(lab: &Lab, journal: &mut Journal, round: usize, blow: Blow) -> Result<Option<&'static str>> {
     let first = lab.first();
     let target = if field(first, &["vm", "web"], ".spec.nodeName")? == "n1" { "n2" } else { "n1" };
     let name = format!("m{round}");
+    if blow.post_copy {
+        lab.guest_says(&format!("[ -e /run/busy/on ] || {{ {BUSY}; }}"))?;
+    }
     let mut session = spawn(lab.ssh(&Journal::writer("data")))?;
     let (pipes, heard) = (session.pipes()?, AtomicBool::new(false));
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| journal.write(pipes, &heard));
         let moved = first
             .eventually("the guest writes", || Ok(heard.load(Ordering::Relaxed) || writing.is_finished()))
-            .and_then(|()| lab.start_migration(&name, target, "16Mi"))
+            .and_then(|()| match blow.post_copy {
+                true => migrate(lab, &name, target, BANDWIDTH),
+                false => lab.start_migration(&name, target, BANDWIDTH),
+            })
             .and_then(|()| {
-                std::thread::sleep(delay);
-                strike(lab, fault, chance)?;
-                is_over(lab, &name)
+                let decided = if blow.late { is_decided(lab, &name, target)? } else { None };
+                std::thread::sleep(blow.delay);
+                strike(lab, blow)?;
+                is_over(lab, &name)?;
+                Ok(decided)
             });
         session.end();
         let written = writing.join().map_err(|_| anyhow::anyhow!("the journal panicked"))?;
-        moved.and(written)
+        written.and(moved)
     })
 }
 
-fn strike(lab: &Lab, fault: Fault, chance: u64) -> Result<()> {
+/// Waits until a move is decided, or over without that.
+fn is_decided(lab: &Lab, name: &str, target: &'static str) -> Result<Option<&'static str>> {
+    let mut decided = None;
+    let seen = || {
+        lab.first().eventually("the move is decided, or over", || {
+            let node = field(lab.first(), &["vm", "web"], ".spec.nodeName")?;
+            decided = (node == target).then_some(target);
+            Ok(decided.is_some() || matches!(lab.phase(name)?.as_str(), "Succeeded" | "Failed" | "Cancelled"))
+        })
+    };
+    patiently(seen)?;
+    Ok(decided)
+}
+
+fn strike(lab: &Lab, blow: Blow) -> Result<()> {
     let (first, second) = (lab.first(), &lab.pool.machines[1]);
-    match fault {
+    let chance = blow.chance;
+    match blow.fault {
         Fault::None => Ok(()),
         Fault::FirstDaemon => first.kill_daemon().and_then(|()| first.up()),
         Fault::SecondDaemon => second.kill_daemon().and_then(|()| second.up()),
@@ -120,15 +173,24 @@ fn strike(lab: &Lab, fault: Fault, chance: u64) -> Result<()> {
 }
 
 fn is_over(lab: &Lab, name: &str) -> Result<()> {
-    let over = || {
+    patiently(|| {
         lab.first().eventually("the migration is over", || {
             Ok(matches!(lab.phase(name)?.as_str(), "Succeeded" | "Failed" | "Cancelled"))
         })
-    };
-    (1..PATIENCE).find_map(|_| over().ok()).map_or_else(over, Ok)
+    })
 }
 
-fn check(lab: &Lab, journal: &Journal) -> Result<()> {
+/// Waits for longer than anything else takes.
+fn patiently(mut wait: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 1..PATIENCE {
+        if wait().is_ok() {
+            return Ok(());
+        }
+    }
+    wait()
+}
+
+fn check(lab: &Lab, journal: &Journal, decided: Option<&str>) -> Result<()> {
     let first = lab.first();
     ready(first, "node/n2")?;
     let mut why = String::new();
@@ -146,6 +208,8 @@ fn check(lab: &Lab, journal: &Journal) -> Result<()> {
     waited.success().with_context(|| why.clone())?;
     journal.check(&lab.guest_says(&journal.reader("data"))?)?;
     let node = field(first, &["vm", "web"], ".spec.nodeName")?;
+    ensure!(decided.is_none_or(|decided| decided == node), "it is on {node}, and was to be on {decided:?}");
+    lab.guest_says(QUIET)?;
     first.eventually("the volume is with its machine", || {
         Ok(field(first, &["volume", "data"], ".spec.nodeName")? == node
             && field(first, &["volume", "data"], ".status.movedTo")?.is_empty())

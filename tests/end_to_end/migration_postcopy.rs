@@ -17,13 +17,16 @@ const SLOW: &str = "4Mi";
 const IN_PART_TIMEOUT: Duration = Duration::from_secs(300);
 /// What a machine notes when it runs a guest that it has not all of.
 const RUNS_IN_PART: &str = "the rest of its memory is to come";
-/// Writes over 64 MiB of memory for ever, by one process for all of it; what it counts shows whether its memory came along.
-const BUSY: &str = "mkdir -p /run/busy && mount -t tmpfs -o size=80m none /run/busy && dd if=/dev/urandom of=/run/busy/one bs=1M count=1 && \
-    (i=0; while :; do cat $(seq 64 | sed s,.*,/run/busy/one,) 1<> /run/busy/all; \
+/// Writes over 64 MiB of memory until [`QUIET`], by one process for all of it; what it counts shows whether its memory came along.
+pub const BUSY: &str = "mkdir -p /run/busy && mount -t tmpfs -o size=80m none /run/busy && dd if=/dev/urandom of=/run/busy/one bs=1M count=1 && \
+    touch /run/busy/on && (i=0; while [ -e /run/busy/on ]; do cat $(seq 64 | sed s,.*,/run/busy/one,) 1<> /run/busy/all; \
     i=$((i+1)); echo $i > /run/busy/rounds; done) > /dev/null 2>&1 < /dev/null & \
     while [ ! -e /run/busy/rounds ]; do sleep 1; done";
 
-fn migrate(lab: &Lab, name: &str, to: &str, bandwidth: &str) -> Result<()> {
+/// Ends [`BUSY`], and leaves nothing of it.
+pub const QUIET: &str = "rm -f /run/busy/on; while grep -q ' /run/busy ' /proc/mounts; do umount /run/busy 2>/dev/null || sleep 1; done; rm -rf /run/busy";
+
+pub fn migrate(lab: &Lab, name: &str, to: &str, bandwidth: &str) -> Result<()> {
     let text = format!(
         "apiVersion: nuee.dev/v1\nkind: Migration\nmetadata: {{name: {name}}}\nspec: {{virtualMachine: web, targetNode: {to}, \
          bandwidth: {bandwidth}, postCopy: true}}\n"

@@ -138,3 +138,42 @@ fn fills(lab: &Lab) -> Result<()> {
         Ok(lab.ssh(&address, "lsblk -bdno SIZE /dev/vdb")?.trim() == (96 << 20).to_string())
     })
 }
+
+#[test]
+fn what_a_guest_does_not_let_go_of_is_told_once_and_a_volume_is_free_when_it_is_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let nuee = &lab.nuee;
+    // Without ACPI it does not hear that a device is to go.
+    let deaf = "{\"spec\":{\"commandLine\":\"console=ttyS0 quiet panic=1 no_timer_check acpi=off\"}}";
+    nuee.kubectl(&["patch", "diskimage", "tiny", "--type=merge", "-p", deaf])?.success()?;
+    nuee.nuee(&["volume", "create", "data", "--size", "16Mi"])?.success()?;
+    let side = "apiVersion: nuee.dev/v1\nkind: Network\nmetadata: {name: side}\nspec: {name: side, driver: bridge}\n";
+    nuee.apply(side)?.success()?;
+    let with =
+        "image: tiny, memory: 96Mi, stopTimeoutSeconds: 1, disks: [{volume: data}], interfaces: [{}, {network: side}]";
+    lab.machine("deaf", with)?;
+    lab.ready("deaf")?;
+    let less = "{\"spec\":{\"disks\":[],\"interfaces\":[{}]}}";
+    nuee.kubectl(&["patch", "vm", "deaf", "--type=merge", "-p", less])?.success()?;
+    let condition = |kind: &str| lab.get("deaf", &format!(".status.conditions[?(@.type==\"{kind}\")].message"));
+    for (kind, what) in [("DisksAttached", "volume data"), ("InterfacesAttached", "the interface on side")] {
+        let told = format!("the guest does not let go of {what}; it is asked again");
+        nuee.eventually(&told, || Ok(condition(kind)? == told))?;
+    }
+    nuee.eventually("it is told of", || Ok(events(nuee)?.len() >= 2))?;
+    nuee.nuee(&["vm", "stop", "deaf"])?.success()?;
+    nuee.eventually("the volume is free", || {
+        let user = nuee.kubectl(&["get", "volume", "data", "-o", "jsonpath={.status.attachedTo.name}"])?.success()?;
+        Ok(user.text().is_empty())
+    })?;
+    assert_eq!(events(nuee)?, ["1", "1"]);
+    nuee.kubectl(&["delete", "vm,volumes,diskimages", "--all", "--timeout=60s"])?.success()?;
+    lab.nuee.finish()
+}
+
+/// How often each thing was told that a machine does not have as it is wished.
+fn events(nuee: &Nuee) -> Result<Vec<String>> {
+    let told =
+        nuee.kubectl(&["get", "events", "--field-selector=reason=CannotAttach", "-o", "jsonpath={.items[*].count}"])?;
+    Ok(told.success()?.text().split_whitespace().map(str::to_owned).collect())
+}

@@ -60,8 +60,13 @@ pub enum Chipset {
 pub enum Boot {
     /// From its first disk, by a PC's BIOS.
     Bios,
-    /// From its first disk, by UEFI with this firmware image.
-    Uefi(PathBuf),
+    /// From its first disk, by UEFI.
+    Uefi {
+        /// The firmware, which is only read.
+        code: PathBuf,
+        /// What the firmware remembers. Of a guest that resumes or is received it is written anew, from its memory.
+        variables: PathBuf,
+    },
     /// Straight into a kernel.
     Kernel {
         /// Kernel image.

@@ -259,6 +259,45 @@ async fn a_guest_lives_through_all_that_can_be_asked_of_it() {
     assert!(lab.qemu.adopt(&config.run_dir).await.unwrap().is_none());
 }
 
+/// Firmware that Debian's package ovmf brings, and what it remembers at first.
+const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+/// Sets a variable of the firmware that lasts. `Source:` Linux, Documentation/filesystems/efivarfs.rst
+const REMEMBER: &str = "v=/mnt/Nuee-5ad0c0de-0000-4000-8000-000000000001; modprobe efivarfs; mount -t efivarfs efivarfs /mnt; \
+    printf '\\007\\000\\000\\000kept' > $v";
+const RECALL: &str = "modprobe efivarfs; mount -t efivarfs efivarfs /mnt 2>/dev/null; tail -c 4 /mnt/Nuee-*";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_boots_by_uefi_which_remembers_what_it_is_told() {
+    let lab = Lab::new().await;
+    let image = lab.import().await;
+    let top = lab.store.create(Some(&image), None, "guest").unwrap();
+    let variables = lab.directory.path().join("variables.fd");
+    std::fs::copy(FIRMWARE[1], &variables).unwrap();
+    let boot = Boot::Uefi { code: FIRMWARE[0].into(), variables };
+    // In less, what the kernel unpacks itself to lies over the firmware.
+    let config = GuestConfig { memory_bytes: 256 << 20, ..lab.config(lab.store.chain(&top).unwrap(), boot) };
+    let boots = |said: &str| said.contains(READY) && said.contains(PROMPT);
+    let guest = lab.qemu.start(&config, Start::Boot).await.unwrap();
+    assert_confined(guest.pid());
+    lab.until("it is ready", boots).await;
+    assert_eq!(guest.disks().await.unwrap(), ["root"], "firmware is no disk");
+    lab.shell(&guest, REMEMBER).await;
+
+    // Suspended, and woken with all that it had.
+    let memory = lab.directory.path().join("memory");
+    guest.suspend(&memory).await.unwrap();
+    let guest = lab.qemu.start(&config, Start::Resume(memory)).await.unwrap();
+    assert_eq!(lab.shell(&guest, RECALL).await, "kept");
+
+    // Started anew.
+    guest.kill().await.unwrap();
+    std::fs::remove_file(lab.console()).unwrap();
+    let guest = lab.qemu.start(&config, Start::Boot).await.unwrap();
+    lab.until("it is ready again", boots).await;
+    assert_eq!(lab.shell(&guest, RECALL).await, "kept");
+    guest.kill().await.unwrap();
+}
+
 /// Attack: images that name other files, against a secret on the machine. The control shows that the tool alone would read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_images_read_nothing_of_the_machine() {

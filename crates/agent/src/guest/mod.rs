@@ -7,6 +7,7 @@
 //! | [`start`] | from the object to a running guest: size, disks, control group |
 //! | [`interfaces`] | its network interfaces |
 //! | [`root`] | the disk that a machine boots from |
+//! | [`firmware`] | UEFI, and what it remembers of a machine |
 //! | [`config_drive`] | a small disk with what guests are told about themselves |
 //! | [`revert`] | disks that go back to a snapshot |
 //! | [`console`] | what a guest says on its serial line, and is told there |
@@ -23,6 +24,7 @@ pub mod config_drive;
 pub mod console;
 pub mod disks;
 pub mod driver;
+pub mod firmware;
 pub mod image_copies;
 pub mod image_fetch;
 pub mod images;

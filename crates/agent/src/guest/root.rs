@@ -12,14 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::disks::blocking;
 use super::start::{self, ROOT_DISK, Size};
-use super::{image_copies, revert};
+use super::{firmware, image_copies, revert};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
 
 /// Name of the disk of a rescue image.
 pub const RESCUE_DISK: &str = "rescue";
-/// Firmware images for UEFI. `Source:` Debian's package ovmf.
-const UEFI: &[&str] = &["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF_CODE.fd"];
 
 /// What a machine boots from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +73,7 @@ pub async fn make(context: &Context, object: &VirtualMachine, uid: &str, size: &
         name => Some(image(context, &namespace, name).await?),
     };
     if let Some(image) = &own {
+        firmware::forget(context, uid)?;
         clone(context, image, uid, size.disk_bytes).await?;
     }
     // What is taken back is noted with the layers themselves, before it is done.
@@ -108,6 +107,7 @@ pub fn note(context: &Context, uid: &str, made: &Made) -> Result<()> {
 /// from, or the snapshot is of other disks.
 pub async fn check(context: &Context, object: &VirtualMachine, done: &VirtualMachineStatus) -> Result<()> {
     let (namespace, spec) = (Key::of(object).namespace, &object.spec);
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let (is_new, is_rescued) = (spec.rebuild_request > done.observed_rebuild, !spec.rescue_image.is_empty());
     if spec.revert_request > done.observed_revert {
         revert::check(context, object).await?;
@@ -120,12 +120,12 @@ pub async fn check(context: &Context, object: &VirtualMachine, done: &VirtualMac
         // Fetched while the guest still runs.
         image_copies::layer(context, &image).await?;
         if !is_rescued {
-            return boot(context, spec.boot, &image).map(drop);
+            return boot(context, uid, spec.boot.unwrap_or(image.spec.boot), &image).map(drop);
         }
     }
     let rescue = image(context, &namespace, &spec.rescue_image).await?;
     image_copies::layer(context, &rescue).await?;
-    boot(context, None, &rescue).map(drop)
+    boot(context, uid, rescue.spec.boot, &rescue).map(drop)
 }
 
 /// Whether a disk of this size can be made from an image; `None` means the image's.
@@ -184,16 +184,11 @@ pub async fn disks(context: &Context, uid: &str, is_rescued: bool) -> Result<Vec
     Ok(if is_rescued { vec![disk(RESCUE_DISK, &rescue_owner(uid))?, own] } else { vec![own] })
 }
 
-/// How it boots: as it says, or as its image does.
-pub fn boot(context: &Context, wanted: Option<MachineBoot>, image: &DiskImage) -> Result<Boot> {
-    match wanted.unwrap_or(image.spec.boot) {
+/// How a guest boots, in this way.
+pub fn boot(context: &Context, uid: &str, way: MachineBoot, image: &DiskImage) -> Result<Boot> {
+    match way {
         MachineBoot::Bios => Ok(Boot::Bios),
-        MachineBoot::Uefi => {
-            let firmware = UEFI.iter().map(std::path::Path::new).find(|path| path.exists());
-            firmware
-                .map(|path| Boot::Uefi(path.to_owned()))
-                .ok_or_else(|| Error::Invalid("no UEFI firmware (Debian: ovmf)".into()))
-        }
+        MachineBoot::Uefi => firmware::boot(context, uid),
         MachineBoot::Kernel => {
             let directory = context.guests.image_directory(image.metadata.uid.as_deref().unwrap_or_default());
             let (kernel, initrd) = (directory.join("kernel"), directory.join("initrd"));

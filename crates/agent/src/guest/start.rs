@@ -7,7 +7,7 @@ use api::quantity::whole;
 use api::requests::GUEST_MEMORY_DEFAULT;
 use api::{Flavor, VirtualMachine};
 use hypervisor::qemu::vsock::DEVICE as VSOCK;
-use hypervisor::{Disk, DiskLimits, Guest, GuestConfig, Start};
+use hypervisor::{Boot, Disk, DiskLimits, Guest, GuestConfig, Start};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use runtime::cgroup::{DeviceRule, Limits};
@@ -15,7 +15,7 @@ use runtime::cgroup::{DeviceRule, Limits};
 use super::interfaces::{Place, serve};
 use super::moving::{self, Launched};
 use super::shared::Guests;
-use super::{config_drive, disks, root, vsock};
+use super::{config_drive, disks, firmware, root, vsock};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
 use crate::security;
@@ -165,6 +165,7 @@ pub async fn start(
         config_drive: object.spec.config_drive,
         rescue: object.spec.rescue_image.clone(),
         vsock_cid: None,
+        boot: None,
     });
     launched.cpus = size.cpus;
     let is_rescued = !launched.rescue.is_empty();
@@ -173,9 +174,16 @@ pub async fn start(
         false => (&object.spec.image, object.spec.boot),
     };
     let image = root::image(context, &namespace, name).await?;
+    // What the machine says may have changed since.
+    let way = launched.boot.or(boot).unwrap_or(image.spec.boot);
+    launched.boot = Some(way);
+    let boot = root::boot(context, uid, way, &image)?;
     let mut disks = root::disks(context, uid, is_rescued).await?;
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    if let Boot::Uefi { variables, .. } = &boot {
+        firmware::make_variables(variables)?;
+    }
     if let Some(form) = launched.config_drive {
         let entry = serve::entry(context, object, uid, places).await?;
         disks.push(config_drive::make(context, uid, form, &entry, matches!(how, Start::Resume(_)))?);
@@ -194,7 +202,7 @@ pub async fn start(
         memory_bytes: bytes(launched.memory_bytes),
         memory_max: bytes(launched.memory_max),
         chipset: launched.chipset,
-        boot: root::boot(context, boot, &image)?,
+        boot,
         disks,
         interfaces: places.iter().map(Place::interface).collect(),
         vsock_cid: launched.vsock_cid,

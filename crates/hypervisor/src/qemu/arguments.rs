@@ -24,7 +24,6 @@ pub(super) const MEMORY_DEVICE: &str = "memory";
 /// Where the kernel and its RAM disk are in the guest's root.
 const KERNEL: &str = "/kernel";
 const INITRD: &str = "/initrd";
-const FIRMWARE: &str = "/firmware";
 /// The bus of what can come and go while the guest runs.
 const BUS: &str = "pci.0";
 /// Where the bridge to that bus is, on a chipset whose own bus takes nothing while the guest runs.
@@ -187,9 +186,16 @@ fn memory(builder: &mut Builder, config: &GuestConfig) {
 fn boot(builder: &mut Builder, boot: &Boot) {
     match boot {
         Boot::Bios => builder.option("boot", "strict=on"),
-        Boot::Uefi(firmware) => {
-            builder.plan.bound_files.push((firmware.clone(), FIRMWARE.into()));
-            builder.option("bios", FIRMWARE);
+        Boot::Uefi { code, variables } => {
+            for (node, path, writable) in [("firmware", code, false), ("variables", variables, true)] {
+                let ways: &[Access] = if writable { &[Access::Write, Access::Read] } else { &[Access::Read] };
+                let file = json!({"driver": "file", "filename": builder.set(path, ways), "read-only": !writable});
+                builder.json(
+                    "blockdev",
+                    &json!({"driver": "raw", "node-name": node, "read-only": !writable, "file": file}),
+                );
+            }
+            builder.option("machine", "pflash0=firmware,pflash1=variables");
         }
         Boot::Kernel { kernel, initrd, command_line } => {
             builder.plan.bound_files.push((kernel.clone(), KERNEL.into()));

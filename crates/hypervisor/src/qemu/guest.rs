@@ -47,6 +47,11 @@ pub(super) struct QemuGuest {
     pub(super) ran: AtomicBool,
     /// It was stopped for a transfer, before QEMU would stop it.
     pub(super) held: AtomicBool,
+    /// It was paused since the last transfer to another machine began. QEMU does not keep that in mind for a guest that stands still for
+    /// its last part, and has it go on when that fails.
+    pub(super) paused: AtomicBool,
+    /// Held by who says whether it is to run. QEMU is asked and told in two steps, between which nobody else is to come.
+    pub(super) turning: tokio::sync::Mutex<()>,
     events: broadcast::Sender<GuestEvent>,
     translator: tokio::task::JoinHandle<()>,
 }
@@ -66,9 +71,9 @@ impl QemuGuest {
         })
         .await?;
         let translator = tokio::spawn(translate(qmp.events(), events.clone(), run_dir.to_owned()));
-        let (agent, transfers, ran, held) = Default::default();
+        let (agent, transfers, ran, held, paused, turning) = Default::default();
         let run_dir = run_dir.to_owned();
-        Ok(Arc::new(Self { qmp, process, run_dir, agent, transfers, ran, held, events, translator }))
+        Ok(Arc::new(Self { qmp, process, run_dir, agent, transfers, ran, held, paused, turning, events, translator }))
     }
 
     /// Waits until the memory that it was started with is there.
@@ -181,22 +186,24 @@ impl Guest for QemuGuest {
     }
 
     async fn pause(&self) -> Result<()> {
-        self.simple("stop").await?;
-        self.ran.store(false, Ordering::Relaxed);
-        Ok(())
+        let _turn = self.turning.lock().await;
+        self.stand_still().await
     }
 
     async fn resume(&self) -> Result<()> {
+        let _turn = self.turning.lock().await;
         // It may run on the other machine by now.
         if self.state().await? == RunState::Sent {
             return Err(refused("cont", "the guest was sent to another machine"));
         }
         self.simple("cont").await?;
         self.ran.store(true, Ordering::Relaxed);
+        self.paused.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     async fn take_back(&self) -> Result<()> {
+        let _turn = self.turning.lock().await;
         self.go_on_here().await
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::guest::{QemuGuest, refused};
 use super::qmp::QmpEvent;
 use crate::error::{Error, Result};
-use crate::guest::{Guest, Incoming, Outgoing, Progress, Sent};
+use crate::guest::{Incoming, Outgoing, Progress, Sent};
 
 /// How often progress is looked at, where no event tells of it.
 const LOOK: Duration = Duration::from_millis(50);
@@ -77,6 +77,12 @@ fn goes_on(status: &str, held: bool, ran: bool) -> bool {
     status == "paused" && held && ran
 }
 
+/// Whether a guest that is found so when its transfer is called off is to stand still: somebody has paused it (`paused`) while it stood still
+/// for the transfer, and QEMU had it go on all the same. Pure.
+fn stands_still(status: &str, paused: bool) -> bool {
+    status == "running" && paused
+}
+
 /// The mirror of a disk: its job, and the node that it writes to.
 fn mirror(disk: &str) -> String {
     format!("moving-{disk}")
@@ -116,8 +122,12 @@ fn bytes(value: &Value) -> u64 {
 impl QemuGuest {
     pub(super) async fn send_all(&self, to: Outgoing, progress: &watch::Sender<Progress>) -> Result<Sent> {
         self.call_off().await?;
-        self.held.store(false, Ordering::Relaxed);
-        self.ran.store(self.status().await? == "running", Ordering::Relaxed);
+        {
+            let _turn = self.turning.lock().await;
+            self.held.store(false, Ordering::Relaxed);
+            self.paused.store(false, Ordering::Relaxed);
+            self.ran.store(self.status().await? == "running", Ordering::Relaxed);
+        }
         match self.try_to_send(to, progress).await {
             Ok(sent) => Ok(sent),
             Err(error) => {
@@ -243,7 +253,15 @@ impl QemuGuest {
         self.delete_mirrors().await
     }
 
-    /// Lets it go on here, whatever was sent.
+    /// Stops its processors. Whoever calls it holds `turning`.
+    pub(super) async fn stand_still(&self) -> Result<()> {
+        self.simple("stop").await?;
+        self.ran.store(false, Ordering::Relaxed);
+        self.paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets it go on here, whatever was sent. Whoever calls it holds `turning`.
     pub(super) async fn go_on_here(&self) -> Result<()> {
         if self.is_waiting().await? {
             self.cancel_waiting().await?;
@@ -253,6 +271,7 @@ impl QemuGuest {
         }
         self.simple("cont").await?;
         self.held.store(false, Ordering::Relaxed);
+        self.paused.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -262,6 +281,7 @@ impl QemuGuest {
     /// The guest is stopped first, so that QEMU never has it go on by itself: it does that when a transfer fails that it stopped the guest
     /// for, and by then the other machine may run it.
     async fn leave_rest(&self) -> Result<bool> {
+        let _turn = self.turning.lock().await;
         self.held.store(true, Ordering::Relaxed);
         self.simple("stop").await?;
         // Otherwise QEMU had stopped it before.
@@ -411,17 +431,21 @@ impl QemuGuest {
         self.cancel_mirrors().await?;
         let begun = Instant::now();
         loop {
+            let is_mirrored = self.is_mirrored().await?;
+            let turn = self.turning.lock().await;
             let status = self.status().await?;
-            if !self.is_mirrored().await? && !matches!(status.as_str(), "finish-migrate") {
+            if !is_mirrored && status != "finish-migrate" {
                 // One that stood still before looks as if it had been sent, and has no other way back; so does one that was about to be
                 // sent in part. Of what ran before nothing is known to an agent that was not there, but to the life of the guest.
                 if status == "postmigrate" && self.transfer().await? != "completed" {
-                    self.take_back().await?;
+                    self.go_on_here().await?;
                     if !self.ran.load(Ordering::Relaxed) {
-                        self.pause().await?;
+                        self.stand_still().await?;
                     }
                 } else if goes_on(&status, self.held.load(Ordering::Relaxed), self.ran.load(Ordering::Relaxed)) {
                     self.simple("cont").await?;
+                } else if stands_still(&status, self.paused.load(Ordering::Relaxed)) {
+                    self.stand_still().await?;
                 }
                 self.held.store(false, Ordering::Relaxed);
                 break;
@@ -429,6 +453,7 @@ impl QemuGuest {
             if begun.elapsed() > RECOVERY_TIMEOUT {
                 return Err(Error::Timeout("the end of a transfer".into()));
             }
+            drop(turn);
             tokio::time::sleep(LOOK).await;
         }
         self.delete_mirrors().await
@@ -535,5 +560,13 @@ mod tests {
         assert!(!goes_on("paused", false, true), "it was not stopped for the transfer");
         assert!(!goes_on("running", true, true));
         assert!(!goes_on("finish-migrate", true, true));
+    }
+
+    #[test]
+    fn who_was_paused_while_it_stood_still_for_its_transfer_does_not_go_on_by_itself() {
+        assert!(stands_still("running", true));
+        assert!(!stands_still("running", false), "nobody paused it");
+        assert!(!stands_still("paused", true));
+        assert!(!stands_still("shutdown", true));
     }
 }

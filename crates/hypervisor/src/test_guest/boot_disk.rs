@@ -1,4 +1,5 @@
-//! A disk that boots from BIOS: a FAT partition with kernel, RAM disk and syslinux, and an ext4 root. Made without mounts.
+//! A disk that boots from BIOS and by UEFI: a FAT partition with kernel, RAM disk, syslinux and systemd-boot, and an ext4 root. Made without
+//! mounts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -20,6 +21,11 @@ const TYPE_LINUX: u8 = 0x83;
 /// Where Debian puts the master boot record.
 const RECORDS: &[&str] = &["/usr/lib/syslinux/mbr/mbr.bin", "/usr/lib/SYSLINUX/mbr.bin"];
 
+/// Name of systemd-boot beside the other files of a built guest.
+pub(super) const LOADER: &str = "loader.efi";
+/// Its only entry. `Source:` the Boot Loader Specification
+const ENTRY: &str = "linux.conf";
+
 /// What goes onto the disk.
 pub struct Parts<'a> {
     /// Directory of the root file system.
@@ -28,6 +34,8 @@ pub struct Parts<'a> {
     pub kernel: &'a Path,
     /// RAM disk.
     pub initrd: &'a Path,
+    /// What UEFI starts: systemd-boot.
+    pub loader: &'a Path,
     /// Command line of the kernel.
     pub command_line: &'a str,
     /// Size of the root file system. Units: bytes.
@@ -110,7 +118,19 @@ fn make_boot(parts: &Parts<'_>, work: &Path, image: &Path, bytes: u64) -> Result
     let image = image.to_string_lossy();
     let hidden = (ALIGNMENT / SECTOR).to_string();
     run("mkfs.vfat", &["-F", "16", "-h", &hidden, "-i", "4e554545", "-n", "BOOT", &image], work)?;
-    for (from, to) in [(parts.kernel, "::kernel"), (parts.initrd, "::initrd"), (&config, "::syslinux.cfg")] {
+    // UEFI reads any FAT partition of the disk, whatever its type, and starts this program of one that it does not know.
+    run("mmd", &["-i", &image, "::EFI", "::EFI/BOOT", "::loader", "::loader/entries"], work)?;
+    let entry = work.join(ENTRY);
+    let text = format!("title Linux\nlinux /kernel\ninitrd /initrd\noptions {}\n", parts.command_line);
+    fs::write(&entry, text).map_err(Error::io("write", &entry))?;
+    let copies = [
+        (parts.kernel, "::kernel"),
+        (parts.initrd, "::initrd"),
+        (&config, "::syslinux.cfg"),
+        (parts.loader, "::EFI/BOOT/BOOTX64.EFI"),
+        (&entry, "::loader/entries/linux.conf"),
+    ];
+    for (from, to) in copies {
         run("mcopy", &["-i", &image, &from.to_string_lossy(), to], work)?;
     }
     run("syslinux", &["--install", &image], work).map(drop)

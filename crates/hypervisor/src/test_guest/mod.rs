@@ -1,4 +1,4 @@
-//! The tiny guest of the tests: Debian's cloud kernel, busybox, dropbear, lsblk and mke2fs. Boots from BIOS and straight into
+//! The tiny guest of the tests: Debian's cloud kernel, busybox, dropbear, lsblk and mke2fs. Boots from BIOS, by UEFI and straight into
 //! its kernel; takes host name, keys and user data from a metadata service or a configuration drive. Built from Debian
 //! packages, once per machine and version.
 //!
@@ -22,7 +22,10 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Error, Result};
 
 /// Counts changes of what is built, so that an old one in the cache is not taken for it.
-const RECIPE: u32 = 11;
+const RECIPE: u32 = 12;
+
+/// What UEFI starts, in Debian's package systemd-boot-efi.
+const LOADER: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
 /// Files of a built guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +73,14 @@ pub fn build(cache: &Path) -> Result<TestGuest> {
     fs::copy(&kernel, &made.kernel).map_err(Error::io("copy", &kernel))?;
     let directory = root::make(&work, &tree, &release)?;
     root::make_initrd(&tree, &release, &made.initrd)?;
+    let loader = tree.join(LOADER);
+    fs::copy(&loader, out.join(boot_disk::LOADER)).map_err(Error::io("copy", &loader))?;
     root::make_workload_initrd(&tree, &release, &out.join(workload::INITRD))?;
     let parts = boot_disk::Parts {
         root: &directory,
         kernel: &made.kernel,
         initrd: &made.initrd,
+        loader: &out.join(boot_disk::LOADER),
         command_line: COMMAND_LINE,
         root_bytes: root::ROOT_BYTES,
     };

@@ -13,6 +13,7 @@ const PACKAGES: &[&str] = &[
     "busybox",
     "dropbear-bin",
     "qemu-guest-agent",
+    "systemd-boot-efi",
     "util-linux",
     "e2fsprogs",
     "libblkid1",

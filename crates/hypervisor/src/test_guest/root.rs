@@ -64,6 +64,7 @@ const MODULES: &[&str] = &[
     "evdev",
     "pvpanic-pci",
     "vmw_vsock_virtio_transport",
+    "efivarfs",
 ];
 
 const EARLY_INIT: &str = r#"#!/bin/busybox sh

@@ -58,6 +58,7 @@ pub fn make(cache: &Path, workload: &Workload<'_>, work: &Path) -> Result<TestGu
         root: workload.root,
         kernel: &made.kernel,
         initrd: &made.initrd,
+        loader: &kernel_directory.join(boot_disk::LOADER),
         command_line: COMMAND_LINE,
         root_bytes: root_bytes.next_multiple_of(1 << 20),
     };

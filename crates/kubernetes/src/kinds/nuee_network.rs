@@ -219,6 +219,9 @@ fn validate_router(new: &Value, _: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
+/// Fields of a network that say its addresses.
+const ADDRESSES: &[&str] = &["subnet", "ipRange", "gateway", "ipv6Subnet", "ipv6Range", "ipv6Gateway"];
+
 fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = validate_name(new, old);
     let spec = &new["spec"];
@@ -249,6 +252,13 @@ fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if let Some(old) = old {
         for field in ["mode", "uplink"] {
             check_immutable(&format!("spec.{field}"), spec.get(field), old["spec"].get(field), &mut causes);
+        }
+        // Whoever is on it was told them. What is absent is as what is empty.
+        for field in ADDRESSES {
+            let pointer = format!("/spec/{field}");
+            if text(new, &pointer) != text(old, &pointer) {
+                causes.push(Cause::invalid(&format!("spec.{field}"), &spec[field], "field is immutable"));
+            }
         }
     }
     causes
@@ -355,7 +365,26 @@ mod tests {
         assert!(!refused(&network("10.0.0.0/8"), None) && !refused(&network(""), None));
         assert!(refused(&network("0.0.0.0/0"), None) && refused(&network("32.0.0.0/3"), None));
         assert!(!refused(&network("32.0.0.0/3"), Some(&network("32.0.0.0/3"))));
-        assert!(refused(&network("32.0.0.0/3"), Some(&network("10.0.0.0/24"))));
+    }
+
+    #[test]
+    fn the_addresses_of_a_network_stay_as_they_were_made() {
+        let network = |spec: Value| json!({"metadata": {"name": "a"}, "spec": spec});
+        let causes = |new: Value, old: Value| -> Vec<String> {
+            let causes = validate_network(&network(new), Some(&network(old)));
+            causes.into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        };
+        let (absent, empty) = (json!({"name": "a"}), json!({"name": "a", "subnet": "", "ipRange": "", "gateway": ""}));
+        assert!(causes(absent.clone(), empty.clone()).is_empty() && causes(empty, absent.clone()).is_empty());
+        for field in ADDRESSES {
+            let (old, new) = (json!({"name": "a", *field: "10.0.0.1"}), json!({"name": "a", *field: "10.0.0.2"}));
+            assert!(causes(old.clone(), old.clone()).is_empty());
+            for (new, old) in [(new, old.clone()), (old.clone(), absent.clone()), (absent.clone(), old)] {
+                let said = causes(new, old);
+                assert!(said.len() == 1 && said[0].starts_with(&format!("spec.{field}:")), "{said:?}");
+                assert!(said[0].ends_with("field is immutable"), "{said:?}");
+            }
+        }
     }
 
     #[test]

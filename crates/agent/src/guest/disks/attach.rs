@@ -212,6 +212,17 @@ pub async fn reconcile(
     Ok(seen)
 }
 
+/// What is said of a device that the guest was asked to let go of. It is asked again, and the words are the same each time, so that they
+/// are told once.
+pub fn kept(error: hypervisor::Error, what: &str) -> Error {
+    match error {
+        hypervisor::Error::Timeout(_) => {
+            Error::NotYet(format!("the guest does not let go of {what}; it is asked again"))
+        }
+        other => other.into(),
+    }
+}
+
 async fn unplug(context: &Context, key: &Key, uid: &str, gone: &Plugged, guest: Option<&Arc<dyn Guest>>) -> Result<()> {
     if guest.is_none() {
         // Afterwards it may be another machine's, whose disk must not change.
@@ -223,7 +234,10 @@ async fn unplug(context: &Context, key: &Key, uid: &str, gone: &Plugged, guest: 
         Some(guest) if guest.state().await? != RunState::Running => {
             return Err(Error::NotYet(format!("the guest stands still; volume {} goes when it goes on", gone.volume)));
         }
-        Some(guest) => guest.detach_disk(&disk_name(&gone.uid)).await?,
+        Some(guest) => {
+            let detached = guest.detach_disk(&disk_name(&gone.uid)).await;
+            detached.map_err(|error| kept(error, &format!("volume {}", gone.volume)))?;
+        }
         // Its machine may have moved away with it.
         None => may_start(context, key, uid).await?,
     }

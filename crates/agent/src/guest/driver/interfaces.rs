@@ -92,7 +92,8 @@ impl Driver {
             let text = format!("the guest stands still; the interface on {} goes when it goes on", nic.network);
             return Err(Error::NotYet(text));
         }
-        guest.detach_interface(nic.slot).await?;
+        let detached = guest.detach_interface(nic.slot).await;
+        detached.map_err(|error| disks::kept(error, &format!("the interface on {}", nic.network)))?;
         attach::forget(&self.context, &self.uid, nic.slot).await?;
         self.places.retain(|place| place.nic.slot != nic.slot);
         Ok(())

@@ -21,7 +21,7 @@ pub mod wire;
 
 use std::path::PathBuf;
 
-use api::virtual_machine::ConfigDrive;
+use api::virtual_machine::{ConfigDrive, MachineBoot};
 use async_trait::async_trait;
 use hypervisor::Chipset;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,9 @@ pub struct Launched {
     /// The id by which it is reached over vsock; `None` means that it has no such device.
     #[serde(default)]
     pub vsock_cid: Option<u32>,
+    /// How it booted; `None` is as its object says.
+    #[serde(default)]
+    pub boot: Option<MachineBoot>,
 }
 
 impl Launched {

@@ -1,0 +1,116 @@
+//! UEFI: the firmware that is installed on the machine, and what the firmware of each guest remembers (boot entries, say). That stays beside the guest's
+//! other files over its runs, is in its memory while it runs, and so moves and sleeps with that. A new disk begins with nothing remembered.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use hypervisor::Boot;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Where firmware is, and beside it what one remembers that has never run. `Source:` Debian's package ovmf, Fedora's edk2-ovmf, Arch's edk2-ovmf
+const PLACES: &[(&str, &str)] = &[
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+];
+
+/// Firmware, and what it remembers at first.
+#[derive(Debug, PartialEq, Eq)]
+struct Firmware {
+    code: PathBuf,
+    variables: PathBuf,
+}
+
+/// The first of these places that has both files.
+fn find(places: &[(&str, &str)]) -> Result<Firmware> {
+    // Whoever opens them follows no links, which packages may have put there.
+    let real = |path: &str| Path::new(path).canonicalize().ok();
+    let mut found = places.iter().filter_map(|(code, variables)| Some((real(code)?, real(variables)?)));
+    let (code, variables) = found
+        .next()
+        .ok_or_else(|| Error::Invalid("there is no UEFI firmware on this machine (Debian: ovmf)".into()))?;
+    Ok(Firmware { code, variables })
+}
+
+fn variables(context: &Context, uid: &str) -> PathBuf {
+    context.guests.directory(uid).join("uefi-variables.fd")
+}
+
+/// How a guest boots by UEFI.
+///
+/// Errors: [`Error::Invalid`] when no firmware is installed.
+pub fn boot(context: &Context, uid: &str) -> Result<Boot> {
+    Ok(Boot::Uefi { code: find(PLACES)?.code, variables: variables(context, uid) })
+}
+
+/// Makes the file of what a guest's firmware remembers, unless it is there.
+pub fn make_variables(file: &Path) -> Result<()> {
+    make_variables_like(&find(PLACES)?.variables, file)
+}
+
+fn make_variables_like(template: &Path, file: &Path) -> Result<()> {
+    let content = std::fs::read(template).map_err(Error::io("read", template))?;
+    // Firmware finds them by its own size alone: those of another one cannot be read any more.
+    if std::fs::metadata(file).is_ok_and(|found| found.len() == content.len() as u64) {
+        return Ok(());
+    }
+    let part = file.with_extension("part");
+    let written = || -> std::io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut part_file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+        part_file.write_all(&content)?;
+        part_file.sync_all()?;
+        std::fs::rename(&part, file)
+    };
+    written().map_err(Error::io("write", file))
+}
+
+/// Forgets what a guest's firmware remembers; no guest runs with it.
+pub fn forget(context: &Context, uid: &str) -> Result<()> {
+    let file = variables(context, uid);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", file)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firmware_is_where_both_files_are_and_its_lack_says_what_to_install() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["lonely", "code", "variables"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("code", path("link")).unwrap();
+        let (lonely, missing, link, variables) = (path("lonely"), path("missing"), path("link"), path("variables"));
+        let found = find(&[(&lonely, &missing), (&link, &variables)]).unwrap();
+        assert_eq!(found, Firmware { code: path("code").into(), variables: variables.clone().into() });
+        let error = find(&[(&lonely, &missing)]).unwrap_err().to_string();
+        assert!(error.contains("ovmf"), "{error}");
+    }
+
+    #[test]
+    fn what_is_remembered_stays_unless_it_is_another_firmwares() {
+        let directory = tempfile::tempdir().unwrap();
+        let (template, file) = (directory.path().join("template"), directory.path().join("file.fd"));
+        std::fs::write(&template, "new").unwrap();
+        let read = || std::fs::read_to_string(&file).unwrap();
+        make_variables_like(&template, &file).unwrap();
+        assert_eq!(read(), "new");
+        std::fs::write(&file, "old").unwrap();
+        make_variables_like(&template, &file).unwrap();
+        assert_eq!(read(), "old");
+        std::fs::write(&file, "of another").unwrap();
+        make_variables_like(&template, &file).unwrap();
+        assert_eq!(read(), "new");
+    }
+}
