@@ -43,6 +43,9 @@ pub enum Error {
     /// No answer within the bound.
     #[error("{0} timed out")]
     Timeout(String),
+    /// The guest was asked to let go of a device, and has not done so within the bound.
+    #[error("the guest does not let go of {0}")]
+    Kept(String),
     /// This machine, or this driver, cannot do that.
     #[error("{0}")]
     NotSupported(String),

@@ -1,11 +1,13 @@
 //! UEFI: the firmware that is installed on the machine, and what the firmware of each guest remembers (boot entries, say). That stays beside the guest's
-//! other files over its runs, is in its memory while it runs, and so moves and sleeps with that. A new disk begins with nothing remembered.
+//! other files over its runs, moves with them, and is in its memory while it runs, so sleeps with that. A new disk begins with nothing remembered, and
+//! so does each rescue: its system is not to change what the machine's own remembers.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use api::virtual_machine::MachineBoot;
 use hypervisor::Boot;
 
 use crate::context::Context;
@@ -37,33 +39,84 @@ fn find(places: &[(&str, &str)]) -> Result<Firmware> {
     Ok(Firmware { code, variables })
 }
 
+/// The most that a firmware remembers; it is 528 KiB for those of 4 MiB. Units: bytes.
+const VARIABLES_BYTES_MAX: u64 = 1 << 20;
+
 fn variables(context: &Context, uid: &str) -> PathBuf {
     context.guests.directory(uid).join("uefi-variables.fd")
+}
+
+fn rescue_variables(context: &Context, uid: &str) -> PathBuf {
+    context.guests.directory(uid).join("uefi-rescue-variables.fd")
 }
 
 /// How a guest boots by UEFI.
 ///
 /// Errors: [`Error::Invalid`] when no firmware is installed.
-pub fn boot(context: &Context, uid: &str) -> Result<Boot> {
-    Ok(Boot::Uefi { code: find(PLACES)?.code, variables: variables(context, uid) })
+pub fn boot(context: &Context, uid: &str, is_rescued: bool) -> Result<Boot> {
+    let variables = if is_rescued { rescue_variables(context, uid) } else { variables(context, uid) };
+    Ok(Boot::Uefi { code: find(PLACES)?.code, variables })
+}
+
+/// The file of what a guest's firmware remembers that was launched so; `None` means that it has no such.
+pub fn remembered(context: &Context, uid: &str, way: Option<MachineBoot>) -> Option<PathBuf> {
+    (way == Some(MachineBoot::Uefi)).then(|| variables(context, uid)).filter(|file| file.exists())
+}
+
+/// Whether a guest whose firmware remembers so many bytes can be taken in: a firmware reads what another of its size wrote.
+///
+/// Errors: [`Error::Invalid`] when the firmware here is another one, or there is none.
+pub fn check(bytes: u64) -> Result<()> {
+    let template = find(PLACES)?.variables;
+    let here = std::fs::metadata(&template).map_err(Error::io("read", &template))?.len();
+    fits(bytes, here)
+}
+
+fn fits(bytes: u64, here: u64) -> Result<()> {
+    match bytes {
+        _ if bytes == here && bytes <= VARIABLES_BYTES_MAX => Ok(()),
+        _ => Err(Error::Invalid(format!(
+            "its UEFI firmware remembers {bytes} bytes, the one of this machine {here}; install the same one (Debian: ovmf)"
+        ))),
+    }
+}
+
+/// Writes down what the firmware of a guest that comes from another machine remembers.
+pub fn remember(context: &Context, uid: &str, content: &[u8]) -> Result<()> {
+    write(&variables(context, uid), content)
 }
 
 /// Makes the file of what a guest's firmware remembers, unless it is there.
-pub fn make_variables(file: &Path) -> Result<()> {
-    make_variables_like(&find(PLACES)?.variables, file)
+///
+/// Errors: [`Error::Invalid`] when it is another firmware's, and the guest `goes_on` with that in its memory.
+pub fn make_variables(file: &Path, goes_on: bool) -> Result<()> {
+    make_variables_like(&find(PLACES)?.variables, file, goes_on)
 }
 
-fn make_variables_like(template: &Path, file: &Path) -> Result<()> {
+fn make_variables_like(template: &Path, file: &Path, goes_on: bool) -> Result<()> {
     let content = std::fs::read(template).map_err(Error::io("read", template))?;
-    // Firmware finds them by its own size alone: those of another one cannot be read any more.
-    if std::fs::metadata(file).is_ok_and(|found| found.len() == content.len() as u64) {
-        return Ok(());
+    let here = content.len() as u64;
+    match std::fs::metadata(file) {
+        Ok(found) if found.len() == here => return Ok(()),
+        Ok(found) if goes_on => return fits(found.len(), here),
+        // Firmware finds them by its own size alone: those of another one cannot be read any more.
+        Ok(found) => tracing::warn!(
+            file = %file.display(),
+            before = found.len(),
+            here,
+            "the UEFI firmware of this machine is another one: what it remembered of the guest is forgotten"
+        ),
+        Err(_) => {}
     }
+    write(file, &content)
+}
+
+fn write(file: &Path, content: &[u8]) -> Result<()> {
     let part = file.with_extension("part");
     let written = || -> std::io::Result<()> {
         let mut options = OpenOptions::new();
         let mut part_file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        part_file.write_all(&content)?;
+        part_file.write_all(content)?;
         part_file.sync_all()?;
         std::fs::rename(&part, file)
     };
@@ -72,7 +125,15 @@ fn make_variables_like(template: &Path, file: &Path) -> Result<()> {
 
 /// Forgets what a guest's firmware remembers; no guest runs with it.
 pub fn forget(context: &Context, uid: &str) -> Result<()> {
-    let file = variables(context, uid);
+    remove(variables(context, uid))
+}
+
+/// The same of a rescue.
+pub fn forget_rescue(context: &Context, uid: &str) -> Result<()> {
+    remove(rescue_variables(context, uid))
+}
+
+fn remove(file: PathBuf) -> Result<()> {
     match std::fs::remove_file(&file) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", file)(error)),
         _ => Ok(()),
@@ -104,13 +165,16 @@ mod tests {
         let (template, file) = (directory.path().join("template"), directory.path().join("file.fd"));
         std::fs::write(&template, "new").unwrap();
         let read = || std::fs::read_to_string(&file).unwrap();
-        make_variables_like(&template, &file).unwrap();
+        make_variables_like(&template, &file, false).unwrap();
         assert_eq!(read(), "new");
         std::fs::write(&file, "old").unwrap();
-        make_variables_like(&template, &file).unwrap();
+        make_variables_like(&template, &file, true).unwrap();
         assert_eq!(read(), "old");
         std::fs::write(&file, "of another").unwrap();
-        make_variables_like(&template, &file).unwrap();
+        // A guest that goes on has that in its memory.
+        assert!(make_variables_like(&template, &file, true).unwrap_err().to_string().contains("10 bytes"));
+        assert_eq!(read(), "of another");
+        make_variables_like(&template, &file, false).unwrap();
         assert_eq!(read(), "new");
     }
 }

@@ -73,8 +73,8 @@ pub async fn make(context: &Context, object: &VirtualMachine, uid: &str, size: &
         name => Some(image(context, &namespace, name).await?),
     };
     if let Some(image) = &own {
-        firmware::forget(context, uid)?;
         clone(context, image, uid, size.disk_bytes).await?;
+        firmware::forget(context, uid)?;
     }
     // What is taken back is noted with the layers themselves, before it is done.
     let reverted = revert::make(context, object, uid, told.observed_revert.max(before.revert)).await?;
@@ -84,6 +84,7 @@ pub async fn make(context: &Context, object: &VirtualMachine, uid: &str, size: &
         now.rescue.clone_from(&spec.rescue_image);
         now.rescue_uid = image.metadata.uid.clone().unwrap_or_default();
         if layers.owned_by(&owner).is_empty() || before.rescue_uid != now.rescue_uid {
+            firmware::forget_rescue(context, uid)?;
             clone(context, &image, &owner, None).await?;
         }
     } else {
@@ -120,12 +121,12 @@ pub async fn check(context: &Context, object: &VirtualMachine, done: &VirtualMac
         // Fetched while the guest still runs.
         image_copies::layer(context, &image).await?;
         if !is_rescued {
-            return boot(context, uid, spec.boot.unwrap_or(image.spec.boot), &image).map(drop);
+            return boot(context, uid, spec.boot.unwrap_or(image.spec.boot), &image, false).map(drop);
         }
     }
     let rescue = image(context, &namespace, &spec.rescue_image).await?;
     image_copies::layer(context, &rescue).await?;
-    boot(context, uid, rescue.spec.boot, &rescue).map(drop)
+    boot(context, uid, rescue.spec.boot, &rescue, true).map(drop)
 }
 
 /// Whether a disk of this size can be made from an image; `None` means the image's.
@@ -185,10 +186,10 @@ pub async fn disks(context: &Context, uid: &str, is_rescued: bool) -> Result<Vec
 }
 
 /// How a guest boots, in this way.
-pub fn boot(context: &Context, uid: &str, way: MachineBoot, image: &DiskImage) -> Result<Boot> {
+pub fn boot(context: &Context, uid: &str, way: MachineBoot, image: &DiskImage, is_rescued: bool) -> Result<Boot> {
     match way {
         MachineBoot::Bios => Ok(Boot::Bios),
-        MachineBoot::Uefi => firmware::boot(context, uid),
+        MachineBoot::Uefi => firmware::boot(context, uid, is_rescued),
         MachineBoot::Kernel => {
             let directory = context.guests.image_directory(image.metadata.uid.as_deref().unwrap_or_default());
             let (kernel, initrd) = (directory.join("kernel"), directory.join("initrd"));

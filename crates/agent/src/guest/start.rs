@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::quantity::whole;
 use api::requests::GUEST_MEMORY_DEFAULT;
+use api::virtual_machine::MachineBoot;
 use api::{Flavor, VirtualMachine};
 use hypervisor::qemu::vsock::DEVICE as VSOCK;
 use hypervisor::{Boot, Disk, DiskLimits, Guest, GuestConfig, Start};
@@ -176,13 +177,17 @@ pub async fn start(
     let image = root::image(context, &namespace, name).await?;
     // What the machine says may have changed since.
     let way = launched.boot.or(boot).unwrap_or(image.spec.boot);
+    if way == MachineBoot::Uefi && like.is_some_and(|like| like.boot.is_none()) {
+        let why = "it was started by UEFI by an older version, which kept its firmware otherwise; stop and start it";
+        return Err(Error::Invalid(why.into()));
+    }
     launched.boot = Some(way);
-    let boot = root::boot(context, uid, way, &image)?;
+    let boot = root::boot(context, uid, way, &image, is_rescued)?;
     let mut disks = root::disks(context, uid, is_rescued).await?;
     let directory = context.guests.directory(uid);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     if let Boot::Uefi { variables, .. } = &boot {
-        firmware::make_variables(variables)?;
+        firmware::make_variables(variables, like.is_some())?;
     }
     if let Some(form) = launched.config_drive {
         let entry = serve::entry(context, object, uid, places).await?;

@@ -143,7 +143,7 @@ impl QemuGuest {
         }
         let gone = wait_for(events, "DEVICE_DELETED", |data| data["device"] == id);
         let waited = tokio::time::timeout(UNPLUG_TIMEOUT, gone).await;
-        waited.map_err(|_| Error::Timeout(format!("the guest did not let go of {what}; that")))?.map(drop)
+        waited.map_err(|_| Error::Kept(what.to_owned()))?.map(drop)
     }
 
     /// Closes all nodes of a disk, from the top down, and the descriptors that were handed over for them: an open one would keep

@@ -196,6 +196,12 @@ impl Guest for QemuGuest {
         if self.state().await? == RunState::Sent {
             return Err(refused("cont", "the guest was sent to another machine"));
         }
+        // It stands still for its last part. If it ran now, QEMU would have it run again when that fails, whoever has it by then.
+        if self.held.load(Ordering::Relaxed) && self.is_sending().await? {
+            self.ran.store(true, Ordering::Relaxed);
+            self.paused.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
         self.simple("cont").await?;
         self.ran.store(true, Ordering::Relaxed);
         self.paused.store(false, Ordering::Relaxed);

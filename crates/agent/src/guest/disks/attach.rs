@@ -216,9 +216,7 @@ pub async fn reconcile(
 /// are told once.
 pub fn kept(error: hypervisor::Error, what: &str) -> Error {
     match error {
-        hypervisor::Error::Timeout(_) => {
-            Error::NotYet(format!("the guest does not let go of {what}; it is asked again"))
-        }
+        hypervisor::Error::Kept(_) => Error::NotYet(format!("the guest does not let go of {what}; it is asked again")),
         other => other.into(),
     }
 }

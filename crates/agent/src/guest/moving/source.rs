@@ -30,6 +30,7 @@ use super::wire::{self, Answer, Answers, Channel, Decided, Hello, Prepare, SentV
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain};
 use crate::guest::disks::{self, Plugged, disk_name, snapshots};
+use crate::guest::firmware;
 use crate::guest::interfaces::{self, Nic, attach as nics};
 use crate::guest::start::ROOT_DISK;
 use crate::informer;
@@ -575,6 +576,7 @@ impl Drive {
         let directory = self.context.guests.image_directory(&image_uid);
         let size = |name: &str| std::fs::metadata(directory.join(name)).ok().map(|found| found.len());
         let (interfaces, neighbours) = self.interfaces(&machine, guest).await?;
+        let remembered = firmware::remembered(&self.context, &uid, launched.boot);
         let prepare = Prepare {
             object: Box::new(machine),
             launched,
@@ -583,22 +585,29 @@ impl Drive {
             kernel: size("kernel"),
             initrd: size("initrd"),
             image_uid,
+            variables: remembered.as_deref().and_then(|path| Some(std::fs::metadata(path).ok()?.len())),
             interfaces,
             post_copy: self.object.spec.post_copy,
             neighbours,
         };
         wire::write(control, &prepare).await?;
         let lacks = tokio::time::timeout(READY_TIMEOUT, wire::read::<Answer>(control)).await;
-        let (kernel, initrd) = match lacks.map_err(|_| Error::Timeout("the other machine's answer"))?? {
-            Answer::Lacks { kernel, initrd } => (kernel, initrd),
-            other => return expect(other, &Answer::Lacks { kernel: true, initrd: true }),
+        let (kernel, initrd, variables) = match lacks.map_err(|_| Error::Timeout("the other machine's answer"))?? {
+            Answer::Lacks { kernel, initrd, variables } => (kernel, initrd, variables),
+            other => return expect(other, &Answer::Lacks { kernel: true, initrd: true, variables: false }),
         };
-        for (name, lacks) in [("kernel", kernel), ("initrd", initrd)] {
-            if lacks {
-                let path = directory.join(name);
+        let files = [
+            (kernel, Some(directory.join("kernel"))),
+            (initrd, Some(directory.join("initrd"))),
+            (variables, remembered),
+        ];
+        for (lacks, path) in files {
+            if let Some(path) = path.filter(|_| lacks) {
                 let mut file = tokio::fs::File::open(&path).await.map_err(Error::io("open", &path))?;
                 let copied = tokio::time::timeout(FILE_TIMEOUT, tokio::io::copy(&mut file, control)).await;
-                copied.map_err(|_| Error::Timeout("sending a file of its image"))?.map_err(Error::io("send", &path))?;
+                copied
+                    .map_err(|_| Error::Timeout("sending a file that it boots from"))?
+                    .map_err(Error::io("send", &path))?;
             }
         }
         control.flush().await.map_err(Error::io("send to", "the other machine"))

@@ -23,15 +23,17 @@ use super::{Incoming, marker};
 use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
 use crate::guest::disks::{self, attach, volumes};
-use crate::guest::image_copies;
 use crate::guest::interfaces::{self, Nic, Place, attach as nics, serve};
 use crate::guest::shared::{until, write_durably};
 use crate::guest::start::{self, ROOT_DISK};
+use crate::guest::{firmware, image_copies};
 
 /// How long the source may take to open the connections for memory and disk.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a machine that was sent away may take to be gone from here before it comes again.
 const GONE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the source may take to send what a guest's firmware remembers.
+const VARIABLES_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long, and how much, a source may send on that was refused.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
 const REST_BYTES_MAX: u64 = 2 << 30;
@@ -371,8 +373,15 @@ struct Made {
     names: Vec<String>,
 }
 
-/// Makes its disks, its places on the network and a hypervisor that waits.
-async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare: &Prepare, uid: &str) -> Result<Made> {
+/// Makes its disks, its places on the network and a hypervisor that waits. `variables`: what its firmware remembers.
+async fn make(
+    context: &Arc<Context>,
+    from: Option<&str>,
+    hello: &Hello,
+    prepare: &Prepare,
+    uid: &str,
+    variables: Option<Vec<u8>>,
+) -> Result<Made> {
     let key = Key::of(prepare.object.as_ref());
     let _locks = lock_reception(context, uid).await;
     // It may have been called off, and another begun, while this one waited or had its files sent.
@@ -390,6 +399,9 @@ async fn make(context: &Arc<Context>, from: Option<&str>, hello: &Hello, prepare
     if let Err(error) = write_durably(&marker(context, uid), &incoming(hello, prepare)) {
         crate::directories::remove(&directory)?;
         return Err(error);
+    }
+    if let Some(variables) = variables {
+        firmware::remember(context, uid, &variables)?;
     }
     if prepare.post_copy {
         post_copy::begin(context, uid)?;
@@ -426,8 +438,8 @@ async fn take(
     uid: &str,
     control: &mut Box<dyn node::Duplex>,
 ) -> Result<(Vec<Place>, Arc<dyn Guest>, Arrival)> {
-    take_files(context, prepare, control).await?;
-    let Made { guest, seats, names } = make(context, from, hello, prepare, uid).await?;
+    let variables = take_files(context, prepare, control).await?;
+    let Made { guest, seats, names } = make(context, from, hello, prepare, uid, variables).await?;
     let (memory_place, memory) = oneshot::channel();
     let (mut places, mut connections) = (HashMap::new(), Vec::new());
     for name in &names {
@@ -551,16 +563,29 @@ async fn check_volumes(context: &Context, key: &Key, uid: &str, prepare: &Prepar
 }
 
 /// Kernel and RAM disk of the machine's image, so that it can be started anew here.
-async fn take_files(context: &Context, prepare: &Prepare, control: &mut Box<dyn node::Duplex>) -> Result<()> {
+async fn take_files(
+    context: &Context,
+    prepare: &Prepare,
+    control: &mut Box<dyn node::Duplex>,
+) -> Result<Option<Vec<u8>>> {
     let directory = context.guests.image_directory(&prepare.image_uid);
     // Other guests boot from those that are there; whatever comes is not to change that.
     let lacks = |name: &str, length: Option<u64>| length.filter(|_| !directory.join(name).exists());
     let (kernel, initrd) = (lacks("kernel", prepare.kernel), lacks("initrd", prepare.initrd));
-    wire::write(control, &Answer::Lacks { kernel: kernel.is_some(), initrd: initrd.is_some() }).await?;
+    if let Some(bytes) = prepare.variables {
+        firmware::check(bytes)?;
+    }
+    let variables = prepare.variables.is_some();
+    wire::write(control, &Answer::Lacks { kernel: kernel.is_some(), initrd: initrd.is_some(), variables }).await?;
     for (name, length) in [("kernel", kernel), ("initrd", initrd)] {
         if let Some(length) = length {
             image_copies::receive_file(control, &directory, name, length).await?;
         }
     }
-    Ok(())
+    let Some(bytes) = prepare.variables else { return Ok(None) };
+    let mut variables = Vec::new();
+    let mut sent = AsyncReadExt::take(control, bytes);
+    let read = tokio::time::timeout(VARIABLES_TIMEOUT, sent.read_to_end(&mut variables)).await;
+    read.map_err(|_| Error::Timeout("what its firmware remembers"))?.map_err(Error::io("read", "the other machine"))?;
+    Ok(Some(variables))
 }

@@ -64,6 +64,9 @@ pub struct Prepare {
     pub initrd: Option<u64>,
     /// Uid of the image that they belong to.
     pub image_uid: String,
+    /// Size of what its UEFI firmware remembers, when it has such. Units: bytes.
+    #[serde(default)]
+    pub variables: Option<u64>,
     /// It may have to run before all of it has come.
     #[serde(default)]
     pub post_copy: bool,
@@ -91,12 +94,15 @@ pub struct Decided {
 /// What the target answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// Which of the image's files it lacks, and is sent next.
+    /// Which files it lacks, and is sent next.
     Lacks {
         /// The kernel.
         kernel: bool,
         /// The RAM disk.
         initrd: bool,
+        /// What the firmware remembers.
+        #[serde(default)]
+        variables: bool,
     },
     /// It awaits memory and disk.
     Ready,
