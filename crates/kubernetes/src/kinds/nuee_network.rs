@@ -254,6 +254,10 @@ fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
             check_immutable(&format!("spec.{field}"), spec.get(field), old["spec"].get(field), &mut causes);
         }
         // Whoever is on it was told them. What is absent is as what is empty.
+        let has_ipv6 = |network: &Value| network["spec"]["ipv6"].as_bool().unwrap_or_default();
+        if has_ipv6(new) != has_ipv6(old) {
+            causes.push(Cause::invalid("spec.ipv6", &spec["ipv6"], "field is immutable"));
+        }
         for field in ADDRESSES {
             let pointer = format!("/spec/{field}");
             if text(new, &pointer) != text(old, &pointer) {
