@@ -25,6 +25,7 @@ mod oci;
 pub mod processes;
 mod protocol;
 mod runtime;
+mod sealed;
 mod session;
 pub mod shim;
 pub mod spec;
