@@ -106,7 +106,12 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         let descriptor = builder.descriptor();
         builder.plan.taps.push(Tap { name: interface.tap.clone(), descriptor });
         builder.option("netdev", format!("tap,id={},fd={descriptor}", netdev_id(interface.slot)));
-        builder.json("device", &nic(interface));
+        let mut device = nic(interface);
+        if config.chipset == Chipset::PciExpress {
+            // The first one, which has no place of its own, may go, too.
+            device["bus"] = BUS.into();
+        }
+        builder.json("device", &device);
     }
     if let Some(id) = config.vsock_cid {
         add_vsock(&mut builder, id);
@@ -391,6 +396,7 @@ mod tests {
         let nodes: Vec<Value> = plan.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
         let nic = |id: &str| nodes.iter().find(|node| node["id"] == id).unwrap().clone();
         assert_eq!((nic("nic0")["addr"].clone(), nic("nic0")["netdev"].clone()), (Value::Null, "net0".into()));
+        assert_eq!(nic("nic0")["bus"], BUS, "it can be taken away while the guest runs");
         assert_eq!((nic("nic12")["addr"].clone(), nic("nic12")["netdev"].clone()), ("0xc".into(), "net12".into()));
         assert_eq!((slot_of_nic("nic12"), slot_of_nic("nicx"), slot_of_nic("disk-1")), (Some(12), None, None));
     }
