@@ -17,6 +17,7 @@ mod git_builds;
 mod guest_console;
 mod guest_faults;
 mod guest_life;
+mod guest_neighbours;
 mod guest_revert;
 mod hostile;
 mod image_import;
