@@ -25,7 +25,6 @@ mod oci;
 pub mod processes;
 mod protocol;
 mod runtime;
-mod sealed;
 mod session;
 pub mod shim;
 pub mod spec;

@@ -1,13 +1,11 @@
 //! The OCI runtime underneath: which one, how it is called, what its failures mean. Blocking and small: the shim uses it.
 
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Hierarchies};
-use crate::sealed;
 use crate::sys::{self, Entry};
 use crate::{Error, OciRuntimeChoice, Result};
 
@@ -58,10 +56,7 @@ impl OciRuntime {
 
     /// A command line up to the sub-command, with standard streams closed and messages going to `log`.
     pub fn command(&self, log: &Path, cgroup: Option<&Cgroup>) -> Result<Command> {
-        // runc has a way of its own, and no need of it: it is not started twice.
-        let copy = (self.kind == OciKind::Crun).then(|| sealed::copy_of(&self.program)).flatten();
-        let mut command = Command::new(copy.as_ref().unwrap_or(&self.program));
-        command.arg0(&self.program);
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
         let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), ..Entry::default() };
         if self.kind == OciKind::Crun {

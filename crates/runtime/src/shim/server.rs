@@ -14,14 +14,11 @@ use nix::sys::socket::{
     socketpair,
 };
 
-use crate::oci::{OciKind, OciRuntime};
 use crate::state::ShimDir;
 use crate::sys;
 
 /// The word that makes `shim` this server.
 pub(super) const SERVE: &str = "--serve";
-/// The variable that names the program which shims run from a copy.
-const SEALED: &str = "NUEE_SEALED_PROGRAM";
 /// Room that the server's command line leaves for those of its shims. Units: bytes.
 const COMMAND_LINE_BYTES: usize = 512;
 /// Longest path of a shim's directory. Source: PATH_MAX.
@@ -36,17 +33,14 @@ pub(crate) struct Forker {
     program: PathBuf,
     /// Shown in the server's command line: whose shims it forks.
     owner: PathBuf,
-    /// A program that its shims run often, and from a copy.
-    sealed: Option<PathBuf>,
     /// Our end of the socket.
     server: Mutex<Option<OwnedFd>>,
 }
 
 impl Forker {
     /// One that starts `program` as its server, for the containers in the directory `owner`.
-    pub fn new(program: PathBuf, owner: PathBuf, oci: &OciRuntime) -> Self {
-        let sealed = (oci.kind == OciKind::Crun).then(|| oci.program.clone());
-        Self { program, owner, sealed, server: Mutex::new(None) }
+    pub fn new(program: PathBuf, owner: PathBuf) -> Self {
+        Self { program, owner, server: Mutex::new(None) }
     }
 
     /// Has a shim forked: its process id, and the pipe on which it reports. Blocks for the length of a fork.
@@ -79,7 +73,6 @@ impl Forker {
             // Its shims show their own command lines in this room.
             .arg(format!("{:COMMAND_LINE_BYTES$}", self.owner.display().to_string()))
             .env_clear()
-            .envs(self.sealed.as_ref().map(|sealed| (SEALED, sealed)))
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -114,10 +107,6 @@ pub(super) fn serve() -> ExitCode {
     // No terminal's signal is meant for us or for what we fork.
     let _ = nix::unistd::setsid();
     sys::keep_memory_small();
-    if let Some(program) = std::env::var_os(SEALED) {
-        // Without a copy it does what it does by itself.
-        let _ = crate::sealed::seal(Path::new(&program));
-    }
     if sys::reap_children_by_itself(true).is_err() || sys::close_on_exec_from(0).is_err() {
         return ExitCode::FAILURE;
     }
