@@ -74,7 +74,10 @@ pub fn check(bytes: u64) -> Result<()> {
 
 fn fits(bytes: u64, here: u64) -> Result<()> {
     match bytes {
-        _ if bytes == here && bytes <= VARIABLES_BYTES_MAX => Ok(()),
+        _ if bytes > VARIABLES_BYTES_MAX => {
+            Err(Error::Invalid(format!("its UEFI firmware remembers {bytes} bytes, more than is taken along")))
+        }
+        _ if bytes == here => Ok(()),
         _ => Err(Error::Invalid(format!(
             "its UEFI firmware remembers {bytes} bytes, the one of this machine {here}; install the same one (Debian: ovmf)"
         ))),

@@ -28,6 +28,9 @@ const INITRD: &str = "/initrd";
 const BUS: &str = "pci.0";
 /// Where the bridge to that bus is, on a chipset whose own bus takes nothing while the guest runs.
 const BRIDGE_PLACE: &str = "0x1e";
+/// The place of the first network interface on the guest's bus: below all that is given to others, and not 0, which is for nothing that comes
+/// and goes.
+const FIRST_NIC_PLACE: &str = "0x1";
 /// The place of the vsock device on the guest's bus: the last one, above all that is given to disks and interfaces.
 const VSOCK_PLACE: &str = "0x1f";
 /// Characters of a disk's serial number. `Source:` virtio 1.2, 5.2.6.4.
@@ -108,8 +111,11 @@ pub(super) fn plan(config: &GuestConfig, program: PathBuf, acceleration: Acceler
         builder.option("netdev", format!("tap,id={},fd={descriptor}", netdev_id(interface.slot)));
         let mut device = nic(interface);
         if config.chipset == Chipset::PciExpress {
-            // The first one, which has no place of its own, may go, too.
+            // The first one may go, too.
             device["bus"] = BUS.into();
+            if interface.slot == 0 {
+                device["addr"] = FIRST_NIC_PLACE.into();
+            }
         }
         builder.json("device", &device);
     }
@@ -395,7 +401,7 @@ mod tests {
         assert_eq!(plan.taps.iter().map(|tap| tap.name.as_str()).collect::<Vec<_>>(), ["nuv0", "nuv1"]);
         let nodes: Vec<Value> = plan.arguments.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
         let nic = |id: &str| nodes.iter().find(|node| node["id"] == id).unwrap().clone();
-        assert_eq!((nic("nic0")["addr"].clone(), nic("nic0")["netdev"].clone()), (Value::Null, "net0".into()));
+        assert_eq!((nic("nic0")["addr"].clone(), nic("nic0")["netdev"].clone()), ("0x1".into(), "net0".into()));
         assert_eq!(nic("nic0")["bus"], BUS, "it can be taken away while the guest runs");
         assert_eq!((nic("nic12")["addr"].clone(), nic("nic12")["netdev"].clone()), ("0xc".into(), "net12".into()));
         assert_eq!((slot_of_nic("nic12"), slot_of_nic("nicx"), slot_of_nic("disk-1")), (Some(12), None, None));

@@ -196,8 +196,11 @@ impl Guest for QemuGuest {
         if self.state().await? == RunState::Sent {
             return Err(refused("cont", "the guest was sent to another machine"));
         }
-        // It stands still for its last part. If it ran now, QEMU would have it run again when that fails, whoever has it by then.
-        if self.held.load(Ordering::Relaxed) && self.is_sending().await? {
+        // It stands still for its last part: QEMU refuses to let it go on, or would have it run again when that fails, whoever has it by then.
+        // Whoever calls the transfer off has it go on.
+        let is_last = self.status().await? == "finish-migrate";
+        if is_last || self.held.load(Ordering::Relaxed) && self.is_sending().await? {
+            self.held.store(true, Ordering::Relaxed);
             self.ran.store(true, Ordering::Relaxed);
             self.paused.store(false, Ordering::Relaxed);
             return Ok(());

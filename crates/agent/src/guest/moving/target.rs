@@ -587,5 +587,8 @@ async fn take_files(
     let mut sent = AsyncReadExt::take(control, bytes);
     let read = tokio::time::timeout(VARIABLES_TIMEOUT, sent.read_to_end(&mut variables)).await;
     read.map_err(|_| Error::Timeout("what its firmware remembers"))?.map_err(Error::io("read", "the other machine"))?;
+    if variables.len() as u64 != bytes {
+        return Err(Error::Invalid("the connection ended within what its firmware remembers".into()));
+    }
     Ok(Some(variables))
 }
