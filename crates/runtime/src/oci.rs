@@ -86,7 +86,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
     PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
-/// The last error in a log of the OCI runtime, and the log removed.
+/// The last error in a log of the OCI runtime.
 pub(crate) fn message(log: &Path) -> Option<String> {
     use std::io::Read;
     #[derive(Deserialize)]

@@ -2,16 +2,15 @@
 //! other files over its runs, moves with them, and is in its memory while it runs, so sleeps with that. A new disk begins with nothing remembered, and
 //! so does each rescue: its system is not to change what the machine's own remembers.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use api::virtual_machine::MachineBoot;
 use hypervisor::Boot;
 
 use crate::context::Context;
+use crate::directories::remove_file;
 use crate::error::{Error, Result};
+use crate::guest::shared::write_bytes_durably;
 
 /// Where firmware is, and beside it what one remembers that has never run. `Source:` Debian's package ovmf, Fedora's edk2-ovmf, Arch's edk2-ovmf
 const PLACES: &[(&str, &str)] = &[
@@ -41,6 +40,8 @@ fn find(places: &[(&str, &str)]) -> Result<Firmware> {
 
 /// The most that a firmware remembers; it is 528 KiB for those of 4 MiB. Units: bytes.
 const VARIABLES_BYTES_MAX: u64 = 1 << 20;
+/// Mode of a file of what it remembers: keys may be among that.
+const MODE: u32 = 0o600;
 
 fn variables(context: &Context, uid: &str) -> PathBuf {
     context.guests.directory(uid).join("uefi-variables.fd")
@@ -67,9 +68,7 @@ pub fn remembered(context: &Context, uid: &str, way: Option<MachineBoot>) -> Opt
 ///
 /// Errors: [`Error::Invalid`] when the firmware here is another one, or there is none.
 pub fn check(bytes: u64) -> Result<()> {
-    let template = find(PLACES)?.variables;
-    let here = std::fs::metadata(&template).map_err(Error::io("read", &template))?.len();
-    fits(bytes, here)
+    fits(bytes, size(&find(PLACES)?.variables)?)
 }
 
 fn fits(bytes: u64, here: u64) -> Result<()> {
@@ -86,7 +85,7 @@ fn fits(bytes: u64, here: u64) -> Result<()> {
 
 /// Writes down what the firmware of a guest that comes from another machine remembers.
 pub fn remember(context: &Context, uid: &str, content: &[u8]) -> Result<()> {
-    write(&variables(context, uid), content)
+    write_bytes_durably(&variables(context, uid), content, MODE)
 }
 
 /// Makes the file of what a guest's firmware remembers, unless it is there.
@@ -97,8 +96,7 @@ pub fn make_variables(file: &Path, goes_on: bool) -> Result<()> {
 }
 
 fn make_variables_like(template: &Path, file: &Path, goes_on: bool) -> Result<()> {
-    let content = std::fs::read(template).map_err(Error::io("read", template))?;
-    let here = content.len() as u64;
+    let here = size(template)?;
     match std::fs::metadata(file) {
         Ok(found) if found.len() == here => return Ok(()),
         Ok(found) if goes_on => return fits(found.len(), here),
@@ -111,36 +109,22 @@ fn make_variables_like(template: &Path, file: &Path, goes_on: bool) -> Result<()
         ),
         Err(_) => {}
     }
-    write(file, &content)
+    let content = std::fs::read(template).map_err(Error::io("read", template))?;
+    write_bytes_durably(file, &content, MODE)
 }
 
-fn write(file: &Path, content: &[u8]) -> Result<()> {
-    let part = file.with_extension("part");
-    let written = || -> std::io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut part_file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        part_file.write_all(content)?;
-        part_file.sync_all()?;
-        std::fs::rename(&part, file)
-    };
-    written().map_err(Error::io("write", file))
+fn size(file: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(file).map_err(Error::io("read", file))?.len())
 }
 
 /// Forgets what a guest's firmware remembers; no guest runs with it.
 pub fn forget(context: &Context, uid: &str) -> Result<()> {
-    remove(variables(context, uid))
+    remove_file(&variables(context, uid))
 }
 
 /// The same of a rescue.
 pub fn forget_rescue(context: &Context, uid: &str) -> Result<()> {
-    remove(rescue_variables(context, uid))
-}
-
-fn remove(file: PathBuf) -> Result<()> {
-    match std::fs::remove_file(&file) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", file)(error)),
-        _ => Ok(()),
-    }
+    remove_file(&rescue_variables(context, uid))
 }
 
 #[cfg(test)]

@@ -62,11 +62,7 @@ fn noted(context: &Context, uid: &str) -> Result<Option<Note>> {
 
 /// Drops the note of what is done and told.
 pub fn forget(context: &Context, uid: &str) -> Result<()> {
-    let path = record(context, uid);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
+    crate::directories::remove_file(&record(context, uid))
 }
 
 /// Takes the disks back if that is asked for and was not done, and answers which request was acted on last. The caller has called [`finish`],

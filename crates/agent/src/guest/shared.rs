@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -314,12 +315,19 @@ pub async fn until<T>(look: impl Fn() -> Option<T>, patience: Duration) -> Optio
 
 /// Writes a small record; it is there whole, and durable, when this returns.
 pub fn write_durably(path: &Path, record: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_vec(record).map_err(std::io::Error::from).map_err(Error::io("write", path))?;
+    write_bytes_durably(path, &text, 0o666)
+}
+
+/// The same of bytes as they are. `mode`: of the file, less the process' mask.
+pub fn write_bytes_durably(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let directory = path.parent().unwrap_or(path);
     let written = || -> std::io::Result<()> {
         std::fs::create_dir_all(directory)?;
         let part = path.with_extension("part");
-        let mut file = std::fs::File::create(&part)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&part)?;
+        file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&part, path)?;
         std::fs::File::open(directory)?.sync_all()

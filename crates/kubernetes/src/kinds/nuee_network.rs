@@ -369,6 +369,7 @@ mod tests {
         assert!(!refused(&network("10.0.0.0/8"), None) && !refused(&network(""), None));
         assert!(refused(&network("0.0.0.0/0"), None) && refused(&network("32.0.0.0/3"), None));
         assert!(!refused(&network("32.0.0.0/3"), Some(&network("32.0.0.0/3"))));
+        assert!(refused(&network("32.0.0.0/3"), Some(&network("10.0.0.0/24"))));
     }
 
     #[test]
