@@ -124,6 +124,10 @@ def single(table, engines, work, runs):
     for index, (what, bar) in enumerate([("wall", "0.33"), ("CPU of all processes", "–"), ("CPU without the client", "–")]):
         table.row(f"`docker exec sleeper true`, {what} (floor: `docker inspect`)", "ms", found["nuee"][index],
                   found["dockerd"][index], bar, found["floor"][index])
+    actions = {engine.name: (lambda e=engine: e.exec_over_api("sleeper", ["true"])) for engine in engines}
+    found = alternate(actions, runs)
+    for index, (what, bar) in enumerate([("wall", "0.33"), ("CPU of all processes", "–")]):
+        table.row(f"the same over the API, {what}", "ms", found["nuee"][index], found["dockerd"][index], bar, digits=1)
     for engine in engines:
         engine.docker("rm", "--force", "sleeper")
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, Process, Spec};
 
-use crate::protocol::ExecStart;
+use crate::protocol::{ExecStart, Joining};
 use crate::state::read_json;
 use crate::{Error, Result, spec};
 
@@ -32,11 +32,14 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     if request.terminal && !environment.iter().any(|variable| variable.starts_with("TERM=")) {
         environment.push("TERM=xterm".to_owned());
     }
+    let root = spec.root().as_ref().map(|root| bundle_dir.join(root.path())).unwrap_or_default();
     if !request.user.is_empty() {
-        let root = spec.root().as_ref().map(|root| bundle_dir.join(root.path())).unwrap_or_default();
         let found = spec::users::find(&root, &request.user)?;
         spec::set_variable(&mut environment, format!("HOME={}", found.home));
         process.set_user(found.to_oci());
+    } else if !environment.iter().any(|variable| variable.starts_with("HOME=")) {
+        let found = spec::users::find(&root, &process.user().uid().to_string())?;
+        environment.push(format!("HOME={}", found.home));
     }
     process.set_env(Some(environment));
     if request.privileged {
@@ -53,8 +56,30 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     } else if process.user().uid() != 0 {
         spec::drop_effective_capabilities(&mut process);
     }
+    let joining = joining(&spec, &process);
     let process = serde_json::to_value(&process).map_err(|error| Error::Invalid(error.to_string()))?;
-    Ok(ExecStart { process, terminal: request.terminal, stdin: request.stdin, columns: size.columns, rows: size.rows })
+    let (columns, rows) = (size.columns, size.rows);
+    Ok(ExecStart { process, terminal: request.terminal, stdin: request.stdin, columns, rows, joining })
+}
+
+/// Whether a shim can run `process` in the container by itself: nothing is asked for that [`crate::shim`] does not do.
+fn joining(spec: &Spec, process: &Process) -> Option<Joining> {
+    let linux = spec.linux().as_ref()?;
+    let namespaces = linux.namespaces().iter().flatten();
+    let known = namespaces
+        .clone()
+        .all(|namespace| !matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time));
+    let unsaid = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
+    let plain = unsaid(process.apparmor_profile())
+        && unsaid(process.selinux_label())
+        && process.scheduler().is_none()
+        && process.io_priority().is_none()
+        && process.exec_cpu_affinity().is_none()
+        && linux.personality().is_none();
+    // Filters with a listener or with flags are the OCI runtime's.
+    let filter = linux.seccomp().as_ref();
+    let simple = filter.is_none_or(|filter| filter.listener_path().is_none() && filter.flags().is_none());
+    (known && plain && simple).then_some(Joining { filtered: filter.is_some() })
 }
 
 fn console_size(size: node::TerminalSize) -> Result<Option<oci_spec::runtime::Box>> {

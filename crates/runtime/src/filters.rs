@@ -1,6 +1,7 @@
 //! Compiled system-call filters, kept by profile. Compiling Docker's profile costs crun several milliseconds of processor
 //! time for each container; it also writes the result beside its state, and takes a compiled one as an annotation.
 
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -89,6 +90,17 @@ impl Filters {
         if written.is_err() {
             let _ = std::fs::remove_file(&temporary);
         }
+    }
+}
+
+/// The compiled filter of a running container.
+pub(crate) fn of_container(oci: &OciRuntime, id: &str) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(oci.state_dir(id).join(COMPILED_NAME))?;
+    let mut filter = Vec::new();
+    file.take(FILTER_MAX_BYTES + 1).read_to_end(&mut filter)?;
+    match is_filter(&filter) && filter.len() as u64 <= FILTER_MAX_BYTES {
+        true => Ok(filter),
+        false => Err(std::io::ErrorKind::InvalidData.into()),
     }
 }
 

@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 mod config;
+mod detached;
 mod directories;
 mod error;
 mod exec;

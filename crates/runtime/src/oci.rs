@@ -1,11 +1,13 @@
 //! The OCI runtime underneath: which one, how it is called, what its failures mean. Blocking and small: the shim uses it.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Hierarchies};
+use crate::detached;
 use crate::sys::{self, Entry};
 use crate::{Error, OciRuntimeChoice, Result};
 
@@ -56,14 +58,18 @@ impl OciRuntime {
 
     /// A command line up to the sub-command, with standard streams closed and messages going to `log`.
     pub fn command(&self, log: &Path, cgroup: Option<&Cgroup>) -> Result<Command> {
-        let mut command = Command::new(&self.program);
+        // runc has a way of its own to be safe from its containers.
+        let detached = (self.kind == OciKind::Crun).then(|| detached::path_of(&self.program)).flatten();
+        let mut command = Command::new(detached.as_ref().unwrap_or(&self.program));
+        command.arg0(&self.program);
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
         let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), ..Entry::default() };
         if self.kind == OciKind::Crun {
             command.arg("--cgroup-manager=disabled");
             entry.thread_files = cgroup.map(Cgroup::thread_files).unwrap_or_default();
         }
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env_clear().envs(detached.map(|_| detached::CLONED_VARIABLE));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         sys::enter_before_exec(&mut command, &entry).map_err(Error::io("prepare", &self.program))?;
         Ok(command)
     }

@@ -83,6 +83,16 @@ pub(crate) struct ExecStart {
     pub stdin: bool,
     pub columns: u16,
     pub rows: u16,
+    /// `None` when the OCI runtime must run it.
+    #[serde(default)]
+    pub joining: Option<Joining>,
+}
+
+/// What a shim must know to join its container by itself.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Joining {
+    /// The container's system calls are filtered, by a program that is in the OCI runtime's state.
+    pub filtered: bool,
 }
 
 /// Payload of [`FrameKind::Refused`].

@@ -60,7 +60,7 @@ impl Runtime {
             make_spread(directory)?;
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
-        let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone());
+        let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone(), &oci);
         Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters, forker }) })
     }
 

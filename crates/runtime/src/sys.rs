@@ -167,7 +167,7 @@ struct CloneArguments {
 }
 
 /// Forks into a v2 control group. `None` in the child. Only for a process with a single thread, as [`fork`].
-fn fork_into(group: &OwnedFd) -> io::Result<Option<u32>> {
+pub(crate) fn fork_into(group: &OwnedFd) -> io::Result<Option<u32>> {
     let cgroup = u64::try_from(group.as_raw_fd()).map_err(io::Error::other)?;
     let exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
     // The constant has bit 33 set, whatever type the library gives it.
@@ -206,8 +206,7 @@ pub(crate) fn spawn_into(command: &mut Command, group: Option<&Path>) -> io::Res
         };
         // The parent waits for these bytes or the end of the pipe; if it is gone, nobody asks.
         let _ = io::Write::write_all(&mut tell, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
-        // SAFETY: ends the child without running what belongs to the parent.
-        unsafe { libc::_exit(127) }
+        end_at_once(127)
     };
     drop(tell);
     let mut failure = [0; size_of::<i32>()];
@@ -252,6 +251,105 @@ fn hide_mount(parent: &CString, mount: &CString) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Forks a child of our own parent, in the process namespace that children of ours are to have. `None` in the child; in this
+/// process it returns when the child has executed a program or ended. Only for a process with a single thread, as [`fork`].
+pub(crate) fn fork_sibling() -> io::Result<Option<u32>> {
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::CLONE_VFORK | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and without a stack of its own the child goes on with a copy of our memory, as after fork(2);
+    // the callers' process has one thread, so that copy is in order.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => u32::try_from(pid).map(Some).map_err(io::Error::other),
+    }
+}
+
+/// Ends this process at once, without running what belongs to the one that it was forked from.
+pub(crate) fn end_at_once(code: i32) -> ! {
+    // SAFETY: takes a number and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor but the standard three and `kept`, which is the only one beside them afterwards.
+///
+/// Only in a process that ends without dropping what it had from the one that it was forked from: all other owners of
+/// descriptors own nothing any more.
+pub(crate) fn close_all_but(kept: &OwnedFd) -> io::Result<OwnedFd> {
+    /// The first that is not standard.
+    const KEPT: libc::c_int = 3;
+    // SAFETY: plain numbers. Descriptor 3 may have had another owner, who is gone as the caller promises.
+    unsafe {
+        if kept.as_raw_fd() == KEPT {
+            if libc::fcntl(KEPT, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        } else if libc::dup3(kept.as_raw_fd(), KEPT, libc::O_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::syscall(libc::SYS_close_range, KEPT + 1, libc::c_int::MAX, 0) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(KEPT))
+    }
+}
+
+/// Gives every signal its default disposition and takes none of them away: what a fresh program expects.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: sets dispositions that run no code of ours; those that cannot be set are left as they are.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// Filters this process' system calls from now on. `filter` is a program as the kernel takes it, 8 bytes for an instruction.
+///
+/// `Source:` seccomp(2)
+pub(crate) fn filter_system_calls(filter: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(filter.len() / size_of::<libc::sock_filter>()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel copies the program, which lives for the call, byte by byte, so its alignment does not matter.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            &raw const program,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct mount_attr`. `Source:` mount_setattr(2)
+#[repr(C)]
+#[derive(Default)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Lets nobody write through this mount, and gives no program on it another's identity.
+pub(crate) fn make_mount_read_only(mount: BorrowedFd) -> io::Result<()> {
+    let attributes =
+        MountAttributes { set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, ..MountAttributes::default() };
+    // SAFETY: an empty path with the flag that allows it, and attributes that live for the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// One eBPF instruction as the kernel takes it (`struct bpf_insn`).

@@ -14,11 +14,13 @@ use nix::unistd::Pid;
 
 use super::OCI_TIMEOUT;
 use super::events::Shim;
+use super::join::{Join, Told};
 use super::log_writer::LogWriter;
 use super::process::{Process, Streams, pipes, terminal};
 use super::scratch::Scratch;
 use crate::config::ShimConfig;
 use crate::oci::{self, OciKind};
+use crate::protocol::{ExecStart, Joining};
 use crate::state::{ShimDir, ShimState, now_ns, read_json, write_json};
 use crate::{Error, Result};
 
@@ -47,17 +49,8 @@ pub(super) fn create(directory: ShimDir) -> Result<Shim> {
     };
 
     let mut launched = Launch::main(&config, &directory.0, &short)?.spawn(log)?;
-    let outcome = wait_for(launched.child, &signals, Instant::now() + OCI_TIMEOUT);
-    let message = oci::message(launched.message_log.path());
-    let created = match outcome {
-        Some(0) => launched.take_terminal().and_then(|()| {
-            launched.pid().ok_or_else(|| Error::Shim {
-                id: config.id.clone(),
-                message: "the OCI runtime named no process".to_owned(),
-            })
-        }),
-        other => Err(launch_failure(other, message, &program_of(&config.bundle_dir))),
-    };
+    let status = wait_for(launched.child, &signals, Instant::now() + OCI_TIMEOUT);
+    let created = launched.finish(status, || program_of(&config.bundle_dir));
     let mut main = launched.process;
     main.pid = match created {
         Ok(pid) => pid,
@@ -94,7 +87,7 @@ fn clean_up(config: &ShimConfig) {
 }
 
 /// A failure of the OCI runtime's `create` or `exec` as an error.
-pub(super) fn launch_failure(outcome: Option<i32>, message: Option<String>, program: &str) -> Error {
+fn launch_failure(outcome: Option<i32>, message: Option<String>, program: &str) -> Error {
     match (outcome, message) {
         (None, _) => Error::Timeout("the OCI runtime did not answer".to_owned()),
         (_, Some(message)) => {
@@ -117,6 +110,8 @@ fn program_of(bundle_dir: &Path) -> String {
 /// One call of the OCI runtime that starts a process.
 pub(super) struct Launch {
     command: Command,
+    /// What the command runs, for messages.
+    program: PathBuf,
     birth_group: Option<PathBuf>,
     number: u32,
     terminal: bool,
@@ -143,7 +138,7 @@ impl Launch {
         directory: &Path,
         short: &Path,
         number: u32,
-        request: &crate::protocol::ExecStart,
+        request: &ExecStart,
         process_file: &Path,
     ) -> Result<Self> {
         let message_log = Scratch::new(config.oci.kind, directory, &format!("exec-{number}.log"));
@@ -168,61 +163,118 @@ impl Launch {
         command.arg("--pid-file").arg(pid_file.path());
         let mut console = None;
         if terminal {
-            let path = short.join(format!("console-{number}"));
+            let path = console_path(short, number);
             console = Some(listen(&path).map_err(Error::io("listen on", &path))?);
             command.arg("--console-socket").arg(&path);
         }
         command.arg(&config.id);
         let birth_group = config.oci.birth_group(&config.cgroup);
-        Ok(Self { command, birth_group, number, terminal, stdin, input_once, console, pid_file, message_log })
+        let program = config.oci.program.clone();
+        Ok(Self { command, program, birth_group, number, terminal, stdin, input_once, console, pid_file, message_log })
     }
 
-    /// Starts the OCI runtime. A terminal's master arrives before the runtime ends, and is taken by [`Self::finish`].
+    /// Starts the OCI runtime. A terminal's master arrives before the runtime ends, and is taken by [`Launched::finish`].
     pub fn spawn(mut self, log: Option<LogWriter>) -> Result<Launched> {
-        let program = PathBuf::from(self.command.get_program());
-        let io = Error::io("start", &program);
-        let streams = if self.terminal {
-            Streams { output: [None, None], input: None, terminal: true }
-        } else {
-            match pipes(self.stdin) {
-                Ok((streams, [stdin, stdout, stderr])) => {
-                    self.command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
-                    self.command.stdout(stdout.map_or_else(Stdio::null, Stdio::from));
-                    self.command.stderr(stderr.map_or_else(Stdio::null, Stdio::from));
-                    streams
-                }
-                Err(source) => return Err(io(source)),
-            }
-        };
-        let child = crate::sys::spawn_into(&mut self.command, self.birth_group.as_deref()).map_err(io)?;
+        let program = self.program;
+        let (streams, [stdin, stdout, stderr]) =
+            streams(self.terminal, self.stdin).map_err(Error::io("start", &program))?;
+        self.command.stdin(match stdin {
+            Some(stdin) => Stdio::from(stdin),
+            // crun gives the streams of an exec to its user, who must not own the machine's `/dev/null`.
+            None if self.number != 0 => Stdio::from(ended_input().map_err(Error::io("start", &program))?),
+            None => Stdio::null(),
+        });
+        self.command.stdout(stdout.map_or_else(Stdio::null, Stdio::from));
+        self.command.stderr(stderr.map_or_else(Stdio::null, Stdio::from));
+        let child = crate::sys::spawn_into(&mut self.command, self.birth_group.as_deref())
+            .map_err(Error::io("start", &program))?;
         // The child's ends of the pipes are in the command, and closed with it here.
         drop(self.command);
         let process = Process::new(self.number, streams, log, self.input_once);
-        Ok(Launched {
-            process,
-            child,
-            console: self.console,
-            stdin: self.stdin,
-            pid_file: self.pid_file,
-            message_log: self.message_log,
-        })
+        let said = Said::InFiles { pid: self.pid_file, messages: self.message_log };
+        Ok(Launched { process, child, console: self.console, stdin: self.stdin, said })
     }
 }
 
-/// A call of the OCI runtime on its way.
+/// An input that has ended.
+fn ended_input() -> std::io::Result<std::io::PipeReader> {
+    std::io::pipe().map(|(reader, _)| reader)
+}
+
+/// The streams of a new process, and the ends of them that are its own: none yet, with a terminal.
+fn streams(terminal: bool, stdin: bool) -> std::io::Result<(Streams, [Option<OwnedFd>; 3])> {
+    match terminal {
+        true => Ok((Streams { output: [None, None], input: None, terminal: true }, [None, None, None])),
+        false => pipes(stdin),
+    }
+}
+
+/// Has `request` joined by a process that this one forks (see [`join`](super::join)) in place of the OCI runtime.
+pub(super) fn join(
+    config: &ShimConfig,
+    short: &Path,
+    number: u32,
+    main_pid: u32,
+    request: &ExecStart,
+    joining: Joining,
+) -> std::io::Result<Launched> {
+    let console = request.terminal.then(|| console_path(short, number));
+    let listener = console.as_deref().map(listen).transpose()?;
+    let (streams, theirs) = streams(request.terminal, request.stdin)?;
+    let (child, told) = Join { config, main_pid, request, joining, console }.spawn(theirs)?;
+    let process = Process::new(number, streams, None, true);
+    Ok(Launched { process, child, console: listener, stdin: request.stdin, said: Said::OverPipe(told) })
+}
+
+/// Where the master of a terminal is waited for.
+fn console_path(short: &Path, number: u32) -> PathBuf {
+    short.join(format!("console-{number}"))
+}
+
+/// How the one who starts a process says how that went.
+enum Said {
+    /// The OCI runtime.
+    InFiles { pid: Scratch, messages: Scratch },
+    /// A [`Join`].
+    OverPipe(OwnedFd),
+}
+
+/// A process that is being started.
 pub(super) struct Launched {
     pub process: Process,
-    /// The OCI runtime itself.
+    /// Who starts it, and ends when it is there.
     pub child: u32,
-    pub message_log: Scratch,
-    pid_file: Scratch,
+    said: Said,
     console: Option<UnixListener>,
     stdin: bool,
 }
 
 impl Launched {
-    /// Takes the master of the terminal, once the OCI runtime has ended well. Nothing to do without a terminal.
-    pub fn take_terminal(&mut self) -> Result<()> {
+    /// The process' id, and its terminal in its place, once who starts it has ended with `status` (`None`: was given up).
+    /// `program` is for messages.
+    pub fn finish(&mut self, status: Option<i32>, program: impl FnOnce() -> String) -> Result<u32> {
+        let (pid, message) = match &self.said {
+            Said::InFiles { pid, messages } => {
+                let pid = std::fs::read_to_string(pid.path()).ok().and_then(|text| text.trim().parse().ok());
+                (pid, oci::message(messages.path()))
+            }
+            Said::OverPipe(pipe) => match status.and_then(|_| Told::read(pipe)) {
+                Some(Told::Started(pid)) => (Some(pid), None),
+                Some(Told::Failed(message)) => (None, Some(message)),
+                None => (None, None),
+            },
+        };
+        match (status, pid) {
+            (Some(0), Some(pid)) => self.take_terminal().map(|()| pid),
+            (Some(0), None) => {
+                Err(Error::CannotStart { code: 126, message: "the OCI runtime named no process".to_owned() })
+            }
+            (failed, _) => Err(launch_failure(failed, message, &program())),
+        }
+    }
+
+    /// Takes the master of the terminal. Nothing to do without one.
+    fn take_terminal(&mut self) -> Result<()> {
         let Some(listener) = self.console.take() else { return Ok(()) };
         let failed = |source: std::io::Error| Error::Io {
             action: "take the terminal over",
@@ -234,11 +286,6 @@ impl Launched {
         let master = receive_descriptor(&stream).map_err(failed)?;
         self.process.streams = terminal(master, self.stdin).map_err(failed)?;
         Ok(())
-    }
-
-    /// The process id that the OCI runtime wrote.
-    pub fn pid(&self) -> Option<u32> {
-        std::fs::read_to_string(self.pid_file.path()).ok()?.trim().parse().ok()
     }
 }
 

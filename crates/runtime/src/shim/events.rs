@@ -11,7 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::client::{Client, Role};
-use super::create::{Launched, Short, launch_failure};
+use super::create::{Launched, Short};
 use super::process::Process;
 use super::scratch::Scratch;
 use super::{
@@ -35,7 +35,7 @@ pub(super) struct Task {
 }
 
 pub(super) enum TaskKind {
-    Exec { launched: Box<Launched>, program: String, process_file: Scratch, size: (u16, u16) },
+    Exec { launched: Box<Launched>, program: String, process_file: Option<Scratch>, size: (u16, u16) },
     Start { message_log: Scratch },
 }
 
@@ -349,12 +349,7 @@ impl Shim {
             }
             TaskKind::Exec { mut launched, program, process_file, size } => {
                 drop(process_file);
-                let message = oci::message(launched.message_log.path());
-                let outcome = match status {
-                    Some(0) => launched.take_terminal().map(|()| launched.pid().unwrap_or(0)),
-                    other => Err(launch_failure(other, message, &program)),
-                };
-                match outcome {
+                match launched.finish(status, || program) {
                     Ok(pid) => self.exec_started(*launched, pid, size, task.client),
                     Err(error) => {
                         let refusal = match error {

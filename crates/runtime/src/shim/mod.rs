@@ -10,6 +10,7 @@
 mod client;
 mod create;
 mod events;
+mod join;
 mod journal;
 mod log_writer;
 mod process;

@@ -5,9 +5,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use super::client::Role;
-use super::create::Launch;
+use super::create::{self, Launch};
 use super::events::{Shim, TaskKind};
 use super::scratch::Scratch;
+use crate::detached;
 use crate::oci::OciKind;
 use crate::protocol::{AttachRequest, Attached, ExecStart, FrameKind, Refusal, decode_size, frame, json_frame};
 use crate::state::now_ns;
@@ -188,15 +189,29 @@ impl Shim {
     fn launch_exec(&mut self, request: &ExecStart) -> crate::Result<(u32, TaskKind)> {
         let number = self.next_exec;
         self.next_exec += 1;
+        let program = request.process.pointer("/args/0").and_then(|word| word.as_str()).unwrap_or_default().to_owned();
+        let size = (request.columns, request.rows);
+        if let Some(joining) = request.joining.filter(|_| self.may_join()) {
+            let launched = create::join(&self.config, &self.short.path, number, self.main_pid(), request, joining)
+                .map_err(crate::Error::io("start a process in", &self.directory.0))?;
+            return Ok((
+                launched.child,
+                TaskKind::Exec { launched: Box::new(launched), program, process_file: None, size },
+            ));
+        }
         let name = format!("process-{number}.json");
         let text = serde_json::to_vec(&request.process)
             .map_err(|source| crate::Error::Json { path: self.directory.0.join(&name), source })?;
         let process_file = Scratch::with(self.config.oci.kind, &self.directory.0, &name, &text)?;
-        let program = request.process.pointer("/args/0").and_then(|word| word.as_str()).unwrap_or_default().to_owned();
         let launched =
             Launch::exec(&self.config, &self.directory.0, &self.short.path, number, request, process_file.path())?
                 .spawn(None)?;
-        let size = (request.columns, request.rows);
+        let process_file = Some(process_file);
         Ok((launched.child, TaskKind::Exec { launched: Box::new(launched), program, process_file, size }))
+    }
+
+    /// Whether processes of ours may join the container: what enters groups by itself, and cannot be overwritten from inside.
+    fn may_join(&self) -> bool {
+        self.config.oci.kind == OciKind::Crun && detached::own_program_is_read_only()
     }
 }

@@ -5,6 +5,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -14,11 +15,17 @@ use nix::sys::socket::{
     socketpair,
 };
 
+use crate::detached;
+use crate::oci::{OciKind, OciRuntime};
 use crate::state::ShimDir;
 use crate::sys;
 
 /// The word that makes `shim` this server.
 pub(super) const SERVE: &str = "--serve";
+/// The variable that names the program which shims run from a mount of its own.
+const DETACHED: &str = "NUEE_DETACHED_PROGRAM";
+/// The variable that says that the server was executed a second time.
+const TRIED: &str = "NUEE_SHIM_SERVER_DETACHED";
 /// Room that the server's command line leaves for those of its shims. Units: bytes.
 const COMMAND_LINE_BYTES: usize = 512;
 /// Longest path of a shim's directory. Source: PATH_MAX.
@@ -33,14 +40,17 @@ pub(crate) struct Forker {
     program: PathBuf,
     /// Shown in the server's command line: whose shims it forks.
     owner: PathBuf,
+    /// A program that its shims run from a mount of its own.
+    detached: Option<PathBuf>,
     /// Our end of the socket.
     server: Mutex<Option<OwnedFd>>,
 }
 
 impl Forker {
     /// One that starts `program` as its server, for the containers in the directory `owner`.
-    pub fn new(program: PathBuf, owner: PathBuf) -> Self {
-        Self { program, owner, server: Mutex::new(None) }
+    pub fn new(program: PathBuf, owner: PathBuf, oci: &OciRuntime) -> Self {
+        let detached = (oci.kind == OciKind::Crun).then(|| oci.program.clone());
+        Self { program, owner, detached, server: Mutex::new(None) }
     }
 
     /// Has a shim forked: its process id, and the pipe on which it reports. Blocks for the length of a fork.
@@ -73,6 +83,7 @@ impl Forker {
             // Its shims show their own command lines in this room.
             .arg(format!("{:COMMAND_LINE_BYTES$}", self.owner.display().to_string()))
             .env_clear()
+            .envs(self.detached.as_ref().map(|program| (DETACHED, program)))
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -107,6 +118,11 @@ pub(super) fn serve() -> ExitCode {
     // No terminal's signal is meant for us or for what we fork.
     let _ = nix::unistd::setsid();
     sys::keep_memory_small();
+    run_from_own_mount();
+    if let Some(program) = std::env::var_os(DETACHED) {
+        // Without a mount of its own the program protects itself.
+        let _ = detached::detach(Path::new(&program));
+    }
     if sys::reap_children_by_itself(true).is_err() || sys::close_on_exec_from(0).is_err() {
         return ExitCode::FAILURE;
     }
@@ -122,6 +138,20 @@ pub(super) fn serve() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Executes this program anew from a mount that nobody can write through, so that what is forked from it may enter containers.
+/// Returns where that cannot be, or is so already.
+fn run_from_own_mount() {
+    if detached::own_program_is_read_only() || std::env::var_os(TRIED).is_some() {
+        return;
+    }
+    let Ok((_mount, program)) = detached::own_program() else { return };
+    let mut words = std::env::args_os();
+    let mut command = Command::new(program);
+    command.arg0(words.next().unwrap_or_default()).args(words).env(TRIED, "1");
+    // Returns only when it fails.
+    let _ = command.exec();
 }
 
 /// The next request; `None` when the daemon has gone.

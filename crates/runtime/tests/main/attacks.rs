@@ -150,3 +150,40 @@ async fn switches_of_the_kernel_cannot_be_written() {
     assert_eq!(log, "end\n");
     place.close().await;
 }
+
+/// crun gives standard streams to the container's user, also a `/dev/null` of the machine.
+#[tokio::test]
+async fn the_user_of_a_container_does_not_get_the_machine_s_null_device() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let look = || {
+        let found = std::fs::metadata("/dev/null").unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    let before = look();
+    assert_eq!(before.0, 0);
+    // Who owns a file may change its mode.
+    let script = "chmod 600 /proc/self/fd/0; echo user $(id -u)";
+    for (id, by_oci_runtime) in [("by-shim", false), ("by-oci-runtime", true)] {
+        let mut wanted = shell(&format!("{script}; exec sleep 1000"));
+        wanted.change = Box::new(move |spec: &mut Spec| {
+            let mut process = spec.process().clone().unwrap();
+            process.set_user(oci_spec::runtime::UserBuilder::default().uid(33_u32).gid(33_u32).build().unwrap());
+            spec.set_process(Some(process));
+            if by_oci_runtime {
+                crate::joining::leave_to_oci_runtime(spec);
+            }
+        });
+        place.start(id, wanted).await;
+        place.until_logged(id, "user 33").await;
+        let during = look();
+        let (code, text) = place.exec(id, &["sh", "-c", script]).await;
+        let after = look();
+        // Whatever was found, the machine keeps its device.
+        std::os::unix::fs::chown("/dev/null", Some(before.0), Some(before.1)).unwrap();
+        std::fs::set_permissions("/dev/null", std::os::unix::fs::PermissionsExt::from_mode(before.2)).unwrap();
+        assert_eq!((code, text.contains("user 33")), (0, true), "{text}");
+        assert_eq!((before, before), (during, after), "{id}");
+    }
+    place.close().await;
+}

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod cost;
+mod joining;
 mod life;
 mod limits;
 mod place;
