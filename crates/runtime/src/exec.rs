@@ -2,11 +2,35 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, LinuxNamespace, LinuxNamespaceType, Process, Root};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::protocol::{ExecStart, Joining};
 use crate::state::read_json;
 use crate::{Error, Result, spec};
+
+/// What an exec needs of a container's specification. Its mounts and the names of its filter are most of that, and are skipped.
+#[derive(Deserialize)]
+struct Base {
+    process: Option<Process>,
+    root: Option<Root>,
+    linux: Option<BaseLinux>,
+}
+
+#[derive(Deserialize)]
+struct BaseLinux {
+    namespaces: Option<Vec<LinuxNamespace>>,
+    personality: Option<IgnoredAny>,
+    seccomp: Option<BaseFilter>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BaseFilter {
+    listener_path: Option<IgnoredAny>,
+    flags: Option<IgnoredAny>,
+}
 
 /// Builds the request for the shim from the container's `config.json`.
 pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Result<ExecStart> {
@@ -14,8 +38,8 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
         return Err(Error::Invalid("no command to run".to_owned()));
     }
     let path = bundle_dir.join("config.json");
-    let spec: Spec = read_json(&path)?.ok_or_else(|| Error::NotFound(path.display().to_string()))?;
-    let mut process = spec.process().clone().unwrap_or_default();
+    let base: Base = read_json(&path)?.ok_or_else(|| Error::NotFound(path.display().to_string()))?;
+    let mut process = base.process.unwrap_or_default();
     process.set_terminal(Some(request.terminal));
     let size = request.size.unwrap_or(node::TerminalSize { columns: 0, rows: 0 });
     // Set by the OCI runtime as well as by the shim: the program may look before the shim has the terminal.
@@ -32,7 +56,7 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     if request.terminal && !environment.iter().any(|variable| variable.starts_with("TERM=")) {
         environment.push("TERM=xterm".to_owned());
     }
-    let root = spec.root().as_ref().map(|root| bundle_dir.join(root.path())).unwrap_or_default();
+    let root = base.root.map(|root| bundle_dir.join(root.path())).unwrap_or_default();
     if !request.user.is_empty() {
         let found = spec::users::find(&root, &request.user)?;
         spec::set_variable(&mut environment, format!("HOME={}", found.home));
@@ -56,29 +80,27 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     } else if process.user().uid() != 0 {
         spec::drop_effective_capabilities(&mut process);
     }
-    let joining = joining(&spec, &process);
+    let joining = base.linux.and_then(|linux| joining(&linux, &process));
     let process = serde_json::to_value(&process).map_err(|error| Error::Invalid(error.to_string()))?;
     let (columns, rows) = (size.columns, size.rows);
     Ok(ExecStart { process, terminal: request.terminal, stdin: request.stdin, columns, rows, joining })
 }
 
 /// Whether a shim can run `process` in the container by itself: nothing is asked for that [`crate::shim`] does not do.
-fn joining(spec: &Spec, process: &Process) -> Option<Joining> {
-    let linux = spec.linux().as_ref()?;
-    let namespaces = linux.namespaces().iter().flatten();
-    let known = namespaces
-        .clone()
-        .all(|namespace| !matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time));
+fn joining(linux: &BaseLinux, process: &Process) -> Option<Joining> {
+    let mut namespaces = linux.namespaces.iter().flatten();
+    let known =
+        namespaces.all(|namespace| !matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time));
     let unsaid = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
     let plain = unsaid(process.apparmor_profile())
         && unsaid(process.selinux_label())
         && process.scheduler().is_none()
         && process.io_priority().is_none()
         && process.exec_cpu_affinity().is_none()
-        && linux.personality().is_none();
+        && linux.personality.is_none();
     // Filters with a listener or with flags are the OCI runtime's.
-    let filter = linux.seccomp().as_ref();
-    let simple = filter.is_none_or(|filter| filter.listener_path().is_none() && filter.flags().is_none());
+    let filter = linux.seccomp.as_ref();
+    let simple = filter.is_none_or(|filter| filter.listener_path.is_none() && filter.flags.is_none());
     (known && plain && simple).then_some(Joining { filtered: filter.is_some() })
 }
 

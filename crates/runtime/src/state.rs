@@ -102,7 +102,9 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::Io { action: "open", path: path.to_path_buf(), source }),
     };
-    let mut text = Vec::new();
+    // One read, as its length is known.
+    let length = file.metadata().map_or(0, |metadata| metadata.len().min(STATE_FILE_MAX_BYTES));
+    let mut text = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 1);
     file.take(STATE_FILE_MAX_BYTES).read_to_end(&mut text).map_err(Error::io("read", path))?;
     serde_json::from_slice(&text).map(Some).map_err(|source| Error::Json { path: path.to_path_buf(), source })
 }

@@ -106,6 +106,59 @@ pub(crate) fn keep_memory_small() {
     }
 }
 
+/// Where the dynamic linker has written into this program's own pages and then closed them for writing: from, to.
+fn relocated_pages() -> Option<(usize, usize)> {
+    /// Called for each loaded object, the program itself first; that is enough.
+    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, found: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the linker passes its own description of an object, and we passed what `found` points to.
+        let (info, found) = unsafe { (&*info, &mut *found.cast::<Option<(usize, usize)>>()) };
+        for index in 0..usize::from(info.dlpi_phnum) {
+            // SAFETY: there are `dlpi_phnum` of them.
+            let header = unsafe { &*info.dlpi_phdr.add(index) };
+            if header.p_type == libc::PT_GNU_RELRO
+                && let (Ok(base), Ok(start), Ok(length)) =
+                    (usize::try_from(info.dlpi_addr), usize::try_from(header.p_vaddr), usize::try_from(header.p_memsz))
+            {
+                *found = Some((base.wrapping_add(start), base.wrapping_add(start).wrapping_add(length)));
+            }
+        }
+        1
+    }
+    let mut found: Option<(usize, usize)> = None;
+    // SAFETY: `first` is called before this returns, with the pointer to `found`.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut found).cast()) };
+    // Whole pages only, as the linker does it.
+    let page = rustix::param::page_size();
+    let (from, to) = found.map(|(from, to)| (from / page * page, to / page * page))?;
+    (from < to).then_some((from, to))
+}
+
+/// Puts the pages of this program that the linker has written into into one file in memory, which children then have in common.
+/// As they are, a fork copies the table of all of them, megabytes of a program that is as large as this one and may
+/// lie anywhere. A failure changes nothing.
+///
+/// Only for a process with a single thread.
+pub(crate) fn share_relocated_pages() -> io::Result<()> {
+    let Some((from, to)) = relocated_pages() else { return Ok(()) };
+    let memory = rustix::fs::memfd_create("relocated", rustix::fs::MemfdFlags::CLOEXEC)?;
+    // SAFETY: these pages are this program's, readable, and nobody writes to them any more.
+    let pages = unsafe { std::slice::from_raw_parts(from as *const u8, to - from) };
+    io::Write::write_all(&mut std::fs::File::from(memory.try_clone()?), pages)?;
+    // SAFETY: the same bytes come to the same place, in one step and for reading alone as before. The linker has closed these
+    // pages for writing, so nothing that is theirs changes from now on.
+    let mapped = unsafe {
+        libc::mmap(
+            from as *mut libc::c_void,
+            to - from,
+            libc::PROT_READ,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            memory.as_raw_fd(),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Where a child goes before it executes its program.
 #[derive(Debug, Default)]
 pub(crate) struct Entry {

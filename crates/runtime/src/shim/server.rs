@@ -26,6 +26,8 @@ pub(super) const SERVE: &str = "--serve";
 const DETACHED: &str = "NUEE_DETACHED_PROGRAM";
 /// The variable that says that the server was executed a second time.
 const TRIED: &str = "NUEE_SHIM_SERVER_DETACHED";
+/// The name of its process, and of those that it forks.
+const NAME: &std::ffi::CStr = c"nuee";
 /// Room that the server's command line leaves for those of its shims. Units: bytes.
 const COMMAND_LINE_BYTES: usize = 512;
 /// Longest path of a shim's directory. Source: PATH_MAX.
@@ -119,6 +121,9 @@ pub(super) fn serve() -> ExitCode {
     let _ = nix::unistd::setsid();
     sys::keep_memory_small();
     run_from_own_mount();
+    // For people: it was executed by a number.
+    let _ = rustix::thread::set_name(NAME);
+    let _ = sys::share_relocated_pages();
     if let Some(program) = std::env::var_os(DETACHED) {
         // Without a mount of its own the program protects itself.
         let _ = detached::detach(Path::new(&program));
