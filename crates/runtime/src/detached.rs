@@ -11,17 +11,25 @@ use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use rustix::fs::StatVfsMountFlags;
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
 use crate::sys;
 
 /// The link to the program of this process.
 const OWN_PROGRAM: &str = "/proc/self/exe";
+/// The variable, and its value, of a process that was executed from a mount of its own.
+const SECOND_TIME: (&str, &str) = ("NUEE_OWN_MOUNT", "1");
+/// Longest time that a program may take to say its version.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two looks at it.
+const TRIAL_PAUSE: Duration = Duration::from_millis(1);
 /// By which crun is told that what it runs from is a copy or a mount made for it.
 pub(crate) const CLONED_VARIABLE: (&str, &str) = ("_LIBCONTAINER_CLONED_BINARY", "1");
 
@@ -63,7 +71,7 @@ pub(crate) fn detach(program: &Path) -> io::Result<()> {
     let detached = mount(program)?;
     let mut trial = Command::new(path(&detached.mount));
     trial.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if !trial.status()?.success() {
+    if !succeeds_in_time(&mut trial)? {
         return Err(io::Error::other("the program does not run from a mount of its own"));
     }
     // Whoever comes second finds one that is as good.
@@ -71,10 +79,30 @@ pub(crate) fn detach(program: &Path) -> io::Result<()> {
     Ok(())
 }
 
+fn succeeds_in_time(trial: &mut Command) -> io::Result<bool> {
+    let mut child = trial.spawn()?;
+    let deadline = Instant::now() + TRIAL_TIMEOUT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(TRIAL_PAUSE);
+    }
+}
+
 fn mount(program: &Path) -> io::Result<Detached> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(rustix::fs::CWD, program, flags)?;
-    sys::make_mount_read_only(mount.as_fd())?;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, program, flags)?;
+    sys::make_mount_read_only(tree.as_fd())?;
+    // As long as the first descriptor is open, the mount is a tree of its own, which who may mount anything could make writable
+    // again. When it is closed there is no tree any more, and the mount stays as it is for who has it open.
+    let mount = rustix::fs::open(path(&tree), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    drop(tree);
     let stamp = Stamp::of(&std::fs::metadata(path(&mount))?);
     Ok(Detached { original: program.to_owned(), stamp, mount })
 }
@@ -94,22 +122,53 @@ fn is_current(detached: &Detached, program: &Path) -> bool {
     detached.original == program && std::fs::metadata(program).is_ok_and(|found| Stamp::of(&found) == detached.stamp)
 }
 
-/// Whether the program of this process lies where nobody can write to it through its link.
-pub(crate) fn own_program_is_read_only() -> bool {
-    rustix::fs::statvfs(OWN_PROGRAM).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY))
+/// Executes this program anew, with the same words, from a mount of its own. Returns where that cannot be, or is so already.
+pub(crate) fn run_own_program() {
+    if is_second_time() {
+        return;
+    }
+    let Ok(detached) = mount(Path::new(OWN_PROGRAM)) else { return };
+    let mut words = std::env::args_os();
+    let mut command = Command::new(path(&detached.mount));
+    command.arg0(words.next().unwrap_or_default()).args(words).env(SECOND_TIME.0, SECOND_TIME.1);
+    // Returns only when it fails.
+    let _ = command.exec();
 }
 
-/// A path by which this process can execute its own program anew, from a mount for reading alone. The descriptor behind it
-/// must live until then.
-pub(crate) fn own_program() -> io::Result<(OwnedFd, PathBuf)> {
-    let detached = mount(Path::new(OWN_PROGRAM))?;
-    let path = path(&detached.mount);
-    Ok((detached.mount, path))
+/// Whether [`run_own_program`] has started this process, or the one that it was forked from.
+fn is_second_time() -> bool {
+    std::env::var_os(SECOND_TIME.0).is_some_and(|value| value == SECOND_TIME.1)
+}
+
+/// Whether the program of this process lies on a mount of its own, where nobody can write to it through its link. A machine that
+/// mounts its programs for reading alone may change its mind, so that does not count.
+pub(crate) fn own_program_is_detached() -> bool {
+    let read_only =
+        || rustix::fs::statvfs(OWN_PROGRAM).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY));
+    is_second_time() && read_only()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As who may mount may do it.
+    fn make_writable(path: &Path) -> io::Result<()> {
+        let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        sys::change_mount(opened.as_fd(), 0, libc::MOUNT_ATTR_RDONLY)
+    }
+
+    #[test]
+    fn its_mount_stays_as_it_is() {
+        let program = Path::new("/bin/true");
+        let refused = make_writable(&path(&mount(program).unwrap().mount)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{refused}");
+        // The control: what is still a tree of mounts can be changed.
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, program, flags).unwrap();
+        sys::make_mount_read_only(tree.as_fd()).unwrap();
+        make_writable(&path(&tree)).unwrap();
+    }
 
     #[test]
     fn a_program_runs_from_its_mount_cannot_be_written_there_and_is_told_from_its_successor() {

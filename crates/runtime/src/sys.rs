@@ -106,59 +106,6 @@ pub(crate) fn keep_memory_small() {
     }
 }
 
-/// Where the dynamic linker has written into this program's own pages and then closed them for writing: from, to.
-fn relocated_pages() -> Option<(usize, usize)> {
-    /// Called for each loaded object, the program itself first; that is enough.
-    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, found: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: the linker passes its own description of an object, and we passed what `found` points to.
-        let (info, found) = unsafe { (&*info, &mut *found.cast::<Option<(usize, usize)>>()) };
-        for index in 0..usize::from(info.dlpi_phnum) {
-            // SAFETY: there are `dlpi_phnum` of them.
-            let header = unsafe { &*info.dlpi_phdr.add(index) };
-            if header.p_type == libc::PT_GNU_RELRO
-                && let (Ok(base), Ok(start), Ok(length)) =
-                    (usize::try_from(info.dlpi_addr), usize::try_from(header.p_vaddr), usize::try_from(header.p_memsz))
-            {
-                *found = Some((base.wrapping_add(start), base.wrapping_add(start).wrapping_add(length)));
-            }
-        }
-        1
-    }
-    let mut found: Option<(usize, usize)> = None;
-    // SAFETY: `first` is called before this returns, with the pointer to `found`.
-    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut found).cast()) };
-    // Whole pages only, as the linker does it.
-    let page = rustix::param::page_size();
-    let (from, to) = found.map(|(from, to)| (from / page * page, to / page * page))?;
-    (from < to).then_some((from, to))
-}
-
-/// Puts the pages of this program that the linker has written into into one file in memory, which children then have in common.
-/// As they are, a fork copies the table of all of them, megabytes of a program that is as large as this one and may
-/// lie anywhere. A failure changes nothing.
-///
-/// Only for a process with a single thread.
-pub(crate) fn share_relocated_pages() -> io::Result<()> {
-    let Some((from, to)) = relocated_pages() else { return Ok(()) };
-    let memory = rustix::fs::memfd_create("relocated", rustix::fs::MemfdFlags::CLOEXEC)?;
-    // SAFETY: these pages are this program's, readable, and nobody writes to them any more.
-    let pages = unsafe { std::slice::from_raw_parts(from as *const u8, to - from) };
-    io::Write::write_all(&mut std::fs::File::from(memory.try_clone()?), pages)?;
-    // SAFETY: the same bytes come to the same place, in one step and for reading alone as before. The linker has closed these
-    // pages for writing, so nothing that is theirs changes from now on.
-    let mapped = unsafe {
-        libc::mmap(
-            from as *mut libc::c_void,
-            to - from,
-            libc::PROT_READ,
-            libc::MAP_SHARED | libc::MAP_FIXED,
-            memory.as_raw_fd(),
-            0,
-        )
-    };
-    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// Where a child goes before it executes its program.
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
@@ -306,10 +253,10 @@ fn hide_mount(parent: &CString, mount: &CString) -> io::Result<()> {
     Ok(())
 }
 
-/// Forks a child of our own parent, in the process namespace that children of ours are to have. `None` in the child; in this
-/// process it returns when the child has executed a program or ended. Only for a process with a single thread, as [`fork`].
+/// Forks a child of our own parent, in the process namespace that children of ours are to have. `None` in the child. Only for a
+/// process with a single thread, as [`fork`].
 pub(crate) fn fork_sibling() -> io::Result<Option<u32>> {
-    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::CLONE_VFORK | libc::SIGCHLD);
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
     // SAFETY: without CLONE_VM and without a stack of its own the child goes on with a copy of our memory, as after fork(2);
     // the callers' process has one thread, so that copy is in order.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
@@ -326,26 +273,26 @@ pub(crate) fn end_at_once(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Closes every descriptor but the standard three and `kept`, which is the only one beside them afterwards.
+/// Closes every descriptor but the standard three and `kept`, which are the next ones afterwards, in this order.
 ///
 /// Only in a process that ends without dropping what it had from the one that it was forked from: all other owners of
 /// descriptors own nothing any more.
-pub(crate) fn close_all_but(kept: &OwnedFd) -> io::Result<OwnedFd> {
+pub(crate) fn close_all_but(kept: [&OwnedFd; 2]) -> io::Result<[OwnedFd; 2]> {
     /// The first that is not standard.
-    const KEPT: libc::c_int = 3;
-    // SAFETY: plain numbers. Descriptor 3 may have had another owner, who is gone as the caller promises.
+    const FIRST: libc::c_int = 3;
+    // Above all that there are to be, so that neither is in the other's way.
+    let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST + 2).map(std::os::fd::IntoRawFd::into_raw_fd);
+    let [first, second] = kept;
+    let (first, second) = (above(first)?, above(second)?);
+    // SAFETY: plain numbers. Descriptors 3 and 4 may have had other owners, who are gone as the caller promises.
     unsafe {
-        if kept.as_raw_fd() == KEPT {
-            if libc::fcntl(KEPT, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        } else if libc::dup3(kept.as_raw_fd(), KEPT, libc::O_CLOEXEC) < 0 {
+        if libc::dup3(first, FIRST, libc::O_CLOEXEC) < 0 || libc::dup3(second, FIRST + 1, libc::O_CLOEXEC) < 0 {
             return Err(io::Error::last_os_error());
         }
-        if libc::syscall(libc::SYS_close_range, KEPT + 1, libc::c_int::MAX, 0) != 0 {
+        if libc::syscall(libc::SYS_close_range, FIRST + 2, libc::c_int::MAX, 0) != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(OwnedFd::from_raw_fd(KEPT))
+        Ok([OwnedFd::from_raw_fd(FIRST), OwnedFd::from_raw_fd(FIRST + 1)])
     }
 }
 
@@ -357,6 +304,21 @@ pub(crate) fn reset_signals() -> io::Result<()> {
     }
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     Ok(())
+}
+
+/// Has this process use the session keyring of this name, or one of its own where it may not. A machine without keyrings has
+/// nothing to leak by them.
+///
+/// `Source:` keyctl(2), KEYCTL_JOIN_SESSION_KEYRING
+pub(crate) fn join_session_keyring(name: &std::ffi::CStr) {
+    /// Source: linux/keyctl.h
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a valid C string, and a null pointer where the call allows it.
+    unsafe {
+        if libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) < 0 {
+            libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>());
+        }
+    }
 }
 
 /// Filters this process' system calls from now on. `filter` is a program as the kernel takes it, 8 bytes for an instruction.
@@ -389,8 +351,12 @@ struct MountAttributes {
 
 /// Lets nobody write through this mount, and gives no program on it another's identity.
 pub(crate) fn make_mount_read_only(mount: BorrowedFd) -> io::Result<()> {
-    let attributes =
-        MountAttributes { set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, ..MountAttributes::default() };
+    change_mount(mount, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, 0)
+}
+
+/// Sets some attributes of a mount (`MOUNT_ATTR_*`) and clears others.
+pub(crate) fn change_mount(mount: BorrowedFd, set: u64, clear: u64) -> io::Result<()> {
+    let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
     // SAFETY: an empty path with the flag that allows it, and attributes that live for the call.
     let result = unsafe {
         libc::syscall(

@@ -164,6 +164,19 @@ impl Cgroup {
         self.directory(HYBRID_NAME)
     }
 
+    /// The directory in the v2 hierarchy of a process of it, which may have made itself one further below.
+    pub(crate) fn unified_directory_of(&self, pid: u32) -> Option<PathBuf> {
+        let mount = match &self.hierarchies {
+            Hierarchies::V1(mounts) => {
+                mounts.iter().find(|(names, _)| names.iter().any(|name| name == HYBRID_NAME))?.1.clone()
+            }
+            Hierarchies::V2(mount) => mount.clone(),
+        };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        Some(mount.join(path))
+    }
+
     /// Reads the figures; what is missing stays 0. The network part is not in control groups.
     pub fn statistics(&self) -> node::Statistics {
         match &self.hierarchies {

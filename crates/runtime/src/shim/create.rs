@@ -117,7 +117,7 @@ pub(super) struct Launch {
     terminal: bool,
     stdin: bool,
     input_once: bool,
-    console: Option<UnixListener>,
+    console: Option<Console>,
     pid_file: Scratch,
     message_log: Scratch,
 }
@@ -161,11 +161,10 @@ impl Launch {
     ) -> Result<Self> {
         let pid_file = Scratch::new(config.oci.kind, directory, &format!("pid-{number}"));
         command.arg("--pid-file").arg(pid_file.path());
-        let mut console = None;
-        if terminal {
-            let path = console_path(short, number);
-            console = Some(listen(&path).map_err(Error::io("listen on", &path))?);
-            command.arg("--console-socket").arg(&path);
+        let console = terminal.then(|| Console::listen(short, number)).transpose();
+        let console = console.map_err(Error::io("listen in", directory))?;
+        if let Some(console) = &console {
+            command.arg("--console-socket").arg(&console.path);
         }
         command.arg(&config.id);
         let birth_group = config.oci.birth_group(&config.cgroup);
@@ -192,7 +191,7 @@ impl Launch {
         drop(self.command);
         let process = Process::new(self.number, streams, log, self.input_once);
         let said = Said::InFiles { pid: self.pid_file, messages: self.message_log };
-        Ok(Launched { process, child, console: self.console, stdin: self.stdin, said })
+        Ok(Launched { process, child, console: self.console, stdin: self.stdin, said, left_behind: None })
     }
 }
 
@@ -218,17 +217,13 @@ pub(super) fn join(
     request: &ExecStart,
     joining: Joining,
 ) -> std::io::Result<Launched> {
-    let console = request.terminal.then(|| console_path(short, number));
-    let listener = console.as_deref().map(listen).transpose()?;
+    let console = request.terminal.then(|| Console::listen(short, number)).transpose()?;
     let (streams, theirs) = streams(request.terminal, request.stdin)?;
-    let (child, told) = Join { config, main_pid, request, joining, console }.spawn(theirs)?;
+    let path = console.as_ref().map(|console| console.path.clone());
+    let (child, told) = Join { config, main_pid, request, joining, console: path }.spawn(theirs)?;
     let process = Process::new(number, streams, None, true);
-    Ok(Launched { process, child, console: listener, stdin: request.stdin, said: Said::OverPipe(told) })
-}
-
-/// Where the master of a terminal is waited for.
-fn console_path(short: &Path, number: u32) -> PathBuf {
-    short.join(format!("console-{number}"))
+    let said = Said::OverPipe(told);
+    Ok(Launched { process, child, console, stdin: request.stdin, said, left_behind: None })
 }
 
 /// How the one who starts a process says how that went.
@@ -245,8 +240,29 @@ pub(super) struct Launched {
     /// Who starts it, and ends when it is there.
     pub child: u32,
     said: Said,
-    console: Option<UnixListener>,
+    console: Option<Console>,
     stdin: bool,
+    left_behind: Option<u32>,
+}
+
+/// Where the master of a terminal is waited for. Its name goes with it.
+struct Console {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Console {
+    fn listen(short: &Path, number: u32) -> std::io::Result<Self> {
+        let path = short.join(format!("console-{number}"));
+        Ok(Self { listener: listen(&path)?, path })
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        // One that stays is in nobody's way, and goes with the container.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 impl Launched {
@@ -258,14 +274,22 @@ impl Launched {
                 let pid = std::fs::read_to_string(pid.path()).ok().and_then(|text| text.trim().parse().ok());
                 (pid, oci::message(messages.path()))
             }
-            Said::OverPipe(pipe) => match status.and_then(|_| Told::read(pipe)) {
-                Some(Told::Started(pid)) => (Some(pid), None),
-                Some(Told::Failed(message)) => (None, Some(message)),
-                None => (None, None),
-            },
+            Said::OverPipe(pipe) => {
+                let told = Told::read(pipe);
+                self.left_behind = told.born;
+                match told.outcome {
+                    Some(Ok(())) => (told.born, None),
+                    Some(Err(message)) => (None, Some(message)),
+                    None => (None, None),
+                }
+            }
         };
         match (status, pid) {
-            (Some(0), Some(pid)) => self.take_terminal().map(|()| pid),
+            (Some(0), Some(pid)) => {
+                self.take_terminal()?;
+                self.left_behind = None;
+                Ok(pid)
+            }
             (Some(0), None) => {
                 Err(Error::CannotStart { code: 126, message: "the OCI runtime named no process".to_owned() })
             }
@@ -273,16 +297,21 @@ impl Launched {
         }
     }
 
+    /// A process that was born, although [`Self::finish`] failed.
+    pub fn left_behind(&self) -> Option<u32> {
+        self.left_behind
+    }
+
     /// Takes the master of the terminal. Nothing to do without one.
     fn take_terminal(&mut self) -> Result<()> {
-        let Some(listener) = self.console.take() else { return Ok(()) };
+        let Some(console) = self.console.take() else { return Ok(()) };
         let failed = |source: std::io::Error| Error::Io {
             action: "take the terminal over",
             path: PathBuf::from("console socket"),
             source,
         };
-        listener.set_nonblocking(true).map_err(failed)?;
-        let (stream, _) = listener.accept().map_err(failed)?;
+        console.listener.set_nonblocking(true).map_err(failed)?;
+        let (stream, _) = console.listener.accept().map_err(failed)?;
         let master = receive_descriptor(&stream).map_err(failed)?;
         self.process.streams = terminal(master, self.stdin).map_err(failed)?;
         Ok(())

@@ -15,15 +15,16 @@ use super::create::{Launched, Short};
 use super::process::Process;
 use super::scratch::Scratch;
 use super::{
-    CLIENTS_MAX, DRAIN_TIMEOUT, LINGER_TIMEOUT, OCI_TIMEOUT, READ_BYTES, STALL_TIMEOUT, STDIN_QUEUE_MAX_BYTES,
+    CLIENTS_MAX, DRAIN_TIMEOUT, EXECS_MAX, LINGER_TIMEOUT, OCI_TIMEOUT, READ_BYTES, STALL_TIMEOUT,
+    STDIN_QUEUE_MAX_BYTES,
 };
 use crate::config::ShimConfig;
 use crate::oci::{self, OciKind};
 use crate::protocol::{DATA_MAX_BYTES, FrameKind, Refusal, json_frame};
 use crate::state::{ExitRecord, ShimDir, ShimState, now_ns, write_json};
 
-/// Ends of processes that nobody has claimed yet, kept while an exec is on its way.
-const UNCLAIMED_MAX: usize = 64;
+/// Ends of processes that nobody has claimed yet, kept while an exec is on its way. As many as may be on their way.
+const UNCLAIMED_MAX: usize = EXECS_MAX;
 
 /// A call of the OCI runtime that has not ended.
 pub(super) struct Task {
@@ -352,6 +353,12 @@ impl Shim {
                 match launched.finish(status, || program) {
                     Ok(pid) => self.exec_started(*launched, pid, size, task.client),
                     Err(error) => {
+                        // It is ours and not reaped, or its end would be here: the number is still its own.
+                        if let Some(left) = launched.left_behind()
+                            && !self.unclaimed.iter().any(|(ended, _)| *ended == left)
+                        {
+                            crate::sys::kill(left, libc::SIGKILL);
+                        }
                         let refusal = match error {
                             crate::Error::CannotStart { code, message } => Refusal { code, message },
                             other => Refusal { code: 0, message: crate::error::chain(&other) },

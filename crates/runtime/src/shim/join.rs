@@ -37,50 +37,60 @@ use crate::sys;
 
 /// Longest message about what failed; it goes through a pipe that nobody reads meanwhile. Units: bytes.
 const MESSAGE_MAX_BYTES: usize = 2048;
+/// More than all that is told.
+const TOLD_MAX_BYTES: u64 = 4096;
 /// `DEVPTS_SUPER_MAGIC`. Source: linux/magic.h
 const DEVPTS_MAGIC: i64 = 0x1cd1;
 /// Major and minor number of `/dev/null`. Source: admin-guide/devices.txt
 const NULL_DEVICE: (u32, u32) = (1, 3);
 /// Capabilities beyond this number do not exist.
 const CAPABILITIES_MAX: u32 = 64;
-/// First byte of what is told: the process' number follows, or a message.
-const STARTED: u8 = 0;
-const FAILED: u8 = 1;
+/// First byte of what is told first: the process' number follows.
+const BORN: u8 = 0;
+/// First byte of what is told then: nothing follows, or a message.
+const STARTED: u8 = 1;
+const FAILED: u8 = 2;
 
-/// What the joiner was told to say.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// The process runs.
-    Started(u32),
-    /// It does not, in the OCI runtime's words.
-    Failed(String),
+/// What the joiner has said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// The process is there, and may not have executed its program.
+    pub born: Option<u32>,
+    /// It has, or not: why, in the OCI runtime's words. `None` when the joiner ended before it knew.
+    pub outcome: Option<Result<(), String>>,
 }
 
 impl Told {
-    /// Reads it when the joiner has ended; `None` when it said nothing.
-    pub fn read(pipe: &OwnedFd) -> Option<Self> {
+    /// Reads it when the joiner has ended.
+    pub fn read(pipe: &OwnedFd) -> Self {
         let mut bytes = Vec::new();
-        let pipe = std::fs::File::from(pipe.try_clone().ok()?);
-        pipe.take(MESSAGE_MAX_BYTES as u64 + 1).read_to_end(&mut bytes).ok()?;
-        match bytes.split_first()? {
-            (&STARTED, rest) => Some(Self::Started(u32::from_le_bytes(rest.try_into().ok()?))),
-            (&FAILED, rest) => Some(Self::Failed(String::from_utf8_lossy(rest).into_owned())),
-            _ => None,
-        }
+        // A process that was left behind may still have the other end.
+        let ready = rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).map_err(io::Error::from);
+        let file = ready.and_then(|()| Ok(std::fs::File::from(pipe.try_clone()?)));
+        // What came before an error counts.
+        let _ = file.and_then(|file| file.take(TOLD_MAX_BYTES).read_to_end(&mut bytes));
+        Self::parse(&bytes)
     }
 
-    /// One write: shorter than what a pipe takes at once.
-    fn write(&self, pipe: &OwnedFd) {
-        let bytes = match self {
-            Self::Started(pid) => [&[STARTED][..], &pid.to_le_bytes()].concat(),
-            Self::Failed(message) => {
-                let text = message.as_bytes();
-                [&[FAILED][..], text.get(..MESSAGE_MAX_BYTES).unwrap_or(text)].concat()
-            }
+    fn parse(bytes: &[u8]) -> Self {
+        let (born, rest) = match bytes {
+            [BORN, a, b, c, d, rest @ ..] => (Some(u32::from_le_bytes([*a, *b, *c, *d])), rest),
+            rest => (None, rest),
         };
-        // When the shim is gone, nobody asks.
-        let _ = rustix::io::write(pipe, &bytes);
+        let outcome = match rest {
+            [STARTED, ..] => Some(Ok(())),
+            [FAILED, message @ ..] => Some(Err(String::from_utf8_lossy(message).into_owned())),
+            _ => None,
+        };
+        Self { born, outcome }
     }
+}
+
+/// One write, shorter than what a pipe takes at once.
+fn tell(pipe: &OwnedFd, kind: u8, what: &[u8]) {
+    let what = what.get(..MESSAGE_MAX_BYTES).unwrap_or(what);
+    // When the shim is gone, nobody asks.
+    let _ = rustix::io::write(pipe, &[&[kind][..], what].concat());
 }
 
 /// A request and what it is about.
@@ -98,29 +108,46 @@ impl Join<'_> {
     ///
     /// Only for a process with a single thread. `streams` are those of the new process, without a terminal.
     pub fn spawn(&self, streams: [Option<OwnedFd>; 3]) -> io::Result<(u32, OwnedFd)> {
+        let pid = i32::try_from(self.main_pid).ok().and_then(rustix::process::Pid::from_raw);
+        // Here, where the number is still its own: this process is its parent and has not reaped it.
+        let main = rustix::process::pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
         let (told, tell) = io::pipe()?;
-        let forked = match self.config.oci.birth_group(&self.config.cgroup) {
-            Some(group) => sys::fork_into(&OwnedFd::from(std::fs::File::open(group)?))?,
-            None => sys::fork()?,
-        };
-        if let Some(joiner) = forked {
+        if let Some(joiner) = self.fork()? {
             return Ok((joiner, told.into()));
         }
         // Whatever happens, what follows in the shim is not run twice.
-        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| self.run(streams, &tell.into())));
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| self.run(streams, [&tell.into(), &main])));
         sys::end_at_once(1)
     }
 
-    /// The joiner. Ends with it.
-    fn run(&self, streams: [Option<OwnedFd>; 3], tell: &OwnedFd) {
-        let taken = take_streams(streams).and_then(|()| sys::close_all_but(tell));
-        let Ok(tell) = taken else { return };
-        let told = self.join().map_or_else(Told::Failed, Told::Started);
-        told.write(&tell);
-        sys::end_at_once(i32::from(matches!(told, Told::Failed(_))))
+    /// The joiner is born in the container's group, or in that of its main process: one whose processes have made groups
+    /// of their own in it may hold none itself.
+    fn fork(&self) -> io::Result<Option<u32>> {
+        let open = |group: PathBuf| std::fs::File::open(group).map(OwnedFd::from);
+        let Some(group) = self.config.oci.birth_group(&self.config.cgroup) else { return sys::fork() };
+        match sys::fork_into(&open(group)?) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                let main = self.config.cgroup.unified_directory_of(self.main_pid);
+                sys::fork_into(&open(main.ok_or(error)?)?)
+            }
+            forked => forked,
+        }
     }
 
-    fn join(&self) -> Result<u32, String> {
+    /// The joiner. Ends with it.
+    fn run(&self, streams: [Option<OwnedFd>; 3], kept: [&OwnedFd; 2]) {
+        let taken = take_streams(streams).and_then(|()| sys::close_all_but(kept));
+        let Ok([pipe, main]) = taken else { return };
+        let done = self.join(&pipe, main);
+        match &done {
+            Ok(()) => tell(&pipe, STARTED, b""),
+            Err(message) => tell(&pipe, FAILED, message.as_bytes()),
+        }
+        sys::end_at_once(i32::from(done.is_err()))
+    }
+
+    /// `pipe` is told when the process is born; `main` is the container's main process.
+    fn join(&self, pipe: &OwnedFd, main: OwnedFd) -> Result<(), String> {
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(about("be hidden"))?;
         for file in self.config.cgroup.thread_files() {
             std::fs::write(file, "0").map_err(about("enter the control groups"))?;
@@ -128,24 +155,38 @@ impl Join<'_> {
         // All that is the machine's is opened before the container's names are there in its place.
         let process: Process = serde_json::from_value(self.request.process.clone())
             .map_err(|error| format!("cannot read the process: {error}"))?;
+        if let Some(adjustment) = process.oom_score_adj() {
+            let file = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string());
+            file.map_err(about("set the order of killing"))?;
+        }
         let filter = match self.joining.filtered {
-            true => Some(
-                filters::of_container(&self.config.oci, &self.config.id)
-                    .map_err(about("read the system-call filter"))?,
-            ),
+            true => {
+                let read = filters::of_container(&self.config.oci, &self.config.id);
+                Some(read.map_err(about("read the system-call filter"))?)
+            }
             false => None,
         };
-        let console =
-            self.console.as_ref().map(UnixStream::connect).transpose().map_err(about("hand the terminal over"))?;
+        let console = self.console.as_ref().map(UnixStream::connect).transpose();
+        let console = console.map_err(about("hand the terminal over"))?;
         let failures = io::pipe().map_err(about("make a pipe"))?;
-        self.enter_namespaces().map_err(about("enter the namespaces"))?;
+        if let Ok(name) = CString::new(self.config.id.as_str()) {
+            // As the OCI runtime calls the one of the main process.
+            sys::join_session_keyring(&name);
+        }
+        let all = ThreadNameSpaceType::CONTROL_GROUP
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::PROCESS_ID
+            | ThreadNameSpaceType::MOUNT;
+        rustix::thread::move_into_thread_name_spaces(main.as_fd(), all).map_err(about("enter the namespaces"))?;
+        drop(main);
 
         let mut program = Program::new(&process, filter)?;
         let is_there = change_directory(process.cwd()).is_ok();
         if let Some(console) = console {
             program.terminal = Some(self.make_terminal(&console).map_err(about("make a terminal"))?);
-        }
-        if program.terminal.is_none() && !self.request.stdin {
+        } else if !self.request.stdin {
             use_own_null_device();
         }
         let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
@@ -160,25 +201,11 @@ impl Join<'_> {
         program.take_identity(&process).map_err(about("take the user's identity"))?;
         if !is_there {
             // Some file systems refuse root what they allow to others.
-            change_directory(process.cwd())
-                .map_err(|error| format!("chdir `{}`: {}", process.cwd().display(), reason(&error)))?;
+            let cwd = process.cwd();
+            change_directory(cwd).map_err(|error| format!("chdir `{}`: {}", cwd.display(), reason(&error)))?;
         }
         program.find()?;
-        program.start(failures)
-    }
-
-    fn enter_namespaces(&self) -> io::Result<()> {
-        let pid = i32::try_from(self.main_pid).ok().and_then(rustix::process::Pid::from_raw);
-        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-        // It cannot have become another process' number: the shim is its parent and has not reaped it.
-        let main = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let all = ThreadNameSpaceType::CONTROL_GROUP
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::NETWORK
-            | ThreadNameSpaceType::PROCESS_ID
-            | ThreadNameSpaceType::MOUNT;
-        Ok(rustix::thread::move_into_thread_name_spaces(main.as_fd(), all)?)
+        program.start(failures, |pid| tell(pipe, BORN, &pid.to_le_bytes()))
     }
 
     /// A terminal of the container's, whose master goes to the shim.
@@ -222,17 +249,18 @@ fn reason(error: &io::Error) -> String {
 /// Puts the streams of the process where it looks for them.
 fn take_streams(streams: [Option<OwnedFd>; 3]) -> io::Result<()> {
     let [input, output, error] = streams;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(input.as_ref().map_or(null.as_fd(), AsFd::as_fd))?;
-    nix::unistd::dup2_stdout(output.as_ref().map_or(null.as_fd(), AsFd::as_fd))?;
-    nix::unistd::dup2_stderr(error.as_ref().map_or(null.as_fd(), AsFd::as_fd))?;
+    // Nothing of the machine's: who owns a file may change it. With a terminal, this is what it has until then.
+    let (ended, nobody) = io::pipe()?;
+    nix::unistd::dup2_stdin(input.as_ref().map_or(ended.as_fd(), AsFd::as_fd))?;
+    nix::unistd::dup2_stdout(output.as_ref().map_or(nobody.as_fd(), AsFd::as_fd))?;
+    nix::unistd::dup2_stderr(error.as_ref().map_or(nobody.as_fd(), AsFd::as_fd))?;
+    drop(nobody);
     // Closed with all the others.
     std::mem::forget((input, output, error));
     Ok(())
 }
 
-/// Reads from the container's `/dev/null` rather than from the machine's, which leads to a file of the machine. A container that
-/// has no such device keeps that one, which it can use and not change.
+/// Reads from the container's `/dev/null`. One that has none reads from a pipe that has ended.
 fn use_own_null_device() {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let Ok(own) = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty()) else { return };
@@ -241,7 +269,7 @@ fn use_own_null_device() {
             && found.st_rdev == rustix::fs::makedev(NULL_DEVICE.0, NULL_DEVICE.1)
     });
     if is_null && rustix::fs::fcntl_setfl(&own, OFlags::RDWR).is_ok() {
-        // Without it the machine's stays.
+        // Without it the pipe stays.
         let _ = nix::unistd::dup2_stdin(&own);
     }
 }
@@ -249,9 +277,9 @@ fn use_own_null_device() {
 /// Goes to a directory of the container, which a link through a descriptor must not lead out of.
 fn change_directory(directory: &Path) -> io::Result<()> {
     std::env::set_current_dir(directory)?;
-    // The kernel has no path for a directory that is not below the root.
-    match std::env::current_dir() {
-        Ok(path) if path.is_absolute() => Ok(()),
+    // The kernel says of a directory that is not below the root that it cannot be reached. The C library would look for a way.
+    match rustix::process::getcwd(Vec::new())?.as_bytes() {
+        [b'/', ..] => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::ENOENT)),
     }
 }
@@ -399,8 +427,8 @@ impl Program {
         Ok(())
     }
 
-    /// Starts it: its process id, as the machine counts.
-    fn start(&self, (mut told, tell): (io::PipeReader, io::PipeWriter)) -> Result<u32, String> {
+    /// Starts it. `born` is called with its process id, as the machine counts.
+    fn start(&self, (mut told, tell): (io::PipeReader, io::PipeWriter), born: impl FnOnce(u32)) -> Result<(), String> {
         let Some(pid) = sys::fork_sibling().map_err(about("start a process"))? else {
             let (step, error) = self.become_it();
             let code = error.raw_os_error().unwrap_or(libc::EIO);
@@ -408,11 +436,12 @@ impl Program {
             let _ = tell.write_all(&[&[step as u8][..], &code.to_ne_bytes()].concat());
             sys::end_at_once(1)
         };
+        born(pid);
         drop(tell);
-        // It runs its program by now, or has ended.
+        // Closed when it executes its program.
         let mut failure = [0; 1 + size_of::<i32>()];
         match told.read_exact(&mut failure) {
-            Err(_) => Ok(pid),
+            Err(_) => Ok(()),
             Ok(()) => {
                 let [step, code @ ..] = failure;
                 Err(self.failure(step, &io::Error::from_raw_os_error(i32::from_ne_bytes(code))))
@@ -473,9 +502,8 @@ fn find_in(path: &[u8], name: &[u8]) -> Option<Vec<u8>> {
     if name.is_empty() {
         return None;
     }
-    path.split(|byte| *byte == b':').find_map(|directory| {
-        // As the shell has it: an empty one is the current directory.
-        let directory = if directory.is_empty() { b"." } else { directory };
+    // What is in the current directory is not a program because of that.
+    path.split(|byte| *byte == b':').filter(|directory| directory.starts_with(b"/")).find_map(|directory| {
         let candidate = Path::new(std::ffi::OsStr::from_bytes(directory)).join(std::ffi::OsStr::from_bytes(name));
         let may = rustix::fs::access(&candidate, rustix::fs::Access::EXEC_OK).is_ok();
         let is_program =
@@ -523,16 +551,23 @@ mod tests {
 
     #[test]
     fn what_is_told_is_read() {
-        for told in [Told::Started(4711), Told::Failed("no".to_owned())] {
+        let said = |words: &[(u8, &[u8])]| {
             let (reader, writer) = io::pipe().unwrap();
-            told.write(&writer.into());
-            assert_eq!(Told::read(&reader.into()), Some(told));
-        }
-        let (reader, writer) = io::pipe().unwrap();
-        Told::Failed("x".repeat(100_000)).write(&writer.into());
-        assert!(matches!(Told::read(&reader.into()), Some(Told::Failed(text)) if text.len() == MESSAGE_MAX_BYTES));
-        let (reader, writer) = io::pipe().unwrap();
-        drop(writer);
-        assert_eq!(Told::read(&reader.into()), None);
+            let writer = writer.into();
+            words.iter().for_each(|(kind, what)| tell(&writer, *kind, what));
+            // Who was left behind keeps his end.
+            let told = Told::read(&reader.into());
+            drop::<OwnedFd>(writer);
+            told
+        };
+        let pid = 4711_u32.to_le_bytes();
+        assert_eq!(said(&[]), Told::default());
+        assert_eq!(said(&[(BORN, &pid)]), Told { born: Some(4711), outcome: None });
+        assert_eq!(said(&[(BORN, &pid), (STARTED, b"")]), Told { born: Some(4711), outcome: Some(Ok(())) });
+        assert_eq!(said(&[(FAILED, b"no")]), Told { born: None, outcome: Some(Err("no".to_owned())) });
+        let failed = Told { born: Some(4711), outcome: Some(Err("no".to_owned())) };
+        assert_eq!(said(&[(BORN, &pid), (FAILED, b"no")]), failed);
+        let long = said(&[(FAILED, &[b'x'; 100_000])]);
+        assert!(matches!(long.outcome, Some(Err(text)) if text.len() == MESSAGE_MAX_BYTES));
     }
 }

@@ -36,6 +36,8 @@ use crate::state::ShimDir;
 pub(crate) const OCI_TIMEOUT: Duration = Duration::from_secs(20);
 /// Clients at the same time.
 const CLIENTS_MAX: usize = 256;
+/// Processes besides the main one at the same time.
+const EXECS_MAX: usize = 1_000;
 /// How long output may still come after the main process has ended and everything in its group was killed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long clients may take to read the rest.

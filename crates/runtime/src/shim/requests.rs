@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
+use super::EXECS_MAX;
 use super::client::Role;
 use super::create::{self, Launch};
 use super::events::{Shim, TaskKind};
@@ -17,8 +18,6 @@ use crate::state::now_ns;
 const START_PATIENCE: Duration = Duration::from_millis(200);
 /// Pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(1);
-/// Processes besides the main one at the same time.
-const EXECS_MAX: usize = 1_000;
 
 impl Shim {
     /// One frame of the client at `index`.
@@ -191,9 +190,12 @@ impl Shim {
         self.next_exec += 1;
         let program = request.process.pointer("/args/0").and_then(|word| word.as_str()).unwrap_or_default().to_owned();
         let size = (request.columns, request.rows);
-        if let Some(joining) = request.joining.filter(|_| self.may_join()) {
-            let launched = create::join(&self.config, &self.short.path, number, self.main_pid(), request, joining)
-                .map_err(crate::Error::io("start a process in", &self.directory.0))?;
+        let joining = request.joining.filter(|_| self.may_join());
+        // Where it cannot be begun, the OCI runtime may know a way.
+        if let Some(joining) = joining
+            && let Ok(launched) =
+                create::join(&self.config, &self.short.path, number, self.main_pid(), request, joining)
+        {
             return Ok((
                 launched.child,
                 TaskKind::Exec { launched: Box::new(launched), program, process_file: None, size },
@@ -212,6 +214,6 @@ impl Shim {
 
     /// Whether processes of ours may join the container: what enters groups by itself, and cannot be overwritten from inside.
     fn may_join(&self) -> bool {
-        self.config.oci.kind == OciKind::Crun && detached::own_program_is_read_only()
+        self.config.oci.kind == OciKind::Crun && detached::own_program_is_detached()
     }
 }

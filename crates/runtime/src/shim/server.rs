@@ -5,7 +5,6 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -24,8 +23,6 @@ use crate::sys;
 pub(super) const SERVE: &str = "--serve";
 /// The variable that names the program which shims run from a mount of its own.
 const DETACHED: &str = "NUEE_DETACHED_PROGRAM";
-/// The variable that says that the server was executed a second time.
-const TRIED: &str = "NUEE_SHIM_SERVER_DETACHED";
 /// The name of its process, and of those that it forks.
 const NAME: &std::ffi::CStr = c"nuee";
 /// Room that the server's command line leaves for those of its shims. Units: bytes.
@@ -120,10 +117,9 @@ pub(super) fn serve() -> ExitCode {
     // No terminal's signal is meant for us or for what we fork.
     let _ = nix::unistd::setsid();
     sys::keep_memory_small();
-    run_from_own_mount();
+    detached::run_own_program();
     // For people: it was executed by a number.
     let _ = rustix::thread::set_name(NAME);
-    let _ = sys::share_relocated_pages();
     if let Some(program) = std::env::var_os(DETACHED) {
         // Without a mount of its own the program protects itself.
         let _ = detached::detach(Path::new(&program));
@@ -143,20 +139,6 @@ pub(super) fn serve() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-/// Executes this program anew from a mount that nobody can write through, so that what is forked from it may enter containers.
-/// Returns where that cannot be, or is so already.
-fn run_from_own_mount() {
-    if detached::own_program_is_read_only() || std::env::var_os(TRIED).is_some() {
-        return;
-    }
-    let Ok((_mount, program)) = detached::own_program() else { return };
-    let mut words = std::env::args_os();
-    let mut command = Command::new(program);
-    command.arg0(words.next().unwrap_or_default()).args(words).env(TRIED, "1");
-    // Returns only when it fails.
-    let _ = command.exec();
 }
 
 /// The next request; `None` when the daemon has gone.

@@ -185,5 +185,14 @@ async fn the_user_of_a_container_does_not_get_the_machine_s_null_device() {
         assert_eq!((code, text.contains("user 33")), (0, true), "{text}");
         assert_eq!((before, before), (during, after), "{id}");
     }
+    // Root owns the machine's, too; a container without the device gets none of the machine's for it.
+    place.start("without", run(&["/bin/sleep", "1000"])).await;
+    let script = "rm /dev/null; chmod 600 /proc/self/fd/0; wc -c < /proc/self/fd/0";
+    for _ in 0..2 {
+        assert_eq!(place.exec("without", &["sh", "-c", script]).await.1.lines().last(), Some("0"));
+        let after = look();
+        std::fs::set_permissions("/dev/null", std::os::unix::fs::PermissionsExt::from_mode(before.2)).unwrap();
+        assert_eq!(before, after);
+    }
     place.close().await;
 }

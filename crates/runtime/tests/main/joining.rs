@@ -8,13 +8,14 @@ use crate::place::{Place, collect, run};
 
 /// What a process can see of itself.
 const LOOK: &str = "grep -E '^(Umask|Uid|Gid|Groups|Cap|NoNew|Seccomp|Sig(Blk|Ign|Cgt)|NSpid)' /proc/self/status; \
-     id; pwd; env | sort; umask; ulimit -a; cat /proc/self/oom_score_adj; \
+     id; pwd; env | sort; umask; ulimit -a;\
      cut -d: -f2- /proc/self/cgroup | sort; for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; \
      ls /proc/self/fd; stat -L -c %u:%F /proc/self/fd/1 /proc/self/fd/2; stty size 2>/dev/null";
 
 fn change(spec: &mut Spec, oci_runtime: bool, sealed: bool) {
     let mut process = spec.process().clone().unwrap();
     process.set_no_new_privileges(Some(sealed));
+    process.set_oom_score_adj(Some(300));
     let limit = |kind, soft, hard| PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().unwrap();
     process.set_rlimits(Some(vec![
         limit(PosixRlimitType::RlimitNofile, 90_u64, 100_u64),
@@ -56,6 +57,10 @@ async fn a_process_of_the_shim_is_what_the_oci_runtime_would_have_made() {
             wanted.change = Box::new(move |spec| change(spec, oci_runtime, sealed));
             place.start(id, wanted).await;
             assert_eq!(leads_its_session(&place, id).await, !oci_runtime, "{id}");
+            if !oci_runtime {
+                // The OCI runtime leaves it at what the daemon has.
+                assert_eq!(place.exec(id, &["cat", "/proc/self/oom_score_adj"]).await, (0, "300\n".to_owned()));
+            }
         }
         let size = Some(TerminalSize { columns: 90, rows: 20 });
         let requests = [
