@@ -131,6 +131,53 @@ fn pipeline(pipeline: &Compose<'_>) -> Result<()> {
     Ok(())
 }
 
+/// `watch` copies what changes into the container, and builds anew where it is told to.
+fn watch_follows(program: &Path) -> Result<()> {
+    let nuee = with_images()?;
+    // The project has its directory's name, under which a client holds a lock for the whole machine.
+    let name = program.file_name().context("a program without a name")?.to_string_lossy();
+    let directory = nuee.files().join(format!("watched-by-{name}"));
+    std::fs::create_dir_all(directory.join("pages"))?;
+    std::fs::write(directory.join("pages/index.html"), "first\n")?;
+    std::fs::write(directory.join("made"), "built\n")?;
+    std::fs::write(directory.join("Dockerfile"), "FROM busybox:test\nCOPY made /made\nCOPY pages /pages\n")?;
+    let compose_file = "services:\n  web:\n    build: .\n    command: [httpd, -f, -p, '80', -h, /pages]\n    stop_grace_period: 0s\n    \
+                        develop:\n      watch:\n        - {action: sync, path: ./pages, target: /pages}\n        - {action: rebuild, path: ./made}\n";
+    std::fs::write(directory.join("compose.yaml"), compose_file)?;
+    let project = Compose { nuee: &nuee, program, directory };
+    project.run(&["up", "-d", "--build"])?;
+    let log = std::fs::File::create(nuee.files().join("watch.log"))?;
+    let mut watch = project.command(&["watch", "--no-up"]).stdout(log.try_clone()?).stderr(log).spawn()?;
+    let said = || std::fs::read_to_string(nuee.files().join("watch.log")).unwrap_or_default();
+    let inside = |path: &str| project.command(&["exec", "-T", "web", "cat", path]).output().map(|output| output.stdout);
+    let done = (|| {
+        nuee.eventually("the watch has begun", || Ok(said().to_lowercase().contains("watch enabled")))?;
+        std::fs::write(project.directory.join("pages/index.html"), "second\n")?;
+        nuee.eventually("the page is copied", || Ok(inside("/pages/index.html")? == b"second\n"))?;
+        std::fs::write(project.directory.join("made"), "built anew\n")?;
+        nuee.eventually("the image is built anew", || Ok(inside("/made")? == b"built anew\n"))
+    })();
+    // Its own interrupt, as a terminal sends it; the wait ends with it.
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(watch.id())?),
+        nix::sys::signal::Signal::SIGINT,
+    );
+    watch.wait()?;
+    done.with_context(said)?;
+    project.run(&["down", "--volumes"])?;
+    nuee.finish()
+}
+
+#[test]
+fn compose_2_watches() -> Result<()> {
+    watch_follows(&from_pypi("docker-compose-2")?)
+}
+
+#[test]
+fn compose_5_watches() -> Result<()> {
+    watch_follows(&from_pypi("docker-compose-5")?)
+}
+
 #[test]
 fn compose_1_runs_three_projects() -> Result<()> {
     projects_run(Path::new("docker-compose"))
