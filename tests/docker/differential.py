@@ -39,6 +39,8 @@ RULES = [(re.compile(pattern), into) for pattern, into in [
     (r"\bsha256:[0-9a-f]{12,64}\b", "sha256:<id>"),
     (r"\b[0-9a-f]{64}\b", "<id>"),
     (r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{12}\b", "<id>"),
+    # An id may have digits alone; what a build says is one for sure.
+    (r"(--->|built|in|container) [0-9a-f]{12}$", r"\1 <id>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|[+-]\d\d:?\d\d)( UTC)?)?", "<time>"),
     (r"(?i)\b(about )?(an? |less than an? |\d+ )(second|minute|hour|day|week|month|year)s?( ago)?\b", "<ago>"),
     (r"\b\d+(\.\d+)? ?[kMGT]?i?B\b", "<size>"),

@@ -131,6 +131,59 @@ fn pipeline(pipeline: &Compose<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Who depends on the health or the end of another waits for it; profiles start when they are asked for; configs are files. Compose 1
+/// knows configs of swarms alone.
+fn order_profiles_and_configs(program: &Path, configs: bool) -> Result<()> {
+    let nuee = with_images()?;
+    let directory = nuee.files().join("ordered");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("motto"), "out of a config\n")?;
+    let (uses, defines) = match configs {
+        true => ("\n    configs: [{source: motto, target: /motto}]", "configs:\n  motto: {file: ./motto}\n"),
+        false => ("\n    volumes: ['./motto:/motto:ro']", ""),
+    };
+    let compose_file = format!(
+        "services:\n  base:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: [sh, -c, 'sleep 1; touch /ready; sleep 600']\n    \
+         healthcheck: {{test: [CMD, test, -e, /ready], interval: 1s, retries: 60}}\n  once:\n    image: busybox:test\n    command: [sh, -c, 'exit 0']\n  \
+         asks:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: [sh, -c, 'cat /motto; sleep 600']{uses}\n    depends_on:\n      \
+         base: {{condition: service_healthy}}\n      once: {{condition: service_completed_successfully}}\n  extra:\n    image: busybox:test\n    \
+         stop_grace_period: 0s\n    command: [sleep, '600']\n    profiles: [tools]\n{defines}"
+    );
+    std::fs::write(directory.join("compose.yaml"), compose_file)?;
+    let project = Compose { nuee: &nuee, program, directory };
+    project.run(&["up", "-d"])?;
+    let id = |service: &str| Ok::<_, anyhow::Error>(project.run(&["ps", "-aq", service])?.text().to_owned());
+    let inspect = |service: &str, what: &str| {
+        Ok::<_, anyhow::Error>(nuee.docker(&["inspect", "-f", what, &id(service)?])?.success()?.text().to_owned())
+    };
+    assert_eq!(inspect("base", "{{.State.Health.Status}}")?, "healthy");
+    assert_eq!(inspect("once", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 0");
+    assert!(inspect("asks", "{{.State.StartedAt}}")? > inspect("once", "{{.State.FinishedAt}}")?);
+    project.logs_say("asks", "out of a config")?;
+    let running = || Ok::<_, anyhow::Error>(nuee.docker(&["ps", "-q"])?.success()?.text().lines().count());
+    assert_eq!(running()?, 2, "nobody asked for the profile");
+    project.run(&["--profile", "tools", "up", "-d"])?;
+    assert_eq!(running()?, 3);
+    project.run(&["--profile", "tools", "down"])?;
+    assert_eq!(nuee.docker(&["ps", "-aq"])?.success()?.text(), "");
+    nuee.finish()
+}
+
+#[test]
+fn compose_1_waits_for_health_and_knows_profiles() -> Result<()> {
+    order_profiles_and_configs(Path::new("docker-compose"), false)
+}
+
+#[test]
+fn compose_2_waits_for_health_and_knows_profiles_and_configs() -> Result<()> {
+    order_profiles_and_configs(&from_pypi("docker-compose-2")?, true)
+}
+
+#[test]
+fn compose_5_waits_for_health_and_knows_profiles_and_configs() -> Result<()> {
+    order_profiles_and_configs(&from_pypi("docker-compose-5")?, true)
+}
+
 /// `watch` copies what changes into the container, and builds anew where it is told to.
 fn watch_follows(program: &Path) -> Result<()> {
     let nuee = with_images()?;

@@ -167,6 +167,32 @@ async fn stages_arguments_and_copies_work() {
     }
 }
 
+/// Lets nobody go on before two have come.
+struct Together(tokio::sync::Barrier);
+
+#[async_trait]
+impl StepRunner for Together {
+    async fn run(&self, _: RunStep, _: mpsc::Sender<StepOutput>) -> Result<i32, String> {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+        tokio::time::timeout(PATIENCE, self.0.wait()).await.map_err(|_| "one ran alone".to_owned())?;
+        Ok(0)
+    }
+}
+
+#[tokio::test]
+async fn stages_that_do_not_need_each_other_run_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    load(&store, &[busybox_layer()], "base:1").await.unwrap();
+    let dockerfile = "FROM base:1 AS a\nRUN first\nFROM base:1 AS b\nRUN second\nFROM base:1\nCOPY --from=a /bin/busybox /a\n\
+        COPY --from=b /bin/busybox /b\n";
+    let context = std::io::Cursor::new(tar_of(&[Item::File("Dockerfile", dockerfile.as_bytes(), 0o644)]));
+    let (sender, mut receiver) = mpsc::channel(16);
+    tokio::spawn(async move { while receiver.recv().await.is_some() {} });
+    let runner = Arc::new(Together(tokio::sync::Barrier::new(2)));
+    build(&store, context, tagged("both:1"), runner, sender).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+}
+
 /// The only layer of an image over that many others, as an archive.
 fn last_layer(store: &ImageStore, name: &str, below: usize) -> String {
     let layers = store.get(name).unwrap().layers;
@@ -242,7 +268,7 @@ async fn errors_name_line_and_cause_and_leave_nothing_mounted() {
             "FROM base:1\nCOPY ../../etc/passwd /\n",
             "COPY failed: forbidden path outside the build context: ../../etc/passwd ()",
         ),
-        ("RUN x\n", "dockerfile parse error on line 1: no build stage in current context"),
+        ("RUN x\n", "no build stage in current context"),
         ("FROM base:1\nCOPY Dockerfile Dockerfile b\n", "destination must be a directory and end with a /"),
         ("FROM base:1\nSTOPSIGNAL what\n", "dockerfile parse error on line 2: invalid signal: what"),
         ("FROM base:1\nCOPY --from=3 a b\n", "invalid from flag value 3"),
