@@ -25,11 +25,22 @@ LINE_SECONDS = 120
 API_VERSION = "1.41"
 SEEDS = ["busybox:latest", "alpine:latest", "hello-world:latest"]
 
+# `docker build --squash` is offered with experimental features alone, by both.
+EXPERIMENTAL = "dockerExperimental: true\n"
+
+
+class Experimental(peers.Dockerd):
+    def start(self):
+        super().start("--experimental")
+
+
 RULES = [(re.compile(pattern), into) for pattern, into in [
     (r"\x1b\[[0-9;?]*[A-Za-z]|\r", ""),
     (r"\bsha256:[0-9a-f]{12,64}\b", "sha256:<id>"),
     (r"\b[0-9a-f]{64}\b", "<id>"),
     (r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{12}\b", "<id>"),
+    # An id may have digits alone; what a build says is one for sure.
+    (r"(--->|built|in|container) [0-9a-f]{12}$", r"\1 <id>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|[+-]\d\d:?\d\d)( UTC)?)?", "<time>"),
     (r"(?i)\b(about )?(an? |less than an? |\d+ )(second|minute|hour|day|week|month|year)s?( ago)?\b", "<ago>"),
     (r"\b\d+(\.\d+)? ?[kMGT]?i?B\b", "<size>"),
@@ -158,14 +169,14 @@ def main():
     options = parser.parse_args()
     recorded = read() if RECORD.exists() else {}
     if options.record:
-        with peers.Dockerd(options.keep) as dockerd:
+        with Experimental(options.keep) as dockerd:
             recorded.update(run(dockerd, options.sections))
         order = [f"[{name}] {key}" for name, lines in sections().items() for line, key in keyed(lines)]
         recorded = {key: recorded[key] for key in order if key in recorded}
         write(recorded)
         if options.only == "dockerd":
             return
-    with peers.Nuee(options.nuee, options.keep) as nuee:
+    with peers.Nuee(options.nuee, options.keep, EXPERIMENTAL) as nuee:
         answers = run(nuee, options.sections)
     known, bad, used = allowed(), 0, set()
     for key, answer in answers.items():

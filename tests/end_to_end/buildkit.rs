@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testkit::{Nuee, Output};
 
 use crate::with_images;
@@ -103,18 +103,27 @@ fn errors_of_a_buildkit_build_reach_the_user() -> Result<()> {
     nuee.finish()
 }
 
+/// Debian 12's docker client, in the project's directory and with BuildKit, which it has built in; `None` where it is not.
+fn old_client(nuee: &Nuee) -> Option<Command> {
+    let docker = Path::new("/usr/bin/docker");
+    let mut version = Command::new(docker);
+    version.arg("--version");
+    if !Output::of(version).is_ok_and(|output| output.stdout.contains("20.10.")) {
+        eprintln!("not run: Debian 12's docker client is not at {}", docker.display());
+        return None;
+    }
+    let mut command = nuee.space().command("env");
+    command.arg(format!("--chdir={}", nuee.files().join("project").display())).arg(docker);
+    command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display()));
+    command.env("DOCKER_CONFIG", nuee.files().join("docker-config")).env("DOCKER_BUILDKIT", "1");
+    Some(command)
+}
+
 /// Debian's client has BuildKit built in, and takes its own way to it: `POST /build?version=2`.
 #[test]
 fn a_build_over_a_session_without_the_clients_own_grpc_works() -> Result<()> {
     let nuee = with_images()?;
-    let docker = Path::new("/usr/bin/docker");
-    let version = Output::of({
-        let mut command = Command::new(docker);
-        command.arg("--version");
-        command
-    });
-    if !version.is_ok_and(|output| output.stdout.contains("20.10.")) {
-        eprintln!("not run: Debian 12's docker client is not at {}", docker.display());
+    if old_client(&nuee).is_none() {
         return nuee.finish();
     }
     let directory = nuee.files().join("project");
@@ -124,10 +133,7 @@ fn a_build_over_a_session_without_the_clients_own_grpc_works() -> Result<()> {
         FROM busybox:test\nCOPY --from=a /x /x\nCMD [\"cat\", \"/x\"]\n";
     std::fs::write(directory.join("Dockerfile"), dockerfile)?;
     let build = |more: &[&str]| -> Result<Output> {
-        let mut command = nuee.space().command("env");
-        command.arg(format!("--chdir={}", directory.display())).arg(docker);
-        command.env("DOCKER_HOST", format!("unix://{}", nuee.data().join("docker.sock").display()));
-        command.env("DOCKER_CONFIG", nuee.files().join("docker-config")).env("DOCKER_BUILDKIT", "1");
+        let mut command = old_client(&nuee).context("Debian's client is there")?;
         command.args(["build", "--progress", "plain", "--secret", "id=t,src=token"]).args(more).arg(".");
         Output::of(command)
     };
@@ -146,5 +152,46 @@ fn a_build_over_a_session_without_the_clients_own_grpc_works() -> Result<()> {
     })?;
     assert!(list.success()?.stdout.lines().any(|line| line.trim_start_matches("./") == "x"));
     build(&["--target", "nowhere"])?.failure(1, "failed to reach build target nowhere")?;
+    nuee.finish()
+}
+
+#[test]
+fn contexts_come_from_urls_of_archives_and_of_dockerfiles() -> Result<()> {
+    let nuee = with_images()?;
+    let site = nuee.files().join("site");
+    std::fs::create_dir_all(&site)?;
+    std::fs::write(site.join("Dockerfile"), "FROM busybox:test\nRUN echo alone > /how\n")?;
+    std::fs::write(site.join("Other"), "FROM busybox:test\nCOPY how /how\n")?;
+    std::fs::write(site.join("how"), "from an archive\n")?;
+    let directory = site.display().to_string();
+    nuee.run("tar", &["-C", &directory, "-cJf", &format!("{directory}/context.tar.xz"), "Other", "how"])?.success()?;
+    let volume = format!("{directory}:/site");
+    let serve =
+        ["run", "-d", "--name", "site", "-v", &volume, "busybox:test", "httpd", "-f", "-p", "80", "-h", "/site"];
+    nuee.docker(&serve)?.success()?;
+    let address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let address = nuee.docker(&["inspect", "-f", address, "site"])?.success()?.text().to_owned();
+    let how =
+        |image: &str| Ok::<_, anyhow::Error>(nuee.docker(&["run", "--rm", image, "cat", "/how"])?.success()?.stdout);
+
+    let compose = format!(
+        "services:\n  alone:\n    image: alone:1\n    build: http://{address}/Dockerfile\n  part:\n    image: part:1\n    \
+         build:\n      context: .\n      additional_contexts:\n        fetched: http://{address}/context.tar.xz\n"
+    );
+    let dockerfile = "FROM busybox:test\nCOPY --from=fetched how /how\n";
+    let files = [("compose.yaml", compose.as_str()), ("Dockerfile", dockerfile)];
+    build(&nuee, &files, &[])?.success()?;
+    for (image, wanted) in [("alone:1", "alone\n"), ("part:1", "from an archive\n")] {
+        assert_eq!(how(image)?, wanted, "{image}");
+    }
+    if let Some(mut old) = old_client(&nuee) {
+        let url = format!("http://{address}/context.tar.xz");
+        old.args(["build", "--tag", "whole:1", "--file", "Other", &url]);
+        Output::of(old)?.success()?;
+        assert_eq!(how("whole:1")?, "from an archive\n");
+    }
+    let absent = format!("services:\n  app:\n    image: app:1\n    build: http://{address}/absent\n");
+    let output = build(&nuee, &[("compose.yaml", absent.as_str())], &[])?;
+    assert!(output.status != 0 && said(&output).contains("404"), "{}", said(&output));
     nuee.finish()
 }

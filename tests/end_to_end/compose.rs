@@ -131,6 +131,106 @@ fn pipeline(pipeline: &Compose<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Who depends on the health or the end of another waits for it; profiles start when they are asked for; configs are files. Compose 1
+/// knows configs of swarms alone.
+fn order_profiles_and_configs(program: &Path, configs: bool) -> Result<()> {
+    let nuee = with_images()?;
+    let directory = nuee.files().join("ordered");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("motto"), "out of a config\n")?;
+    let (uses, defines) = match configs {
+        true => ("\n    configs: [{source: motto, target: /motto}]", "configs:\n  motto: {file: ./motto}\n"),
+        false => ("\n    volumes: ['./motto:/motto:ro']", ""),
+    };
+    let compose_file = format!(
+        "services:\n  base:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: [sh, -c, 'sleep 1; touch /ready; sleep 600']\n    \
+         healthcheck: {{test: [CMD, test, -e, /ready], interval: 1s, retries: 60}}\n  once:\n    image: busybox:test\n    command: [sh, -c, 'exit 0']\n  \
+         asks:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: [sh, -c, 'cat /motto; sleep 600']{uses}\n    depends_on:\n      \
+         base: {{condition: service_healthy}}\n      once: {{condition: service_completed_successfully}}\n  extra:\n    image: busybox:test\n    \
+         stop_grace_period: 0s\n    command: [sleep, '600']\n    profiles: [tools]\n{defines}"
+    );
+    std::fs::write(directory.join("compose.yaml"), compose_file)?;
+    let project = Compose { nuee: &nuee, program, directory };
+    project.run(&["up", "-d"])?;
+    let id = |service: &str| Ok::<_, anyhow::Error>(project.run(&["ps", "-aq", service])?.text().to_owned());
+    let inspect = |service: &str, what: &str| {
+        Ok::<_, anyhow::Error>(nuee.docker(&["inspect", "-f", what, &id(service)?])?.success()?.text().to_owned())
+    };
+    assert_eq!(inspect("base", "{{.State.Health.Status}}")?, "healthy");
+    assert_eq!(inspect("once", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 0");
+    assert!(inspect("asks", "{{.State.StartedAt}}")? > inspect("once", "{{.State.FinishedAt}}")?);
+    project.logs_say("asks", "out of a config")?;
+    let running = || Ok::<_, anyhow::Error>(nuee.docker(&["ps", "-q"])?.success()?.text().lines().count());
+    assert_eq!(running()?, 2, "nobody asked for the profile");
+    project.run(&["--profile", "tools", "up", "-d"])?;
+    assert_eq!(running()?, 3);
+    project.run(&["--profile", "tools", "down"])?;
+    assert_eq!(nuee.docker(&["ps", "-aq"])?.success()?.text(), "");
+    nuee.finish()
+}
+
+#[test]
+fn compose_1_waits_for_health_and_knows_profiles() -> Result<()> {
+    order_profiles_and_configs(Path::new("docker-compose"), false)
+}
+
+#[test]
+fn compose_2_waits_for_health_and_knows_profiles_and_configs() -> Result<()> {
+    order_profiles_and_configs(&from_pypi("docker-compose-2")?, true)
+}
+
+#[test]
+fn compose_5_waits_for_health_and_knows_profiles_and_configs() -> Result<()> {
+    order_profiles_and_configs(&from_pypi("docker-compose-5")?, true)
+}
+
+/// `watch` copies what changes into the container, and builds anew where it is told to.
+fn watch_follows(program: &Path) -> Result<()> {
+    let nuee = with_images()?;
+    // The project has its directory's name, under which a client holds a lock for the whole machine.
+    let name = program.file_name().context("a program without a name")?.to_string_lossy();
+    let directory = nuee.files().join(format!("watched-by-{name}"));
+    std::fs::create_dir_all(directory.join("pages"))?;
+    std::fs::write(directory.join("pages/index.html"), "first\n")?;
+    std::fs::write(directory.join("made"), "built\n")?;
+    std::fs::write(directory.join("Dockerfile"), "FROM busybox:test\nCOPY made /made\nCOPY pages /pages\n")?;
+    let compose_file = "services:\n  web:\n    build: .\n    command: [httpd, -f, -p, '80', -h, /pages]\n    stop_grace_period: 0s\n    \
+                        develop:\n      watch:\n        - {action: sync, path: ./pages, target: /pages}\n        - {action: rebuild, path: ./made}\n";
+    std::fs::write(directory.join("compose.yaml"), compose_file)?;
+    let project = Compose { nuee: &nuee, program, directory };
+    project.run(&["up", "-d", "--build"])?;
+    let log = std::fs::File::create(nuee.files().join("watch.log"))?;
+    let mut watch = project.command(&["watch", "--no-up"]).stdout(log.try_clone()?).stderr(log).spawn()?;
+    let said = || std::fs::read_to_string(nuee.files().join("watch.log")).unwrap_or_default();
+    let inside = |path: &str| project.command(&["exec", "-T", "web", "cat", path]).output().map(|output| output.stdout);
+    let done = (|| {
+        nuee.eventually("the watch has begun", || Ok(said().to_lowercase().contains("watch enabled")))?;
+        std::fs::write(project.directory.join("pages/index.html"), "second\n")?;
+        nuee.eventually("the page is copied", || Ok(inside("/pages/index.html")? == b"second\n"))?;
+        std::fs::write(project.directory.join("made"), "built anew\n")?;
+        nuee.eventually("the image is built anew", || Ok(inside("/made")? == b"built anew\n"))
+    })();
+    // Its own interrupt, as a terminal sends it; the wait ends with it.
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(watch.id())?),
+        nix::sys::signal::Signal::SIGINT,
+    );
+    watch.wait()?;
+    done.with_context(said)?;
+    project.run(&["down", "--volumes"])?;
+    nuee.finish()
+}
+
+#[test]
+fn compose_2_watches() -> Result<()> {
+    watch_follows(&from_pypi("docker-compose-2")?)
+}
+
+#[test]
+fn compose_5_watches() -> Result<()> {
+    watch_follows(&from_pypi("docker-compose-5")?)
+}
+
 #[test]
 fn compose_1_runs_three_projects() -> Result<()> {
     projects_run(Path::new("docker-compose"))

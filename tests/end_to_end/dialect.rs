@@ -350,3 +350,44 @@ fn a_build_takes_its_context_from_a_url() -> Result<()> {
     nuee.docker(&["rm", "-f", "site"])?.success()?;
     nuee.finish()
 }
+
+#[test]
+fn images_and_parts_of_volumes_are_mounted_and_lead_nowhere_else() -> Result<()> {
+    let nuee = with_images()?;
+    let run =
+        |mount: &str, script: &str| nuee.docker(&["run", "--rm", "--mount", mount, "busybox:test", "sh", "-c", script]);
+    let image = "type=image,source=busybox:test,target=/img";
+    assert_eq!(
+        run(image, "ls /img/bin/busybox; touch /img/x 2>&1 | grep -c Read-only")?.success()?.text(),
+        "/img/bin/busybox\n1"
+    );
+    assert_eq!(run(&format!("{image},image-subpath=bin"), "ls /img/busybox")?.success()?.text(), "/img/busybox");
+    run("type=image,source=nosuch:x,target=/img", "true")?.failure(125, "nosuch:x")?;
+
+    let fill = "mkdir -p /v/inner && echo here > /v/inner/file && ln -s / /v/out && ln -s ../../../etc /v/inner/up";
+    nuee.docker(&["run", "--rm", "-v", "parts:/v", "busybox:test", "sh", "-c", fill])?.success()?;
+    let part = |sub: &str| format!("type=volume,source=parts,target=/v,volume-subpath={sub}");
+    assert_eq!(run(&part("inner"), "cat /v/file")?.success()?.text(), "here");
+    // Links of the volume stay within it: its root is the end of all ways up.
+    assert_eq!(run(&part("out"), "ls /v")?.success()?.text(), "inner\nout");
+    for bad in ["nosuch", "inner/up"] {
+        run(&part(bad), "true")?.failure(125, "No such file or directory")?;
+    }
+    run(&part("../parts"), "true")?.failure(125, "subpath must be a relative path within the volume")?;
+
+    let (image, part) = (image.to_owned(), part("inner"));
+    let both = ["run", "-d", "--name", "both", "--mount", &image, "--mount", &part, "busybox:test", "sleep", "600"];
+    nuee.docker(&both)?.success()?;
+    for _ in 0..2 {
+        assert_eq!(
+            nuee.docker(&["exec", "both", "sh", "-c", "cat /v/file; ls /img/bin/busybox"])?.success()?.text(),
+            "here\n/img/bin/busybox"
+        );
+        nuee.docker(&["restart", "-t", "0", "both"])?.success()?;
+    }
+    let directory = nuee.data().join("containers").display().to_string();
+    nuee.docker(&["rm", "-f", "both"])?.success()?;
+    let left = nuee.run("grep", &["-c", &directory, "/proc/self/mounts"])?;
+    assert_eq!(left.text(), "0");
+    nuee.finish()
+}

@@ -2,6 +2,8 @@
 //! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
 //! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -182,7 +184,8 @@ fn pack(mut pieces: Pieces, fill: impl FnOnce(&mut tar::Builder<&mut Pieces>) ->
     }
 }
 
-/// Reads a path as an archive whose entries begin with the path's own name.
+/// Reads a path as an archive whose entries begin with the path's own name: with `.` if it ends in that, and with a slash for
+/// the root, as clients expect that put another name there.
 pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStream)> {
     let (pieces, stream) = Pieces::new();
     let (sender, receiver) = oneshot::channel();
@@ -192,8 +195,16 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
         let described = found.is_ok();
         let _ = sender.send(found);
         if let (true, Some(name)) = (described, plain) {
-            let name = if name == "/" { ".".to_owned() } else { name };
-            pack(pieces, |archive| append(archive, &absolute(&path), Path::new(&name)));
+            let full = absolute(&path);
+            pack(pieces, |archive| {
+                if name == "/" {
+                    names::append_below(archive, &full, b"/")
+                } else if path.ends_with("/.") {
+                    names::append_below(archive, &full, b"./")
+                } else {
+                    append(archive, &full, Path::new(&name))
+                }
+            });
         }
         Ok(())
     });
@@ -518,6 +529,16 @@ mod tests {
         let (described, stream) = read(view(world.path()), "/d".into()).await.unwrap();
         assert_eq!(described.name, "d");
         assert_eq!(names(&bytes(stream).await), ["d", "d/file"]);
+        let (_, stream) = read(view(world.path()), "/d/.".into()).await.unwrap();
+        assert_eq!(names(&bytes(stream).await), ["./", "./file"]);
+        let long = format!("/d/{}", "long".repeat(40));
+        std::fs::write(world.path().join(format!("root{long}")), "far").unwrap();
+        std::os::unix::fs::symlink("file", world.path().join("root/d/link")).unwrap();
+        let (_, stream) = read(view(world.path()), "/".into()).await.unwrap();
+        let whole = names(&bytes(stream).await);
+        for there in ["/", "/d/", "/d/file", "/d/link", &long] {
+            assert!(whole.iter().any(|name| name == there), "{there}: {whole:?}");
+        }
         assert!(matches!(read(view(world.path()), "/none".into()).await, Err(Error::NotFound(_))));
         assert!(write(view(world.path()), "/d/file".into(), archive_of("x", "")).await.is_err());
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::Agent;
 use crate::container::{mounts, start};
-use crate::context::{Context, is_path_safe};
+use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
 use crate::files::{self, Resolver};
 use crate::hands;
@@ -95,9 +95,11 @@ fn mount_points(id: &str, mounts: &[StepMount]) -> Result<Vec<MountPoint>> {
     for (number, mount) in mounts.iter().enumerate() {
         let place = match &mount.kind {
             StepMountKind::Bind { source } => Place::Bind { source: source.clone(), propagation: String::new() },
-            StepMountKind::Tmpfs { size_bytes } => {
-                Place::Tmpfs { size_bytes: i64::try_from(*size_bytes).unwrap_or(i64::MAX), mode: 0o1777 }
-            }
+            StepMountKind::Tmpfs { size_bytes } => Place::Tmpfs {
+                size_bytes: i64::try_from(*size_bytes).unwrap_or(i64::MAX),
+                mode: 0o1777,
+                options: Vec::new(),
+            },
             StepMountKind::Secret { data, mode, uid, gid } => {
                 let directory = secrets_directory(id);
                 let path = directory.join(number.to_string());
@@ -129,6 +131,7 @@ fn bounds(step: &RunStep) -> Bounds {
         cpu_quota_us: step.bounds.cpu_quota_us,
         cpu_period_us: signed(step.bounds.cpu_period_us),
         cpuset: step.bounds.cpuset_cpus.clone(),
+        memory_nodes: step.bounds.cpuset_mems.clone(),
         ..Bounds::default()
     }
 }
@@ -136,26 +139,8 @@ fn bounds(step: &RunStep) -> Bounds {
 async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<StepOutput>) -> Result<i32> {
     let directory = context.container_dir(&step.id);
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
-    let mut entries: Vec<_> = step.extra_hosts.iter().filter_map(|h| files::extra_host(h, "")).collect();
     let hostname: String = step.id.chars().take(HOSTNAME_LENGTH).collect();
-    let network = match step.network.as_str() {
-        "none" => Namespace::Private,
-        "host" => Namespace::Host,
-        _ => {
-            let namespace = context.fabric.create_namespace(&step.id).await?;
-            let request = AttachRequest {
-                owner: step.id.clone(),
-                namespace: namespace.clone(),
-                network: network::DEFAULT_NETWORK.to_owned(),
-                ..AttachRequest::default()
-            };
-            let place = context.fabric.attach(request).await?;
-            entries.push((place.address.to_string(), vec![hostname.clone()]));
-            Namespace::Path(namespace)
-        }
-    };
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let resolver = Resolver::of_host(&host, network == Namespace::Host);
+    let (network, mut mounts) = connect(context, step, &directory, &hostname).await?;
     let (rootfs, user, workdir) = (step.rootfs.clone(), step.user.clone(), step.working_directory.clone());
     let found = tokio::task::spawn_blocking(move || {
         make_working_directory(&rootfs, &workdir)?;
@@ -167,10 +152,6 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<StepOu
     if !environment.iter().any(|v| v.starts_with("HOME=")) {
         environment.push(format!("HOME={}", found.home));
     }
-    let mut mounts = vec![
-        mounts::own_file(&directory, "hosts", "/etc/hosts", &files::hosts(&entries))?,
-        mounts::own_file(&directory, "resolv.conf", "/etc/resolv.conf", &resolver.text())?,
-    ];
     mounts.extend(mount_points(&step.id, &step.mounts)?);
     let launch = Launch {
         command: step.command.clone(),
@@ -209,6 +190,80 @@ async fn run(context: &Arc<Context>, step: &RunStep, output: mpsc::Sender<StepOu
         let _ = output.send(StepOutput { error, data: piece.data }).await;
     }
     Ok(context.runtime.wait(&step.id).await?.code)
+}
+
+/// Puts a step on its network; gives that with the files below /etc that go with it.
+async fn connect(
+    context: &Context,
+    step: &RunStep,
+    directory: &Path,
+    hostname: &str,
+) -> Result<(Namespace, Vec<MountPoint>)> {
+    let mut entries: Vec<_> = step.extra_hosts.iter().filter_map(|h| files::extra_host(h, "")).collect();
+    let (mut name_server, mut shared_files) = (None, None);
+    let network = match step.network.as_str() {
+        "none" => Namespace::Private,
+        "host" => Namespace::Host,
+        other => match other.split_once(':') {
+            Some(("container", id)) => {
+                // Names and name servers belong to the network.
+                shared_files = start::shared_files(context, other);
+                Namespace::Path(neighbour(context, id).await?)
+            }
+            Some(("network", key)) => {
+                let (place, namespace) = attach(context, &step.id, Some(key)).await?;
+                name_server = Some(place.gateway);
+                entries.push((place.address.to_string(), vec![hostname.to_owned()]));
+                Namespace::Path(namespace)
+            }
+            Some((_, why)) => return Err(Error::Invalid(why.to_owned())),
+            None => {
+                let (place, namespace) = attach(context, &step.id, None).await?;
+                entries.push((place.address.to_string(), vec![hostname.to_owned()]));
+                Namespace::Path(namespace)
+            }
+        },
+    };
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let mut resolver = Resolver::of_host(&host, network == Namespace::Host);
+    if let Some(server) = name_server {
+        resolver.servers = vec![server.to_string()];
+    }
+    let mounts = match shared_files {
+        Some(other) => ["hosts", "resolv.conf"].map(|name| mounts::file(&other.join(name), &format!("/etc/{name}"))),
+        None => [
+            mounts::own_file(directory, "hosts", "/etc/hosts", &files::hosts(&entries))?,
+            mounts::own_file(directory, "resolv.conf", "/etc/resolv.conf", &resolver.text())?,
+        ],
+    };
+    Ok((network, mounts.to_vec()))
+}
+
+/// Puts a step on a network of users, or on the default one.
+async fn attach(context: &Context, id: &str, key: Option<&str>) -> Result<(network::Attachment, PathBuf)> {
+    let namespace = context.fabric.create_namespace(id).await?;
+    let request = |network: &str| AttachRequest {
+        owner: id.to_owned(),
+        namespace: namespace.clone(),
+        network: network.to_owned(),
+        ..AttachRequest::default()
+    };
+    let Some(key) = key else {
+        let place = context.fabric.attach(request(network::DEFAULT_NETWORK)).await?;
+        return Ok((place, namespace));
+    };
+    let (project, name) = key.split_once('/').ok_or_else(|| Error::Invalid(format!("{key:?} is no network")))?;
+    let key = Key { namespace: project.to_owned(), name: name.to_owned() };
+    let network = context.networks.ensure(&context.client, &context.directory, &key).await?;
+    let place = context.networks.attach(&network, request(&network.id), false).await?;
+    Ok((place, namespace))
+}
+
+/// The network of a container that runs; whoever asks has seen that it is his own.
+async fn neighbour(context: &Context, id: &str) -> Result<PathBuf> {
+    let state = context.runtime.state(id).await.ok().filter(|state| state.pid > 0 && state.exit.is_none());
+    let stopped = || Error::Invalid(format!("cannot join network of a non running container: {id}"));
+    Ok(PathBuf::from(format!("/proc/{}/ns/net", state.ok_or_else(stopped)?.pid)))
 }
 
 /// Makes the working directory as Docker does for WORKDIR, without following links out of the root.

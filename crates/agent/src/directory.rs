@@ -1,7 +1,7 @@
 //! The names that DNS knows: services, pods, and containers on user networks. One snapshot goes to the name server at
 //! each change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ struct State {
     networks: BTreeMap<String, Members>,
     /// By network: names of virtual addresses.
     virtual_names: VirtualNames,
+    /// By owner: name servers that it chose for names that are not ours.
+    chosen: BTreeMap<String, Vec<IpAddr>>,
     /// By network: workloads on other machines.
     elsewhere: MembersElsewhere,
 }
@@ -108,10 +110,21 @@ impl Directory {
         });
     }
 
+    /// Has names that are not ours asked for where an owner wants it; none follows the machine. Counts from the owner's next
+    /// [`Directory::join`].
+    pub fn choose(&self, owner: &str, servers: Vec<IpAddr>) {
+        let mut state = self.state.lock();
+        if servers.is_empty() {
+            state.chosen.remove(owner);
+        } else {
+            state.chosen.insert(owner.to_owned(), servers);
+        }
+    }
+
     /// Takes an owner's names off a network, or off all.
     pub fn leave(&self, owner: &str, network: Option<&str>) {
         self.change(|state| {
-            let mut changed = false;
+            let mut changed = network.is_none() && state.chosen.remove(owner).is_some();
             for (id, members) in &mut state.networks {
                 if network.is_none_or(|n| n == id) {
                     changed |= members.members.remove(owner).is_some();
@@ -127,8 +140,19 @@ impl Directory {
         let mut state = self.state.lock();
         if f(&mut state) {
             self.server.set_records(records(&state));
+            self.server.set_chosen(chosen(&state));
         }
     }
+}
+
+/// By address, for those who chose.
+fn chosen(state: &State) -> HashMap<Ipv4Addr, Vec<IpAddr>> {
+    let members = state.networks.values().flat_map(|network| &network.members);
+    let pairs = members.filter_map(|(owner, (addresses, _))| Some((addresses, state.chosen.get(owner)?)));
+    let four = |address: &IpAddr| if let IpAddr::V4(four) = address { Some(*four) } else { None };
+    pairs
+        .flat_map(|(addresses, servers)| addresses.iter().filter_map(four).map(|four| (four, servers.clone())))
+        .collect()
 }
 
 fn records(state: &State) -> Records {

@@ -33,12 +33,21 @@ pub enum Place {
         /// Mount propagation; empty means `rprivate`.
         propagation: String,
     },
+    /// A host path without what is mounted below it.
+    BindAlone {
+        /// Absolute path on the host.
+        source: PathBuf,
+        /// Mount propagation; empty means `rprivate`.
+        propagation: String,
+    },
     /// Memory.
     Tmpfs {
         /// Bound; 0 means none. Units: bytes.
         size_bytes: i64,
         /// Mode bits.
         mode: u32,
+        /// Further options, over the usual ones.
+        options: Vec<String>,
     },
     /// Any file system, as mount(8) takes it.
     FileSystem {
@@ -99,6 +108,8 @@ pub struct Bounds {
     pub block_weight: u16,
     /// Do not kill when memory runs out.
     pub oom_kill_disable: bool,
+    /// How readily memory is swapped out, 0 to 100.
+    pub memory_swappiness: Option<u8>,
     /// Bounds on block devices.
     pub device_rates: Vec<DeviceRate>,
 }
@@ -147,6 +158,7 @@ impl Bounds {
             .set_limit(positive(bounds.memory_bytes))
             .set_reservation(positive(bounds.memory_reservation_bytes))
             .set_swap(positive(bounds.memory_swap_bytes).or((bounds.memory_swap_bytes == -1).then_some(-1)))
+            .set_swappiness(bounds.memory_swappiness.map(u64::from))
             .set_disable_oom_killer(bounds.oom_kill_disable.then_some(true));
         let mut resources = LinuxResources::default();
         resources.set_cpu(Some(cpu)).set_memory(Some(memory)).set_block_io(self.block_io()).set_pids(
@@ -223,6 +235,10 @@ pub struct Launch {
     pub ipc: Namespace,
     /// Without /dev/shm.
     pub without_shm: bool,
+    /// The /dev/shm of whoever the IPC namespace is shared with; `None`: one of its own, or the machine's.
+    pub shared_memory: Option<PathBuf>,
+    /// See the machine's control groups.
+    pub host_cgroups: bool,
     /// UTS namespace.
     pub uts: Namespace,
     /// Capabilities by name, with or without `CAP_`.
@@ -371,8 +387,10 @@ impl Launch {
         // Who shares the IPC namespace shares its memory; message queues belong to the namespace, and are mounted anew.
         let shared_memory = match &self.ipc {
             Namespace::Host => Some(PathBuf::from("/dev/shm")),
-            Namespace::Path(path) => path.parent().and_then(|ns| Some(ns.parent()?.join("root/dev/shm"))),
-            Namespace::Private => None,
+            Namespace::Path(path) if self.shared_memory.is_none() => {
+                path.parent().and_then(|ns| Some(ns.parent()?.join("root/dev/shm")))
+            }
+            Namespace::Path(_) | Namespace::Private => self.shared_memory.clone(),
         };
         if self.without_shm || self.mounts.iter().any(|m| m.target == "/dev/shm") {
             // The user's own, or none.
@@ -392,7 +410,7 @@ impl Launch {
     fn linux(&self, machine: &Machine) -> runtime::Result<Linux> {
         let mut linux = Linux::default();
         let mut namespaces = vec![namespace(LinuxNamespaceType::Mount, None)];
-        if !self.privileged {
+        if !self.privileged && !self.host_cgroups {
             namespaces.push(namespace(LinuxNamespaceType::Cgroup, None));
         }
         for (kind, from) in [
@@ -485,12 +503,21 @@ impl MountPoint {
                 let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
                 mount(&self.target, "bind", &source.to_string_lossy(), &["rbind", propagation, access])
             }
-            Place::Tmpfs { size_bytes, mode } => {
+            Place::BindAlone { source, propagation } => {
+                let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
+                mount(&self.target, "bind", &source.to_string_lossy(), &["bind", propagation, access])
+            }
+            Place::Tmpfs { size_bytes, mode, options: further } => {
                 let (mode, size) = (format!("mode={mode:o}"), format!("size={size_bytes}"));
-                let mut options = vec!["nosuid", "nodev", "noexec", access, mode.as_str()];
+                // One that is allowed takes the place of its refusal.
+                let allowed = |refusal: &&str| !further.iter().any(|word| refusal.strip_prefix("no") == Some(word));
+                let mut options: Vec<&str> = ["nosuid", "nodev", "noexec"].into_iter().filter(allowed).collect();
+                options.extend([access, mode.as_str()]);
                 if *size_bytes > 0 {
                     options.push(&size);
                 }
+                let granted = |word: &str| matches!(word, "suid" | "dev" | "exec");
+                options.extend(further.iter().map(String::as_str).filter(|word| !granted(word)));
                 mount(&self.target, "tmpfs", "tmpfs", &options)
             }
             Place::FileSystem { kind, source, options } => {
@@ -550,6 +577,14 @@ mod tests {
             spec.mounts().as_ref().unwrap().iter().map(|m| m.destination().display().to_string()).collect();
         assert_eq!(targets[6..], ["/a", "/dev/shm", "/a/b/c"]);
         assert_eq!(spec.mounts().as_ref().unwrap()[6].options().as_ref().unwrap()[..], ["rbind", "rprivate", "ro"]);
+    }
+
+    #[test]
+    fn options_of_memory_go_over_the_usual_ones() {
+        let options = vec!["exec".to_owned(), "uid=5".to_owned(), "nosuid".to_owned()];
+        let place = Place::Tmpfs { size_bytes: 0, mode: 0o700, options };
+        let mount = MountPoint { target: "/t".into(), place, read_only: false }.oci();
+        assert_eq!(mount.options().as_ref().unwrap()[..], ["nosuid", "nodev", "rw", "mode=700", "uid=5", "nosuid"]);
     }
 
     #[test]

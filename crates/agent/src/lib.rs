@@ -52,6 +52,7 @@ mod pull_secret;
 mod quantity;
 mod routers;
 mod security;
+mod sub_path;
 mod subnets;
 mod volumes;
 

@@ -220,9 +220,9 @@ pub struct RestartPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Mount {
-    /// `bind`, `volume` or `tmpfs`.
+    /// `bind`, `volume`, `tmpfs` or `image`.
     pub kind: String,
-    /// Host path, or name of a `Volume` object; empty for tmpfs.
+    /// Host path, name of a `Volume` object, or an image; empty for tmpfs.
     pub source: String,
     /// Absolute path in the container.
     pub target: String,
@@ -236,6 +236,15 @@ pub struct Mount {
     pub tmpfs_size_bytes: i64,
     /// For tmpfs: mode bits; 0 means 0o1777.
     pub tmpfs_mode: u32,
+    /// For tmpfs: further options of mount(8), such as `exec` and `uid=5`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs_options: Vec<String>,
+    /// For binds: without what is mounted below the source.
+    #[serde(skip_serializing_if = "is_false")]
+    pub not_recursive: bool,
+    /// For volumes and images: the directory of it that is mounted; empty means all of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sub_path: String,
 }
 
 /// One published port.
@@ -250,6 +259,9 @@ pub struct PortMapping {
     pub host_ip: String,
     /// Port on the host; 0 means any free one (the choice is in the status).
     pub host_port: u16,
+    /// Last port of a range on the host of which any free one is wanted; 0 means no range.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub host_port_end: u16,
 }
 
 /// Another container on the default network that this one reaches by a name, and is told about by its environment.
@@ -322,6 +334,9 @@ pub struct Resources {
     pub pids_limit: i64,
     /// Do not kill on out-of-memory.
     pub oom_kill_disable: bool,
+    /// How readily its memory is swapped out, 0 to 100; `None` leaves it to the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_swappiness: Option<u8>,
     /// Control group above the container's own, as a plain absolute path; empty means that of the daemon.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup_parent: String,
@@ -372,10 +387,14 @@ pub struct Security {
     pub groups: Vec<String>,
     /// Share the host's process namespace (`host`) or another container's (`container:<id>`).
     pub pid_mode: String,
-    /// Share the host's IPC namespace (`host`), or `private`.
+    /// Share the host's IPC namespace (`host`), that of another container (`container:<id>`), or one's own (`shareable`);
+    /// `none` is without shared memory.
     pub ipc_mode: String,
     /// Share the host's UTS namespace (`host`).
     pub uts_mode: String,
+    /// See the machine's control groups (`host`).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroup_mode: String,
     /// Devices: host path, container path, permissions, separated by colons.
     pub devices: Vec<String>,
     /// Masked paths; `None` means the usual ones.
@@ -503,6 +522,10 @@ pub enum State {
 }
 
 /// For `skip_serializing_if`, which passes a reference.
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }

@@ -6,6 +6,7 @@ pub mod container;
 pub mod cron;
 pub mod floating_ip;
 pub mod interface;
+pub mod log_tag;
 pub mod migration;
 pub mod names;
 pub mod network;

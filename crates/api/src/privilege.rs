@@ -56,7 +56,7 @@ pub fn of_container(spec: &ContainerSpec) -> Vec<Privilege> {
         asked.push(Privilege::Privileged);
     }
     // Whatever is none of ours is taken for the worst.
-    let of_host = |kind: &str| !matches!(kind, "tmpfs" | "volume");
+    let of_host = |kind: &str| !matches!(kind, "tmpfs" | "volume" | "image");
     asked.extend(spec.mounts.iter().filter(|m| of_host(&m.kind)).map(|m| Privilege::HostPath(m.source.clone())));
     let host = |mode: &str| mode == "host" || mode.starts_with("host:");
     let modes = [
@@ -64,6 +64,7 @@ pub fn of_container(spec: &ContainerSpec) -> Vec<Privilege> {
         ("process", &security.pid_mode),
         ("IPC", &security.ipc_mode),
         ("UTS", &security.uts_mode),
+        ("cgroup", &security.cgroup_mode),
     ];
     asked.extend(modes.into_iter().filter(|(_, mode)| host(mode)).map(|(kind, _)| Privilege::HostNamespace(kind)));
     if spec.networks.keys().any(|name| name == "host") {
@@ -93,6 +94,9 @@ pub fn of_container(spec: &ContainerSpec) -> Vec<Privilege> {
     }
     if spec.resources.pids_limit < 0 {
         asked.push(Privilege::Kernel("no bound on processes".into()));
+    }
+    if spec.resources.oom_kill_disable {
+        asked.push(Privilege::Kernel("no end when memory runs out".into()));
     }
     if security.oom_score_adj < 0 {
         asked.push(Privilege::Kernel("a negative OOM score".into()));

@@ -26,6 +26,9 @@ const KEEP_GIT_DIR: &str = "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 /// Longest Dockerfile and ignore file.
 const MAX_FILE: u64 = 4 << 20;
 
+/// How a context begins that the client sends when it is asked, as an archive of its own.
+const CLIENTS_OWN: &str = "http://buildkit-session";
+
 /// What a build made.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -61,18 +64,21 @@ pub async fn solve(
     let (mut options, locals) = options(&attributes, buildkit.options.host_network)?;
     let scratch = Scratch::new(&buildkit.options.store).map_err(status)?;
     options.local_urls = buildkit.options.host_network;
-    let git = Git { store: buildkit.options.store.clone(), local_urls: options.local_urls };
-    let main = match attributes.get("context").filter(|context| image::is_repository(context)) {
+    let remote = Remote { store: buildkit.options.store.clone(), local_urls: options.local_urls };
+    let main = match attributes.get("context").filter(|context| is_remote(context)) {
         Some(url) => {
-            let target = scratch.path().join("repository");
-            git.check_out(url, &target, running).await?;
+            let target = scratch.path().join("remote");
+            if remote.fetch(url, &target, running).await? {
+                // There is no other file, whatever name the client gives.
+                "Dockerfile".clone_into(&mut options.dockerfile);
+            }
             Main::Here(target)
         }
         None => Main::Session(attributes.get("contextkey").cloned().unwrap_or_else(|| "context".to_owned())),
     };
     let name = &options.dockerfile;
     let dockerfile = match &main {
-        // It is the repository's, unless the client says that it has its own.
+        // It is what was fetched, unless the client says that it has its own.
         Main::Here(directory) if !attributes.contains_key("dockerfilekey") => read_dockerfile(directory, name).await?,
         _ => load_dockerfile(&session, &attributes, name, scratch.path(), running).await?,
     };
@@ -88,7 +94,7 @@ pub async fn solve(
     }
     let ignore = dockerfile.ignore;
     let inputs =
-        Arc::new(SessionInputs { session: session.clone(), running: running.clone(), locals, main, ignore, git });
+        Arc::new(SessionInputs { session: session.clone(), running: running.clone(), locals, main, ignore, remote });
     let (sender, mut events) = mpsc::channel::<BuildEvent>(EVENT_QUEUE);
     let evaluation = format!("{:032x}", rand::random::<u128>());
     let forward = async {
@@ -207,8 +213,8 @@ type Locals = BTreeMap<String, Place>;
 enum Place {
     /// A directory of the client, by its name.
     Client(String),
-    /// A git repository, by its URL.
-    Repository(String),
+    /// A git repository, an archive or a file, by its URL.
+    Remote(String),
 }
 
 /// Where the files of the main context are.
@@ -219,20 +225,32 @@ enum Main {
     Here(PathBuf),
 }
 
-/// What fetches repositories.
-struct Git {
+/// Whether a context is fetched by us. What the client serves itself has a URL, too.
+fn is_remote(context: &str) -> bool {
+    image::is_repository(context) || image::is_url(context) && !context.starts_with(CLIENTS_OWN)
+}
+
+/// What fetches repositories, archives and files.
+struct Remote {
     store: Arc<ImageStore>,
     local_urls: bool,
 }
 
-impl Git {
-    async fn check_out(&self, url: &str, target: &Path, running: &Running) -> Result<(), Status> {
+impl Remote {
+    /// Says whether it is a Dockerfile alone.
+    async fn fetch(&self, url: &str, target: &Path, running: &Running) -> Result<bool, Status> {
+        if !image::is_repository(url) {
+            let step = running.begin_step("[internal] load remote build context");
+            let done = image::build::unpack_remote(&self.store, url, self.local_urls, target).await.map_err(status);
+            running.end_step(&step, false, done.as_ref().err().map(Status::message));
+            return done;
+        }
         // A step is shown to whoever looks at builds: nobody need see credentials there.
         let shown = image::build::shown_repository(url);
         let step = running.begin_step(&format!("[internal] load git source {shown}"));
         let done = image::build::checkout(&self.store, url, self.local_urls, target).await.map_err(status);
         running.end_step(&step, false, done.as_ref().err().map(Status::message));
-        done
+        done.map(|()| false)
     }
 }
 
@@ -259,7 +277,7 @@ fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(
     if options.platform.contains(',') {
         return Err(Status::new(Code::Unimplemented, "builds for several platforms at once are not supported"));
     }
-    let known = |context: &str| context.is_empty() || context.starts_with("local:") || image::is_repository(context);
+    let known = |context: &str| context.is_empty() || context.starts_with("local:") || is_remote(context);
     if attributes.get("context").is_some_and(|context| !known(context)) {
         return Err(Status::new(Code::Unimplemented, format!("context {} is not supported", get("context"))));
     }
@@ -303,8 +321,8 @@ fn named_context(name: &str, value: &str, locals: &mut Locals) -> Result<Context
         locals.insert(name.to_owned(), Place::Client(local.to_owned()));
         return Ok(ContextSource::Local);
     }
-    if image::is_repository(value) {
-        locals.insert(name.to_owned(), Place::Repository(value.to_owned()));
+    if is_remote(value) {
+        locals.insert(name.to_owned(), Place::Remote(value.to_owned()));
         return Ok(ContextSource::Local);
     }
     Err(Status::new(Code::Unimplemented, format!("context {value} is not supported")))
@@ -336,7 +354,7 @@ struct SessionInputs {
     main: Main,
     /// The ignore file of the Dockerfile alone, for the main context.
     ignore: Option<String>,
-    git: Git,
+    remote: Remote,
 }
 
 impl SessionInputs {
@@ -373,8 +391,8 @@ impl BuildInputs for SessionInputs {
         let directory = match (name, &self.main, self.locals.get(name)) {
             ("", Main::Here(directory), _) => return Ok(directory.clone()),
             ("", Main::Session(directory), _) | (_, _, Some(Place::Client(directory))) => directory,
-            (_, _, Some(Place::Repository(url))) => {
-                self.git.check_out(url, &target, &self.running).await.map_err(from_status)?;
+            (_, _, Some(Place::Remote(url))) => {
+                self.remote.fetch(url, &target, &self.running).await.map_err(from_status)?;
                 return Ok(target);
             }
             (name, _, None) => return Err(Error::NotFound(format!("no context is named {name}"))),
@@ -448,7 +466,7 @@ mod tests {
         assert_eq!(options.contexts["src"], ContextSource::Local);
         assert_eq!(locals["src"], Place::Client("src0".to_owned()));
         assert_eq!(options.contexts["code"], ContextSource::Local);
-        assert_eq!(locals["code"], Place::Repository("https://x/y.git#v1".to_owned()));
+        assert_eq!(locals["code"], Place::Remote("https://x/y.git#v1".to_owned()));
         assert_eq!(options.extra_hosts, ["a:10.0.0.1", "b:10.0.0.2"]);
         assert_eq!(options.bounds.cgroup_parent, "/builds");
         assert_eq!(options.bounds.ulimits, [("nofile".to_owned(), 10, 20)]);
@@ -459,7 +477,7 @@ mod tests {
         for (pair, code) in [
             (("force-network-mode", "host"), Code::PermissionDenied),
             (("force-network-mode", "what"), Code::InvalidArgument),
-            (("context", "https://x/y.tar"), Code::Unimplemented),
+            (("context", "http://buildkit-session/1"), Code::Unimplemented),
             (("platform", "linux/amd64,linux/arm64"), Code::Unimplemented),
             (("context:x", "input:x"), Code::Unimplemented),
             (("add-hosts", "x"), Code::InvalidArgument),

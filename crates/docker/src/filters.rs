@@ -90,20 +90,26 @@ pub(crate) fn label_matches(wanted: &str, labels: &BTreeMap<String, String>) -> 
     }
 }
 
-/// Docker matches names as regular expressions or by part; we take `^` and `$` as anchors and the rest as text.
+/// Most memory that a pattern of a client's may take once it is compiled. Units: bytes.
+const PATTERN_BYTES_MAX: usize = 256 << 10;
+
+/// Docker matches names as regular expressions, anywhere in the name; a pattern that is none matches itself alone.
 pub(crate) fn name_matches(pattern: &str, name: &str) -> bool {
+    if pattern == name {
+        return true;
+    }
+    // Most patterns are plain, and nothing is compiled for them.
     let (start, rest) = pattern.strip_prefix('^').map_or((false, pattern), |rest| (true, rest));
     let (end, body) = rest.strip_suffix('$').map_or((false, rest), |body| (true, body));
-    let body = body.replace("\\.", ".").replace("\\-", "-");
-    if let Some((before, after)) = body.split_once(".*") {
-        let head = if start { name.starts_with(before) } else { name.contains(before) };
-        return head && (if end { name.ends_with(after) } else { name.contains(after) });
+    if !body.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/')) {
+        let compiled = regex::RegexBuilder::new(pattern).size_limit(PATTERN_BYTES_MAX).build();
+        return compiled.is_ok_and(|compiled| compiled.is_match(name));
     }
     match (start, end) {
         (true, true) => name == body,
-        (true, false) => name.starts_with(&body),
-        (false, true) => name.ends_with(&body),
-        (false, false) => name.contains(&body),
+        (true, false) => name.starts_with(body),
+        (false, true) => name.ends_with(body),
+        (false, false) => name.contains(body),
     }
 }
 
@@ -140,5 +146,9 @@ mod tests {
         assert!(name_matches("eb", "web"));
         assert!(name_matches("^web$", "web") && !name_matches("^web$", "web1"));
         assert!(name_matches("^w.*b$", "web"));
+        assert!(name_matches("web-[0-9]+$", "web-12") && !name_matches("web-[0-9]+$", "web-x"));
+        assert!(name_matches("^(db|web)$", "db") && !name_matches("^(db|web)$", "dbs"));
+        assert!(!name_matches("web[", "web") && name_matches("web[", "web["), "no pattern at all");
+        assert!(!name_matches(&"(a{1,900}){1,900}".repeat(9), "a"), "one that is too large");
     }
 }

@@ -414,12 +414,23 @@ async fn network_delete(docker: Arc<Docker>, call: Call) -> Reply {
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
+/// Docker's words for the network of the machine, which is had from the start or never.
+const HOST_NETWORK_STAYS: &str = "container cannot be disconnected from host network or connected to host network";
+/// Docker's words for the network that is none.
+const NONE_IS_ALONE: &str =
+    "container cannot be connected to multiple networks with one of the networks in private (none) mode";
+
 async fn network_connect(docker: Arc<Docker>, mut call: Call) -> Reply {
     let request: Connect = call.json().await?;
     let network = docker.network(call.parameter("id"))?;
     let container = docker.container(&request.container)?;
     let (object, id) = (network.name_any(), container.name_any());
     policy_of_network(&docker, &network)?;
+    match network.spec.name.as_str() {
+        "host" => return Err(Error::Forbidden(HOST_NETWORK_STAYS.into())),
+        "none" => return Err(Error::Forbidden(NONE_IS_ALONE.into())),
+        _ => {}
+    }
     check_endpoint(&docker, &network.spec.name, &request.endpoint_config)?;
     overlay::check_attachable(&network)?;
     match container.spec.network_mode.as_str() {
@@ -429,10 +440,7 @@ async fn network_connect(docker: Arc<Docker>, mut call: Call) -> Reply {
             ));
         }
         "none" if container.spec.networks.is_empty() && docker.was_none(&container) => {
-            return Err(Error::Forbidden(
-                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
-                    .into(),
-            ));
+            return Err(Error::Forbidden(NONE_IS_ALONE.into()));
         }
         mode if mode.starts_with("container:") => {
             return Err(Error::Forbidden("container sharing network namespace with another container or host cannot be connected to any other network".into()));
@@ -511,9 +519,7 @@ async fn network_disconnect(docker: Arc<Docker>, mut call: Call) -> Reply {
         return Err(Error::Forbidden(format!("container {id} is not connected to network {}", network.spec.name)));
     }
     if spec.network_mode == "host" {
-        return Err(Error::Forbidden(
-            "container cannot be disconnected from host network or connected to host network".into(),
-        ));
+        return Err(Error::Forbidden(HOST_NETWORK_STAYS.into()));
     }
     let last = spec.networks.keys().all(|name| *name == object);
     let mut change = json!({ "spec": { "networks": { &object: null } } });

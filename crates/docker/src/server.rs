@@ -69,6 +69,7 @@ pub async fn serve(listener: UnixListener, router: Router) -> io::Result<()> {
 /// Answers one request.
 async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response {
     let head = request.method() == Method::HEAD;
+    let experimental = if docker.state.experimental { "true" } else { "false" };
     let mut response = match dispatch(docker, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
@@ -79,7 +80,7 @@ async fn answer(State(docker): State<Arc<Docker>>, request: Request) -> Response
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let headers = response.headers_mut();
         headers.insert("Api-Version", HeaderValue::from_static("1.50"));
-        headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
+        headers.insert("Docker-Experimental", HeaderValue::from_static(experimental));
         headers.insert("Ostype", HeaderValue::from_static("linux"));
         headers
             .insert(header::SERVER, HeaderValue::from_static(concat!("Nuee/", env!("CARGO_PKG_VERSION"), " (linux)")));

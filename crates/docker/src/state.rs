@@ -39,6 +39,8 @@ pub struct DockerState {
     pub buildkit: Option<Arc<dyn BuildKitHost>>,
     /// Who uses this endpoint, and so what they may ask for.
     pub endpoint: Endpoint,
+    /// Whether clients are offered what dockerd has with its experimental features alone: `docker build --squash`.
+    pub experimental: bool,
     /// Data directory, shown by `docker info`.
     pub data_dir: std::path::PathBuf,
     /// SHA-256 of the public key of the pool's authority, in hexadecimal: what join tokens name it by.

@@ -68,7 +68,7 @@ fn architecture() -> &'static str {
     }
 }
 
-async fn system_version(_docker: Arc<Docker>, _call: Call) -> Reply {
+async fn system_version(docker: Arc<Docker>, _call: Call) -> Reply {
     let kernel = kernel_text("/proc/sys/kernel/osrelease");
     body::json(&json!({
         "Platform": { "Name": "Nuée" },
@@ -77,7 +77,7 @@ async fn system_version(_docker: Arc<Docker>, _call: Call) -> Reply {
             "Version": VERSION,
             "Details": {
                 "ApiVersion": MAXIMUM_VERSION.to_string(), "MinAPIVersion": MINIMUM_VERSION.to_string(),
-                "Arch": architecture(), "Os": "linux", "KernelVersion": kernel, "Experimental": "false",
+                "Arch": architecture(), "Os": "linux", "KernelVersion": kernel, "Experimental": docker.state.experimental.to_string(),
                 "GitCommit": "", "GoVersion": "", "BuildTime": "",
             },
         }],
@@ -144,7 +144,7 @@ async fn system_info(docker: Arc<Docker>, _call: Call) -> Reply {
         "HttpProxy": "", "HttpsProxy": "", "NoProxy": no_proxy,
         "Name": kernel_text("/proc/sys/kernel/hostname"),
         "Labels": [],
-        "ExperimentalBuild": false,
+        "ExperimentalBuild": docker.state.experimental,
         "ServerVersion": VERSION,
         "Runtimes": { "runc": { "path": "runc" } },
         "DefaultRuntime": "runc",
@@ -194,6 +194,9 @@ fn accepts(filters: &Filters, event: &Event) -> bool {
         })
         && filters.any("network", |wanted| about("network", wanted))
         && filters.any("volume", |wanted| about("volume", wanted))
+        && ["builder", "config", "daemon", "node", "plugin", "secret", "service"]
+            .into_iter()
+            .all(|kind| filters.any(kind, |wanted| about(kind, wanted)))
         && filters.any("image", |wanted| {
             let wanted_name = crate::images::with_tag(wanted);
             matches!(event.kind, "image" | "container")

@@ -186,8 +186,12 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
     if let Some(bad) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
         return Err(Error::Invalid(format!("invalid option: {}", text::quote(bad))));
     }
+    // A bound that nothing holds must not be taken as if it held. `Source:` moby, `volume/local`.
+    if options.contains_key("size") {
+        return Err(Error::Invalid("quota size requested but no quota support".into()));
+    }
     let lacking = ["device", "type"].into_iter().find(|key| !options.contains_key(*key));
-    if let Some(lacking) = lacking.filter(|_| !options.is_empty() && !options.contains_key("size")) {
+    if let Some(lacking) = lacking.filter(|_| !options.is_empty()) {
         return Err(Error::Invalid(format!("missing required option: {}", text::quote(lacking))));
     }
     Ok(())

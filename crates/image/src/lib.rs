@@ -37,3 +37,4 @@ pub use git::is_repository;
 pub use reference::Reference;
 pub use store::{BuildCache, ImageStore, Mounted, StoreOptions};
 pub use types::*;
+pub use web::is_url;

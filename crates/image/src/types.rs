@@ -66,6 +66,8 @@ pub struct ListFilter {
     pub references: Vec<String>,
     /// `key` or `key=value`; all must match.
     pub labels: Vec<String>,
+    /// `key` or `key=value`; none may match.
+    pub without_labels: Vec<String>,
     /// Only images made before this one.
     pub before: Option<String>,
     /// Only images made after this one.

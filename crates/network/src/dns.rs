@@ -138,6 +138,8 @@ pub struct Server {
     options: Options,
     view: ArcSwap<answer::View>,
     forwarder: forward::Forwarder,
+    /// By client: where it has other names asked for, in place of the machine's resolvers.
+    chosen: ArcSwap<HashMap<Ipv4Addr, Vec<IpAddr>>>,
     listeners: Mutex<HashMap<SocketAddr, Listener>>,
     /// Held while an address is bound or let go of.
     binding: tokio::sync::Mutex<()>,
@@ -151,6 +153,7 @@ impl Server {
         Arc::new(Server {
             view: ArcSwap::from_pointee(view),
             forwarder: forward::Forwarder::new(options.upstreams.clone()),
+            chosen: ArcSwap::default(),
             listeners: Mutex::default(),
             binding: tokio::sync::Mutex::default(),
             limits: listen::Limits::default(),
@@ -161,6 +164,20 @@ impl Server {
     /// Answers from these records from now on.
     pub fn set_records(&self, records: Records) {
         self.view.store(Arc::new(answer::View::new(records, &self.options.cluster_domain)));
+    }
+
+    /// Asks these for the names that are not ours when those clients ask. Addresses of the machine itself are left out: it asks
+    /// where a client could not.
+    pub fn set_chosen(&self, mut chosen: HashMap<Ipv4Addr, Vec<IpAddr>>) {
+        let reachable = |server: &IpAddr| match server {
+            IpAddr::V4(four) => !four.is_loopback() && !four.is_unspecified() && !four.is_link_local(),
+            IpAddr::V6(six) => !six.is_loopback() && !six.is_unspecified() && !six.is_unicast_link_local(),
+        };
+        for servers in chosen.values_mut() {
+            servers.retain(reachable);
+        }
+        chosen.retain(|_, servers| !servers.is_empty());
+        self.chosen.store(Arc::new(chosen));
     }
 
     /// Listens on UDP and TCP for a network. Listening twice on one address is fine: the address is the newest one's. A network may come

@@ -69,6 +69,9 @@ const COMMENTED: &str = "\
 # none). 0 sets no bound, as Docker does.
 # containerPidsLimit: 0
 
+# Offer Docker clients what dockerd has only with its experimental features: docker build --squash.
+# dockerExperimental: false
+
 # Registries that may be reached without TLS, besides loopback.
 # insecureRegistries: []
 
@@ -126,6 +129,8 @@ pub struct Config {
     pub disk_reserve: u8,
     /// Most tasks of a Docker container that sets no bound of its own; 0 means none.
     pub container_pids_limit: u32,
+    /// Offer Docker clients what dockerd has with experimental features alone.
+    pub docker_experimental: bool,
     /// Registries that may be reached without TLS.
     pub insecure_registries: Vec<String>,
     /// Registries that are asked before Docker Hub for its images.
@@ -199,6 +204,7 @@ impl Default for Config {
             disk_image_networks: Vec::new(),
             disk_reserve: 5,
             container_pids_limit: 0,
+            docker_experimental: false,
             insecure_registries: Vec::new(),
             registry_mirrors: Vec::new(),
             etcd: None,

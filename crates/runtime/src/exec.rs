@@ -58,7 +58,11 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     }
     let root = base.root.map(|root| bundle_dir.join(root.path())).unwrap_or_default();
     if !request.user.is_empty() {
-        let found = spec::users::find(&root, &request.user)?;
+        let mut found = spec::users::find(&root, &request.user)?;
+        // As at the start: a file that denies the group must not be open to a process that left it.
+        if !found.additional_gids.contains(&found.gid) {
+            found.additional_gids.insert(0, found.gid);
+        }
         spec::set_variable(&mut environment, format!("HOME={}", found.home));
         process.set_user(found.to_oci());
     } else if !environment.iter().any(|variable| variable.starts_with("HOME=")) {

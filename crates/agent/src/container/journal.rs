@@ -83,31 +83,10 @@ fn field_name(name: &str) -> String {
     upper.collect::<String>().trim_start_matches('_').to_owned()
 }
 
-/// Fills in a tag: `{{.Name}}` and its like.
+/// Fills in a tag.
 fn expand(template: &str, spec: &ContainerSpec, id: &str) -> Result<String> {
-    let digits = |text: &str| text.trim_start_matches("sha256:").chars().take(12).collect::<String>();
-    let mut text = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let unknown = || Error::Invalid(format!("{PREFIX}: no such field in the tag {template:?}"));
-        let (field, behind) = after.split_once("}}").ok_or_else(unknown)?;
-        text.push_str(before);
-        text.push_str(&match field.trim() {
-            ".ID" => digits(id),
-            ".FullID" => id.to_owned(),
-            ".Name" => spec.name.clone(),
-            ".ImageID" => digits(&spec.image_id),
-            ".ImageFullID" => spec.image_id.clone(),
-            ".ImageName" => spec.image.clone(),
-            ".DaemonName" => "docker".to_owned(),
-            ".Hostname" => crate::machine::hostname(),
-            ".Command" => spec.command.join(" "),
-            _ => return Err(unknown()),
-        });
-        rest = behind;
-    }
-    text.push_str(rest);
-    Ok(text)
+    api::log_tag::expand(template, spec, id, &crate::machine::hostname())
+        .ok_or_else(|| Error::Invalid(format!("{PREFIX}: no such field in the tag {template:?}")))
 }
 
 #[cfg(test)]

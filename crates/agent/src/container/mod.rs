@@ -9,6 +9,7 @@
 //! | `complete` | what the image says, for containers that were made without looking at it |
 //! | `secrets` | files out of secrets and config maps |
 //! | [`mounts`] | volumes, host paths, memory |
+//! | `shared_memory` | the /dev/shm that a container offers to others |
 //! | [`health`] | health checks |
 //! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
@@ -22,6 +23,7 @@ mod journal;
 mod links;
 pub mod mounts;
 mod secrets;
+mod shared_memory;
 pub mod spec;
 pub mod start;
 pub mod step;

@@ -14,6 +14,7 @@ use crate::context::{Context, is_path_safe};
 use crate::error::{Error, Result};
 use crate::in_root;
 use crate::launch::{MountPoint, Place};
+use crate::sub_path;
 
 /// Mode of a tmpfs when none is given.
 const TMPFS_MODE: u32 = 0o1777;
@@ -35,9 +36,9 @@ pub fn volume_directory(namespace: &str, name: &str) -> String {
 }
 
 /// Resolves the mounts of a spec; makes what is missing.
-pub async fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -> Result<Mounts> {
+pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &ContainerSpec) -> Result<Mounts> {
     let mut mounts = Mounts::default();
-    for mount in &spec.mounts {
+    for (number, mount) in spec.mounts.iter().enumerate() {
         if !Path::new(&mount.target).is_absolute() {
             return Err(Error::Invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
         }
@@ -45,14 +46,53 @@ pub async fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -
             "tmpfs" => Place::Tmpfs {
                 size_bytes: mount.tmpfs_size_bytes,
                 mode: if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode },
+                options: mount.tmpfs_options.clone(),
             },
             "volume" => volume(context, namespace, mount, &mut mounts).await?,
             "bind" => bind(mount)?,
+            "image" => {
+                let source = context.images.mount_beside(id, number, &mount.source).await?;
+                Place::Bind { source, propagation: String::new() }
+            }
             other => return Err(Error::Invalid(format!("mount type unknown: {other:?}"))),
         };
-        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.read_only });
+        let place = match place {
+            Place::Bind { source, propagation } if !mount.sub_path.is_empty() => {
+                // The image's content is for the whole volume.
+                mounts.copies.retain(|(target, _)| target != Path::new(&mount.target));
+                Place::Bind { source: part(context, id, number, source, &mount.sub_path).await?, propagation }
+            }
+            place => place,
+        };
+        let read_only = mount.read_only || mount.kind == "image";
+        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only });
     }
     Ok(mounts)
+}
+
+/// A part of a volume or image, pinned for the container's run.
+async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &str) -> Result<PathBuf> {
+    let pin = pins(&context.container_dir(id)).join(number.to_string());
+    let (sub, made) = (PathBuf::from(sub), pin.clone());
+    tokio::task::spawn_blocking(move || sub_path::pin(&whole, &sub, &made, false))
+        .await
+        .map_err(|error| Error::Invalid(error.to_string()))??;
+    Ok(pin)
+}
+
+fn pins(container: &Path) -> PathBuf {
+    container.join("pins")
+}
+
+/// Takes away what [`resolve`] mounted for a container.
+pub async fn release(context: &Context, id: &str) {
+    let pins = pins(&context.container_dir(id));
+    for entry in std::fs::read_dir(&pins).into_iter().flatten().flatten() {
+        sub_path::unpin(&entry.path());
+    }
+    if let Err(error) = context.images.remove_beside(id).await {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot take away the mounted images");
+    }
 }
 
 fn bind(mount: &Mount) -> Result<Place> {
@@ -64,7 +104,8 @@ fn bind(mount: &Mount) -> Result<Place> {
         // What `docker run -v` does; clients that want an error ask before.
         std::fs::create_dir_all(&source).map_err(Error::io("create", &source))?;
     }
-    Ok(Place::Bind { source, propagation: mount.propagation.clone() })
+    let propagation = mount.propagation.clone();
+    Ok(if mount.not_recursive { Place::BindAlone { source, propagation } } else { Place::Bind { source, propagation } })
 }
 
 async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut Mounts) -> Result<Place> {

@@ -23,6 +23,8 @@ pub struct Findings {
     pub pid: Namespace,
     /// IPC namespace.
     pub ipc: Namespace,
+    /// Where the shared memory of a shared IPC namespace lies.
+    pub shared_memory: Option<PathBuf>,
     /// Mounts: the user's, and the files under /etc.
     pub mounts: Vec<MountPoint>,
     /// Devices.
@@ -81,6 +83,8 @@ pub fn launch(spec: &ContainerSpec, found: Findings, default_pids: i64) -> Resul
         pid: found.pid,
         without_shm: security.ipc_mode == "none",
         ipc: found.ipc,
+        shared_memory: found.shared_memory,
+        host_cgroups: security.cgroup_mode == "host",
         uts: if security.uts_mode == "host" { Namespace::Host } else { Namespace::Private },
         capabilities: capabilities(&security.capabilities_add, &security.capabilities_drop),
         privileged: security.privileged,
@@ -121,6 +125,7 @@ pub fn bounds(spec: &ContainerSpec, default_pids: i64) -> Bounds {
         pids: if resources.pids_limit == 0 { default_pids } else { resources.pids_limit },
         block_weight: resources.block_weight,
         oom_kill_disable: resources.oom_kill_disable,
+        memory_swappiness: resources.memory_swappiness,
         device_rates: Vec::new(),
     }
 }
@@ -170,10 +175,8 @@ pub fn device_rate(wanted: &api::container::DeviceRate) -> Result<DeviceRate> {
     Ok(DeviceRate { kind, major: major.into(), minor: minor.into(), rate: wanted.rate })
 }
 
-/// Device nodes below a directory, but for those that each container has of its own.
-pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
-    /// Terminals, memory and queues belong to a container; a console is given to it.
-    const OWN: [&str; 8] = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "tty", "core"];
+/// Device nodes below a directory.
+fn devices_below(directory: &Path) -> Vec<PathBuf> {
     /// Deeper than any machine's.
     const DEPTH: usize = 8;
     fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
@@ -188,25 +191,60 @@ pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
     }
     let mut found = Vec::new();
     walk(directory, 0, &mut found);
+    found.sort();
+    found
+}
+
+/// Device nodes below a directory, but for those that each container has of its own.
+pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
+    /// Terminals, memory and queues belong to a container; a console is given to it.
+    const OWN: [&str; 8] = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "tty", "core"];
+    let mut found = devices_below(directory);
     let own = |path: &PathBuf| {
         let first = path.strip_prefix(directory).ok().and_then(|rest| rest.components().next());
         first.is_some_and(|first| OWN.iter().any(|name| first.as_os_str() == *name))
     };
     found.retain(|path| !own(path));
-    found.sort();
     found
+}
+
+/// The devices that `host[:container[:permissions]]` means: one, or all below a directory.
+///
+/// Errors: none is there.
+pub fn devices(text: &str) -> Result<Vec<(LinuxDevice, String)>> {
+    let (host, inner, access) = device_parts(text);
+    if !Path::new(host).is_dir() {
+        return device(text).map(|one| vec![one]);
+    }
+    // The directory itself may be a link.
+    let directory = std::fs::canonicalize(host).map_err(Error::io("look at", Path::new(host)))?;
+    let below = |path: PathBuf| {
+        let inside = Path::new(inner).join(path.strip_prefix(&directory).ok()?);
+        // One that vanishes meanwhile is no reason not to start.
+        device(&format!("{}:{}:{access}", path.display(), inside.display())).ok()
+    };
+    let found: Vec<_> = devices_below(&directory).into_iter().filter_map(below).collect();
+    if found.is_empty() {
+        return device(text).map(|one| vec![one]);
+    }
+    Ok(found)
+}
+
+/// Path on the machine, path in the container, permissions.
+fn device_parts(text: &str) -> (&str, &str, &str) {
+    let mut parts = text.split(':');
+    let host = parts.next().unwrap_or_default();
+    match (parts.next(), parts.next()) {
+        (Some(path), Some(access)) => (host, path, access),
+        (Some(second), None) if second.starts_with('/') => (host, second, "rwm"),
+        (Some(access), None) => (host, host, access),
+        _ => (host, host, "rwm"),
+    }
 }
 
 /// A device of the machine, from `host[:container[:permissions]]`.
 pub fn device(text: &str) -> Result<(LinuxDevice, String)> {
-    let mut parts = text.split(':');
-    let host = parts.next().unwrap_or_default();
-    let (inner, access) = match (parts.next(), parts.next()) {
-        (Some(path), Some(access)) => (path, access),
-        (Some(second), None) if second.starts_with('/') => (second, "rwm"),
-        (Some(access), None) => (host, access),
-        _ => (host, "rwm"),
-    };
+    let (host, inner, access) = device_parts(text);
     let problem = |why: String| {
         Error::Invalid(format!("error gathering device information while adding custom device \"{host}\": {why}"))
     };

@@ -18,6 +18,7 @@ use super::journal;
 use super::links::{self, Linked};
 use super::mounts::{self, Mounts};
 use super::secrets;
+use super::shared_memory;
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
@@ -84,11 +85,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
             })
         },
         connect(context, object, id),
-        mounts::resolve(context, namespace, spec),
+        mounts::resolve(context, namespace, id, spec),
         secrets::files(context, namespace, &directory, spec),
     )?;
     let rootfs = prepared.rootfs;
-    let shared = shared_files(context, spec);
+    let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
         Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
         None => hostname(spec, id),
@@ -122,6 +123,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         network: connected.namespace.clone(),
         pid: joined(context, namespace, &spec.security.pid_mode, "pid").await?,
         ipc: joined(context, namespace, &spec.security.ipc_mode, "ipc").await?,
+        shared_memory: shared_memory(context, spec, &directory)?,
         mounts: points,
         devices: devices(spec)?,
         hostname,
@@ -148,7 +150,8 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
 
 /// The devices that the spec names; all of the machine for a container that may do everything.
 fn devices(spec: &ContainerSpec) -> Result<Vec<(LinuxDevice, String)>> {
-    let mut devices = spec.security.devices.iter().map(|d| spec::device(d)).collect::<Result<Vec<_>>>()?;
+    let named = spec.security.devices.iter().map(|d| spec::devices(d)).collect::<Result<Vec<_>>>()?;
+    let mut devices: Vec<_> = named.into_iter().flatten().collect();
     if spec.security.privileged {
         for path in spec::machine_devices(Path::new("/dev")) {
             let taken = devices.iter().any(|(device, _)| *device.path() == path);
@@ -176,8 +179,8 @@ fn cannot_start(error: runtime::Error) -> Error {
 }
 
 /// Directory of the container whose network this one shares: names and name servers belong to the network.
-fn shared_files(context: &Context, spec: &ContainerSpec) -> Option<PathBuf> {
-    let directory = context.container_dir(spec.network_mode.strip_prefix("container:")?);
+pub fn shared_files(context: &Context, network_mode: &str) -> Option<PathBuf> {
+    let directory = context.container_dir(network_mode.strip_prefix("container:")?);
     ETC_FILES.iter().all(|(name, _)| directory.join(name).is_file()).then_some(directory)
 }
 
@@ -200,6 +203,15 @@ fn log_config(spec: &ContainerSpec, directory: &Path) -> LogConfig {
         log.max_files = files;
     }
     log
+}
+
+/// Where the memory lies that goes with a shared IPC namespace.
+fn shared_memory(context: &Context, spec: &ContainerSpec, directory: &Path) -> Result<Option<PathBuf>> {
+    match spec.security.ipc_mode.split_once(':') {
+        Some(("container", other)) => Ok(Some(shared_memory::path(&context.container_dir(other)))),
+        _ if spec.security.ipc_mode == "shareable" => shared_memory::offer(directory, spec.shm_size_bytes).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// `host`, `container:<id>`, or a namespace of its own.
@@ -348,6 +360,7 @@ pub async fn join_network(
     if named {
         let addresses =
             std::iter::once(IpAddr::V4(attached.address)).chain(attached.ipv6.map(|six| six.address.into()));
+        context.directory.choose(id, spec.dns.iter().filter_map(|server| server.parse().ok()).collect());
         context.directory.join(&network, name, id, addresses.collect(), names.clone(), links(endpoint));
     }
     let place = NetworkAttachment {
@@ -399,7 +412,7 @@ fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {
     Ok(network::PortMapping {
         host_address: host_address.map_err(|_| Error::Invalid(format!("invalid IP address: {}", port.host_ip)))?,
         host_port: port.host_port,
-        host_port_end: 0,
+        host_port_end: port.host_port_end,
         target_port: port.container_port,
         protocol: port.protocol.parse()?,
     })
@@ -417,6 +430,7 @@ fn from_fabric(port: network::PortMapping, has_ipv6: bool) -> Vec<PortMapping> {
         protocol: port.protocol.to_string(),
         host_ip: host.to_string(),
         host_port: port.host_port,
+        host_port_end: 0,
     };
     hosts.into_iter().map(mapping).collect()
 }
@@ -476,6 +490,8 @@ pub async fn end_run(context: &Context, id: &str) {
             tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
         }
         secrets::forget(&context.container_dir(id));
+        withdraw_memory(context, id);
+        mounts::release(context, id).await;
     };
     tokio::join!(process, leave_network(context, id));
 }
@@ -490,6 +506,12 @@ pub async fn leave_network(context: &Context, owner: &str) {
     }
 }
 
+fn withdraw_memory(context: &Context, id: &str) {
+    if let Err(error) = shared_memory::withdraw(&context.container_dir(id)) {
+        tracing::warn!(id, error = %crate::error::chain(&error), "cannot take away the shared memory");
+    }
+}
+
 /// Takes away everything that a container has on this machine.
 pub async fn remove(context: &Context, id: &str) {
     // Copying files mounts what does not run.
@@ -499,6 +521,8 @@ pub async fn remove(context: &Context, id: &str) {
     if let Err(error) = context.images.remove(id).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot remove the writable layer");
     }
+    withdraw_memory(context, id);
+    mounts::release(context, id).await;
     let directory = context.container_dir(id);
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
     if let Ok(Err(error)) = removed

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use image::{Error, ImageConfig, ImageStore, ListFilter, PullOptions, Reference, Result, Snapshot};
 
+/// In the names of snapshots of further images: what stands between the container and the number.
+const BESIDE: &str = "-image-";
+
 /// An image on this machine.
 #[derive(Clone, Debug)]
 pub struct FoundImage {
@@ -112,6 +115,32 @@ impl Images {
             self.bring(image).await;
         }
         self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await
+    }
+
+    /// Mounts a further image for a container to read; `number` tells several apart.
+    pub async fn mount_beside(&self, container_id: &str, number: usize, image: &str) -> Result<PathBuf> {
+        let directory = self.beside(container_id).join(number.to_string());
+        let name = format!("{container_id}{BESIDE}{number}");
+        let snapshot = self.store.prepare(&name, image, &directory).await?;
+        self.store.mount_read_only(&snapshot).await?;
+        Ok(snapshot.rootfs)
+    }
+
+    /// Takes away all that [`Images::mount_beside`] mounted for a container.
+    pub async fn remove_beside(&self, container_id: &str) -> Result<()> {
+        if !self.beside(container_id).exists() {
+            return Ok(());
+        }
+        let prefix = format!("{container_id}{BESIDE}");
+        for snapshot in self.store.snapshots().into_iter().filter(|one| one.container_id.starts_with(&prefix)) {
+            self.store.remove_snapshot(&snapshot.container_id).await?;
+        }
+        let _ = std::fs::remove_dir_all(self.beside(container_id));
+        Ok(())
+    }
+
+    fn beside(&self, container_id: &str) -> PathBuf {
+        self.containers_dir.join(container_id).join("images")
     }
 
     /// What there is of a container's file system.

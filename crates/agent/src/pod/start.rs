@@ -1,7 +1,6 @@
 //! One start of a pod's container: image, environment, mounts, process.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +8,6 @@ use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, Container, Pod, PodSpec, SeccompProfile, Secret, SecurityContext,
 };
 use kube::Api;
-use nix::mount::{MsFlags, mount};
 use runtime::{ContainerConfig, LogConfig};
 use rustix::fs::{Mode, OFlags};
 
@@ -24,6 +22,7 @@ use crate::hands;
 use crate::in_root;
 use crate::launch::{Bounds, Identity, Launch, MountPoint, Namespace, Place, Seccomp, capabilities};
 use crate::quantity;
+use crate::sub_path;
 
 /// Where profiles of type `Localhost` lie, under the data directory. Source: kubelet `seccomp` under its root directory.
 const SECCOMP_DIRECTORY: &str = "seccomp";
@@ -347,7 +346,7 @@ async fn mounts(
         } else {
             let pin = shared.join("subpaths").join(format!("{}-{index}", order.container.name));
             let volume = volume.clone();
-            let job = move || pin_sub_path(&volume, Path::new(&sub), &pin).map(|()| pin);
+            let job = move || sub_path::pin(&volume, Path::new(&sub), &pin, true).map(|()| pin);
             tokio::task::spawn_blocking(job).await.map_err(|e| Error::Invalid(e.to_string()))??
         };
         let propagation = match wanted.mount_propagation.as_deref() {
@@ -366,83 +365,10 @@ async fn mounts(
     Ok(list)
 }
 
-/// Pins a path inside a volume by a mount of the opened file, so that a link swapped in later changes nothing.
-/// Source: CVE-2021-25741.
-fn pin_sub_path(volume: &Path, sub: &Path, pin: &Path) -> crate::Result<()> {
-    if sub.is_absolute() || sub.components().any(|c| c == std::path::Component::ParentDir) {
-        return Err(Error::Invalid(format!("subPath {} must be relative and without ..", sub.display())));
-    }
-    let root = in_root::directory(volume).map_err(Error::io("open", volume))?;
-    let file = match in_root::open(&root, sub, OFlags::PATH, Mode::empty()) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            in_root::make_directories(&root, sub, Mode::from_raw_mode(0o750))
-        }
-        opened => opened,
-    };
-    let file = file.map_err(Error::io("open subPath", sub))?;
-    let is_directory =
-        rustix::fs::fstat(&file).map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir()).unwrap_or(false);
-    let _ = nix::mount::umount2(pin, nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW);
-    if let Some(parent) = pin.parent() {
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    }
-    if is_directory {
-        std::fs::create_dir_all(pin).map_err(Error::io("create", pin))?;
-    } else {
-        std::fs::File::create(pin).map_err(Error::io("create", pin))?;
-    }
-    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-    mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .map_err(|e| Error::io("pin", pin)(e.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::os::unix::fs::symlink;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    fn unpin(pin: &Path) {
-        let _ = nix::mount::umount2(pin, nix::mount::MntFlags::MNT_DETACH);
-    }
-
-    #[test]
-    fn a_sub_path_never_leads_out_of_its_volume() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let (volume, pin) = (dir.path().join("volume"), dir.path().join("pins/a"));
-        std::fs::create_dir_all(volume.join("sub")).unwrap();
-        std::fs::create_dir(dir.path().join("host")).unwrap();
-        std::fs::write(dir.path().join("host/canary"), "host").unwrap();
-        pin_sub_path(&volume, Path::new("made/for/it"), &pin).unwrap();
-        assert!(volume.join("made/for/it").is_dir());
-        unpin(&pin);
-        for bad in ["../host", "/etc"] {
-            assert!(pin_sub_path(&volume, Path::new(bad), &pin).is_err(), "{bad}");
-        }
-        let stop = AtomicBool::new(false);
-        let (link, outside) = (volume.join("swap"), dir.path().join("host"));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = std::fs::create_dir(&link);
-                    let _ = std::fs::remove_dir(&link);
-                    let _ = symlink(&outside, &link);
-                    let _ = std::fs::remove_file(&link);
-                }
-            });
-            for _ in 0..300 {
-                if pin_sub_path(&volume, Path::new("swap"), &pin).is_ok() {
-                    assert!(!pin.join("canary").exists(), "the host's directory was mounted");
-                }
-                unpin(&pin);
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
 
     #[test]
     fn command_and_arguments_combine_as_kubernetes_says() {

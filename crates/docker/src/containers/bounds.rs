@@ -41,6 +41,10 @@ pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
             host.cpu_shares
         )));
     }
+    let swappiness = host.memory_swappiness.filter(|value| *value != -1);
+    if let Some(value) = swappiness.filter(|value| !(0..=100).contains(value)) {
+        return Err(Error::Invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100")));
+    }
     if host.shm_size < 0 {
         return invalid("SHM size can not be less than 0");
     }
@@ -57,6 +61,7 @@ pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
         memory_reservation_bytes: host.memory_reservation,
         pids_limit: pids_limit(host.pids_limit),
         oom_kill_disable: host.oom_kill_disable,
+        memory_swappiness: swappiness.and_then(|value| u8::try_from(value).ok()),
         cgroup_parent: cgroup_parent(&host.cgroup_parent)?,
         block_weight: 0,
     })

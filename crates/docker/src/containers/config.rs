@@ -124,9 +124,6 @@ pub(crate) fn translate(
     if host.userns_mode == "host" {
         out.privileges.push(crate::policy::Privilege::HostNamespace("user"));
     }
-    if host.cgroupns_mode == "host" {
-        out.privileges.push(crate::policy::Privilege::HostNamespace("cgroup"));
-    }
     Ok(out)
 }
 
@@ -153,6 +150,9 @@ fn check(request: &CreateRequest, host: &HostConfig) -> Result<()> {
         super::signals::parse(&request.stop_signal)?;
     }
     check_restart(&host.restart_policy, host.auto_remove)?;
+    if host.uts_mode == "host" && !request.hostname.is_empty() {
+        return Err(Error::Invalid("conflicting options: hostname and the UTS mode".into()));
+    }
     if let Some(health) = &request.healthcheck {
         let least = 1_000_000;
         let fields = [
@@ -281,8 +281,9 @@ fn security(host: &HostConfig, around: &dyn Surroundings) -> Result<Security> {
         read_only_root: host.readonly_rootfs,
         groups: host.group_add.clone(),
         pid_mode: mode(&host.pid_mode, around)?,
-        ipc_mode: mode(&host.ipc_mode, around)?,
+        ipc_mode: ipc_mode(&host.ipc_mode, around)?,
         uts_mode: host.uts_mode.clone(),
+        cgroup_mode: if host.cgroupns_mode == "host" { "host".into() } else { String::new() },
         masked_paths: host.masked_paths.clone(),
         readonly_paths: host.readonly_paths.clone(),
         oom_score_adj: host.oom_score_adj,
@@ -319,6 +320,24 @@ fn security(host: &HostConfig, around: &dyn Surroundings) -> Result<Security> {
         }
     }
     Ok(security)
+}
+
+/// The IPC mode: that of another container is shared only where it offers it.
+fn ipc_mode(asked: &str, around: &dyn Surroundings) -> Result<String> {
+    let Some(other) = asked.strip_prefix("container:") else {
+        return match asked {
+            "" | "none" | "private" | "shareable" | "host" => Ok(asked.to_owned()),
+            other => Err(Error::Invalid(format!("Invalid IPC mode: {other}"))),
+        };
+    };
+    let (id, donor) = around.other_container(other)?;
+    if !matches!(donor.security.ipc_mode.as_str(), "shareable" | "host") {
+        return Err(Error::Invalid(format!(
+            "can't join IPC of container {id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+        )));
+    }
+    // The machine's own is taken from the machine: who may not have it may not get it through a neighbour either.
+    Ok(if donor.security.ipc_mode == "host" { "host".to_owned() } else { format!("container:{id}") })
 }
 
 /// A namespace mode, with another container's reference made a full id.

@@ -135,23 +135,13 @@ pub(super) fn ports(
         for (port, bindings) in &host.port_bindings {
             let (container_port, protocol) = parse_port(port)?;
             for binding in bindings.iter().flatten() {
-                let first = binding.host_port.split('-').next().unwrap_or("");
-                let host_port = if first.is_empty() {
-                    0
-                } else {
-                    first.parse().map_err(|_| {
-                        Error::Invalid(format!(
-                            "invalid port specification: {}",
-                            crate::text::quote(&binding.host_port)
-                        ))
-                    })?
-                };
+                let (host_port, host_port_end) = host_ports(&binding.host_port)?;
                 if !binding.host_ip.is_empty() && binding.host_ip.parse::<std::net::IpAddr>().is_err() {
                     return Err(Error::Invalid(format!("invalid IP address: {}", binding.host_ip)));
                 }
                 let protocol = protocol.clone();
                 let host_ip = binding.host_ip.clone();
-                out.spec.ports.push(PortMapping { container_port, protocol, host_ip, host_port });
+                out.spec.ports.push(PortMapping { container_port, protocol, host_ip, host_port, host_port_end });
             }
             if host.publish_all_ports && bindings.iter().flatten().next().is_none() {
                 out.spec.ports.push(PortMapping { container_port, protocol, ..PortMapping::default() });
@@ -166,6 +156,21 @@ pub(super) fn ports(
     }
     out.spec.exposed_ports = exposed.into_iter().collect();
     Ok(())
+}
+
+/// First and last port of `8080` or `8080-8090` on the host; 0 for any, and for no range.
+fn host_ports(text: &str) -> Result<(u16, u16)> {
+    if text.is_empty() {
+        return Ok((0, 0));
+    }
+    let invalid = || Error::Invalid(format!("invalid port specification: {}", crate::text::quote(text)));
+    let port = |text: &str| text.parse::<u16>().map_err(|_| invalid());
+    let Some((first, last)) = text.split_once('-') else { return Ok((port(text)?, 0)) };
+    let (first, last) = (port(first)?, port(last)?);
+    if first == 0 || last < first {
+        return Err(invalid());
+    }
+    Ok((first, if last == first { 0 } else { last }))
 }
 
 /// `80`, `80/tcp`.

@@ -83,6 +83,10 @@ pub(crate) async fn container_create(docker: Arc<Docker>, mut call: Call) -> Rep
     asked.append(&mut translated.privileges);
     policy::judge(docker.state.endpoint, &asked)?;
     check_sources(&docker, &request).await?;
+    for mount in translated.spec.mounts.iter_mut().filter(|mount| mount.kind == "image") {
+        let image = docker.image(&mount.source).await.map_err(|error| Error::Invalid(error.to_string()))?;
+        mount.source = image.id.to_string();
+    }
     for (mount, settings) in named_volumes(&translated) {
         docker.ensure_volume(&mount, settings).await?;
     }

@@ -13,6 +13,7 @@ pub(super) fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
             return Err(Error::Invalid(format!("error looking up logging plugin {other}: plugin {quoted} not found")));
         }
     }
+    check_mode(log)?;
     let mut bounds = (0, 0);
     for (key, value) in &log.config {
         match key.as_str() {
@@ -44,8 +45,21 @@ pub(super) fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
     Ok(bounds)
 }
 
+/// How output waits for the log. `Source:` moby, `daemon/logger`, `ValidateLogOpts`.
+fn check_mode(log: &LogConfig) -> Result<()> {
+    let mode = log.config.get("mode").map_or("", String::as_str);
+    if !matches!(mode, "" | "blocking" | "non-blocking") {
+        return Err(Error::Invalid(format!("logger: logging mode not supported: {mode}")));
+    }
+    if log.config.contains_key("max-buffer-size") && mode != "non-blocking" {
+        return Err(Error::Invalid("logger: max-buffer-size option is only supported with 'mode=non-blocking'".into()));
+    }
+    Ok(())
+}
+
 /// What the driver `journald` takes.
 fn journald_options(log: &LogConfig) -> Result<()> {
+    check_mode(log)?;
     for key in log.config.keys() {
         match key.as_str() {
             "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}

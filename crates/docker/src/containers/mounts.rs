@@ -25,6 +25,14 @@ pub(crate) struct MountRequest {
     pub(crate) bind_options: BindOptions,
     pub(crate) volume_options: VolumeOptions,
     pub(crate) tmpfs_options: TmpfsOptions,
+    pub(crate) image_options: ImageOptions,
+}
+
+/// Options of an image.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ImageOptions {
+    pub(crate) subpath: String,
 }
 
 /// Options of a bind.
@@ -32,6 +40,7 @@ pub(crate) struct MountRequest {
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct BindOptions {
     pub(crate) propagation: String,
+    pub(crate) non_recursive: bool,
     pub(crate) create_mountpoint: bool,
 }
 
@@ -42,6 +51,7 @@ pub(crate) struct VolumeOptions {
     pub(crate) no_copy: bool,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) driver_config: DriverConfig,
+    pub(crate) subpath: String,
 }
 
 /// A volume driver.
@@ -170,7 +180,14 @@ fn bind_line(line: &str) -> Result<Mount> {
         mount.kind = "volume".into();
         mount.source = source.to_owned();
     }
-    for option in options.split(',').filter(|o| !o.is_empty()) {
+    // One word of each kind. `Source:` moby, `volume/mounts`, `linuxValidMountMode`.
+    let kinds: [&[&str]; 4] =
+        [&["ro", "rw", "readonly"], &["z", "Z"], &["nocopy"], &["cached", "delegated", "consistent"]];
+    let words = || options.split(',').filter(|o| !o.is_empty());
+    if kinds.iter().any(|kind| words().filter(|word| kind.contains(word)).count() > 1) {
+        return Err(Error::Invalid(format!("invalid mode: {options}")));
+    }
+    for option in words() {
         match option {
             "ro" | "readonly" => mount.read_only = true,
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
@@ -235,6 +252,7 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
             }
             mount.source = clean(&wanted.source);
             mount.propagation.clone_from(&wanted.bind_options.propagation);
+            mount.not_recursive = wanted.bind_options.non_recursive;
         }
         "volume" => {
             let options = &wanted.volume_options;
@@ -247,6 +265,16 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
             check_driver(&options.driver_config.name)?;
             out.privileges.extend(volume_privileges(&options.driver_config.options));
             mount.no_copy = options.no_copy;
+            mount.sub_path = sub_path(&options.subpath).map_err(|why| invalid(why.to_string()))?;
+            if !mount.sub_path.is_empty() && wanted.source.is_empty() {
+                return Err(invalid("must not set Subpath when using anonymous volumes".into()));
+            }
+        }
+        "image" => {
+            if wanted.source.is_empty() {
+                return Err(invalid("field Source must not be empty".into()));
+            }
+            mount.sub_path = sub_path(&wanted.image_options.subpath).map_err(|why| invalid(why.to_string()))?;
         }
         "tmpfs" => {
             if !wanted.source.is_empty() {
@@ -258,6 +286,15 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
         _ => return Err(invalid("mount type unknown".into())),
     }
     Ok(mount)
+}
+
+/// A path within a volume or image, which neither leads out nor is absolute.
+fn sub_path(text: &str) -> Result<String> {
+    let path = std::path::Path::new(text);
+    if path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(Error::Invalid("subpath must be a relative path within the volume".into()));
+    }
+    Ok(text.to_owned())
 }
 
 /// Refuses drivers that are not there.
@@ -294,8 +331,13 @@ fn tmpfs_line(target: &str, options: &str) -> Result<Mount> {
                 mount.tmpfs_size_bytes = bytes.ok_or_else(invalid)?;
             }
             Some(("mode", mode)) => mount.tmpfs_mode = u32::from_str_radix(mode, 8).map_err(|_| invalid())?,
-            Some(("uid" | "gid" | "nr_inodes" | "nr_blocks", _)) => {}
-            None if matches!(option, "rw" | "exec" | "noexec" | "suid" | "nosuid" | "dev" | "nodev") => {}
+            Some(("uid" | "gid" | "nr_inodes" | "nr_blocks", number)) if number.parse::<u64>().is_ok() => {
+                mount.tmpfs_options.push(option.to_owned());
+            }
+            None if option == "rw" => {}
+            None if matches!(option, "exec" | "noexec" | "suid" | "nosuid" | "dev" | "nodev") => {
+                mount.tmpfs_options.push(option.to_owned());
+            }
             _ => return Err(invalid()),
         }
     }
@@ -345,8 +387,10 @@ mod tests {
 
     #[test]
     fn tmpfs_options_are_read() {
-        let mount = tmpfs_line("/run", "size=64m,mode=1770,noexec").unwrap();
+        let mount = tmpfs_line("/run", "size=64m,mode=1770,exec,uid=5,rw").unwrap();
         assert_eq!((mount.tmpfs_size_bytes, mount.tmpfs_mode), (64 << 20, 0o1770));
+        assert_eq!(mount.tmpfs_options, ["exec", "uid=5"]);
+        assert!(tmpfs_line("/run", "uid=root").is_err());
         assert!(tmpfs_line("/run", "size=huge").is_err());
     }
 

@@ -16,6 +16,7 @@ use super::echo::Echo;
 use super::lifecycle::status_of;
 use crate::call::{Call, Query};
 use crate::error::{Error, Result};
+use crate::filters::name_matches;
 use crate::hijack::{self, DetachKeys, Streams, Wanted};
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
@@ -25,8 +26,7 @@ use crate::{body, time};
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
-    Operation::new("ContainerLogs", Method::GET, "/containers/{id}/logs", "get", "containers", run!(container_logs))
-        .partial("patterns of labels and variables in details"),
+    Operation::new("ContainerLogs", Method::GET, "/containers/{id}/logs", "get", "containers", run!(container_logs)),
     Operation::new(
         "ContainerAttach",
         Method::POST,
@@ -125,7 +125,25 @@ pub(crate) fn log_details(container: &Container) -> BTreeMap<String, String> {
             shown.insert(name, value.to_owned());
         }
     }
+    if let Some(pattern) = option("labels-regex") {
+        shown.extend(
+            spec.labels.iter().filter(|(name, _)| name_matches(pattern, name)).map(|(k, v)| (k.clone(), v.clone())),
+        );
+    }
+    if let Some(pattern) = option("env-regex") {
+        let lines = spec.environment.iter().filter_map(|line| line.split_once('='));
+        shown.extend(lines.filter(|(name, _)| name_matches(pattern, name)).map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+    if let Some(template) = option("tag").filter(|template| !template.is_empty())
+        && let Some(tag) = api::log_tag::expand(template, spec, &container.name_any(), kernel_hostname().trim())
+    {
+        shown.insert("tag".to_owned(), tag);
+    }
     shown
+}
+
+fn kernel_hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
 }
 
 /// Details as they stand in a line. `Source:` moby, `attrsByteSlice`.

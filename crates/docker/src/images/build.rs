@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::Method;
-use image::build::{BuildEvent, BuildOptions, StepBounds};
+use image::ByteStream;
+use image::build::{BuildEvent, BuildOptions, NETWORK_MISSING, StepBounds};
+use kube::ResourceExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -37,11 +41,19 @@ pub(super) fn json_value<T: DeserializeOwned + Default>(call: &Call, name: &str)
     }
 }
 
-fn request(call: &Call, endpoint: Endpoint) -> Result<BuildOptions> {
+fn request(call: &Call, endpoint: Endpoint, experimental: bool) -> Result<BuildOptions> {
     let query = &call.query;
     let build_args: BTreeMap<String, Option<String>> = json_value(call, "buildargs")?;
-    if query.flag("squash") {
+    if query.flag("squash") && !experimental {
         return Err(Error::Invalid("squash is only supported with experimental mode".into()));
+    }
+    if query.text("securityopt").is_some_and(|text| !matches!(text, "null" | "[]")) {
+        return Err(Error::Invalid(
+            "The daemon on this platform does not support setting security options on build".into(),
+        ));
+    }
+    if let Some(isolation) = query.text("isolation").filter(|text| *text != "default") {
+        return Err(Error::Invalid(format!("Unsupported isolation: {}", crate::text::quote(isolation))));
     }
     Ok(BuildOptions {
         dockerfile: query.text("dockerfile").unwrap_or("").to_owned(),
@@ -49,6 +61,7 @@ fn request(call: &Call, endpoint: Endpoint) -> Result<BuildOptions> {
         build_args,
         labels: json_value(call, "labels")?,
         target: query.text("target").unwrap_or("").to_owned(),
+        squash: query.flag("squash"),
         no_cache: query.flag("nocache"),
         pull: query.flag("pull"),
         quiet: query.flag("q"),
@@ -66,6 +79,23 @@ fn request(call: &Call, endpoint: Endpoint) -> Result<BuildOptions> {
         local_urls: policy::judge(endpoint, &[Privilege::HostNamespace("network")]).is_ok(),
         ..BuildOptions::default()
     })
+}
+
+/// The network of RUN steps as those who run them know it. What is not there is told to a build that runs something; another
+/// needs no network.
+fn network(docker: &Docker, asked: &str) -> String {
+    match asked.strip_prefix("container:") {
+        Some(reference) => match docker.container(reference) {
+            Ok(container) => format!("container:{}", container.name_any()),
+            Err(error) => format!("{NETWORK_MISSING}{error}"),
+        },
+        None if matches!(asked, "" | "default" | "none" | "host") => asked.to_owned(),
+        None => match docker.network(asked) {
+            Ok(network) if network.name_any() == api::names::DEFAULT_NETWORK => "default".to_owned(),
+            Ok(network) => format!("network:{}/{}", docker.state.namespace, network.name_any()),
+            Err(error) => format!("{NETWORK_MISSING}{error}"),
+        },
+    }
 }
 
 /// The limits of RUN steps.
@@ -121,7 +151,7 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
-    let mut request = request(&call, docker.state.endpoint)?;
+    let mut request = request(&call, docker.state.endpoint, docker.state.experimental)?;
     let mut asked = Vec::new();
     if request.network == "host" {
         asked.push(Privilege::HostNamespace("network"));
@@ -129,15 +159,16 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     if let Some(parent) = call.query.text("cgroupparent") {
         asked.push(Privilege::CgroupParent(parent.to_owned()));
     }
-    if call.query.text("securityopt").is_some_and(|text| text.contains("unconfined") || text.contains("insecure")) {
-        asked.push(Privilege::Unconfined("the build's protection".into()));
-    }
     policy::judge(docker.state.endpoint, &asked)?;
     if call.query.text("version") == Some("2") {
         return super::buildkit::build(&docker, &call, &request);
     }
+    request.network = network(&docker, &request.network);
     let quiet = call.query.flag("q");
-    let context = match call.query.text("remote").filter(|remote| *remote != "client-session") {
+    let remote = call.query.text("remote").filter(|remote| *remote != "client-session");
+    // dockerd has told of a download before it looks at what came.
+    let told_before = remote.is_some_and(|url| !image::is_repository(url));
+    let context = match remote {
         Some(url) => {
             let remote = image::build::remote_context(&docker.state.images, url, request.local_urls).await?;
             if remote.dockerfile_only {
@@ -148,31 +179,53 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
         }
         None => body::byte_stream(call.body),
     };
+    run_build(docker, context, request, quiet, told_before).await
+}
+
+async fn run_build(
+    docker: Arc<Docker>,
+    context: ByteStream,
+    request: BuildOptions,
+    quiet: bool,
+    told_before: bool,
+) -> Reply {
     let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
-    let (sender, pieces) = body::channel();
     let tags = request.tags.clone();
+    let worker = docker.clone();
+    let mut build: BoxFuture<'_, image::Result<String>> =
+        Box::pin(async move { worker.images.build(context, request, output).await });
+    // A build that cannot begin is told by a status code, as long as nothing was sent.
+    let first = tokio::select! {
+        biased;
+        first = events.recv() => first,
+        result = &mut build => match (events.try_recv().ok(), result) {
+            (None, Err(error)) if !told_before => return Err(error.into()),
+            (first, result) => {
+                build = Box::pin(std::future::ready(result));
+                first
+            }
+        },
+    };
+    let (sender, pieces) = body::channel();
     tokio::spawn(async move {
-        let forward = async {
-            loop {
-                // A client may leave while a step says nothing.
-                let event = tokio::select! {
-                    event = events.recv() => event,
-                    () = sender.closed() => return false,
-                };
-                let Some(event) = event else { return true };
-                let text = match event {
-                    BuildEvent::Stream(text) => line(&json!({ "stream": text })),
-                    BuildEvent::Pull(progress) => progress_line(&progress),
-                    BuildEvent::Step(_) => continue,
-                    BuildEvent::Built(id) => line(&json!({ "aux": { "ID": id.to_string() } })),
-                };
-                if !quiet && sender.send(text).await.is_err() {
+        let told = sender.clone();
+        let forward = async move {
+            let mut next = first;
+            while let Some(event) = next {
+                if let Some(text) = shown(event)
+                    && !quiet
+                    && told.send(text).await.is_err()
+                {
                     return false;
                 }
+                // A client may leave while a step says nothing.
+                next = tokio::select! {
+                    event = events.recv() => event,
+                    () = told.closed() => return false,
+                };
             }
+            true
         };
-        let build = docker.images.build(context, request, output);
-        tokio::pin!(build);
         tokio::pin!(forward);
         // A client that leaves ends the build: dropping it drops its steps.
         let result = tokio::select! {
@@ -194,6 +247,16 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
         }
     });
     Ok(body::stream("application/json", pieces))
+}
+
+/// What a client is told of an event.
+fn shown(event: BuildEvent) -> Option<Bytes> {
+    match event {
+        BuildEvent::Stream(text) => Some(line(&json!({ "stream": text }))),
+        BuildEvent::Pull(progress) => Some(progress_line(&progress)),
+        BuildEvent::Step(_) => None,
+        BuildEvent::Built(id) => Some(line(&json!({ "aux": { "ID": id.to_string() } }))),
+    }
 }
 
 async fn build_prune(docker: Arc<Docker>, call: Call) -> Reply {

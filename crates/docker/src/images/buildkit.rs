@@ -115,9 +115,11 @@ pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Rep
     let mut request = request(call, options)?;
     match call.query.text("remote") {
         Some("client-session") => {}
-        Some(url) if image::is_repository(url) => drop(request.attributes.insert("context".to_owned(), url.to_owned())),
+        Some(url) if image::is_repository(url) || image::is_url(url) => {
+            drop(request.attributes.insert("context".to_owned(), url.to_owned()))
+        }
         _ => {
-            let why = "a BuildKit build takes its context from the client's session or a git repository";
+            let why = "a BuildKit build takes its context from the client's session or a URL";
             return Err(Error::NotImplemented(why.into()));
         }
     }

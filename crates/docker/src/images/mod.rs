@@ -121,6 +121,7 @@ fn list_filter(filters: &Filters) -> Result<ListFilter> {
         dangling: filters.boolean("dangling")?,
         references: filters.values("reference").to_vec(),
         labels: filters.values("label").to_vec(),
+        without_labels: filters.values("label!").to_vec(),
         before: filters.values("before").last().cloned(),
         since: filters.values("since").last().cloned(),
         until_ns: until,
@@ -264,7 +265,7 @@ fn tell(docker: &Docker, id: &str, removal: &Removal) -> Value {
 }
 
 async fn image_prune(docker: Arc<Docker>, call: Call) -> Reply {
-    let filters = Filters::of(&call.query, &["dangling", "label", "until"])?;
+    let filters = Filters::of(&call.query, &["dangling", "label", "label!", "until"])?;
     let mut filter = list_filter(&filters)?;
     // `dangling=false` means "all that is not used", not "all that has a name".
     filter.dangling = if filter.dangling.unwrap_or(true) { Some(true) } else { Some(false) };

@@ -16,12 +16,13 @@ use crate::body;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
+use crate::policy::{self, Privilege};
 use crate::state::Docker;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
     Operation::new("ImageCreate", Method::POST, "/images/create", "create", "images", run!(image_create))
-        .partial("one platform; import from the request only"),
+        .partial("one platform"),
     Operation::new("ImageLoad", Method::POST, "/images/load", "create", "images", run!(image_load)),
     Operation::new("ImageGetAll", Method::GET, "/images/get", "get", "images", run!(image_get_all)),
     Operation::new("ImagePush", Method::POST, "/images/{name...}/push", "get", "images", run!(image_push)),
@@ -199,18 +200,29 @@ fn pull_refused(error: image::Error, repository: &str) -> Error {
 }
 
 async fn image_import(docker: Arc<Docker>, call: Call) -> Reply {
-    if call.query.text("fromSrc") != Some("-") {
-        return Err(Error::NotImplemented("import from a URL is not available yet".into()));
-    }
+    let source = call.query.text("fromSrc").unwrap_or("-").to_owned();
+    // Without a scheme it is http, as for dockerd.
+    let url = if source.contains("://") { source } else { format!("http://{source}") };
+    let from_url = call.query.text("fromSrc") != Some("-");
+    let shown = if from_url { &url } else { "-" };
     let request = ImportOptions {
         reference: named(&call, "repo", "tag"),
         changes: super::changes(&call),
-        message: call.query.text("message").unwrap_or("Imported from -").to_owned(),
+        message: call.query.text("message").map_or_else(|| format!("Imported from {shown}"), str::to_owned),
         platform: call.query.text("platform").unwrap_or("").to_owned(),
     };
-    let id = docker.images.import(body::byte_stream(call.body), request).await?;
+    let mut lines = Vec::new();
+    let archive = if from_url {
+        let local_urls = policy::judge(docker.state.endpoint, &[Privilege::HostNamespace("network")]).is_ok();
+        lines.push(line(&json!({ "status": format!("Downloading from {url}") })));
+        image::build::remote_file(&docker.state.images, &url, local_urls).await?
+    } else {
+        body::byte_stream(call.body)
+    };
+    let id = docker.images.import(archive, request).await?;
     docker.events.image(&id, &id, "import");
-    Ok(lines_response(vec![line(&json!({ "status": id }))]))
+    lines.push(line(&json!({ "status": id })));
+    Ok(lines_response(lines))
 }
 
 fn lines_response(lines: Vec<Bytes>) -> axum::response::Response {

@@ -46,6 +46,7 @@ impl House {
             step_runner: Arc::new(NoSteps),
             buildkit: None,
             endpoint,
+            experimental: false,
             data_dir: directory.path().to_owned(),
             authority: "5a".repeat(32),
         };

@@ -90,6 +90,35 @@ pub(super) fn configuration(store: &ImageStore, parent: Option<&Digest>, config:
     enter(store, config, layers, parent.cloned(), None, &[], &lease)
 }
 
+/// The history stays, and says at its end what became one.
+pub(super) fn squashed(
+    store: &ImageStore,
+    image: &Digest,
+    base: Option<&Digest>,
+    layer: &mut dyn Read,
+) -> Result<Digest> {
+    let lease = store.blobs.lease();
+    let mut config = store.config(image)?;
+    let (mut layers, kept, comment) = match base {
+        Some(base) => {
+            let below = store.config(base)?;
+            config.rootfs.diff_ids = below.rootfs.diff_ids;
+            let layers = store.leased_layers(&base.to_string(), &lease)?.1;
+            (layers, below.history.len(), format!("merge {image} to {base}"))
+        }
+        None => {
+            config.rootfs.diff_ids.clear();
+            (Vec::new(), 0, format!("create new from {image}"))
+        }
+    };
+    for entry in config.history.iter_mut().skip(kept) {
+        entry.empty_layer = true;
+    }
+    let layer = store.add_layer(layer, &lease)?;
+    push_layer(&mut config, &mut layers, Some(layer), History { comment: Some(comment), ..History::default() })?;
+    enter(store, &config, layers, None, None, &[], &lease)
+}
+
 fn push_layer(
     config: &mut ImageConfig,
     layers: &mut Vec<EntryLayer>,

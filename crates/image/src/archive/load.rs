@@ -161,10 +161,13 @@ fn layer_type(store: &ImageStore, digest: &Digest) -> Result<&'static str> {
     let mut start = Vec::new();
     store.blobs.file(digest)?.take(6).read_to_end(&mut start).map_err(Error::io("cannot read a blob"))?;
     match Compression::detect(&start) {
-        Ok(Compression::Plain) => Ok(OCI_LAYER),
-        Ok(Compression::Gzip) => Ok(OCI_LAYER_GZIP),
-        Ok(Compression::Zstd) => Ok(OCI_LAYER_ZSTD),
-        Err(name) => Err(Error::NotSupported(format!("{name} compression is not supported"))),
+        Compression::Plain => Ok(OCI_LAYER),
+        Compression::Gzip => Ok(OCI_LAYER_GZIP),
+        Compression::Zstd => Ok(OCI_LAYER_ZSTD),
+        // The formats of images have no name for these.
+        Compression::Bzip2 | Compression::Xz => {
+            Err(Error::NotSupported("a layer compressed by bzip2 or xz is not supported".to_owned()))
+        }
     }
 }
 

@@ -76,6 +76,16 @@ impl ImageStore {
         create::step(self, step)
     }
 
+    /// Makes an image like another, with one layer in place of all that lie over a base image.
+    pub(crate) fn commit_squashed(
+        &self,
+        image: &Digest,
+        base: Option<&Digest>,
+        layer: &mut dyn Read,
+    ) -> Result<Digest> {
+        create::squashed(self, image, base, layer)
+    }
+
     /// Makes an image that differs from its parent in its configuration only, whose history says so already.
     pub(crate) fn commit_configuration(&self, parent: Option<&Digest>, config: &ImageConfig) -> Result<Digest> {
         create::configuration(self, parent, config)

@@ -81,7 +81,7 @@ pub(super) fn plan(root: &Path, spec: &CopySpec, fetched: Vec<Fetched>) -> Resul
     if hashes.len() > 1 && !spec.destination.ends_with('/') && spec.destination != "." {
         let verb = if spec.add { "ADD" } else { "COPY" };
         return Err(Error::Invalid(format!(
-            "When using {verb} with more than one source file, the destination must be a directory and end with a /"
+            "{SEVERAL_REFUSED} {verb} with more than one source file, the destination must be a directory and end with a /"
         )));
     }
     Ok(Plan { root, sources, excludes, hash })
@@ -224,6 +224,9 @@ fn attributes(root: BorrowedFd<'_>, spec: &CopySpec) -> Result<Attributes> {
     }
     Ok(attributes)
 }
+
+/// How Docker begins to say that several files need a directory.
+pub(super) const SEVERAL_REFUSED: &str = "When using";
 
 /// ADD unpacks a local archive. Says whether the file was one.
 fn extract(

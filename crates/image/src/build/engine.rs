@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, OnceCell, mpsc};
@@ -14,6 +14,7 @@ use crate::build::flags::Dialect;
 use crate::build::lines::cut;
 use crate::build::plan::{self, Plan};
 use crate::build::report::Reporter;
+use crate::build::squash::squash;
 use crate::build::stage::build_stage;
 use crate::build::{BuildEvent, BuildInputs, BuildOptions, StepRunner};
 use crate::digest::Digest;
@@ -34,6 +35,8 @@ pub(super) struct Build {
     pub scratch: PathBuf,
     /// Names of the stages.
     pub names: Vec<(Option<String>, usize)>,
+    /// The image on which the target is built, once that is known; nothing for `scratch`.
+    pub base: OnceLock<Digest>,
     /// Number of the step that is told next (BuildKit).
     pub vertexes: Arc<std::sync::atomic::AtomicUsize>,
     cells: Vec<OnceCell<Outcome>>,
@@ -119,7 +122,8 @@ pub(super) async fn run(parts: Parts, dockerfile: &str) -> Result<Digest> {
     if let Some(text) = warning {
         let _ = events.send(BuildEvent::Stream(text)).await;
     }
-    image.ok_or_else(|| Error::Invalid("No image was generated. Is your Dockerfile empty?".to_owned()))
+    let image = image.ok_or_else(|| Error::Invalid("No image was generated. Is your Dockerfile empty?".to_owned()))?;
+    if build.options.squash { squash(&build, &image).await } else { Ok(image) }
 }
 
 impl Build {
@@ -146,6 +150,7 @@ impl Build {
             plan,
             scratch: parts.scratch,
             names,
+            base: OnceLock::new(),
             vertexes: Arc::default(),
             reporters,
             contexts: Mutex::default(),

@@ -169,14 +169,14 @@ pub fn evaluate(state: &mut State, instruction: &Instruction, globals: &Globals)
         }
         Instruction::Cmd(command) => {
             let command = in_shell(state, command);
-            let comment = format!("CMD {}", json(&command));
+            let comment = format!("CMD {}", quoted(&command));
             state.config.cmd = Some(command);
             state.cmd_said = true;
             commit(comment)
         }
         Instruction::Entrypoint(command) => {
             let command = in_shell(state, command);
-            let comment = format!("ENTRYPOINT {}", json(&command));
+            let comment = format!("ENTRYPOINT {}", quoted(&command));
             state.config.entrypoint = Some(command).filter(|command| !command.is_empty());
             // The base image's arguments were for the base image's entrypoint.
             if !state.cmd_said {
@@ -295,6 +295,7 @@ fn run(state: &State, spec: &RunSpec, globals: &Globals, word: &dyn Fn(&str) -> 
         }
     }
     environment.extend(shown.iter().cloned());
+    let mut with_arguments = !shown.is_empty();
     for (name, value) in &globals.build_args {
         if let Some(value) = value
             && PREDEFINED.contains(&name.as_str())
@@ -302,12 +303,17 @@ fn run(state: &State, spec: &RunSpec, globals: &Globals, word: &dyn Fn(&str) -> 
             && !in_environment(name)
         {
             environment.push(format!("{name}={value}"));
+            with_arguments = true;
         }
     }
     shown.retain(|line| !PREDEFINED.contains(&line.split('=').next().unwrap_or_default()));
     let mut created_by = command.join(" ");
-    if !shown.is_empty() {
-        created_by = format!("|{} {} {created_by}", shown.len(), shown.join(" "));
+    if with_arguments {
+        // Those that every build knows count, but are not told.
+        let mut told = vec![format!("|{}", shown.len())];
+        told.append(&mut shown);
+        told.push(created_by);
+        created_by = told.join(" ");
     }
     let (network, insecure) = (spec.network.clone(), spec.insecure);
     Ok(Action::Run { created_by, command, environment, mounts, network, insecure })
@@ -363,8 +369,10 @@ fn is_signal(text: &str) -> bool {
     real_time.is_some() || format!("SIG{name}").parse::<nix::sys::signal::Signal>().is_ok()
 }
 
-fn json(words: &[String]) -> String {
-    serde_json::to_string(words).unwrap_or_default()
+/// Words as Docker's history has them, which is as Go's `%q` writes a list.
+fn quoted(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    format!("[{}]", words.join(" "))
 }
 
 /// A path as seen from a working directory: absolute, without `.` and `..`.
@@ -445,7 +453,7 @@ mod tests {
         let wanted = [
             "WORKDIR /a",
             "WORKDIR /b/c",
-            "CMD [\"x\",\"y\"]",
+            "CMD [\"x\" \"y\"]",
             "EXPOSE 53/udp 80",
             "VOLUME [/a /b]",
             "SHELL [/bin/x -c]",

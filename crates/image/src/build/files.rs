@@ -336,6 +336,9 @@ pub fn remove_ignored(
     Ok(())
 }
 
+/// How Docker begins to say that a user or group is not there.
+pub const CHOWN_REFUSED: &str = "unable to convert uid/gid chown string to host mapping";
+
 /// Finds a user or group by name in a file of the root file system (`/etc/passwd`, `/etc/group`): the third field.
 pub fn lookup_id(root: BorrowedFd<'_>, file: &str, name: &str) -> Result<(u32, Option<u32>)> {
     /// Longest file that is read.
@@ -343,9 +346,9 @@ pub fn lookup_id(root: BorrowedFd<'_>, file: &str, name: &str) -> Result<(u32, O
     if let Ok(id) = name.parse::<u32>() {
         return Ok((id, None));
     }
-    let what = if file.ends_with("passwd") { "user" } else { "group" };
+    let (what, id) = if file.ends_with("passwd") { ("user", "uid") } else { ("group", "gid") };
     let missing =
-        || Error::Invalid(format!("unable to convert uid/gid chown string to host mapping: can't find {what} {name}"));
+        || Error::Invalid(format!("{CHOWN_REFUSED}: can't find {id} for {what} {name}: no such {what}: {name}"));
     let fd = open_in(root, file.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK).map_err(|_| missing())?;
     let mut text = String::new();
     std::fs::File::from(fd).take(MAX).read_to_string(&mut text).map_err(|_| missing())?;

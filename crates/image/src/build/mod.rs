@@ -16,6 +16,7 @@ pub mod parse;
 mod plan;
 mod remote;
 mod report;
+mod squash;
 mod stage;
 mod steps;
 pub(crate) mod work;
@@ -32,7 +33,7 @@ use tokio::sync::mpsc;
 
 pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
-pub use self::remote::{RemoteContext, checkout, remote_context, shown_repository};
+pub use self::remote::{RemoteContext, checkout, remote_context, remote_file, shown_repository, unpack_remote};
 pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -43,6 +44,9 @@ use crate::types::{Credentials, ProgressEvent};
 const REMOVALS_MAX: usize = 5;
 /// Time between two of them.
 const REMOVE_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Begins the name of a network that is not there; what follows is what the user is told.
+pub const NETWORK_MISSING: &str = "missing:";
 
 /// What to build and how.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +61,8 @@ pub struct BuildOptions {
     pub labels: BTreeMap<String, String>,
     /// Stage at which to stop; empty means the last.
     pub target: String,
+    /// Make one layer of all that the build added to the last stage's base image.
+    pub squash: bool,
     /// Do not use the cache.
     pub no_cache: bool,
     /// Images whose history counts as cache.
@@ -65,7 +71,7 @@ pub struct BuildOptions {
     pub pull: bool,
     /// Print nothing but the id.
     pub quiet: bool,
-    /// Network of RUN steps: `default`, `none`, `host`, or a name.
+    /// Network of RUN steps, as [`RunStep::network`].
     pub network: String,
     /// `NAME:ADDRESS` lines for RUN steps.
     pub extra_hosts: Vec<String>,
@@ -216,7 +222,7 @@ pub struct RunStep {
     pub working_directory: String,
     /// `user[:group]`; empty means root.
     pub user: String,
-    /// `default`, `none`, `host`, or a name.
+    /// `default`, `none`, `host`, `network:<namespace>/<object>`, `container:<id>`, or [`NETWORK_MISSING`] and why.
     pub network: String,
     /// `NAME:ADDRESS` lines for /etc/hosts.
     pub extra_hosts: Vec<String>,

@@ -82,7 +82,7 @@ pub(super) fn plan(lines: &Lines, options: &BuildOptions) -> Result<Plan> {
     };
     for step in &head {
         let Instruction::Arg(args) = &step.instruction else {
-            return Err(error_at(step.line, "no build stage in current context"));
+            return Err(Error::Invalid("no build stage in current context".to_owned()));
         };
         global_arg(&mut globals, args).map_err(|error| at(step.line, error))?;
     }

@@ -1,6 +1,7 @@
 //! A build's context from a URL: a tar archive, a Dockerfile that has no context, or a git repository. `Source:` moby `builder/remotecontext`,
 //! Docker Engine API, `ImageBuild`, `remote`.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use super::fetch;
 use crate::error::{Error, Result};
 use crate::git::{self, is_repository};
 use crate::layer::write::{Entry, Writer};
+use crate::layer::{Decompressor, UnpackOptions, tree, unpack};
 use crate::store::ImageStore;
 use crate::types::ByteStream;
 use crate::web::{PATIENCE, is_url};
@@ -51,19 +53,11 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     if !is_url(url) {
         return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
     }
-    let response = fetch::request(store, local_urls, url).await.map_err(|error| {
-        // Go writes the kernel's errors in small letters; clients look for them.
-        let cause = error.to_string().replace("Connection refused", "connection refused");
-        Error::Unavailable(format!("error downloading remote context {url}: {cause}"))
-    })?;
+    let response = fetch::request(store, local_urls, url)
+        .await
+        .map_err(|error| Error::Unavailable(format!("error downloading remote context {url}: {}", cause(&error))))?;
     if !response.status().is_success() {
-        let text =
-            format!("error downloading remote context {url}: failed to GET {url} with status {}", response.status());
-        return Err(if response.status() == http::StatusCode::NOT_FOUND {
-            Error::NotFound(text)
-        } else {
-            Error::Unavailable(text)
-        });
+        return Err(refused(url, response.status(), &format!("error downloading remote context {url}: ")));
     }
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     // It is asked again after its end.
@@ -94,6 +88,49 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     let archive = Bytes::from(alone(&first)?);
     let stream = futures::stream::once(std::future::ready(Ok(archive)));
     Ok(RemoteContext { stream: Box::pin(stream), dockerfile_only: true })
+}
+
+/// Unpacks the context at a URL into a directory, which is made; says whether it is a Dockerfile alone, under that name.
+///
+/// Errors: as for [`remote_context`], and those of archives.
+pub async fn unpack_remote(store: &Arc<ImageStore>, url: &str, local_urls: bool, target: &Path) -> Result<bool> {
+    let remote = remote_context(store, url, local_urls).await?;
+    let (limits, target) = (store.options.limits, target.to_owned());
+    let reader = tokio_util::io::StreamReader::new(remote.stream);
+    crate::archive::in_background(reader, move |archive| {
+        std::fs::create_dir_all(&target).map_err(Error::io(format!("cannot make {}", target.display())))?;
+        let options = UnpackOptions { limits, whiteouts: false, owner: Some((0, 0)) };
+        unpack(Decompressor::new(archive, limits)?, tree::open_root(&target)?.as_fd(), &options).map(drop)
+    })
+    .await?;
+    Ok(remote.dockerfile_only)
+}
+
+/// What is at a URL, whatever it is: a file system to import.
+///
+/// Errors, in Docker's words: `Invalid` for other schemes; `NotFound`, or `Unavailable` when the server refuses or does not
+/// answer in time.
+pub async fn remote_file(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<ByteStream> {
+    if !is_url(url) {
+        return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
+    }
+    let response = fetch::request(store, local_urls, url).await;
+    let response = response.map_err(|error| Error::Unavailable(cause(&error)))?;
+    if !response.status().is_success() {
+        return Err(refused(url, response.status(), ""));
+    }
+    Ok(bounded(url, response.into_body()))
+}
+
+/// Go writes the kernel's errors in small letters; clients look for them.
+fn cause(error: &Error) -> String {
+    error.to_string().replace("Connection refused", "connection refused")
+}
+
+/// A server's refusal.
+fn refused(url: &str, status: http::StatusCode, before: &str) -> Error {
+    let text = format!("{before}failed to GET {url} with status {status}");
+    if status == http::StatusCode::NOT_FOUND { Error::NotFound(text) } else { Error::Unavailable(text) }
 }
 
 /// Puts the files of a git repository into a directory, which is made.

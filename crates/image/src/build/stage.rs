@@ -29,6 +29,8 @@ pub(super) struct Stage<'a> {
     pub state: State,
     pub config: ImageConfig,
     pub image: Option<Digest>,
+    /// Whether ids of images are told: not between triggers.
+    tells_ids: bool,
     /// Whether some step was not found in the cache, so that none may be looked for any more.
     cache_missed: bool,
     /// The step that is being told (BuildKit).
@@ -55,6 +57,7 @@ pub(super) async fn build_stage(build: &Arc<Build>, number: usize, report: Repor
         state: State::default(),
         config: empty_config(&build.options.platform),
         image: None,
+        tells_ids: true,
         cache_missed: false,
         vertex: 0,
         told: (0, count),
@@ -128,14 +131,25 @@ impl Stage<'_> {
                 self.end_step(false, None).await;
             }
         }
+        if let (true, Some(image)) = (self.plan.number == self.build.plan.target, &self.image) {
+            let _ = self.build.base.set(image.clone());
+        }
         self.config = match &self.image {
             Some(id) => self.build.store.config(id).map_err(Some)?,
             None => empty_config(platform),
         };
-        let short = self.image.as_ref().map_or("", Digest::short).to_owned();
-        self.report.say(format!(" ---> {short}\n")).await;
         self.state = State::new(self.config.config.clone(), self.config.author.clone());
-        self.triggers().await
+        self.triggers().await?;
+        self.say_id().await;
+        Ok(())
+    }
+
+    /// Tells the image that the stage is now.
+    async fn say_id(&self) {
+        if self.tells_ids {
+            let short = self.image.as_ref().map_or("", Digest::short);
+            self.report.say(format!(" ---> {short}\n")).await;
+        }
     }
 
     /// ONBUILD of the base image.
@@ -145,11 +159,13 @@ impl Stage<'_> {
             let plural = if triggers.len() == 1 { "trigger" } else { "triggers" };
             self.report.say(format!("# Executing {} build {plural}\n", triggers.len())).await;
         }
+        self.tells_ids = false;
         for text in triggers {
             let line = Line { number: 1, text, documents: Vec::new() };
             let step = parse_line(&line, self.build.plan.globals.escape, self.report.dialect).map_err(Some)?;
             self.step(&step).await?;
         }
+        self.tells_ids = true;
         Ok(())
     }
 
@@ -282,7 +298,7 @@ impl Stage<'_> {
             self.cache_missed = self.classic();
             return Ok(false);
         };
-        self.report.say(format!(" ---> Using cache\n ---> {}\n", id.short())).await;
+        self.report.say(" ---> Using cache\n").await;
         if self.classic() {
             self.config = config;
         } else {
@@ -292,6 +308,7 @@ impl Stage<'_> {
             self.end_step(true, None).await;
         }
         self.image = Some(id);
+        self.say_id().await;
         Ok(true)
     }
 
@@ -321,8 +338,8 @@ impl Stage<'_> {
             work.remove().await?;
         }
         self.config = self.build.store.config(&id)?;
-        self.report.say(format!(" ---> {}\n", id.short())).await;
         self.image = Some(id);
+        self.say_id().await;
         if !self.classic() {
             self.end_step(false, None).await;
         }

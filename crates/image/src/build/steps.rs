@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::build::copy;
 use crate::build::evaluate::{Action, nop};
+use crate::build::files::CHOWN_REFUSED;
 use crate::build::parse::CopySpec;
 use crate::build::report::StepEvent;
 use crate::build::stage::{Stage, StageResult};
@@ -28,7 +29,9 @@ impl Stage<'_> {
     }
 
     pub async fn make_directory(&mut self, comment: &str, path: String) -> Result<()> {
-        let (by, key) = self.labels(nop(&self.state, comment), comment, &[]);
+        // Docker has one space here, and two for all other instructions that run nothing.
+        let classic = nop(&self.state, comment).replacen("#(nop)  ", "#(nop) ", 1);
+        let (by, key) = self.labels(classic, comment, &[]);
         if self.take_cached(&by, &key).await? {
             return Ok(());
         }
@@ -121,6 +124,12 @@ impl Stage<'_> {
         let verb = if spec.add { "ADD" } else { "COPY" };
         let classic = self.classic();
         let wrap = move |error: Error| match error {
+            // Docker says of these alone that they are no failure of the copy itself.
+            Error::Invalid(why)
+                if classic && [copy::SEVERAL_REFUSED, CHOWN_REFUSED].iter().any(|start| why.starts_with(start)) =>
+            {
+                Some(Error::Invalid(why))
+            }
             Error::Invalid(why) | Error::NotFound(why) if classic => {
                 Some(Error::Invalid(format!("{verb} failed: {why}")))
             }

@@ -1,5 +1,7 @@
 //! Writable snapshots of a build, and what becomes of their changes.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,16 +67,24 @@ pub(super) fn container_id() -> String {
 }
 
 /// Packs changes into a file without a name. `None` when there are none.
-pub(super) fn pack_to_file(store: &ImageStore, upper: &Path) -> Result<Option<std::fs::File>> {
+pub(super) fn pack_to_file(store: &ImageStore, upper: &Path) -> Result<Option<File>> {
+    let file = nameless(store, |out| pack_changes(upper, out))?;
+    let size = file.metadata().map_err(Error::io("cannot pack a layer"))?.len();
+    Ok((size > EMPTY_ARCHIVE).then_some(file))
+}
+
+/// A file without a name that holds what is packed.
+pub(super) fn nameless(
+    store: &ImageStore,
+    pack: impl FnOnce(BufWriter<File>) -> Result<BufWriter<File>>,
+) -> Result<File> {
     use std::io::Seek;
     let doing = "cannot pack a layer";
     let path = store.dir.join("ingest").join(format!("{:032x}", rand::random::<u128>()));
-    let file =
-        std::fs::File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io(doing))?;
+    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(Error::io(doing))?;
     std::fs::remove_file(&path).map_err(Error::io(doing))?;
-    let out = pack_changes(upper, std::io::BufWriter::with_capacity(128 << 10, file))?;
+    let out = pack(BufWriter::with_capacity(128 << 10, file))?;
     let mut file = out.into_inner().map_err(|error| Error::io(doing)(error.into_error()))?;
-    let size = file.stream_position().map_err(Error::io(doing))?;
     file.rewind().map_err(Error::io(doing))?;
-    Ok((size > EMPTY_ARCHIVE).then_some(file))
+    Ok(file)
 }

@@ -8,6 +8,9 @@ use crate::layer::{Limits, RATIO_GRACE_BYTES};
 /// Window that a zstd stream may ask for. Units: log2 of bytes; 128 MiB is what zstd itself allows unasked.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
+/// Memory that an xz stream may ask for: what it was made with `-9` needs 65 MiB. Units: bytes.
+const XZ_MEMORY_BYTES: u64 = 128 << 20;
+
 /// How bytes are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -17,19 +20,21 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
+    /// bzip2.
+    Bzip2,
+    /// xz.
+    Xz,
 }
 
 impl Compression {
     /// Judges by the first bytes.
-    ///
-    /// Errors: the name of a format that we know and do not read.
-    pub fn detect(start: &[u8]) -> Result<Compression, &'static str> {
+    pub fn detect(start: &[u8]) -> Compression {
         match start {
-            [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
-            [b'B', b'Z', b'h', ..] => Err("bzip2"),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err("xz"),
-            _ => Ok(Compression::Plain),
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+            [b'B', b'Z', b'h', ..] => Compression::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Compression::Xz,
+            _ => Compression::Plain,
         }
     }
 }
@@ -68,8 +73,7 @@ impl<'a> Decompressor<'a> {
                 count => filled += count,
             }
         }
-        let compression = Compression::detect(&start[..filled])
-            .map_err(|name| Error::NotSupported(format!("{name} compression is not supported")))?;
+        let compression = Compression::detect(&start[..filled]);
         let whole = io::Cursor::new(start).take(filled as u64).chain(inner);
         let inner: Box<dyn Read + 'a> = match compression {
             Compression::Plain => Box::new(whole),
@@ -78,6 +82,13 @@ impl<'a> Decompressor<'a> {
                 let mut decoder = zstd::stream::read::Decoder::new(whole).map_err(Error::io("cannot start zstd"))?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Error::io("cannot start zstd"))?;
                 Box::new(decoder)
+            }
+            Compression::Bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(whole)),
+            Compression::Xz => {
+                let stream =
+                    liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES, liblzma::stream::CONCATENATED)
+                        .map_err(|error| Error::Internal(format!("cannot start xz: {error}")))?;
+                Box::new(liblzma::read::XzDecoder::new_stream(whole, stream))
             }
         };
         Ok(Decompressor { inner, packed, unpacked: 0, limits })
@@ -114,7 +125,13 @@ mod tests {
         let plain = b"some text that is long enough".repeat(10);
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).unwrap();
-        for packed in [plain.clone(), gzip.finish().unwrap(), zstd::encode_all(&plain[..], 1).unwrap()] {
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(&plain).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&plain).unwrap();
+        let xz = xz.finish().unwrap();
+        let zstd = zstd::encode_all(&plain[..], 1).unwrap();
+        for packed in [plain.clone(), gzip.finish().unwrap(), bzip2.finish().unwrap(), xz.clone(), zstd] {
             let mut out = Vec::new();
             Decompressor::new(&packed[..], Limits::default()).unwrap().read_to_end(&mut out).unwrap();
             assert_eq!(out, plain);
@@ -125,6 +142,13 @@ mod tests {
         assert!(matches!(from_io("x", error), Error::Hostile(_)));
         let mut reader = Decompressor::new(&bomb[..], Limits { ratio: u64::MAX, ..Limits::default() }).unwrap();
         assert!(io::copy(&mut reader, &mut io::sink()).is_ok(), "the bound is what stops it");
-        assert!(Decompressor::new(&b"BZh9xxxxxxxx"[..], Limits::default()).is_err());
+        let cut = |bytes: &[u8]| Decompressor::new(bytes, Limits::default()).unwrap().read_to_end(&mut Vec::new());
+        assert!(cut(b"BZh9xxxxxxxx").is_err() && cut(&xz[..xz.len() - 9]).is_err());
+        let mut bomb = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        io::copy(&mut io::repeat(0).take(80 << 20), &mut bomb).unwrap();
+        let bomb = bomb.finish().unwrap();
+        let mut reader = Decompressor::new(&bomb[..], Limits::default()).unwrap();
+        let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
+        assert!(matches!(from_io("x", error), Error::Hostile(_)));
     }
 }

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 
 pub mod compress;
+pub mod difference;
 pub mod gzip;
 pub mod pack;
 pub mod read;
@@ -12,6 +13,7 @@ pub mod unpack;
 pub mod write;
 
 pub use compress::{Compression, Decompressor};
+pub use difference::pack_difference;
 pub use pack::{pack_changes, pack_tree};
 pub use unpack::{UnpackOptions, Unpacked, unpack};
 

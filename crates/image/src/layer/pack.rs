@@ -21,8 +21,8 @@ const MAX_HARD_LINKS: usize = 1 << 20;
 /// Longest extended attribute, as the kernel bounds it.
 const MAX_XATTR: usize = 64 << 10;
 
-struct Packer<W> {
-    out: Writer<W>,
+pub(super) struct Packer<W> {
+    pub(super) out: Writer<W>,
     whiteouts: bool,
     links: HashMap<(u64, u64), Vec<u8>>,
 }
@@ -39,16 +39,24 @@ pub fn pack_tree<W: Write>(root: &Path, out: W) -> Result<W> {
 
 fn pack<W: Write>(root: &Path, out: W, whiteouts: bool) -> Result<W> {
     let root = tree::open_root(root)?;
-    let mut packer = Packer { out: Writer::new(out), whiteouts, links: HashMap::new() };
+    let mut packer = Packer::new(out, whiteouts);
     packer.directory(root.as_fd(), &mut Vec::new(), 0)?;
-    packer.out.finish()
+    packer.finish()
 }
 
-fn failed(doing: &str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
+pub(super) fn failed(doing: &str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
     Error::io(format!("cannot {doing} {:?}", String::from_utf8_lossy(path)))
 }
 
 impl<W: Write> Packer<W> {
+    pub(super) fn new(out: W, whiteouts: bool) -> Packer<W> {
+        Packer { out: Writer::new(out), whiteouts, links: HashMap::new() }
+    }
+
+    pub(super) fn finish(self) -> Result<W> {
+        self.out.finish()
+    }
+
     fn directory(&mut self, dir: BorrowedFd<'_>, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Error::Hostile(format!("a directory is deeper than {MAX_DEPTH} levels")));
@@ -68,7 +76,8 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    fn child(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &mut Vec<u8>, depth: usize) -> Result<()> {
+    /// Packs what has this name in a directory, with all that lies below it.
+    pub(super) fn child(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         let stat = match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(()), // gone meanwhile
@@ -78,8 +87,7 @@ impl<W: Write> Packer<W> {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let child = fs::openat(dir, name, flags, Mode::empty()).map_err(failed("open", path))?;
-                let mut entry = entry(b'5', &stat);
-                entry.xattrs = xattrs(child.as_fd());
+                let entry = directory_entry(child.as_fd(), &stat);
                 self.out.entry(&[path.as_slice(), b"/"].concat(), &entry, io::empty())?;
                 if self.whiteouts && is_opaque(child.as_fd()) {
                     let opaque = [path.as_slice(), b"/.wh..wh..opq"].concat();
@@ -127,6 +135,10 @@ impl<W: Write> Packer<W> {
         // A file that shrinks while it is read is filled up with zeros: the header is already out.
         self.out.entry(path, &entry, std::fs::File::from(file).chain(io::repeat(0)))
     }
+}
+
+pub(super) fn directory_entry(fd: BorrowedFd<'_>, stat: &Stat) -> Entry {
+    Entry { xattrs: xattrs(fd), ..entry(b'5', stat) }
 }
 
 fn entry(kind: u8, stat: &Stat) -> Entry {

@@ -247,7 +247,8 @@ impl ImageStore {
                 && before.is_none_or(|before| entry.created_ns < before)
                 && since.is_none_or(|since| entry.created_ns > since)
                 && filter.until_ns.is_none_or(|until| entry.created_ns < until)
-                && filter.labels.iter().all(|label| has_label(&entry.labels, label));
+                && filter.labels.iter().all(|label| has_label(&entry.labels, label))
+                && !filter.without_labels.iter().any(|label| has_label(&entry.labels, label));
             let (references, digests) = match filter.references.as_slice() {
                 [] => (references, digests),
                 patterns => (matching(references, patterns), matching(digests, patterns)),

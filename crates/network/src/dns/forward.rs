@@ -88,6 +88,23 @@ impl Forwarder {
     }
 }
 
+impl Forwarder {
+    /// The same from resolvers of a client's own choice. What they say is nobody else's, so it is not kept.
+    pub(super) async fn resolve_by(&self, servers: &[IpAddr], name: &Name, kind: RecordType) -> Option<Answer> {
+        let _permit = self.permits.try_acquire().ok()?;
+        for server in servers.iter().take(UPSTREAMS_MAX) {
+            let upstream = SocketAddr::new(*server, DNS_PORT);
+            if self.own.lock().contains(&upstream) {
+                continue;
+            }
+            if let Some(answer) = ask(upstream, name, kind).await {
+                return Some(answer);
+            }
+        }
+        None
+    }
+}
+
 /// The resolvers named in a `resolv.conf`.
 pub(super) fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
     let addresses = text.lines().filter_map(|line| {

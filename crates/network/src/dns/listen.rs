@@ -193,14 +193,19 @@ impl Server {
                     return if negative == Reply::NoData { ResponseCode::NoError } else { ResponseCode::NXDomain };
                 }
                 Reply::NoWayOut => return ResponseCode::ServFail,
-                Reply::NotOurs => return self.forward(answer, &name, kind).await,
+                Reply::NotOurs => return self.forward(answer, &name, kind, client).await,
             }
         }
         ResponseCode::ServFail
     }
 
-    async fn forward(&self, answer: &mut Message, name: &Name, kind: RecordType) -> ResponseCode {
-        let Some(found) = self.forwarder.resolve(name, kind).await else { return ResponseCode::ServFail };
+    async fn forward(&self, answer: &mut Message, name: &Name, kind: RecordType, client: Ipv4Addr) -> ResponseCode {
+        let chosen = self.chosen.load().get(&client).cloned();
+        let found = match chosen {
+            Some(servers) => self.forwarder.resolve_by(&servers, name, kind).await,
+            None => self.forwarder.resolve(name, kind).await,
+        };
+        let Some(found) = found else { return ResponseCode::ServFail };
         answer.answers.extend(found.answers);
         answer.authorities.extend(found.authorities);
         found.code

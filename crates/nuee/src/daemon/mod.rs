@@ -270,7 +270,7 @@ impl House {
             });
         }
         if let Some(listener) = listeners.tenants {
-            let make = tenant_endpoints(instance, &router, &node_name, &agent, &node);
+            let make = tenant_endpoints(instance, config.docker_experimental, &router, &node_name, &agent, &node);
             let router = tenants::Tenants::new(client.clone(), images.clone(), Revoked::of(instance), make).router();
             let tls = pki.server_config()?;
             tasks.spawn(async move {
@@ -286,6 +286,7 @@ impl House {
             images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Machine,
+            experimental: config.docker_experimental,
             data_dir: instance.directory().to_owned(),
             authority: pki.fingerprint()?,
         });
@@ -309,6 +310,7 @@ impl House {
 /// Makes the dialect of a tenant's namespace, with an identity that may only work there.
 fn tenant_endpoints(
     instance: &Instance,
+    experimental: bool,
     api: &axum::Router,
     node_name: &str,
     agent: &Arc<agent::Agent>,
@@ -333,6 +335,7 @@ fn tenant_endpoints(
             images,
             step_runner: agent.clone(),
             endpoint: docker::Endpoint::Tenant,
+            experimental,
             data_dir: data_dir.clone(),
             // A tenant is in no swarm, and makes no tokens.
             authority: String::new(),

@@ -23,6 +23,10 @@ pub struct Limits {
     pub memory_swap_bytes: Option<i64>,
     /// Memory below which nothing is reclaimed while others have more.
     pub memory_reservation_bytes: Option<i64>,
+    /// How readily memory is swapped out.
+    pub memory_swappiness: Option<u64>,
+    /// Whether processes wait, rather than end, when memory runs out.
+    pub oom_kill_disable: bool,
     /// Tasks.
     pub pids: Option<i64>,
     /// Weight of block input and output, 10 to 1,000.
@@ -78,6 +82,8 @@ impl From<&LinuxResources> for Limits {
             memory_bytes: memory.and_then(|memory| memory.limit()).filter(|bytes| *bytes != 0),
             memory_swap_bytes: memory.and_then(|memory| memory.swap()).filter(|bytes| *bytes != 0),
             memory_reservation_bytes: memory.and_then(|memory| memory.reservation()).filter(|bytes| *bytes != 0),
+            memory_swappiness: memory.and_then(|memory| memory.swappiness()),
+            oom_kill_disable: memory.and_then(|memory| memory.disable_oom_killer()).unwrap_or(false),
             pids: resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0),
             block_weight: resources.block_io().as_ref().and_then(|block| block.weight()).filter(|weight| *weight != 0),
             throttles: throttles(resources),

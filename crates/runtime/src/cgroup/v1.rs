@@ -65,6 +65,8 @@ pub(super) fn apply(directory_of: DirectoryOf, limits: &Limits) -> Result<()> {
     set("cpuset", "cpuset.mems", limits.cpuset_mems.clone())?;
     set("memory", "memory.soft_limit_in_bytes", limits.memory_reservation_bytes.map(|value| value.to_string()))?;
     apply_memory(&set, limits)?;
+    set("memory", "memory.swappiness", limits.memory_swappiness.map(|value| value.to_string()))?;
+    set("memory", "memory.oom_control", limits.oom_kill_disable.then(|| "1".to_owned()))?;
     set("pids", "pids.max", limits.pids.map(|value| if value < 0 { "max".to_owned() } else { value.to_string() }))?;
     for throttle in &limits.throttles {
         set("blkio", throttle.v1_file, Some(format!("{} {}", throttle.device, throttle.rate)))?;

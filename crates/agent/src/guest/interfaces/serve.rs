@@ -163,6 +163,7 @@ pub async fn publish(
                 .map(|host| host.to_string())
                 .unwrap_or_default(),
             host_port: port.host_port,
+            host_port_end: 0,
         })
         .collect())
 }

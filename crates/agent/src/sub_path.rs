@@ -1,0 +1,93 @@
+//! Parts of volumes: a path inside one, mounted apart so that nothing that changes in the volume leads elsewhere.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Error, Result};
+use crate::in_root;
+
+/// Pins a path inside a volume by a mount of the opened file, so that a link swapped in later changes nothing.
+/// What is not there is made if that is wanted. `Source:` CVE-2021-25741.
+///
+/// Errors: the path leads out, or to nothing.
+pub fn pin(volume: &Path, sub: &Path, pin: &Path, make: bool) -> Result<()> {
+    if sub.is_absolute() || sub.components().any(|c| c == std::path::Component::ParentDir) {
+        return Err(Error::Invalid(format!("subPath {} must be relative and without ..", sub.display())));
+    }
+    let root = in_root::directory(volume).map_err(Error::io("open", volume))?;
+    let file = match in_root::open(&root, sub, OFlags::PATH, Mode::empty()) {
+        Err(error) if make && error.kind() == std::io::ErrorKind::NotFound => {
+            in_root::make_directories(&root, sub, Mode::from_raw_mode(0o750))
+        }
+        opened => opened,
+    };
+    let file = file.map_err(Error::io("open subPath", sub))?;
+    let is_directory =
+        rustix::fs::fstat(&file).map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir()).unwrap_or(false);
+    unpin(pin);
+    if let Some(parent) = pin.parent() {
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    if is_directory {
+        std::fs::create_dir_all(pin).map_err(Error::io("create", pin))?;
+    } else {
+        std::fs::File::create(pin).map_err(Error::io("create", pin))?;
+    }
+    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+    mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(|e| Error::io("pin", pin)(e.into()))
+}
+
+/// Takes away a pin; none is no error.
+pub fn unpin(pin: &Path) {
+    let _ = umount2(pin, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_sub_path_never_leads_out_of_its_volume() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, pin) = (dir.path().join("volume"), dir.path().join("pins/a"));
+        std::fs::create_dir_all(volume.join("sub")).unwrap();
+        std::fs::create_dir(dir.path().join("host")).unwrap();
+        std::fs::write(dir.path().join("host/canary"), "host").unwrap();
+        super::pin(&volume, Path::new("absent"), &pin, false).unwrap_err();
+        super::pin(&volume, Path::new("made/for/it"), &pin, true).unwrap();
+        assert!(volume.join("made/for/it").is_dir());
+        unpin(&pin);
+        for bad in ["../host", "/etc"] {
+            assert!(super::pin(&volume, Path::new(bad), &pin, true).is_err(), "{bad}");
+        }
+        let stop = AtomicBool::new(false);
+        let (link, outside) = (volume.join("swap"), dir.path().join("host"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = std::fs::create_dir(&link);
+                    let _ = std::fs::remove_dir(&link);
+                    let _ = symlink(&outside, &link);
+                    let _ = std::fs::remove_file(&link);
+                }
+            });
+            for _ in 0..300 {
+                if super::pin(&volume, Path::new("swap"), &pin, true).is_ok() {
+                    assert!(!pin.join("canary").exists(), "the host's directory was mounted");
+                }
+                unpin(&pin);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}
