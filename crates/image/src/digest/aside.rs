@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Bytes that go to the hash at once. Larger ones cost the file system less when they are written, and threads wake each other
-/// less often; smaller ones stay in a processor's cache. Units: bytes.
-const CHUNK: usize = 512 << 10;
-/// Chunks in all: one that is filled or written, one that is hashed, and two between them.
-const CHUNKS: usize = 4;
+/// less often; but all of them should stay in a processor's cache (of 1 MiB often), or each step waits for memory. Units: bytes.
+const CHUNK: usize = 256 << 10;
+/// Chunks in all: one that is filled or written, one that is hashed, and one between them.
+const CHUNKS: usize = 3;
 
 /// The beginning of a buffer that is full.
 #[derive(Clone, Default)]

@@ -6,7 +6,7 @@ use crate::error::{Error, into_io};
 use crate::layer::{Limits, RATIO_GRACE_BYTES};
 
 /// Compressed bytes that are read at once: after each of them a decompressor copies what it must remember. Units: bytes.
-const PACKED_BYTES: usize = 256 << 10;
+const PACKED_BYTES: usize = 128 << 10;
 /// Window that a zstd stream may ask for. Units: log2 of bytes; 128 MiB is what zstd itself allows unasked.
 const ZSTD_WINDOW_LOG: u32 = 27;
 

@@ -1,7 +1,7 @@
 //! Pulling: manifest, configuration, layers in parallel, each fetched once and gone on with where it broke off.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,10 +35,6 @@ const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Pieces of a blob that wait to be written. Units: pieces of what the connection reads at once, 400 KiB at most.
 const PIECES_WAITING: usize = 8;
-/// What is written at once, if so much waits: many bytes, as each write costs the file system a search of its own; and few
-/// pieces, as each keeps what the connection read at once.
-const WRITE_BYTES: usize = 1 << 20;
-const WRITE_PIECES: usize = 16;
 /// How often somebody who watches is told how much there is, as dockerd does.
 const FIGURES: Duration = Duration::from_millis(100);
 /// Documents that we can read.
@@ -341,10 +337,7 @@ async fn receive(
     let writer = tokio::task::spawn_blocking(move || {
         let (_alone, mut partial) = (alone, partial);
         while let Some(piece) = receiver.blocking_recv() {
-            partial.add(piece)?;
-            if receiver.is_empty() {
-                partial.write()?;
-            }
+            partial.add(&piece)?;
         }
         Ok::<_, Error>(partial)
     });
@@ -380,11 +373,8 @@ async fn receive(
 struct Partial {
     path: PathBuf,
     file: File,
-    /// Of all bytes, those among them that are not written yet.
     hasher: Hasher,
     size: u64,
-    unwritten: Vec<Bytes>,
-    unwritten_bytes: usize,
 }
 
 impl Partial {
@@ -393,7 +383,7 @@ impl Partial {
         let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(Error::io(format!("cannot write {}", path.display())))?;
         let hasher = Hasher::new(wanted.digest.algorithm());
-        let mut partial = Partial { path, file, hasher, size: 0, unwritten: Vec::new(), unwritten_bytes: 0 };
+        let mut partial = Partial { path, file, hasher, size: 0 };
         let mut buffer = vec![0; 64 << 10];
         loop {
             match partial.file.read(&mut buffer).map_err(Error::io("cannot read a partial download"))? {
@@ -417,66 +407,10 @@ impl Partial {
         Ok(())
     }
 
-    fn add(&mut self, piece: Bytes) -> Result<()> {
-        self.hasher.update(&piece);
+    fn add(&mut self, piece: &[u8]) -> Result<()> {
+        self.file.write_all(piece).map_err(Error::io(format!("cannot write {}", self.path.display())))?;
+        self.hasher.update(piece);
         self.size += piece.len() as u64;
-        self.unwritten_bytes += piece.len();
-        self.unwritten.push(piece);
-        if self.unwritten_bytes < WRITE_BYTES && self.unwritten.len() < WRITE_PIECES { Ok(()) } else { self.write() }
-    }
-
-    fn write(&mut self) -> Result<()> {
-        write_all(&mut self.file, &self.unwritten)
-            .map_err(Error::io(format!("cannot write {}", self.path.display())))?;
-        self.unwritten.clear();
-        self.unwritten_bytes = 0;
         Ok(())
-    }
-}
-
-fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    let mut left = slices.as_mut_slice();
-    while !left.is_empty() {
-        match file.write_vectored(left) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut left, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_of_any_size_are_written_in_their_order_and_gone_on_with() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("partial");
-        let lengths =
-            [1; 3 * WRITE_PIECES].into_iter().chain([400 << 10; 7]).chain([5, WRITE_BYTES, 2 * WRITE_BYTES + 1]);
-        let mut whole = Vec::new();
-        for (number, length) in lengths.clone().enumerate() {
-            whole.extend(vec![u8::try_from(number % 251).unwrap(); length]);
-        }
-        let wanted = Descriptor::new(manifest::OCI_LAYER, Digest::of(&whole), whole.len() as u64);
-        let (mut all, half) = (Bytes::from(whole), lengths.clone().count() / 2);
-        let mut partial = Partial::open(path.clone(), &wanted).unwrap();
-        for (number, length) in lengths.enumerate() {
-            partial.add(all.split_to(length)).unwrap();
-            assert!(partial.unwritten.len() < WRITE_PIECES && partial.unwritten_bytes < WRITE_BYTES);
-            if number == half {
-                partial.write().unwrap();
-                let size = partial.size;
-                partial = Partial::open(path.clone(), &wanted).unwrap();
-                assert_eq!(partial.size, size, "what was there before");
-            }
-        }
-        partial.write().unwrap();
-        assert_eq!(partial.hasher.finish(), wanted.digest);
-        assert_eq!(Digest::of(&std::fs::read(&path).unwrap()), wanted.digest);
     }
 }
