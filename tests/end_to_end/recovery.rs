@@ -1,6 +1,9 @@
 //! The daemon dies; workloads do not.
 
+use std::time::Duration;
+
 use anyhow::Result;
+use testkit::Census;
 
 use crate::with_images;
 
@@ -49,6 +52,43 @@ fn upper_file(nuee: &testkit::Nuee, name: &str) -> Result<String> {
         nuee.run("sh", &["-c", &format!("grep -lz 'e /stop' /proc/[0-9]*/cmdline | head -1 # {name}")])?.success()?;
     let pid = found.text().split('/').nth(2).unwrap_or_default().to_owned();
     Ok(format!("/proc/{pid}/root/stop"))
+}
+
+/// How often the daemon is killed while containers with `--rm` end.
+const ENDS: u32 = 6;
+/// How much later in their end it is killed than the time before. An end takes some tens of milliseconds.
+const LATER: Duration = Duration::from_millis(6);
+
+#[test]
+fn containers_that_are_to_be_removed_are_whenever_the_daemon_is_killed() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["run", "--rm", "busybox:test", "true"])?.success()?;
+    let before = Census::take(&nuee)?;
+    for round in 0..ENDS {
+        // They end one after another, so that the daemon is killed in another part of each one's end.
+        for number in 0..4 {
+            let script = format!("while [ ! -e /kept/stop-{round} ]; do sleep 0.01; done; sleep 0.0{number}; exit 3");
+            nuee.docker(&["run", "-d", "--rm", "-v", "kept:/kept", "busybox:test", "sh", "-c", &script])?.success()?;
+        }
+        let stop = format!("touch /kept/stop-{round}");
+        nuee.docker(&["run", "--rm", "-v", "kept:/kept", "busybox:test", "sh", "-c", &stop])?.success()?;
+        std::thread::sleep(LATER * round);
+        nuee.kill_daemon()?;
+        nuee.up()?;
+        nuee.eventually("they are removed", || {
+            Ok(nuee.docker(&["ps", "--all", "--quiet"])?.success()?.text().is_empty())
+        })?;
+    }
+    nuee.docker(&["volume", "rm", "kept"])?.success()?;
+    // What forks shims comes with the first container that is started.
+    nuee.docker(&["run", "--rm", "busybox:test", "true"])?.success()?;
+    let mut left = Vec::new();
+    nuee.eventually("nothing is left of them", || {
+        left = Census::take(&nuee)?.beyond(&before);
+        Ok(left.is_empty())
+    })
+    .map_err(|error| error.context(format!("left: {left:#?}")))?;
+    nuee.finish()
 }
 
 /// Containers that run when the daemon is killed. The time is measured by `bench/docker`; here it is only that none is lost.

@@ -1,5 +1,7 @@
 //! Digests of content, and readers and writers that compute them on the way.
 
+pub mod aside;
+
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
@@ -151,34 +153,6 @@ impl Hasher {
             Hasher::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()) },
             Hasher::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()) },
         }
-    }
-}
-
-/// Hashes and counts what is read through it.
-pub struct HashingReader<R> {
-    inner: R,
-    hasher: Hasher,
-    count: u64,
-}
-
-impl<R: Read> HashingReader<R> {
-    /// Reads from `inner`.
-    pub fn new(inner: R) -> HashingReader<R> {
-        HashingReader { inner, hasher: Hasher::new(Algorithm::Sha256), count: 0 }
-    }
-
-    /// Digest and number of the bytes read so far.
-    pub fn finish(self) -> (Digest, u64) {
-        (self.hasher.finish(), self.count)
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.count += count as u64;
-        Ok(count)
     }
 }
 

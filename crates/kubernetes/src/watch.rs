@@ -9,6 +9,8 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::negotiate::Shape;
@@ -46,9 +48,16 @@ fn frames(events: WatchStream, dress: Dress) -> impl Stream<Item = Bytes> {
     })
 }
 
+/// The object's metadata as they stand: nothing of an object is taken apart for each of its events.
 fn metadata(object: &[u8]) -> Bytes {
-    let object = serde_json::from_slice(object).unwrap_or(Value::Null);
-    Bytes::from(table::partial_metadata(object).to_string())
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        metadata: Option<&'a RawValue>,
+    }
+    let head: Option<Head<'_>> = serde_json::from_slice(object).ok();
+    let text = head.and_then(|head| head.metadata).map_or("{}", RawValue::get);
+    Bytes::from(format!(r#"{{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":{text}}}"#))
 }
 
 /// Only the first table of a watch carries its column heads, as kube-apiserver does.
@@ -68,6 +77,20 @@ fn table_event(event: &WatchEvent, dress: &Dress, with_heads: bool) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_are_those_of_the_object_alone() {
+        for object in [
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","labels":{"metadata":"}\"{"}},"spec":{"metadata":{"name":"b"}}}"#,
+            r#"{"spec":{"metadata":1},"metadata":{}}"#,
+            r#"{"kind":"Pod"}"#,
+            "[]",
+        ] {
+            let whole = serde_json::from_str(object).unwrap();
+            let found: Value = serde_json::from_slice(&metadata(object.as_bytes())).unwrap();
+            assert_eq!(found, table::partial_metadata(whole), "{object}");
+        }
+    }
 
     #[tokio::test]
     async fn only_the_first_table_event_has_column_heads() {

@@ -8,7 +8,7 @@ use api::container::{
 };
 use api::names::AGENT_FINALIZER;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use runtime::{ContainerState, ExitRecord};
@@ -67,6 +67,10 @@ struct Driver {
     /// When networks that could not be joined are tried again.
     networks_retry: Option<Instant>,
     releasing: bool,
+    /// The object is deleted by us: until that is seen, older states of it may still come, and are no new container.
+    deletes: bool,
+    /// What the object says of itself in the newest version that is known.
+    newest: ObjectMeta,
     /// Bounds that the process was started with.
     bounds: Resources,
 }
@@ -88,6 +92,7 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
     };
     let bounds = object.spec.resources.clone();
     let driver = Driver {
+        newest: object.metadata.clone(),
         bounds,
         context,
         key,
@@ -103,6 +108,7 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
         retry: None,
         networks_retry: None,
         releasing: false,
+        deletes: false,
     };
     let stop = driver.context.stop.clone();
     tokio::spawn(stop.run_until_cancelled_owned(driver.run(objects, inbox, found)));
@@ -123,6 +129,7 @@ impl Driver {
                     let newest = objects.borrow_and_update().clone();
                     match newest {
                         Some(object) if changed.is_ok() => {
+                            self.saw(&object.metadata);
                             self.object = object;
                             self.adjust_networks().await;
                             self.adjust_bounds().await;
@@ -141,7 +148,8 @@ impl Driver {
                 () = sleep_until(self.networks_retry) => { self.adjust_networks().await; continue; }
             };
             self.feed(event).await;
-            if self.machine.phase == step::Phase::Gone && (self.machine.vanished || !self.releasing) {
+            let waits = self.releasing || self.deletes;
+            if self.machine.phase == step::Phase::Gone && (self.machine.vanished || !waits) {
                 break;
             }
         }
@@ -184,7 +192,9 @@ impl Driver {
         }
         if self.status.state == State::Exited && self.object.spec.auto_remove {
             // The daemon died between the exit and the removal.
-            self.simple(Action::DeleteObject).await;
+            if let Err(error) = self.delete_object().await {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container");
+            }
         }
         if self.status.state == State::Restarting && self.machine.phase == step::Phase::Idle {
             self.machine.phase = step::Phase::Waiting { until: self.context.now() + step::BACKOFF_FIRST };
@@ -233,12 +243,12 @@ impl Driver {
         while let Some(event) = next.take() {
             let actions = step::step(&mut self.machine, event, self.context.now());
             let ends = actions.contains(&Action::EndRun) && actions.contains(&Action::Report);
-            let deletes = actions.contains(&Action::DeleteObject);
+            let last = actions.contains(&Action::Remove) && !self.machine.wish.deleted;
             for action in actions {
                 match action {
                     // The end of a run is told while its remains are cleared.
-                    Action::EndRun if ends => self.end_run_and_report(deletes).await,
-                    Action::Report | Action::DeleteObject if ends => {}
+                    Action::EndRun if ends => self.end_run_and_report(last).await,
+                    Action::Report if ends => {}
                     Action::EndRun => self.end_run().await,
                     Action::Report => self.report().await,
                     Action::Wake(at) => self.timer = Some(self.context.at(at)),
@@ -261,7 +271,6 @@ impl Driver {
             Action::Signal(signal) => runtime.kill(id, signal).await.map_err(Error::from),
             Action::Pause => runtime.pause(id).await.map_err(Error::from),
             Action::Resume => runtime.resume(id).await.map_err(Error::from),
-            Action::DeleteObject => self.delete_object().await,
             Action::Release => self.release().await,
             _ => Ok(()),
         };
@@ -347,17 +356,51 @@ impl Driver {
         start::end_run(&self.context, &self.id).await;
     }
 
-    async fn end_run_and_report(&mut self, deletes: bool) {
+    async fn end_run_and_report(&mut self, last: bool) {
         self.stop_helpers();
         self.handle.disconnect(false);
         let (context, id) = (self.context.clone(), self.id.clone());
         let tell = async {
-            self.report().await;
-            if deletes {
-                self.simple(Action::DeleteObject).await;
+            if !(last && self.report_last().await) {
+                self.report().await;
             }
         };
         tokio::join!(start::end_run(&context, &id), tell);
+    }
+
+    /// Tells the end of the last run and takes our finalizer off in one write, so that the object is gone with one more once nothing
+    /// of the container is left. Whoever deletes it before has it cleared as what vanished. Whether it was written; else it is told as
+    /// any other, and let go of after its deletion.
+    async fn report_last(&mut self) -> bool {
+        self.status.state = self.machine.state();
+        let change = serde_json::to_value(&self.status).ok().and_then(|new| patch::difference(&self.written, &new));
+        let finalizers = self.newest.finalizers.iter().flatten().filter(|one| *one != AGENT_FINALIZER);
+        let patch = Patch::Merge(json!({
+            "metadata": {
+                "finalizers": finalizers.collect::<Vec<_>>(),
+                "resourceVersion": self.newest.resource_version,
+            },
+            "status": change.unwrap_or_else(|| json!({})),
+        }));
+        match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
+            Ok(written) => {
+                self.saw(&written.metadata);
+                self.written = serde_json::to_value(&self.status).unwrap_or_default();
+                true
+            }
+            Err(error) => {
+                tracing::debug!(id = self.id, %error, "the container is not let go of with its last status");
+                false
+            }
+        }
+    }
+
+    /// Notes what the object says of itself, unless a newer version is known.
+    fn saw(&mut self, metadata: &ObjectMeta) {
+        let version = |of: &ObjectMeta| of.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
+        if version(metadata) >= version(&self.newest) {
+            self.newest = metadata.clone();
+        }
     }
 
     async fn health(&mut self, result: HealthResult) {
@@ -464,7 +507,10 @@ impl Driver {
         let Some(change) = patch::difference(&self.written, &new) else { return };
         let patch = Patch::Merge(json!({ "status": change }));
         match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
-            Ok(_) => self.written = new,
+            Ok(written) => {
+                self.saw(&written.metadata);
+                self.written = new;
+            }
             Err(error) if is_not_found(&error) => {}
             Err(error) => {
                 tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
@@ -495,28 +541,34 @@ impl Driver {
         }
     }
 
-    /// Lets go of the object: takes our finalizer off, checked against concurrent changes.
+    /// Lets go of the object: deletes it if nobody did, and takes our finalizer off, checked against concurrent changes.
     async fn release(&mut self) -> Result<()> {
         self.releasing = false;
         if self.machine.vanished {
             return Ok(());
         }
+        if !self.machine.wish.deleted {
+            self.deletes = true;
+            if let Err(error) = self.delete_object().await {
+                self.again_later();
+                return Err(error);
+            }
+        }
         let objects = self.objects();
-        let mut current = (*self.object).clone();
+        let mut current = self.newest.clone();
         loop {
-            let finalizers = current.metadata.finalizers.clone().unwrap_or_default();
+            let finalizers = current.finalizers.unwrap_or_default();
             if !finalizers.iter().any(|f| f == AGENT_FINALIZER) {
                 return Ok(());
             }
             let rest: Vec<_> = finalizers.into_iter().filter(|f| f != AGENT_FINALIZER).collect();
-            let patch = Patch::Merge(
-                json!({"metadata": {"finalizers": rest, "resourceVersion": current.metadata.resource_version}}),
-            );
+            let patch =
+                Patch::Merge(json!({"metadata": {"finalizers": rest, "resourceVersion": current.resource_version}}));
             match objects.patch(&self.key.name, &PatchParams::default(), &patch).await {
                 Ok(_) => return Ok(()),
                 Err(error) if is_not_found(&error) => return Ok(()),
                 Err(kube::Error::Api(status)) if status.code == 409 => match objects.get_opt(&self.key.name).await {
-                    Ok(Some(newer)) => current = newer,
+                    Ok(Some(newer)) => current = newer.metadata,
                     Ok(None) => return Ok(()),
                     Err(error) => return self.release_later(error),
                 },
@@ -525,9 +577,13 @@ impl Driver {
         }
     }
 
-    fn release_later(&mut self, error: kube::Error) -> Result<()> {
+    fn again_later(&mut self) {
         self.releasing = true;
         self.retry = Some(Instant::now() + WRITE_RETRY);
+    }
+
+    fn release_later(&mut self, error: kube::Error) -> Result<()> {
+        self.again_later();
         Err(Error::api("release the container")(error))
     }
 }

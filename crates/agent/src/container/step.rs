@@ -11,7 +11,7 @@
 //!    │                                               │ policy says yes  │
 //!    │                                               ▼      timer       │
 //!    └────────────── stop wanted ─────────────── Waiting ───▶ Starting ─┘
-//!   object deleted, from anywhere: stop at once, then Removing ─▶ Gone
+//!   object deleted, from anywhere: stop at once, then Removing ─▶ Gone; auto-removed, likewise after its last run
 //! ```
 
 use std::time::Duration;
@@ -138,11 +138,9 @@ pub enum Action {
     Wake(Instant),
     /// Write the status (state as `Machine::state` says).
     Report,
-    /// Delete the object (auto-remove).
-    DeleteObject,
     /// Take everything away; answer with `Removed`.
     Remove,
-    /// Let go of the object (remove the finalizer).
+    /// Let go of the object: delete it unless somebody did, and remove the finalizer.
     Release,
 }
 
@@ -291,10 +289,10 @@ fn exited(machine: &mut Machine, code: i32, now: Instant, actions: &mut Vec<Acti
     settle(machine, now, actions);
 }
 
-/// A run is over for good: delete the object if it was to be deleted.
-fn finish(machine: &Machine, actions: &mut Vec<Action>) {
+/// A run is over for good: take everything away if it was to be removed.
+fn finish(machine: &mut Machine, actions: &mut Vec<Action>) {
     if machine.wish.auto_remove && !machine.wish.deleted {
-        actions.push(Action::DeleteObject);
+        remove(machine, actions);
     }
 }
 
@@ -510,16 +508,20 @@ mod tests {
     }
 
     #[test]
-    fn auto_remove_deletes_the_object_at_the_end() {
+    fn auto_remove_takes_everything_away_at_the_end_and_lets_go() {
         let auto = Wish { auto_remove: true, ..wish(1, "no") };
+        let end = [Action::EndRun, Action::Report, Action::Remove];
         let mut machine = running(auto.clone());
-        assert_eq!(
-            step(&mut machine, Event::Exited { code: 0 }, T0),
-            [Action::EndRun, Action::Report, Action::DeleteObject]
-        );
+        assert_eq!(step(&mut machine, Event::Exited { code: 0 }, T0), end);
+        assert_eq!(machine.state(), State::Exited);
+        // Too late.
+        assert_eq!(step(&mut machine, Event::Wished(Wish { start_request: 2, ..auto.clone() }), T0), []);
+        assert_eq!(step(&mut machine, Event::Wished(Wish { deleted: true, ..auto.clone() }), T0), []);
+        assert_eq!(step(&mut machine, Event::Removed, T0), [Action::Release]);
         let mut machine = Machine::new(0, 0, false);
         let _ = step(&mut machine, Event::Wished(auto), T0);
-        assert_eq!(step(&mut machine, Event::StartFailed, T0), [Action::EndRun, Action::Report, Action::DeleteObject]);
+        assert_eq!(step(&mut machine, Event::StartFailed, T0), end);
+        assert_eq!(machine.state(), State::Created);
     }
 
     #[test]

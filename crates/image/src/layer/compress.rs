@@ -5,6 +5,8 @@ use std::io::{self, BufReader, Read};
 use crate::error::{Error, into_io};
 use crate::layer::{Limits, RATIO_GRACE_BYTES};
 
+/// Compressed bytes that are read at once: after each of them a decompressor copies what it must remember. Units: bytes.
+const PACKED_BYTES: usize = 128 << 10;
 /// Window that a zstd stream may ask for. Units: log2 of bytes; 128 MiB is what zstd itself allows unasked.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -64,7 +66,7 @@ impl<'a> Decompressor<'a> {
     /// Looks at the first bytes and decompresses as they say.
     pub fn new(inner: impl Read + 'a, limits: Limits) -> Result<Decompressor<'a>, Error> {
         let packed = std::rc::Rc::new(std::cell::Cell::new(0));
-        let mut inner = BufReader::with_capacity(64 << 10, Counting { inner, count: packed.clone() });
+        let mut inner = BufReader::with_capacity(PACKED_BYTES, Counting { inner, count: packed.clone() });
         let mut start = [0; 6];
         let mut filled = 0;
         while filled < start.len() {
@@ -77,9 +79,10 @@ impl<'a> Decompressor<'a> {
         let whole = io::Cursor::new(start).take(filled as u64).chain(inner);
         let inner: Box<dyn Read + 'a> = match compression {
             Compression::Plain => Box::new(whole),
-            Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(whole)),
+            Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
             Compression::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::new(whole).map_err(Error::io("cannot start zstd"))?;
+                let mut decoder =
+                    zstd::stream::read::Decoder::with_buffer(whole).map_err(Error::io("cannot start zstd"))?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Error::io("cannot start zstd"))?;
                 Box::new(decoder)
             }

@@ -1,7 +1,7 @@
 //! Layers: reading hostile archives, unpacking them, and packing changes. Knows bytes and file systems; must never know
 //! images or their names.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 
 pub mod compress;
 pub mod difference;
@@ -39,6 +39,24 @@ pub fn copy(reader: &mut impl Read, writer: &mut impl Write) -> io::Result<u64> 
             Err(error) => return Err(error),
         };
         writer.write_all(&buffer[..count])?;
+        copied += count as u64;
+    }
+}
+
+/// Copies out of the reader's own buffer.
+pub fn copy_buffered(reader: &mut impl BufRead, writer: &mut impl Write) -> io::Result<u64> {
+    let mut copied = 0;
+    loop {
+        let count = match reader.fill_buf() {
+            Ok([]) => return Ok(copied),
+            Ok(bytes) => {
+                writer.write_all(bytes)?;
+                bytes.len()
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        reader.consume(count);
         copied += count as u64;
     }
 }

@@ -2,7 +2,7 @@
 //! memory. Where honest readers disagree about an archive it is refused, so that nobody sees other files than we do.
 //! Sources: POSIX pax, GNU tar manual, and how GNU tar 1.34 reads.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use crate::error::{Error, Result, from_io};
 
@@ -268,6 +268,25 @@ impl<R: Read> Read for Archive<R> {
         }
         self.remaining -= count as u64;
         Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Archive<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX);
+        if most == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.inner.fill_buf()?;
+        if bytes.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends early"));
+        }
+        Ok(&bytes[..most.min(bytes.len())])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.inner.consume(count);
+        self.remaining = self.remaining.saturating_sub(count as u64);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result, from_io};
 use crate::layer::read::{Archive, Header, Kind};
 use crate::layer::tree::{self, components, make_directories_as, open_in, part};
-use crate::layer::{Limits, copy};
+use crate::layer::{Limits, copy_buffered};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -26,6 +26,8 @@ const CAPABILITY_XATTR: &str = "security.capability";
 const MAX_KEPT_NAMES: usize = 64 << 20;
 /// Largest total of extended attributes of one entry, as the kernel bounds one of them.
 const MAX_XATTRS: usize = 64 << 10;
+/// Bytes of an archive that are read at once.
+const READ_BYTES: usize = 128 << 10;
 
 /// How to unpack.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +67,12 @@ struct Unpacker<'a> {
 ///
 /// Errors: `Hostile` for what no honest archive does and for broken bounds; the caller throws the directory away.
 pub fn unpack(archive: impl Read, root: BorrowedFd<'_>, options: &UnpackOptions) -> Result<Unpacked> {
-    let mut archive = Archive::new(BufReader::with_capacity(128 << 10, archive), options.limits.entries);
+    unpack_buffered(BufReader::with_capacity(READ_BYTES, archive), root, options)
+}
+
+/// As [`unpack`], from a reader whose buffer is what files are written from: a large one.
+pub fn unpack_buffered(archive: impl BufRead, root: BorrowedFd<'_>, options: &UnpackOptions) -> Result<Unpacked> {
+    let mut archive = Archive::new(archive, options.limits.entries);
     let mut unpacker = Unpacker {
         root,
         options,
@@ -94,7 +101,7 @@ fn failed(doing: &str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
 }
 
 impl Unpacker<'_> {
-    fn entry(&mut self, header: &Header, data: &mut impl Read) -> Result<()> {
+    fn entry(&mut self, header: &Header, data: &mut impl BufRead) -> Result<()> {
         self.done.entries += 1;
         let parts = components(&header.path)?;
         let Some((name, parents)) = parts.split_last() else {
@@ -159,7 +166,7 @@ impl Unpacker<'_> {
         header: &Header,
         name: &[u8],
         whole: &[u8],
-        data: &mut impl Read,
+        data: &mut impl BufRead,
     ) -> Result<()> {
         let target = part(name)?;
         let existing = tree::kind_of(parent, &target).map_err(failed("look at", whole))?;
@@ -230,7 +237,7 @@ impl Unpacker<'_> {
         header: &Header,
         target: &CString,
         whole: &[u8],
-        data: &mut impl Read,
+        data: &mut impl BufRead,
     ) -> Result<()> {
         self.done.size_bytes = self.done.size_bytes.saturating_add(header.size);
         if self.done.size_bytes > self.options.limits.total_bytes {
@@ -240,10 +247,11 @@ impl Unpacker<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(parent, target, flags, Mode::from_raw_mode(0o600)).map_err(failed("make", whole))?;
         let mut file = std::fs::File::from(file);
-        let written = copy(&mut data.take(header.size), &mut file).map_err(|error| match error.raw_os_error() {
-            Some(_) => Error::Io { doing: "cannot write a file of the archive".to_owned(), source: error },
-            None => from_io("cannot read the archive", error),
-        })?;
+        let written =
+            copy_buffered(&mut data.take(header.size), &mut file).map_err(|error| match error.raw_os_error() {
+                Some(_) => Error::Io { doing: "cannot write a file of the archive".to_owned(), source: error },
+                None => from_io("cannot read the archive", error),
+            })?;
         if written != header.size {
             return Err(Error::Invalid("the archive ends early".to_owned()));
         }

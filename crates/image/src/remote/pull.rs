@@ -11,6 +11,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::archive::pair;
 use crate::digest::{Digest, Hasher};
@@ -25,12 +27,16 @@ use crate::types::{Progress, PullOptions, Pulled};
 
 /// Layers that are fetched at once, as Docker does.
 const PARALLEL: usize = 3;
+/// Layers that are fetched or unpacked at once: as many are unpacked while the next ones come.
+const AT_WORK: usize = 2 * PARALLEL;
 /// How often a broken download is gone on with.
 const ATTEMPTS: u32 = 5;
 /// First pause between two attempts; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Pieces of a blob that wait to be written. Units: pieces of what the connection reads at once, 400 KiB at most.
 const PIECES_WAITING: usize = 8;
+/// How often somebody who watches is told how much there is, as dockerd does.
+const FIGURES: Duration = Duration::from_millis(100);
 /// Documents that we can read.
 pub(super) const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
@@ -80,11 +86,15 @@ async fn pull_from(
     if image.config.size > MAX_DOCUMENT {
         return Err(Error::Hostile("the image's configuration is too large".to_owned()));
     }
-    fetch_blob(store, session, &reference, &image.config, &Progress::none(), &lease).await?;
+    let fetch = Fetch { store, session, reference: &reference, progress, lease: &lease };
+    let unseen = Fetch { progress: &Progress::none(), ..fetch };
+    if let Some(config) = unseen.blob(&image.config).await? {
+        config.keep(store).await?;
+    }
     let config = store.blobs.document(&image.config.digest)?;
     let layers = pair(&config, image.layers.clone())?;
     let before = store.look(|index| index.names.get(&named(&reference)).cloned());
-    fetch_layers(store, session, &reference, &layers, progress, &lease).await?;
+    fetch.layers(&layers).await?;
     let by_digest = Reference { tag: None, digest: Some(top.digest.clone()), ..reference.clone() };
     let by_tag = reference.digest.is_none().then(|| reference.clone());
     let names: Vec<Reference> = by_tag.into_iter().chain([by_digest]).collect();
@@ -169,117 +179,146 @@ async fn choose(
     }
 }
 
-/// Fetches and unpacks layers, some at once: while one waits for the registry, another is unpacked.
-async fn fetch_layers(
-    store: &Arc<ImageStore>,
-    session: &Session,
-    reference: &Reference,
-    layers: &[EntryLayer],
-    progress: &Progress,
-    lease: &Lease,
-) -> Result<()> {
-    let mut wanted: Vec<&EntryLayer> = Vec::new();
-    for layer in layers {
-        // A layer may stand there twice (empty ones do).
-        if wanted.iter().any(|other| other.blob.digest == layer.blob.digest && other.diff_id == layer.diff_id) {
-            continue;
-        }
-        wanted.push(layer);
-        lease.keep(&layer.blob.digest);
-        let text = if store.blobs.has(&layer.blob.digest) { "Already exists" } else { "Pulling fs layer" };
-        progress.status(layer.blob.digest.short(), text).await;
-    }
-    let mut fetches: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
-    for layer in wanted {
-        fetches.push(Box::pin(async move {
-            fetch_blob(store, session, reference, &layer.blob, progress, lease).await?;
-            if store.unpacked(&layer.diff_id).is_none() {
-                let id = layer.blob.digest.short();
-                progress.status(id, "Extracting").await;
-                store.ensure_unpacked(&layer.diff_id, &layer.blob).await?;
-                progress.status(id, "Pull complete").await;
-            }
-            Ok(())
-        }));
-    }
-    let mut running = futures::stream::iter(fetches).buffer_unordered(PARALLEL);
-    while let Some(result) = running.next().await {
-        result?;
-    }
-    Ok(())
+/// What fetching blobs takes.
+#[derive(Clone, Copy)]
+struct Fetch<'a> {
+    store: &'a Arc<ImageStore>,
+    session: &'a Session,
+    reference: &'a Reference,
+    progress: &'a Progress,
+    lease: &'a Lease,
 }
 
-/// Fetches a blob unless it is here; one at a time for each blob, whoever asks.
-async fn fetch_blob(
-    store: &Arc<ImageStore>,
-    session: &Session,
-    reference: &Reference,
-    wanted: &Descriptor,
-    progress: &Progress,
-    lease: &Lease,
-) -> Result<()> {
-    lease.keep(&wanted.digest);
-    let alone = Arc::new(store.busy(&wanted.digest).lock_owned().await);
-    if store.blobs.has(&wanted.digest) {
-        return Ok(());
-    }
-    if wanted.size > store.options.limits.total_bytes {
-        return Err(Error::Hostile(format!("layer {} claims {} bytes", wanted.digest, wanted.size)));
-    }
-    let mut pause = PAUSE;
-    for attempt in 1..=ATTEMPTS {
-        match download(store, session, reference, wanted, progress, (lease, &alone)).await {
-            Err(Error::Unavailable(why)) if attempt < ATTEMPTS => {
-                tracing::debug!(digest = %wanted.digest, attempt, why, "a download broke off");
-                progress.status(wanted.digest.short(), "Retrying").await;
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-            other => return other,
-        }
-    }
-    Ok(())
+/// A blob that has come whole, with the right digest. It is in its place once it is kept.
+struct Fetched {
+    path: PathBuf,
+    digest: Digest,
+    /// At its beginning.
+    file: File,
+    alone: Alone,
 }
 
-async fn download(
-    store: &Arc<ImageStore>,
-    session: &Session,
-    reference: &Reference,
-    wanted: &Descriptor,
-    progress: &Progress,
-    (lease, alone): (&Lease, &Alone),
-) -> Result<()> {
-    let path = store.blobs.partial(&wanted.digest);
-    let short = wanted.digest.short();
-    let (begun, claimed) = (path.clone(), wanted.clone());
-    let mut partial = tokio::task::spawn_blocking(move || Partial::open(begun, &claimed)).await??;
-    if partial.size < wanted.size || wanted.size == 0 {
-        let blob = format!("/v2/{}/blobs/{}", reference.repository, wanted.digest);
-        let response = session.request(Method::GET, &blob, &Wanted { from: partial.size, ..Wanted::default() }).await?;
-        if partial.size > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
-            // It starts from the beginning, so do we.
-            partial.start_over(wanted)?;
+impl Fetched {
+    /// Puts the blob onto the disk and into its place; what is left is its content.
+    async fn keep(self, store: &Arc<ImageStore>) -> Result<()> {
+        let (kept, worker) = (store.blobs.lease(), store.clone());
+        tokio::task::spawn_blocking(move || {
+            let _alone = self.alone;
+            worker.blobs.adopt(&self.path, &self.digest, &kept)
+        })
+        .await?
+    }
+}
+
+impl Fetch<'_> {
+    /// Fetches and unpacks layers, some at once: while one waits for the registry, another is unpacked.
+    async fn layers(&self, layers: &[EntryLayer]) -> Result<()> {
+        let mut wanted: Vec<&EntryLayer> = Vec::new();
+        for layer in layers {
+            // A layer may stand there twice (empty ones do).
+            if wanted.iter().any(|other| other.blob.digest == layer.blob.digest && other.diff_id == layer.diff_id) {
+                continue;
+            }
+            wanted.push(layer);
+            self.lease.keep(&layer.blob.digest);
+            let text = if self.store.blobs.has(&layer.blob.digest) { "Already exists" } else { "Pulling fs layer" };
+            self.progress.status(layer.blob.digest.short(), text).await;
         }
-        partial = receive(response.into_body(), partial, wanted, progress, alone.clone()).await?;
-        if partial.size < wanted.size {
-            return Err(Error::Unavailable(format!("blob {} broke off after {} bytes", wanted.digest, partial.size)));
+        let turns = Semaphore::new(PARALLEL);
+        let mut work: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for layer in wanted {
+            work.push(Box::pin(self.layer(layer, &turns)));
+        }
+        let mut running = futures::stream::iter(work).buffer_unordered(AT_WORK);
+        while let Some(result) = running.next().await {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn layer(&self, layer: &EntryLayer, turns: &Semaphore) -> Result<()> {
+        let turn = turns.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
+        let fetched = self.blob(&layer.blob).await?;
+        drop(turn);
+        let open = |fetched: &Fetched| fetched.file.try_clone();
+        let file = fetched.as_ref().map(open).transpose().map_err(Error::io("cannot open a layer"))?;
+        let keep = async {
+            match fetched {
+                Some(fetched) => fetched.keep(self.store).await,
+                None => Ok(()),
+            }
+        };
+        let id = layer.blob.digest.short();
+        let unpack = async {
+            if self.store.unpacked(&layer.diff_id).is_some() {
+                return Ok(false);
+            }
+            self.progress.status(id, "Extracting").await;
+            self.store.ensure_unpacked_from(&layer.diff_id, &layer.blob, file).await?;
+            Ok(true)
+        };
+        // While it is unpacked it comes to the disk. If that ends early, a layer without a blob is none of an image's.
+        let ((), unpacked) = tokio::try_join!(keep, unpack)?;
+        if unpacked {
+            self.progress.status(id, "Pull complete").await;
+        }
+        Ok(())
+    }
+
+    /// Fetches a blob unless it is here; one at a time for each blob, whoever asks.
+    async fn blob(&self, wanted: &Descriptor) -> Result<Option<Fetched>> {
+        let store = self.store;
+        self.lease.keep(&wanted.digest);
+        let alone = Arc::new(store.busy(&wanted.digest).lock_owned().await);
+        if store.blobs.has(&wanted.digest) {
+            return Ok(None);
+        }
+        if wanted.size > store.options.limits.total_bytes {
+            return Err(Error::Hostile(format!("layer {} claims {} bytes", wanted.digest, wanted.size)));
+        }
+        let (mut attempt, mut pause) = (1, PAUSE);
+        loop {
+            match self.download(wanted, &alone).await {
+                Err(Error::Unavailable(why)) if attempt < ATTEMPTS => {
+                    tracing::debug!(digest = %wanted.digest, attempt, why, "a download broke off");
+                    self.progress.status(wanted.digest.short(), "Retrying").await;
+                    tokio::time::sleep(pause).await;
+                    (attempt, pause) = (attempt + 1, pause * 2);
+                }
+                other => return other.map(Some),
+            }
         }
     }
-    progress.status(short, "Verifying Checksum").await;
-    if partial.hasher.finish() != wanted.digest {
-        drop(std::fs::remove_file(&path));
-        return Err(Error::Corrupt(format!("filesystem layer verification failed for digest {}", wanted.digest)));
+
+    async fn download(&self, wanted: &Descriptor, alone: &Alone) -> Result<Fetched> {
+        let path = self.store.blobs.partial(&wanted.digest);
+        let short = wanted.digest.short();
+        let (begun, claimed) = (path.clone(), wanted.clone());
+        let mut partial = tokio::task::spawn_blocking(move || Partial::open(begun, &claimed)).await??;
+        if partial.size < wanted.size || wanted.size == 0 {
+            let blob = format!("/v2/{}/blobs/{}", self.reference.repository, wanted.digest);
+            let from = Wanted { from: partial.size, ..Wanted::default() };
+            let response = self.session.request(Method::GET, &blob, &from).await?;
+            if partial.size > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+                // It starts from the beginning, so do we.
+                partial.start_over(wanted)?;
+            }
+            partial = receive(response.into_body(), partial, wanted, self.progress, alone.clone()).await?;
+            if partial.size < wanted.size {
+                let came = partial.size;
+                return Err(Error::Unavailable(format!("blob {} broke off after {came} bytes", wanted.digest)));
+            }
+        }
+        self.progress.status(short, "Verifying Checksum").await;
+        let mut file = partial.file;
+        if partial.hasher.finish() != wanted.digest {
+            drop(std::fs::remove_file(&path));
+            return Err(Error::Corrupt(format!("filesystem layer verification failed for digest {}", wanted.digest)));
+        }
+        file.rewind().map_err(Error::io(format!("cannot read {}", path.display())))?;
+        self.progress.status(short, "Download complete").await;
+        Ok(Fetched { path, digest: wanted.digest.clone(), file, alone: alone.clone() })
     }
-    lease.keep(&wanted.digest);
-    let (kept, digest, worker) = (store.blobs.lease(), wanted.digest.clone(), store.clone());
-    let alone = alone.clone();
-    tokio::task::spawn_blocking(move || {
-        let _alone = alone;
-        worker.blobs.adopt(&path, &digest, &kept)
-    })
-    .await??;
-    progress.status(short, "Download complete").await;
-    Ok(())
 }
 
 /// That nobody else fetches the same blob. It goes along with what writes: that may outlive whoever asked for the blob.
@@ -303,6 +342,7 @@ async fn receive(
         Ok::<_, Error>(partial)
     });
     let mut pieces = Pieces::new(body);
+    let mut told: Option<Instant> = None;
     let received = async {
         while let Some(piece) = pieces.next().await? {
             size += piece.len() as u64;
@@ -312,7 +352,10 @@ async fn receive(
             if sender.send(piece).await.is_err() {
                 break; // The writer says why.
             }
-            progress.figure(wanted.digest.short(), "Downloading", size, wanted.size);
+            if size == wanted.size || told.is_none_or(|told| told.elapsed() >= FIGURES) {
+                progress.figure(wanted.digest.short(), "Downloading", size, wanted.size);
+                told = Some(Instant::now());
+            }
         }
         Ok(())
     }
@@ -339,7 +382,8 @@ impl Partial {
     fn open(path: PathBuf, wanted: &Descriptor) -> Result<Partial> {
         let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(Error::io(format!("cannot write {}", path.display())))?;
-        let mut partial = Partial { path, file, hasher: Hasher::new(wanted.digest.algorithm()), size: 0 };
+        let hasher = Hasher::new(wanted.digest.algorithm());
+        let mut partial = Partial { path, file, hasher, size: 0 };
         let mut buffer = vec![0; 64 << 10];
         loop {
             match partial.file.read(&mut buffer).map_err(Error::io("cannot read a partial download"))? {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -131,9 +131,7 @@ impl Blobs {
 
     /// Reads all of a blob once more. Errors: `Corrupt` when it is not what it was.
     pub fn verify(&self, digest: &Digest) -> Result<()> {
-        let read = Hasher::new(digest.algorithm()).read(self.file(digest)?);
-        let (found, _) = read.map_err(Error::io(format!("cannot read blob {digest}")))?;
-        if found == *digest { Ok(()) } else { Err(Error::Corrupt(format!("blob {digest} is damaged on the disk"))) }
+        verify(digest, &self.file(digest)?)
     }
 
     /// Stores a small document.
@@ -212,6 +210,13 @@ impl Blobs {
         }
         Ok(found)
     }
+}
+
+/// Reads all of a blob's file once more. Errors: `Corrupt` when it is not what it was.
+pub(crate) fn verify(digest: &Digest, mut file: &File) -> Result<()> {
+    let read = file.rewind().and_then(|()| Hasher::new(digest.algorithm()).read(file));
+    let (found, _) = read.map_err(Error::io(format!("cannot read blob {digest}")))?;
+    if found == *digest { Ok(()) } else { Err(Error::Corrupt(format!("blob {digest} is damaged on the disk"))) }
 }
 
 /// Puts a rename onto the disk.

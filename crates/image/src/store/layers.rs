@@ -2,17 +2,20 @@
 //! digest was checked. An unpacked layer is not forced to the disk before it is used, since it can be made again from its
 //! blob: until that has happened in the background it counts only in the same boot.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::digest::{Digest, HashingReader};
+use crate::digest::Digest;
+use crate::digest::aside::HashingAside;
 use crate::error::{Error, Result};
-use crate::layer::{Decompressor, UnpackOptions, tree, unpack};
+use crate::layer::unpack::unpack_buffered;
+use crate::layer::{Decompressor, UnpackOptions, tree};
 use crate::manifest::Descriptor;
 use crate::store::ImageStore;
-use crate::store::blobs::Lease;
+use crate::store::blobs::{self, Lease};
 use crate::store::index::Layer;
 
 impl ImageStore {
@@ -31,6 +34,16 @@ impl ImageStore {
     ///
     /// Errors: `Corrupt` when the blob is not what its diff id says, `Hostile`; nothing is visible then.
     pub(crate) async fn ensure_unpacked(self: &Arc<Self>, diff_id: &Digest, blob: &Descriptor) -> Result<Layer> {
+        self.ensure_unpacked_from(diff_id, blob, None).await
+    }
+
+    /// As [`ImageStore::ensure_unpacked`], from an open file whose digest was checked, that may not be in its place yet.
+    pub(crate) async fn ensure_unpacked_from(
+        self: &Arc<Self>,
+        diff_id: &Digest,
+        blob: &Descriptor,
+        file: Option<File>,
+    ) -> Result<Layer> {
         if let Some(layer) = self.unpacked(diff_id) {
             return Ok(layer);
         }
@@ -42,7 +55,8 @@ impl ImageStore {
         tokio::task::spawn_blocking(move || {
             // The lock is the work's own: whoever waits for it may be gone before it is done.
             let _alone = alone;
-            store.unpack_layer(&diff_id, &blob)
+            let file = file.map_or_else(|| store.blobs.file(&blob), Ok)?;
+            store.unpack_layer(&diff_id, &blob, &file)
         })
         .await?
     }
@@ -55,32 +69,32 @@ impl ImageStore {
             .map_err(|error| crate::error::from_io("cannot store a layer", error))?;
         let (digest, size) = ingest.commit(None, lease)?;
         if self.unpacked(&digest).is_none() {
-            self.unpack_layer(&digest, &digest)?;
+            self.unpack_layer(&digest, &digest, &self.blobs.file(&digest)?)?;
         }
         Ok((digest.clone(), Descriptor::new(crate::manifest::OCI_LAYER, digest, size)))
     }
 
-    fn unpack_layer(&self, diff_id: &Digest, blob: &Digest) -> Result<Layer> {
+    fn unpack_layer(&self, diff_id: &Digest, blob: &Digest, file: &File) -> Result<Layer> {
         let temporary = self.dir.join("layers").join(format!("tmp-{:032x}", rand::random::<u128>()));
-        let result = self.unpack_to(diff_id, blob, &temporary);
+        let result = self.unpack_to(diff_id, (blob, file), &temporary);
         if result.is_err() {
             let _ = tree::remove_path(&temporary);
         }
         result
     }
 
-    fn unpack_to(&self, diff_id: &Digest, blob: &Digest, temporary: &Path) -> Result<Layer> {
+    fn unpack_to(&self, diff_id: &Digest, (blob, file): (&Digest, &File), temporary: &Path) -> Result<Layer> {
         let root = temporary.join("fs");
         std::fs::create_dir_all(&root).map_err(Error::io(format!("cannot make {}", root.display())))?;
         set_root_mode(&root)?;
         let limits = self.options.limits;
-        let mut plain = HashingReader::new(Decompressor::new(self.blobs.file(blob)?, limits)?);
+        let mut plain = HashingAside::new(Decompressor::new(file, limits)?);
         let options = UnpackOptions { limits, whiteouts: true, owner: None };
-        let unpacked = unpack(&mut plain, tree::open_root(&root)?.as_fd(), &options);
-        let (found, archive_bytes) = plain.finish();
+        let unpacked = unpack_buffered(&mut plain, tree::open_root(&root)?.as_fd(), &options);
+        let (found, archive_bytes) = plain.finish().map_err(Error::io("cannot compute the digest of a layer"))?;
         if unpacked.is_err() || found != *diff_id {
             // The disk may have changed the blob since it came.
-            self.blobs.verify(blob)?;
+            blobs::verify(blob, file)?;
         }
         let unpacked = unpacked?;
         if found != *diff_id {

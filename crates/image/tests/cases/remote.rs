@@ -27,13 +27,21 @@ type Serve = Arc<dyn Fn(&Request, &[u8]) -> Response + Send + Sync>;
 async fn registry(serve: Serve) -> (Reference, tokio::task::JoinHandle<()>, Vec<u8>) {
     let data: Vec<u8> = (0..200_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let layer = tar_of(&[Item::File("file", &data, 0o644)]);
+    let (reference, task) = registry_of(vec![layer.clone()], serve).await;
+    (reference, task, layer)
+}
+
+/// A registry with one image of these layers, whose blobs are served by `serve`.
+async fn registry_of(layers: Vec<Vec<u8>>, serve: Serve) -> (Reference, tokio::task::JoinHandle<()>) {
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let config = serde_json::json!({"architecture": image::config::host_architecture(), "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer)]}})
+        "rootfs": {"type": "layers", "diff_ids": diff_ids}})
     .to_string();
+    let blob = |layer: &Vec<u8>| serde_json::json!({"mediaType": image::manifest::OCI_LAYER, "digest": Digest::of(layer), "size": layer.len()});
     let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": image::manifest::OCI_MANIFEST,
         "config": {"mediaType": image::manifest::OCI_CONFIG, "digest": Digest::of(config.as_bytes()), "size": config.len()},
-        "layers": [{"mediaType": image::manifest::OCI_LAYER, "digest": Digest::of(&layer), "size": layer.len()}]});
-    let (manifest, served) = (manifest.to_string(), layer.clone());
+        "layers": layers.iter().map(blob).collect::<Vec<_>>()});
+    let manifest = manifest.to_string();
     let config_digest = Digest::of(config.as_bytes()).to_string();
     let router = Router::new().fallback(move |request: Request| {
         let path = request.uri().path().to_owned();
@@ -44,12 +52,13 @@ async fn registry(serve: Serve) -> (Reference, tokio::task::JoinHandle<()>, Vec<
         } else if path.ends_with(&config_digest) {
             config.clone().into_response()
         } else {
-            serve(&request, &served)
+            let asked = diff_ids.iter().position(|id| path.ends_with(&id.to_string())).unwrap();
+            serve(&request, &layers[asked])
         };
         async move { response }
     });
     let (address, task) = listen(router).await;
-    (Reference::parse_tagged(&format!("{address}/evil:1")).unwrap(), task, layer)
+    (Reference::parse_tagged(&format!("{address}/evil:1")).unwrap(), task)
 }
 
 async fn pull(store: &Arc<ImageStore>, reference: &Reference) -> image::Result<image::Pulled> {
@@ -131,6 +140,44 @@ async fn a_broken_download_goes_on_where_it_was_and_is_fetched_once() {
     }
     assert_eq!(requests.load(Ordering::SeqCst), 2, "four pulls, one fetch that broke off once");
     assert_eq!(resumed.load(Ordering::SeqCst), layer.len() / 2);
+    task.abort();
+}
+
+#[tokio::test]
+async fn many_layers_come_three_at_a_time_each_once_and_are_all_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    let data = |number: u8| -> Vec<u8> { (0..700_000_u32).map(|at| at.to_le_bytes()[0] ^ number).collect() };
+    let layers: Vec<Vec<u8>> = (0..9).map(|number| tar_of(&[Item::File("file", &data(number), 0o644)])).collect();
+    let (at_once, most, requests) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (most_seen, seen) = (most.clone(), requests.clone());
+    let (reference, task) = registry_of(
+        layers,
+        Arc::new(move |_, layer| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            most_seen.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let mut rest = bytes::Bytes::copy_from_slice(layer);
+            let last = rest.split_off(rest.len() - 1);
+            let at_once = at_once.clone();
+            // The client may ask for the next layer as soon as it has the last byte of this one.
+            let end = async move {
+                tokio::task::yield_now().await;
+                at_once.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, std::io::Error>(last)
+            };
+            let pieces = futures::stream::iter([Ok(rest)]).chain(futures::stream::once(end));
+            Response::new(Body::from_stream(pieces))
+        }),
+    )
+    .await;
+    let pulled = pull(&store, &reference).await.unwrap();
+    assert!(most.load(Ordering::SeqCst) <= 3, "{} layers at once", most.load(Ordering::SeqCst));
+    assert_eq!(requests.load(Ordering::SeqCst), 9);
+    // The last layer is on top, and all of it went through the digests.
+    let snapshot = store.prepare("seen", &pulled.id.to_string(), &dir.path().join("seen")).await.unwrap();
+    let top = std::fs::read(snapshot.lower.first().unwrap().join("file")).unwrap();
+    assert!(top == data(8), "another file of {} bytes", top.len());
     task.abort();
 }
 
