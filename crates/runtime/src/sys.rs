@@ -139,6 +139,23 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
     Ok(())
 }
 
+/// Gives `command`'s child its place in the order in which the kernel kills when there is no memory left: -1000 to 1000.
+pub(crate) fn set_oom_score_before_exec(command: &mut Command, adjustment: i64) {
+    let text = adjustment.to_string();
+    let before_exec = move || {
+        // SAFETY: a constant C string and bytes that were made before the fork; the descriptor is used and closed here only.
+        unsafe {
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            let written = libc::write(fd, text.as_ptr().cast(), text.len());
+            let error = io::Error::last_os_error();
+            libc::close(fd);
+            if written < 0 { Err(error) } else { Ok(()) }
+        }
+    };
+    // SAFETY: between fork and exec the closure makes only system calls on memory prepared above.
+    unsafe { command.pre_exec(before_exec) };
+}
+
 /// Gives `command`'s child an empty signal mask; by itself it has that of the thread that starts it.
 pub(crate) fn unblock_before_exec(command: &mut Command) {
     let before_exec = || {
@@ -294,6 +311,12 @@ pub(crate) fn close_all_but(kept: [&OwnedFd; 2]) -> io::Result<[OwnedFd; 2]> {
         }
         Ok([OwnedFd::from_raw_fd(FIRST), OwnedFd::from_raw_fd(FIRST + 1)])
     }
+}
+
+/// Closes a descriptor whose owner is never dropped: in a process that ends without doing so.
+pub(crate) fn close_for_good(fd: BorrowedFd) {
+    // SAFETY: the caller promises that nobody closes or uses this number any more.
+    unsafe { libc::close(fd.as_raw_fd()) };
 }
 
 /// Gives every signal its default disposition and takes none of them away: what a fresh program expects.

@@ -1,5 +1,5 @@
 //! Memory that an idle daemon does without: its start runs through most of the program once, and the kernel then keeps all of
-//! that text mapped. It is let go when the daemon has been busy and is quiet again; what is needed is mapped again at the next
+//! that text mapped. It is let go when the daemon is quiet; what is needed is mapped again at the next
 //! touch, out of the page cache.
 
 use std::ops::Range;
@@ -8,26 +8,28 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-/// Time after the start until it counts as over.
-const START: Duration = Duration::from_secs(1);
+/// Times after the start at which what it needed is let go: when it can be used, and when what it does behind that is done.
+const START: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(15)];
 /// How often the daemon looks whether it is quiet.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Processor time in a period below which it is. Units: milliseconds.
 const QUIET_MS: i64 = 1_200;
 
-/// Lets the text go after the start, and after each busy time. Never ends.
+/// Lets the text go after the start, and whenever the daemon has been quiet for a time, in which it touches some of it all the same.
+/// Never ends.
 pub async fn keep_small() {
-    tokio::time::sleep(START).await;
-    let_go().await;
-    let (mut before, mut touched) = (used_ms(), false);
+    for wait in START {
+        tokio::time::sleep(wait).await;
+        let_go().await;
+    }
+    let mut before = used_ms();
     loop {
         tokio::time::sleep(PERIOD).await;
         let now = used_ms();
-        let quiet = now - before < QUIET_MS;
-        if quiet && touched {
+        if now - before < QUIET_MS {
             let_go().await;
         }
-        (before, touched) = (now, !quiet);
+        before = now;
     }
 }
 

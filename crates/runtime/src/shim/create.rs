@@ -144,6 +144,10 @@ impl Launch {
         let message_log = Scratch::new(config.oci.kind, directory, &format!("exec-{number}.log"));
         let mut command = config.oci.command(message_log.path(), Some(&config.cgroup))?;
         command.args(["exec", "--detach", "--process"]).arg(process_file);
+        if let Some(adjustment) = request.process.pointer("/oomScoreAdj").and_then(serde_json::Value::as_i64) {
+            // It leaves that to who calls it.
+            crate::sys::set_oom_score_before_exec(&mut command, adjustment);
+        }
         Self::new(config, command, number, request.terminal, request.stdin, true, directory, short, message_log)
     }
 
@@ -269,14 +273,17 @@ impl Launched {
     /// The process' id, and its terminal in its place, once who starts it has ended with `status` (`None`: was given up).
     /// `program` is for messages.
     pub fn finish(&mut self, status: Option<i32>, program: impl FnOnce() -> String) -> Result<u32> {
+        let born;
         let (pid, message) = match &self.said {
             Said::InFiles { pid, messages } => {
-                let pid = std::fs::read_to_string(pid.path()).ok().and_then(|text| text.trim().parse().ok());
+                let pid: Option<u32> =
+                    std::fs::read_to_string(pid.path()).ok().and_then(|text| text.trim().parse().ok());
+                born = pid;
                 (pid, oci::message(messages.path()))
             }
             Said::OverPipe(pipe) => {
                 let told = Told::read(pipe);
-                self.left_behind = told.born;
+                born = told.born;
                 match told.outcome {
                     Some(Ok(())) => (told.born, None),
                     Some(Err(message)) => (None, Some(message)),
@@ -284,6 +291,7 @@ impl Launched {
                 }
             }
         };
+        self.left_behind = born;
         match (status, pid) {
             (Some(0), Some(pid)) => {
                 self.take_terminal()?;

@@ -4,11 +4,12 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
 
 use super::client::{Client, Role};
 use super::create::{Launched, Short};
@@ -25,6 +26,25 @@ use crate::state::{ExitRecord, ShimDir, ShimState, now_ns, write_json};
 
 /// Ends of processes that nobody has claimed yet, kept while an exec is on its way. As many as may be on their way.
 const UNCLAIMED_MAX: usize = EXECS_MAX;
+
+/// How long one that was killed may take to end. It can be stuck in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_millis(100);
+/// Pause between two looks at it.
+const KILL_PAUSE: Duration = Duration::from_millis(1);
+
+/// How a child is, without reaping it. Errors: there is no such child.
+fn look_at_child(pid: u32) -> nix::Result<WaitStatus> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(Pid::from_raw(pid.cast_signed())), flags)
+}
+
+/// Waits a little for a child that was killed, so that it says nothing more.
+fn wait_for_end(child: u32) {
+    let deadline = Instant::now() + KILL_PATIENCE;
+    while look_at_child(child) == Ok(WaitStatus::StillAlive) && Instant::now() < deadline {
+        std::thread::sleep(KILL_PAUSE);
+    }
+}
 
 /// A call of the OCI runtime that has not ended.
 pub(super) struct Task {
@@ -350,13 +370,22 @@ impl Shim {
             }
             TaskKind::Exec { mut launched, program, process_file, size } => {
                 drop(process_file);
-                match launched.finish(status, || program) {
+                let finished = launched.finish(status, || program);
+                // What it was told may be somebody else's word: only a new child of ours is one.
+                let finished = finished.and_then(|pid| match self.is_new_child(pid) {
+                    true => Ok(pid),
+                    false => {
+                        Err(crate::Error::CannotStart { code: 126, message: "its process is not there".to_owned() })
+                    }
+                });
+                match finished {
                     Ok(pid) => self.exec_started(*launched, pid, size, task.client),
                     Err(error) => {
-                        // It is ours and not reaped, or its end would be here: the number is still its own.
                         if let Some(left) = launched.left_behind()
-                            && !self.unclaimed.iter().any(|(ended, _)| *ended == left)
+                            && self.is_new_child(left)
+                            && !self.has_ended(left)
                         {
+                            // It is ours and not reaped: the number is still its own.
                             crate::sys::kill(left, libc::SIGKILL);
                         }
                         let refusal = match error {
@@ -368,6 +397,17 @@ impl Shim {
                 }
             }
         }
+    }
+
+    fn has_ended(&self, pid: u32) -> bool {
+        self.unclaimed.iter().any(|(ended, _)| *ended == pid)
+    }
+
+    /// Whether this is a child of ours, running or ended, that is no process yet that we know.
+    fn is_new_child(&self, pid: u32) -> bool {
+        let is_known = self.processes.iter().any(|process| process.pid == pid && process.exit.is_none())
+            || self.tasks.iter().any(|task| task.child == pid);
+        !is_known && (self.has_ended(pid) || look_at_child(pid).is_ok())
     }
 
     fn exec_started(&mut self, launched: Launched, pid: u32, size: (u16, u16), client: u64) {
@@ -428,6 +468,7 @@ impl Shim {
         while let Some(at) = self.tasks.iter().position(|task| task.deadline <= now) {
             let task = self.tasks.remove(at);
             crate::sys::kill(task.child, libc::SIGKILL);
+            wait_for_end(task.child);
             self.finish_task(task, None);
         }
         for (_, client) in &mut self.clients {

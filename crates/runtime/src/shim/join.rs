@@ -205,7 +205,7 @@ impl Join<'_> {
             change_directory(cwd).map_err(|error| format!("chdir `{}`: {}", cwd.display(), reason(&error)))?;
         }
         program.find()?;
-        program.start(failures, |pid| tell(pipe, BORN, &pid.to_le_bytes()))
+        program.start(failures, pipe)
     }
 
     /// A terminal of the container's, whose master goes to the shim.
@@ -427,17 +427,28 @@ impl Program {
         Ok(())
     }
 
-    /// Starts it. `born` is called with its process id, as the machine counts.
-    fn start(&self, (mut told, tell): (io::PipeReader, io::PipeWriter), born: impl FnOnce(u32)) -> Result<(), String> {
+    /// Starts it. `pipe` is told its process id, as the machine counts, before it does anything.
+    fn start(&self, (mut told, tell): (io::PipeReader, io::PipeWriter), pipe: &OwnedFd) -> Result<(), String> {
+        let (mut may_go, go) = io::pipe().map_err(about("make a pipe"))?;
         let Some(pid) = sys::fork_sibling().map_err(about("start a process"))? else {
+            // What this one says is not to be taken for the joiner's word.
+            sys::close_for_good(pipe.as_fd());
+            drop(go);
+            // When the joiner has gone, nobody knows of this process.
+            if may_go.read_exact(&mut [0]).is_err() {
+                sys::end_at_once(1);
+            }
             let (step, error) = self.become_it();
             let code = error.raw_os_error().unwrap_or(libc::EIO);
             let mut tell = tell;
             let _ = tell.write_all(&[&[step as u8][..], &code.to_ne_bytes()].concat());
             sys::end_at_once(1)
         };
-        born(pid);
-        drop(tell);
+        self::tell(pipe, BORN, &pid.to_le_bytes());
+        drop((tell, may_go));
+        // One that has ended already waits for nothing.
+        let _ = rustix::io::write(&go, b"0");
+        drop(go);
         // Closed when it executes its program.
         let mut failure = [0; 1 + size_of::<i32>()];
         match told.read_exact(&mut failure) {
