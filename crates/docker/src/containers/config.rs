@@ -70,6 +70,7 @@ pub(crate) fn translate(
     };
     let mut out = Translated::default();
     check(request, &host)?;
+    check_name_servers(&host.dns)?;
     let (command, entrypoint_length) = command(request, image)?;
     let spec = &mut out.spec;
     spec.name = name.to_owned();
@@ -129,6 +130,22 @@ pub(crate) fn translate(
 
 fn or(first: &str, second: &str) -> String {
     if first.is_empty() { second.to_owned() } else { first.to_owned() }
+}
+
+/// Name servers are addresses. `Source:` Go, `netip.ParseAddr`, by which dockerd reads them.
+fn check_name_servers(servers: &[String]) -> Result<()> {
+    let is_address = |server: &&String| match server.split_once('%') {
+        Some((address, zone)) => address.parse::<std::net::Ipv6Addr>().is_ok() && !zone.is_empty(),
+        None => server.parse::<std::net::IpAddr>().is_ok(),
+    };
+    match servers.iter().find(|server| !is_address(server)) {
+        Some(bad) => {
+            let quoted = crate::text::quote(bad);
+            Err(Error::Invalid(format!("invalid JSON: ParseAddr({quoted}): unable to parse IP")))
+        }
+        None if servers.len() > LIST_MAX => Err(Error::Invalid("the configuration is too long".into())),
+        None => Ok(()),
+    }
 }
 
 /// What Docker checks before anything else.
@@ -345,5 +362,23 @@ pub(super) fn mode(mode: &str, around: &dyn Surroundings) -> Result<String> {
     match mode.strip_prefix("container:") {
         Some(other) => Ok(format!("container:{}", around.other_container(other)?.0)),
         None => Ok(mode.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_server_is_an_address() {
+        let check = |server: &str| check_name_servers(&[server.to_owned()]);
+        for good in ["9.9.9.9", "2620:fe::fe", "fe80::1%eth0", "::ffff:9.9.9.9"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        let refusal = check("nonsense").unwrap_err();
+        assert_eq!(refusal.to_string(), "invalid JSON: ParseAddr(\"nonsense\"): unable to parse IP");
+        for bad in ["", "9.9.9", "dns.example.org", "9.9.9.9:53", "9.9.9.9%eth0", "fe80::1%", "9.9.9.9\nsearch x"] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
     }
 }
