@@ -168,23 +168,24 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     let remote = call.query.text("remote").filter(|remote| *remote != "client-session");
     // dockerd has told of a download before it looks at what came.
     let told_before = remote.is_some_and(|url| !image::is_repository(url));
-    let context = match remote {
+    let (context, waiting) = match remote {
         Some(url) => {
             let remote = image::build::remote_context(&docker.state.images, url, request.local_urls).await?;
             if remote.dockerfile_only {
                 // There is no other file, whatever name the client gives.
                 request.dockerfile.clear();
             }
-            remote.stream
+            (remote.stream, remote.waiting)
         }
-        None => body::byte_stream(call.body),
+        None => (body::byte_stream(call.body), None),
     };
-    run_build(docker, context, request, quiet, told_before).await
+    run_build(docker, context, waiting, request, quiet, told_before).await
 }
 
 async fn run_build(
     docker: Arc<Docker>,
     context: ByteStream,
+    waiting: Option<image::build::Waiting>,
     request: BuildOptions,
     quiet: bool,
     told_before: bool,
@@ -192,8 +193,11 @@ async fn run_build(
     let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
     let tags = request.tags.clone();
     let worker = docker.clone();
-    let mut build: BoxFuture<'_, image::Result<String>> =
-        Box::pin(async move { worker.images.build(context, request, output).await });
+    let mut build: BoxFuture<'_, image::Result<String>> = Box::pin(async move {
+        let result = worker.images.build(context, request, output).await;
+        drop(waiting);
+        result
+    });
     // A build that cannot begin is told by a status code, as long as nothing was sent.
     let first = tokio::select! {
         biased;
