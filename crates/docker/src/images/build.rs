@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
 use crate::policy::{self, Endpoint, Privilege};
 use crate::state::Docker;
+use crate::swarm::networks::check_attachable;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
@@ -90,7 +91,7 @@ fn network(docker: &Docker, asked: &str) -> String {
             Err(error) => format!("{NETWORK_MISSING}{error}"),
         },
         None if matches!(asked, "" | "default" | "none" | "host") => asked.to_owned(),
-        None => match docker.network(asked) {
+        None => match docker.network(asked).and_then(|network| check_attachable(&network).map(|()| network)) {
             Ok(network) if network.name_any() == api::names::DEFAULT_NETWORK => "default".to_owned(),
             Ok(network) => format!("network:{}/{}", docker.state.namespace, network.name_any()),
             Err(error) => format!("{NETWORK_MISSING}{error}"),
