@@ -3,11 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use testkit::{Nuee, Output};
 
 use crate::with_images;
+
+/// Time until a page that a watch has not seen is written again.
+const WRITTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// A Compose client pointed at a Nuée, in a project's directory.
 struct Compose<'a> {
@@ -158,7 +162,11 @@ fn order_profiles_and_configs(program: &Path, configs: bool) -> Result<()> {
     };
     assert_eq!(inspect("base", "{{.State.Health.Status}}")?, "healthy");
     assert_eq!(inspect("once", "{{.State.Status}} {{.State.ExitCode}}")?, "exited 0");
-    assert!(inspect("asks", "{{.State.StartedAt}}")? > inspect("once", "{{.State.FinishedAt}}")?);
+    let time = |service: &str, what: &str| {
+        let text = inspect(service, what)?;
+        text.parse::<jiff::Timestamp>().with_context(|| format!("{what} of {service}: {text}"))
+    };
+    assert!(time("asks", "{{.State.StartedAt}}")? > time("once", "{{.State.FinishedAt}}")?);
     project.logs_say("asks", "out of a config")?;
     let running = || Ok::<_, anyhow::Error>(nuee.docker(&["ps", "-q"])?.success()?.text().lines().count());
     assert_eq!(running()?, 2, "nobody asked for the profile");
@@ -205,17 +213,28 @@ fn watch_follows(program: &Path) -> Result<()> {
     let inside = |path: &str| project.command(&["exec", "-T", "web", "cat", path]).output().map(|output| output.stdout);
     let done = (|| {
         nuee.eventually("the watch has begun", || Ok(said().to_lowercase().contains("watch enabled")))?;
-        std::fs::write(project.directory.join("pages/index.html"), "second\n")?;
-        nuee.eventually("the page is copied", || Ok(inside("/pages/index.html")? == b"second\n"))?;
+        // The watch may be told of before it sees everything, so the page is written again; not at each try, as it waits until the
+        // files are quiet.
+        let mut written: Option<Instant> = None;
+        nuee.eventually("the page is copied", || {
+            if written.is_none_or(|at| at.elapsed() > WRITTEN_AGAIN) {
+                std::fs::write(project.directory.join("pages/index.html"), "second\n")?;
+                written = Some(Instant::now());
+            }
+            Ok(inside("/pages/index.html")? == b"second\n")
+        })?;
         std::fs::write(project.directory.join("made"), "built anew\n")?;
         nuee.eventually("the image is built anew", || Ok(inside("/made")? == b"built anew\n"))
     })();
-    // Its own interrupt, as a terminal sends it; the wait ends with it.
+    // Its own interrupt, as a terminal sends it; one that builds may not heed it.
     let _ = nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(watch.id())?),
         nix::sys::signal::Signal::SIGINT,
     );
-    watch.wait()?;
+    if nuee.eventually("the watch ends", || Ok(watch.try_wait()?.is_some())).is_err() {
+        watch.kill()?;
+        watch.wait()?;
+    }
     done.with_context(said)?;
     project.run(&["down", "--volumes"])?;
     nuee.finish()

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 
 use network::Subnet;
-use network::dns::{NetworkNames, Records, Server, ServiceRecord};
+use network::dns::{Chosen, NetworkNames, Records, Server, ServiceRecord};
 use parking_lot::Mutex;
 
 #[derive(Default)]
@@ -17,7 +18,7 @@ struct State {
     /// By network: names of virtual addresses.
     virtual_names: VirtualNames,
     /// By owner: name servers that it chose for names that are not ours.
-    chosen: BTreeMap<String, Vec<IpAddr>>,
+    chosen: BTreeMap<String, Chosen>,
     /// By network: workloads on other machines.
     elsewhere: MembersElsewhere,
 }
@@ -110,14 +111,15 @@ impl Directory {
         });
     }
 
-    /// Has names that are not ours asked for where an owner wants it; none follows the machine. Counts from the owner's next
-    /// [`Directory::join`].
-    pub fn choose(&self, owner: &str, servers: Vec<IpAddr>) {
+    /// Has names that are not ours asked for where an owner wants it, from its own network namespace; none follows the machine.
+    /// Counts from the owner's next [`Directory::join`].
+    pub fn choose(&self, owner: &str, servers: &[String], namespace: &Path) {
+        let servers: Vec<_> = servers.iter().filter_map(|server| server.parse().ok()).collect();
         let mut state = self.state.lock();
         if servers.is_empty() {
             state.chosen.remove(owner);
         } else {
-            state.chosen.insert(owner.to_owned(), servers);
+            state.chosen.insert(owner.to_owned(), Chosen { servers, namespace: namespace.to_owned() });
         }
     }
 
@@ -146,13 +148,11 @@ impl Directory {
 }
 
 /// By address, for those who chose.
-fn chosen(state: &State) -> HashMap<Ipv4Addr, Vec<IpAddr>> {
+fn chosen(state: &State) -> HashMap<Ipv4Addr, Chosen> {
     let members = state.networks.values().flat_map(|network| &network.members);
     let pairs = members.filter_map(|(owner, (addresses, _))| Some((addresses, state.chosen.get(owner)?)));
     let four = |address: &IpAddr| if let IpAddr::V4(four) = address { Some(*four) } else { None };
-    pairs
-        .flat_map(|(addresses, servers)| addresses.iter().filter_map(four).map(|four| (four, servers.clone())))
-        .collect()
+    pairs.flat_map(|(addresses, chosen)| addresses.iter().filter_map(four).map(|four| (four, chosen.clone()))).collect()
 }
 
 fn records(state: &State) -> Records {

@@ -239,19 +239,25 @@ struct Remote {
 impl Remote {
     /// Says whether it is a Dockerfile alone.
     async fn fetch(&self, url: &str, target: &Path, running: &Running) -> Result<bool, Status> {
+        // A step is shown to whoever looks at builds: nobody need see credentials there.
+        let shown = image::build::shown_repository(url);
         if !image::is_repository(url) {
             let step = running.begin_step("[internal] load remote build context");
-            let done = image::build::unpack_remote(&self.store, url, self.local_urls, target).await.map_err(status);
+            let done = image::build::unpack_remote(&self.store, url, self.local_urls, target).await;
+            let done = done.map_err(|error| without_credentials(&status(error), url, &shown));
             running.end_step(&step, false, done.as_ref().err().map(Status::message));
             return done;
         }
-        // A step is shown to whoever looks at builds: nobody need see credentials there.
-        let shown = image::build::shown_repository(url);
         let step = running.begin_step(&format!("[internal] load git source {shown}"));
         let done = image::build::checkout(&self.store, url, self.local_urls, target).await.map_err(status);
         running.end_step(&step, false, done.as_ref().err().map(Status::message));
         done.map(|()| false)
     }
+}
+
+/// An error that names a URL as it may be shown.
+fn without_credentials(error: &Status, url: &str, shown: &str) -> Status {
+    Status::new(error.code(), error.message().replace(url, shown))
 }
 
 /// From attributes to the builder's options. Pure.
@@ -438,6 +444,16 @@ mod tests {
 
     fn from(pairs: &[(&str, &str)]) -> Result<(BuildOptions, Locals), Status> {
         options(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), false)
+    }
+
+    #[test]
+    fn an_error_of_a_context_tells_no_credentials() {
+        let url = "http://me:secret@files.test/context.tar";
+        let error = Status::new(Code::NotFound, format!("failed to GET {url} with status 404: {url}"));
+        let shown = without_credentials(&error, url, &image::build::shown_repository(url));
+        assert_eq!(shown.code(), Code::NotFound);
+        let there = "http://files.test/context.tar";
+        assert_eq!(shown.message(), format!("failed to GET {there} with status 404: {there}"));
     }
 
     #[test]

@@ -56,6 +56,17 @@ impl Filters {
         values.is_empty() || values.iter().map(String::as_str).any(accept)
     }
 
+    /// What is asked of names, ready to be put to many of them.
+    ///
+    /// Errors: [`Error::Invalid`] for more patterns than are compiled for one request.
+    pub(crate) fn names(&self) -> Result<Names> {
+        let texts = self.values("name");
+        if texts.iter().filter(|text| plain(text).is_none()).count() > PATTERNS_MAX {
+            return Err(Error::Invalid(format!("invalid filter 'name': more than {PATTERNS_MAX} patterns")));
+        }
+        Ok(Names(texts.iter().map(|text| Pattern::of(text)).collect()))
+    }
+
     /// True when all `label` values match, and no `label!` value does.
     pub(crate) fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
         self.values("label").iter().all(|wanted| label_matches(wanted, labels))
@@ -93,24 +104,60 @@ pub(crate) fn label_matches(wanted: &str, labels: &BTreeMap<String, String>) -> 
 /// Most memory that a pattern of a client's may take once it is compiled. Units: bytes.
 const PATTERN_BYTES_MAX: usize = 256 << 10;
 
-/// Docker matches names as regular expressions, anywhere in the name; a pattern that is none matches itself alone.
-pub(crate) fn name_matches(pattern: &str, name: &str) -> bool {
-    if pattern == name {
-        return true;
+/// Longest pattern that is compiled. Units: bytes.
+const PATTERN_TEXT_BYTES_MAX: usize = 4 << 10;
+/// Patterns that are compiled for one request.
+const PATTERNS_MAX: usize = 64;
+
+/// What a request asks of names.
+#[derive(Debug)]
+pub(crate) struct Names(Vec<Pattern>);
+
+impl Names {
+    /// True when nothing was asked, or any of the names matches any pattern.
+    pub(crate) fn accept(&self, names: &[&str]) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| names.iter().any(|name| pattern.matches(name)))
     }
-    // Most patterns are plain, and nothing is compiled for them.
+}
+
+/// Docker matches names as regular expressions, anywhere in the name; a pattern that is none matches itself alone.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    text: String,
+    /// `None` for what is plain, and for what is no pattern.
+    compiled: Option<regex::Regex>,
+}
+
+impl Pattern {
+    /// Reads a pattern. One that is too large is none.
+    pub(crate) fn of(text: &str) -> Self {
+        let compile = plain(text).is_none() && text.len() <= PATTERN_TEXT_BYTES_MAX;
+        let build = || regex::RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).build().ok();
+        Self { text: text.to_owned(), compiled: compile.then(build).flatten() }
+    }
+
+    /// Whether a name matches.
+    pub(crate) fn matches(&self, name: &str) -> bool {
+        if self.text == name {
+            return true;
+        }
+        match plain(&self.text) {
+            Some((true, body, true)) => name == body,
+            Some((true, body, false)) => name.starts_with(body),
+            Some((false, body, true)) => name.ends_with(body),
+            Some((false, body, false)) => name.contains(body),
+            None => self.compiled.as_ref().is_some_and(|compiled| compiled.is_match(name)),
+        }
+    }
+}
+
+/// Most patterns are plain, and nothing is compiled for them: whether it is tied to the start, the text, and whether it is tied
+/// to the end.
+fn plain(pattern: &str) -> Option<(bool, &str, bool)> {
     let (start, rest) = pattern.strip_prefix('^').map_or((false, pattern), |rest| (true, rest));
     let (end, body) = rest.strip_suffix('$').map_or((false, rest), |body| (true, body));
-    if !body.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/')) {
-        let compiled = regex::RegexBuilder::new(pattern).size_limit(PATTERN_BYTES_MAX).build();
-        return compiled.is_ok_and(|compiled| compiled.is_match(name));
-    }
-    match (start, end) {
-        (true, true) => name == body,
-        (true, false) => name.starts_with(body),
-        (false, true) => name.ends_with(body),
-        (false, false) => name.contains(body),
-    }
+    let is_plain = body.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/'));
+    is_plain.then_some((start, body, end))
 }
 
 #[cfg(test)]
@@ -141,6 +188,21 @@ mod tests {
         assert!(!label_matches("a=c", &labels) && !label_matches("b", &labels));
     }
 
+    fn name_matches(pattern: &str, name: &str) -> bool {
+        Pattern::of(pattern).matches(name)
+    }
+
+    #[test]
+    fn names_are_asked_for_by_any_of_a_bounded_number_of_patterns() {
+        let names = |patterns: Vec<String>| Filters(BTreeMap::from([("name".to_owned(), patterns)])).names();
+        let some = names(vec!["^/web$".into(), "d.$".into()]).unwrap();
+        assert!(some.accept(&["web", "/web"]) && some.accept(&["db", "/db"]) && !some.accept(&["web1", "/web1"]));
+        assert!(Filters::default().names().unwrap().accept(&["any"]));
+        assert!(names(vec!["web".into(); PATTERNS_MAX + 1]).is_ok(), "nothing is compiled for them");
+        assert!(names(vec!["w.b".into(); PATTERNS_MAX]).is_ok());
+        assert!(names(vec!["w.b".into(); PATTERNS_MAX + 1]).is_err());
+    }
+
     #[test]
     fn names_match_by_part_and_with_anchors() {
         assert!(name_matches("eb", "web"));
@@ -149,6 +211,10 @@ mod tests {
         assert!(name_matches("web-[0-9]+$", "web-12") && !name_matches("web-[0-9]+$", "web-x"));
         assert!(name_matches("^(db|web)$", "db") && !name_matches("^(db|web)$", "dbs"));
         assert!(!name_matches("web[", "web") && name_matches("web[", "web["), "no pattern at all");
-        assert!(!name_matches(&"(a{1,900}){1,900}".repeat(9), "a"), "one that is too large");
+        assert!(name_matches("a{1,20}b?", "a"));
+        assert!(regex::Regex::new("a{1,20000}b?").is_ok_and(|compiled| compiled.is_match("a")));
+        assert!(!name_matches("a{1,20000}b?", "a"), "one that is too large");
+        let long = format!("a|{}", "b".repeat(PATTERN_TEXT_BYTES_MAX));
+        assert!(!name_matches(&long, "a") && name_matches(&long, &long), "one that is too long");
     }
 }

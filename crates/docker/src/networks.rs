@@ -19,7 +19,7 @@ use crate::containers::create::check_endpoint;
 use crate::containers::lifecycle::status_of;
 use crate::containers::wire::EndpointConfig;
 use crate::error::{Error, Result};
-use crate::filters::{Filters, name_matches};
+use crate::filters::Filters;
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
 use crate::swarm::networks as overlay;
@@ -160,7 +160,7 @@ impl Docker {
 async fn network_list(docker: Arc<Docker>, call: Call) -> Reply {
     let accepted = ["dangling", "driver", "id", "label", "name", "scope", "type"];
     let filters = Filters::of(&call.query, &accepted)?;
-    let dangling = filters.boolean("dangling")?;
+    let (dangling, names) = (filters.boolean("dangling")?, filters.names()?);
     if let Some(bad) = filters.values("type").iter().find(|t| !matches!(t.as_str(), "custom" | "builtin")) {
         return Err(Error::Invalid(format!("invalid filter 'type={bad}'")));
     }
@@ -170,7 +170,7 @@ async fn network_list(docker: Arc<Docker>, call: Call) -> Reply {
         let builtin = PREDEFINED.contains(&spec.name.as_str());
         filters.any("driver", |driver| driver == spec.driver)
             && filters.any("id", |prefix| spec.id.starts_with(prefix))
-            && filters.any("name", |pattern| name_matches(pattern, &spec.name))
+            && names.accept(&[&spec.name])
             && filters.labels(&spec.labels)
             && filters.any("scope", |wanted| wanted == scope(network))
             && filters.any("type", |kind| (kind == "builtin") == builtin)

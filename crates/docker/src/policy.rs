@@ -1,6 +1,7 @@
 //! Who may ask for what: one pure function from an endpoint and a container's configuration to a verdict. The same
 //! function judges create, exec, update and build, so that a thing refused in one place is refused in all.
 
+use api::ContainerSpec;
 pub(crate) use api::privilege::{Privilege, of_container as privileges};
 
 use crate::error::{Error, Result};
@@ -27,6 +28,14 @@ pub(crate) fn judge(endpoint: Endpoint, asked: &[Privilege]) -> Result<()> {
     }
 }
 
+/// What a changed configuration asks for that the one before did not have.
+pub(crate) fn added(before: &ContainerSpec, after: &ContainerSpec) -> Vec<Privilege> {
+    let had = privileges(before);
+    let mut asked = privileges(after);
+    asked.retain(|privilege| !had.contains(privilege));
+    asked
+}
+
 /// Whether an endpoint may use an operation at all. What it may do to which *object* is the apiserver's to say; this
 /// covers what is no object: the machine itself, and the images that all endpoints of a machine share.
 pub(crate) fn judge_operation(endpoint: Endpoint, access: Access) -> Result<()> {
@@ -44,7 +53,6 @@ pub(crate) fn judge_operation(endpoint: Endpoint, access: Access) -> Result<()> 
 
 #[cfg(test)]
 mod tests {
-    use api::ContainerSpec;
     use api::container::{Mount, NetworkEndpoint};
 
     use super::*;
@@ -70,6 +78,7 @@ mod tests {
             ("pid host", make(|s| s.security.pid_mode = "host".into())),
             ("ipc host", make(|s| s.security.ipc_mode = "host".into())),
             ("uts host", make(|s| s.security.uts_mode = "host".into())),
+            ("cgroup host", make(|s| s.security.cgroup_mode = "host".into())),
             ("device", make(|s| s.security.devices.push("/dev/sda:/dev/sda:rwm".into()))),
             ("device rate", make(|s| s.resources.device_rates.push(api::container::DeviceRate::default()))),
             ("parent cgroup", make(|s| s.resources.cgroup_parent = "/machine".into())),
@@ -81,6 +90,8 @@ mod tests {
             ("masked paths", make(|s| s.security.masked_paths = Some(Vec::new()))),
             ("read-only paths", make(|s| s.security.readonly_paths = Some(Vec::new()))),
             ("oom score", make(|s| s.security.oom_score_adj = -500)),
+            ("no oom kill", make(|s| s.resources.oom_kill_disable = true)),
+            ("no bound on processes", make(|s| s.resources.pids_limit = -1)),
             (
                 "sysctl",
                 make(|s| {
@@ -105,12 +116,29 @@ mod tests {
     fn an_ordinary_container_asks_for_nothing() {
         let mut spec = ContainerSpec { network_mode: "bridge".into(), ..ContainerSpec::default() };
         spec.mounts.push(Mount { kind: "volume".into(), source: "data".into(), ..Mount::default() });
+        spec.mounts.push(Mount { kind: "image".into(), source: "shop/data:1".into(), ..Mount::default() });
+        spec.resources.pids_limit = 100;
         spec.security.capabilities_add.push("NET_RAW".into());
         spec.security.capabilities_drop.push("ALL".into());
         spec.security.no_new_privileges = true;
         spec.sysctls.insert("net.core.somaxconn".into(), "1024".into());
         assert_eq!(privileges(&spec), []);
         assert!(judge(Endpoint::Tenant, &privileges(&spec)).is_ok());
+    }
+
+    #[test]
+    fn a_change_is_judged_by_what_it_adds() {
+        let mut before = ContainerSpec::default();
+        before.security.privileged = true;
+        let mut after = before.clone();
+        after.resources.memory_bytes = 64 << 20;
+        assert_eq!(added(&before, &after), [], "what it has was judged when it was made");
+        after.resources.pids_limit = -1;
+        let asked = added(&before, &after);
+        assert_eq!(asked.len(), 1);
+        assert_eq!(judge(Endpoint::Tenant, &asked).unwrap_err().status(), 403);
+        assert!(judge(Endpoint::Machine, &asked).is_ok());
+        assert_eq!(added(&after, &after), []);
     }
 
     #[test]

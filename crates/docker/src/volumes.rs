@@ -16,7 +16,7 @@ use crate::cache::Slot;
 use crate::call::Call;
 use crate::containers::mounts::{check_driver, check_volume_name, named_volume};
 use crate::error::{Error, Result};
-use crate::filters::{Filters, name_matches};
+use crate::filters::Filters;
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
 use crate::{body, policy, text, time};
@@ -113,11 +113,11 @@ pub(crate) fn describe_all_with_use(docker: &Docker) -> Vec<Value> {
 
 async fn volume_list(docker: Arc<Docker>, call: Call) -> Reply {
     let filters = Filters::of(&call.query, &["dangling", "driver", "label", "name"])?;
-    let dangling = filters.boolean("dangling")?;
+    let (dangling, names) = (filters.boolean("dangling")?, filters.names()?);
     let mut volumes = docker.volumes.all();
     volumes.retain(|volume| {
         filters.any("driver", |wanted| wanted == driver(volume))
-            && filters.any("name", |pattern| name_matches(pattern, &volume.spec.name))
+            && names.accept(&[&volume.spec.name])
             && filters.labels(&volume.spec.labels)
             && dangling.is_none_or(|wanted| docker.volume_users(&volume.name_any()).is_empty() == wanted)
     });

@@ -10,10 +10,9 @@ mod listen;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -99,6 +98,15 @@ pub struct NetworkNames {
     pub virtual_names: BTreeMap<String, Ipv4Addr>,
 }
 
+/// Where a client has names asked for that are not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The resolvers.
+    pub servers: Vec<IpAddr>,
+    /// The network namespace that it asks from.
+    pub namespace: PathBuf,
+}
+
 /// How to run a [`Server`].
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -139,7 +147,7 @@ pub struct Server {
     view: ArcSwap<answer::View>,
     forwarder: forward::Forwarder,
     /// By client: where it has other names asked for, in place of the machine's resolvers.
-    chosen: ArcSwap<HashMap<Ipv4Addr, Vec<IpAddr>>>,
+    chosen: ArcSwap<HashMap<Ipv4Addr, Arc<forward::Own>>>,
     listeners: Mutex<HashMap<SocketAddr, Listener>>,
     /// Held while an address is bound or let go of.
     binding: tokio::sync::Mutex<()>,
@@ -166,18 +174,18 @@ impl Server {
         self.view.store(Arc::new(answer::View::new(records, &self.options.cluster_domain)));
     }
 
-    /// Asks these for the names that are not ours when those clients ask. Addresses of the machine itself are left out: it asks
-    /// where a client could not.
-    pub fn set_chosen(&self, mut chosen: HashMap<Ipv4Addr, Vec<IpAddr>>) {
-        let reachable = |server: &IpAddr| match server {
-            IpAddr::V4(four) => !four.is_loopback() && !four.is_unspecified() && !four.is_link_local(),
-            IpAddr::V6(six) => !six.is_loopback() && !six.is_unspecified() && !six.is_unicast_link_local(),
-        };
-        for servers in chosen.values_mut() {
-            servers.retain(reachable);
+    /// Asks these for the names that are not ours when those clients ask, each from its own network namespace: a client has
+    /// nobody asked whom it could not ask itself.
+    pub fn set_chosen(&self, chosen: HashMap<Ipv4Addr, Chosen>) {
+        let before = self.chosen.load();
+        let mut now = HashMap::new();
+        for (client, chosen) in chosen {
+            let servers = forward::usable(&chosen.servers);
+            if !servers.is_empty() {
+                now.insert(client, Arc::new(forward::Own::new(servers, chosen.namespace, before.get(&client))));
+            }
         }
-        chosen.retain(|_, servers| !servers.is_empty());
-        self.chosen.store(Arc::new(chosen));
+        self.chosen.store(Arc::new(now));
     }
 
     /// Listens on UDP and TCP for a network. Listening twice on one address is fine: the address is the newest one's. A network may come

@@ -231,8 +231,8 @@ impl Driver {
                 && network.id != network::DEFAULT_NETWORK
             {
                 let (names, links) = (place.aliases.clone(), start::links(&endpoint));
-                let servers = self.object.spec.dns.iter().filter_map(|server| server.parse().ok());
-                self.context.directory.choose(&self.id, servers.collect());
+                let netns = start::netns_path(&self.context, &self.id);
+                self.context.directory.choose(&self.id, &self.object.spec.dns, &netns);
                 self.context.directory.join(&network, &name, &self.id, addresses, names, links);
             }
         }

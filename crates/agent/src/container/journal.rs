@@ -86,7 +86,7 @@ fn field_name(name: &str) -> String {
 /// Fills in a tag.
 fn expand(template: &str, spec: &ContainerSpec, id: &str) -> Result<String> {
     api::log_tag::expand(template, spec, id, &crate::machine::hostname())
-        .ok_or_else(|| Error::Invalid(format!("{PREFIX}: no such field in the tag {template:?}")))
+        .ok_or_else(|| Error::Invalid(format!("{PREFIX}: no such field in the tag {template:?}, or it is too long")))
 }
 
 #[cfg(test)]

@@ -360,7 +360,7 @@ pub async fn join_network(
     if named {
         let addresses =
             std::iter::once(IpAddr::V4(attached.address)).chain(attached.ipv6.map(|six| six.address.into()));
-        context.directory.choose(id, spec.dns.iter().filter_map(|server| server.parse().ok()).collect());
+        context.directory.choose(id, &spec.dns, netns);
         context.directory.join(&network, name, id, addresses.collect(), names.clone(), links(endpoint));
     }
     let place = NetworkAttachment {

@@ -104,6 +104,23 @@ pub(super) fn block_weight(
     Ok(())
 }
 
+/// How memory is taken back, and what becomes of who takes too much, where the kernel lets that be said: control groups v2 know
+/// neither. `Source:` moby, `verifyPlatformContainerResources`.
+pub(super) fn memory_behaviour(supported: bool, resources: &mut Resources, warnings: &mut Vec<String>) {
+    const SWAPPINESS_DISCARDED: &str = "Your kernel does not support memory swappiness capabilities or the cgroup is not \
+        mounted. Memory swappiness discarded.";
+    const OOM_KILL_DISCARDED: &str = "Your kernel does not support OomKillDisable. OomKillDisable discarded.";
+    if supported {
+        return;
+    }
+    if resources.memory_swappiness.take().is_some() {
+        warnings.push(SWAPPINESS_DISCARDED.into());
+    }
+    if std::mem::take(&mut resources.oom_kill_disable) {
+        warnings.push(OOM_KILL_DISCARDED.into());
+    }
+}
+
 /// The processors that this machine has bound what may be asked for.
 fn check_processors(host: &HostConfig) -> Result<()> {
     let count = i64::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(i64::MAX);
@@ -168,6 +185,12 @@ pub(super) fn block_weight_supported() -> bool {
     unified || files.iter().any(|file| std::path::Path::new(file).exists())
 }
 
+/// Whether this kernel lets both be said.
+pub(super) fn memory_behaviour_supported() -> bool {
+    let files = ["/sys/fs/cgroup/memory/memory.swappiness", "/sys/fs/cgroup/memory/memory.oom_control"];
+    files.iter().all(|file| std::path::Path::new(file).exists())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +209,20 @@ mod tests {
             assert_eq!(cgroup_parent(asked).unwrap(), wanted, "{asked}");
         }
         assert!(cgroup_parent("a\0b").is_err() && cgroup_parent(&"x/".repeat(4_000)).is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_do_with_memory_is_told() {
+        let host = HostConfig { oom_kill_disable: true, memory_swappiness: Some(10), ..HostConfig::default() };
+        for (supported, swappiness, told) in [(true, Some(10), 0), (false, None, 2)] {
+            let (mut asked, mut warnings) = (resources(&host).unwrap(), Vec::new());
+            memory_behaviour(supported, &mut asked, &mut warnings);
+            assert_eq!((asked.memory_swappiness, warnings.len()), (swappiness, told));
+            assert_eq!(asked.oom_kill_disable, supported);
+        }
+        let (mut asked, mut warnings) = (resources(&HostConfig::default()).unwrap(), Vec::new());
+        memory_behaviour(false, &mut asked, &mut warnings);
+        assert!(warnings.is_empty(), "nobody asked");
     }
 
     #[test]

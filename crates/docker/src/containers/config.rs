@@ -70,6 +70,7 @@ pub(crate) fn translate(
     };
     let mut out = Translated::default();
     check(request, &host)?;
+    check_name_servers(&host.dns)?;
     let (command, entrypoint_length) = command(request, image)?;
     let spec = &mut out.spec;
     spec.name = name.to_owned();
@@ -115,6 +116,7 @@ pub(crate) fn translate(
     mounts::translate(request, &host, image, around, &mut out)?;
     let weighs = bounds::block_weight_supported();
     bounds::block_weight(&host, weighs, &mut out.spec.resources, &mut out.warnings)?;
+    bounds::memory_behaviour(bounds::memory_behaviour_supported(), &mut out.spec.resources, &mut out.warnings);
     if !host.device_cgroup_rules.is_empty() {
         out.privileges.push(crate::policy::Privilege::Device(host.device_cgroup_rules.join(", ")));
     }
@@ -129,6 +131,22 @@ pub(crate) fn translate(
 
 fn or(first: &str, second: &str) -> String {
     if first.is_empty() { second.to_owned() } else { first.to_owned() }
+}
+
+/// Name servers are addresses. `Source:` Go, `netip.ParseAddr`, by which dockerd reads them.
+fn check_name_servers(servers: &[String]) -> Result<()> {
+    let is_address = |server: &&String| match server.split_once('%') {
+        Some((address, zone)) => address.parse::<std::net::Ipv6Addr>().is_ok() && !zone.is_empty(),
+        None => server.parse::<std::net::IpAddr>().is_ok(),
+    };
+    match servers.iter().find(|server| !is_address(server)) {
+        Some(bad) => {
+            let quoted = crate::text::quote(bad);
+            Err(Error::Invalid(format!("invalid JSON: ParseAddr({quoted}): unable to parse IP")))
+        }
+        None if servers.len() > LIST_MAX => Err(Error::Invalid("the configuration is too long".into())),
+        None => Ok(()),
+    }
 }
 
 /// What Docker checks before anything else.
@@ -283,7 +301,7 @@ fn security(host: &HostConfig, around: &dyn Surroundings) -> Result<Security> {
         pid_mode: mode(&host.pid_mode, around)?,
         ipc_mode: ipc_mode(&host.ipc_mode, around)?,
         uts_mode: host.uts_mode.clone(),
-        cgroup_mode: if host.cgroupns_mode == "host" { "host".into() } else { String::new() },
+        cgroup_mode: cgroup_mode(&host.cgroupns_mode)?,
         masked_paths: host.masked_paths.clone(),
         readonly_paths: host.readonly_paths.clone(),
         oom_score_adj: host.oom_score_adj,
@@ -322,6 +340,15 @@ fn security(host: &HostConfig, around: &dyn Surroundings) -> Result<Security> {
     Ok(security)
 }
 
+/// The mode of the cgroup namespace; none is a namespace of its own. `Source:` moby, `verifyPlatformContainerSettings`.
+fn cgroup_mode(asked: &str) -> Result<String> {
+    match asked {
+        "" | "private" => Ok(String::new()),
+        "host" => Ok("host".to_owned()),
+        other => Err(Error::Invalid(format!("invalid cgroup namespace mode: {other}"))),
+    }
+}
+
 /// The IPC mode: that of another container is shared only where it offers it.
 fn ipc_mode(asked: &str, around: &dyn Surroundings) -> Result<String> {
     let Some(other) = asked.strip_prefix("container:") else {
@@ -331,13 +358,15 @@ fn ipc_mode(asked: &str, around: &dyn Surroundings) -> Result<String> {
         };
     };
     let (id, donor) = around.other_container(other)?;
-    if !matches!(donor.security.ipc_mode.as_str(), "shareable" | "host") {
-        return Err(Error::Invalid(format!(
+    match donor.security.ipc_mode.as_str() {
+        "shareable" => Ok(format!("container:{id}")),
+        // What the donor has from elsewhere is taken from there: the machine's own, which who may not have it may not get through
+        // a neighbour either, or that of the container that offers it.
+        from if from == "host" || from.starts_with("container:") => Ok(from.to_owned()),
+        _ => Err(Error::Invalid(format!(
             "can't join IPC of container {id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
-        )));
+        ))),
     }
-    // The machine's own is taken from the machine: who may not have it may not get it through a neighbour either.
-    Ok(if donor.security.ipc_mode == "host" { "host".to_owned() } else { format!("container:{id}") })
 }
 
 /// A namespace mode, with another container's reference made a full id.
@@ -345,5 +374,61 @@ pub(super) fn mode(mode: &str, around: &dyn Surroundings) -> Result<String> {
     match mode.strip_prefix("container:") {
         Some(other) => Ok(format!("container:{}", around.other_container(other)?.0)),
         None => Ok(mode.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any other container, which has this IPC mode.
+    struct Donor(&'static str);
+
+    impl Surroundings for Donor {
+        fn network_object(&self, reference: &str) -> Result<String> {
+            Ok(reference.to_owned())
+        }
+        fn network_subnets(&self, _: &str) -> Vec<String> {
+            Vec::new()
+        }
+        fn other_container(&self, reference: &str) -> Result<(String, ContainerSpec)> {
+            let security = Security { ipc_mode: self.0.to_owned(), ..Security::default() };
+            Ok((format!("id-of-{reference}"), ContainerSpec { security, ..ContainerSpec::default() }))
+        }
+    }
+
+    #[test]
+    fn ipc_is_shared_with_who_offers_it_and_with_who_has_it_from_there() {
+        let shared = |donor: &'static str| ipc_mode("container:x", &Donor(donor)).ok();
+        for (donor, wanted) in [
+            ("shareable", Some("container:id-of-x")),
+            ("container:first", Some("container:first")),
+            ("host", Some("host")),
+            ("private", None),
+            ("none", None),
+            ("", None),
+        ] {
+            assert_eq!(shared(donor).as_deref(), wanted, "{donor}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_namespace_is_ones_own_or_the_machines() {
+        assert_eq!((cgroup_mode("").unwrap().as_str(), cgroup_mode("private").unwrap().as_str()), ("", ""));
+        assert_eq!(cgroup_mode("host").unwrap(), "host");
+        assert!(cgroup_mode("nonsense").is_err() && cgroup_mode("Host").is_err());
+    }
+
+    #[test]
+    fn a_name_server_is_an_address() {
+        let check = |server: &str| check_name_servers(&[server.to_owned()]);
+        for good in ["9.9.9.9", "2620:fe::fe", "fe80::1%eth0", "::ffff:9.9.9.9"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        let refusal = check("nonsense").unwrap_err();
+        assert_eq!(refusal.to_string(), "invalid JSON: ParseAddr(\"nonsense\"): unable to parse IP");
+        for bad in ["", "9.9.9", "dns.example.org", "9.9.9.9:53", "9.9.9.9%eth0", "fe80::1%", "9.9.9.9\nsearch x"] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::echo::Echo;
 use super::inspect::{self, created_ns, list_ports, state_word};
 use crate::call::Call;
 use crate::error::{Error, Result};
-use crate::filters::{Filters, name_matches};
+use crate::filters::{Filters, Names};
 use crate::operation::Reply;
 use crate::state::Docker;
 use crate::{body, time};
@@ -40,6 +40,7 @@ const STATES: [&str; 7] = ["created", "restarting", "running", "removing", "paus
 pub(crate) async fn container_list(docker: Arc<Docker>, call: Call) -> Reply {
     let filters = Filters::of(&call.query, &FILTERS)?;
     check(&filters)?;
+    let names = filters.names()?;
     let limit: Option<usize> =
         call.query.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     let all = call.query.flag("all") || limit.is_some() || filters.has("status") || filters.has("exited");
@@ -60,7 +61,7 @@ pub(crate) async fn container_list(docker: Arc<Docker>, call: Call) -> Reply {
             && ancestors
                 .as_ref()
                 .is_none_or(|ids| ids.contains(&container.spec.image_id) || ids.contains(&container.spec.image))
-            && matches(&docker, &filters, container)
+            && matches(&docker, &filters, &names, container)
     });
     found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.name_any().cmp(&b.1.name_any())));
     found.truncate(limit.unwrap_or(usize::MAX));
@@ -108,7 +109,7 @@ async fn ancestors(docker: &Docker, filters: &Filters) -> Option<HashSet<String>
     Some(ids)
 }
 
-fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
+fn matches(docker: &Docker, filters: &Filters, names: &Names, container: &Container) -> bool {
     let spec = &container.spec;
     let status = container.status.clone().unwrap_or_default();
     let id = container.name_any();
@@ -138,9 +139,7 @@ fn matches(docker: &Docker, filters: &Filters, container: &Container) -> bool {
     .map(|port| (port.container_port, port.protocol.clone()))
     .collect();
     filters.any("id", |prefix| id.starts_with(prefix))
-        && filters.any("name", |pattern| {
-            name_matches(pattern, &spec.name) || name_matches(pattern, &format!("/{}", spec.name))
-        })
+        && names.accept(&[&spec.name, &format!("/{}", spec.name)])
         && filters.labels(&spec.labels)
         && filters.any("status", |state| state_word(container) == state)
         && filters.any("exited", |code| status.state == State::Exited && code.parse() == Ok(status.exit_code))

@@ -1,5 +1,7 @@
 //! Where a container's log goes, out of a create request. Pure.
 
+use api::log_tag::TEMPLATE_BYTES_MAX;
+
 use super::wire::LogConfig;
 use crate::error::{Error, Result};
 
@@ -45,7 +47,7 @@ pub(super) fn log_bounds(log: &LogConfig) -> Result<(i64, i64)> {
     Ok(bounds)
 }
 
-/// How output waits for the log. `Source:` moby, `daemon/logger`, `ValidateLogOpts`.
+/// How output waits for the log, and how it is tagged. `Source:` moby, `daemon/logger`, `ValidateLogOpts`.
 fn check_mode(log: &LogConfig) -> Result<()> {
     let mode = log.config.get("mode").map_or("", String::as_str);
     if !matches!(mode, "" | "blocking" | "non-blocking") {
@@ -53,6 +55,9 @@ fn check_mode(log: &LogConfig) -> Result<()> {
     }
     if log.config.contains_key("max-buffer-size") && mode != "non-blocking" {
         return Err(Error::Invalid("logger: max-buffer-size option is only supported with 'mode=non-blocking'".into()));
+    }
+    if log.config.get("tag").is_some_and(|tag| tag.len() > TEMPLATE_BYTES_MAX) {
+        return Err(Error::Invalid(format!("logger: the tag is longer than {TEMPLATE_BYTES_MAX} bytes")));
     }
     Ok(())
 }

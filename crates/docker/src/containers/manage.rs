@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::filters::Filters;
 use crate::operation::Reply;
 use crate::state::Docker;
-use crate::{body, time};
+use crate::{body, policy, time};
 
 /// Longest wait for the machine to bring changed bounds into force.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -117,6 +117,9 @@ pub(crate) async fn container_update(docker: Arc<Docker>, mut call: Call) -> Rep
         ..HostConfig::default()
     };
     bounds::resources(&asked)?;
+    let mut after = container.spec.clone();
+    after.resources = resources.clone();
+    policy::judge(docker.state.endpoint, &policy::added(&container.spec, &after))?;
     let mut change = json!({ "spec": { "resources": resources, "dialectConfig": "" } });
     if !update.restart_policy.name.is_empty() {
         config::check_restart(&update.restart_policy, container.spec.auto_remove)?;

@@ -16,7 +16,7 @@ use super::echo::Echo;
 use super::lifecycle::status_of;
 use crate::call::{Call, Query};
 use crate::error::{Error, Result};
-use crate::filters::name_matches;
+use crate::filters::Pattern;
 use crate::hijack::{self, DetachKeys, Streams, Wanted};
 use crate::operation::{Operation, Reply, run};
 use crate::state::Docker;
@@ -125,14 +125,12 @@ pub(crate) fn log_details(container: &Container) -> BTreeMap<String, String> {
             shown.insert(name, value.to_owned());
         }
     }
-    if let Some(pattern) = option("labels-regex") {
-        shown.extend(
-            spec.labels.iter().filter(|(name, _)| name_matches(pattern, name)).map(|(k, v)| (k.clone(), v.clone())),
-        );
+    if let Some(pattern) = option("labels-regex").map(Pattern::of) {
+        shown.extend(spec.labels.iter().filter(|(name, _)| pattern.matches(name)).map(|(k, v)| (k.clone(), v.clone())));
     }
-    if let Some(pattern) = option("env-regex") {
+    if let Some(pattern) = option("env-regex").map(Pattern::of) {
         let lines = spec.environment.iter().filter_map(|line| line.split_once('='));
-        shown.extend(lines.filter(|(name, _)| name_matches(pattern, name)).map(|(k, v)| (k.to_owned(), v.to_owned())));
+        shown.extend(lines.filter(|(name, _)| pattern.matches(name)).map(|(k, v)| (k.to_owned(), v.to_owned())));
     }
     if let Some(template) = option("tag").filter(|template| !template.is_empty())
         && let Some(tag) = api::log_tag::expand(template, spec, &container.name_any(), kernel_hostname().trim())

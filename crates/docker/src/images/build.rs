@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::operation::{Operation, Reply, run};
 use crate::policy::{self, Endpoint, Privilege};
 use crate::state::Docker;
+use crate::swarm::networks::check_attachable;
 
 /// The rows of this file.
 pub(crate) const OPERATIONS: &[Operation] = &[
@@ -90,7 +91,7 @@ fn network(docker: &Docker, asked: &str) -> String {
             Err(error) => format!("{NETWORK_MISSING}{error}"),
         },
         None if matches!(asked, "" | "default" | "none" | "host") => asked.to_owned(),
-        None => match docker.network(asked) {
+        None => match docker.network(asked).and_then(|network| check_attachable(&network).map(|()| network)) {
             Ok(network) if network.name_any() == api::names::DEFAULT_NETWORK => "default".to_owned(),
             Ok(network) => format!("network:{}/{}", docker.state.namespace, network.name_any()),
             Err(error) => format!("{NETWORK_MISSING}{error}"),
@@ -168,23 +169,24 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
     let remote = call.query.text("remote").filter(|remote| *remote != "client-session");
     // dockerd has told of a download before it looks at what came.
     let told_before = remote.is_some_and(|url| !image::is_repository(url));
-    let context = match remote {
+    let (context, waiting) = match remote {
         Some(url) => {
             let remote = image::build::remote_context(&docker.state.images, url, request.local_urls).await?;
             if remote.dockerfile_only {
                 // There is no other file, whatever name the client gives.
                 request.dockerfile.clear();
             }
-            remote.stream
+            (remote.stream, remote.waiting)
         }
-        None => body::byte_stream(call.body),
+        None => (body::byte_stream(call.body), None),
     };
-    run_build(docker, context, request, quiet, told_before).await
+    run_build(docker, context, waiting, request, quiet, told_before).await
 }
 
 async fn run_build(
     docker: Arc<Docker>,
     context: ByteStream,
+    waiting: Option<image::build::Waiting>,
     request: BuildOptions,
     quiet: bool,
     told_before: bool,
@@ -192,8 +194,11 @@ async fn run_build(
     let (output, mut events) = mpsc::channel::<BuildEvent>(OUTPUT_QUEUE);
     let tags = request.tags.clone();
     let worker = docker.clone();
-    let mut build: BoxFuture<'_, image::Result<String>> =
-        Box::pin(async move { worker.images.build(context, request, output).await });
+    let mut build: BoxFuture<'_, image::Result<String>> = Box::pin(async move {
+        let result = worker.images.build(context, request, output).await;
+        drop(waiting);
+        result
+    });
     // A build that cannot begin is told by a status code, as long as nothing was sent.
     let first = tokio::select! {
         biased;

@@ -212,12 +212,14 @@ async fn image_import(docker: Arc<Docker>, call: Call) -> Reply {
         platform: call.query.text("platform").unwrap_or("").to_owned(),
     };
     let mut lines = Vec::new();
-    let archive = if from_url {
+    // A client that leaves ends the fetch.
+    let (archive, _waiting) = if from_url {
         let local_urls = policy::judge(docker.state.endpoint, &[Privilege::HostNamespace("network")]).is_ok();
         lines.push(line(&json!({ "status": format!("Downloading from {url}") })));
-        image::build::remote_file(&docker.state.images, &url, local_urls).await?
+        let (archive, waiting) = image::build::remote_file(&docker.state.images, &url, local_urls).await?;
+        (archive, Some(waiting))
     } else {
-        body::byte_stream(call.body)
+        (body::byte_stream(call.body), None)
     };
     let id = docker.images.import(archive, request).await?;
     docker.events.image(&id, &id, "import");

@@ -33,7 +33,10 @@ use tokio::sync::mpsc;
 
 pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
-pub use self::remote::{RemoteContext, checkout, remote_context, remote_file, shown_repository, unpack_remote};
+pub(crate) use self::remote::FETCHES_MAX;
+pub use self::remote::{
+    RemoteContext, Waiting, checkout, remote_context, remote_file, shown_repository, unpack_remote,
+};
 pub use self::report::StepEvent;
 use crate::digest::Digest;
 use crate::error::{Error, Result};

@@ -6,9 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::fetch;
 use crate::error::{Error, Result};
@@ -21,6 +24,10 @@ use crate::web::{PATIENCE, is_url};
 
 /// How much of an answer is looked at to see whether it is text. `Source:` moby, `maxPreambleLength`.
 const LOOKED_AT_BYTES: usize = 100;
+/// Longest fetch, from the head of the answer on. A server that goes on with a byte now and then holds a thread all the while.
+const FETCH_MAX: Duration = Duration::from_secs(3600);
+/// Fetches at once. Each may hold a thread on which images are unpacked, and containers started.
+pub(crate) const FETCHES_MAX: usize = 32;
 /// Largest Dockerfile. Units: bytes.
 const DOCKERFILE_BYTES_MAX: usize = 2 << 20;
 /// Name of the file in a context that is nothing but a Dockerfile.
@@ -33,12 +40,17 @@ enum Kind {
     Archive,
 }
 
+/// A fetch goes on for as long as this is held, and ends with an error after that.
+pub type Waiting = DropGuard;
+
 /// A context that was found at a URL.
 pub struct RemoteContext {
     /// The context, as a client would send it.
     pub stream: ByteStream,
     /// It is a Dockerfile alone, under that name.
     pub dockerfile_only: bool,
+    /// What ends the fetch.
+    pub waiting: Option<Waiting>,
 }
 
 /// Opens the context at a URL.
@@ -48,11 +60,12 @@ pub struct RemoteContext {
 pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<RemoteContext> {
     if is_repository(url) {
         let stream = git::archive(store, fetch::reach(local_urls), url).await?;
-        return Ok(RemoteContext { stream, dockerfile_only: false });
+        return Ok(RemoteContext { stream, dockerfile_only: false, waiting: None });
     }
     if !is_url(url) {
         return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
     }
+    let place = place(store, url).await?;
     let response = fetch::request(store, local_urls, url)
         .await
         .map_err(|error| Error::Unavailable(format!("error downloading remote context {url}: {}", cause(&error))))?;
@@ -60,8 +73,9 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
         return Err(refused(url, response.status(), &format!("error downloading remote context {url}: ")));
     }
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let (body, waiting) = bounded(url, response.into_body().into_data_stream(), FETCH_MAX, place);
     // It is asked again after its end.
-    let mut body = bounded(url, response.into_body()).fuse();
+    let mut body = body.fuse();
     let mut first = Vec::new();
     while first.len() < LOOKED_AT_BYTES {
         match body.next().await.transpose().map_err(Error::io(format!("cannot read {url}")))? {
@@ -77,7 +91,8 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
         .ok_or_else(|| undetected(format!("unsupported Content-Type {said:?}")))?;
     if kind == Kind::Archive {
         let start = futures::stream::once(std::future::ready(Ok(Bytes::from(first))));
-        return Ok(RemoteContext { stream: Box::pin(start.chain(body)), dockerfile_only: false });
+        let stream = Box::pin(start.chain(body));
+        return Ok(RemoteContext { stream, dockerfile_only: false, waiting: Some(waiting) });
     }
     while let Some(piece) = body.next().await.transpose().map_err(Error::io(format!("cannot read {url}")))? {
         first.extend_from_slice(&piece);
@@ -87,7 +102,7 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     }
     let archive = Bytes::from(alone(&first)?);
     let stream = futures::stream::once(std::future::ready(Ok(archive)));
-    Ok(RemoteContext { stream: Box::pin(stream), dockerfile_only: true })
+    Ok(RemoteContext { stream: Box::pin(stream), dockerfile_only: true, waiting: None })
 }
 
 /// Unpacks the context at a URL into a directory, which is made; says whether it is a Dockerfile alone, under that name.
@@ -106,20 +121,21 @@ pub async fn unpack_remote(store: &Arc<ImageStore>, url: &str, local_urls: bool,
     Ok(remote.dockerfile_only)
 }
 
-/// What is at a URL, whatever it is: a file system to import.
+/// What is at a URL, whatever it is: a file system to import. It comes for as long as the second part is held.
 ///
 /// Errors, in Docker's words: `Invalid` for other schemes; `NotFound`, or `Unavailable` when the server refuses or does not
 /// answer in time.
-pub async fn remote_file(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<ByteStream> {
+pub async fn remote_file(store: &Arc<ImageStore>, url: &str, local_urls: bool) -> Result<(ByteStream, Waiting)> {
     if !is_url(url) {
         return Err(Error::Invalid(format!("remoteURL ({url}) could not be recognized as URL")));
     }
+    let place = place(store, url).await?;
     let response = fetch::request(store, local_urls, url).await;
     let response = response.map_err(|error| Error::Unavailable(cause(&error)))?;
     if !response.status().is_success() {
         return Err(refused(url, response.status(), ""));
     }
-    Ok(bounded(url, response.into_body()))
+    Ok(bounded(url, response.into_body().into_data_stream(), FETCH_MAX, place))
 }
 
 /// Go writes the kernel's errors in small letters; clients look for them.
@@ -145,21 +161,50 @@ pub fn shown_repository(url: &str) -> String {
     git::without_credentials(url)
 }
 
-/// The body of an answer, which must go on coming.
-fn bounded(url: &str, body: hyper::body::Incoming) -> ByteStream {
-    let url = url.to_owned();
-    Box::pin(futures::stream::unfold(Some(body.into_data_stream()), move |state| {
-        let url = url.clone();
+/// A place among the fetches of this machine.
+async fn place(store: &ImageStore, url: &str) -> Result<OwnedSemaphorePermit> {
+    let place = tokio::time::timeout(PATIENCE, Arc::clone(&store.fetches).acquire_owned()).await;
+    let place = place.ok().and_then(|place| place.ok());
+    place.ok_or_else(|| Error::Unavailable(format!("{url}: too many downloads at once")))
+}
+
+/// The body of an answer, which must go on coming, and come to an end, while somebody waits for it. The place is held until
+/// whoever reads it lets go of it.
+fn bounded<E>(
+    url: &str,
+    body: impl Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
+    longest: Duration,
+    place: OwnedSemaphorePermit,
+) -> (ByteStream, Waiting)
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    let gone = CancellationToken::new();
+    let waiting = gone.clone().drop_guard();
+    let (url, end) = (url.to_owned(), Instant::now() + longest);
+    let stream = futures::stream::unfold(Some((Box::pin(body), place)), move |state| {
+        let (url, gone) = (url.clone(), gone.clone());
         async move {
-            let mut body = state?;
-            match tokio::time::timeout(PATIENCE, body.next()).await {
-                Ok(None) => None,
-                Ok(Some(Ok(piece))) => Some((Ok(piece), Some(body))),
-                Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
-                Err(_) => Some((Err(std::io::Error::other(format!("{url}: no answer in time"))), None)),
+            let (mut body, place) = state?;
+            let failed = |why: &str| Some((Err(std::io::Error::other(format!("{url}: {why}"))), None));
+            let now = Instant::now();
+            // A body that never lets anybody wait is looked at here only.
+            if now >= end {
+                return failed("no end in time");
+            }
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => failed("nobody waits for it"),
+                next = tokio::time::timeout_at(end.min(now + PATIENCE), body.next()) => match next {
+                    Ok(None) => None,
+                    Ok(Some(Ok(piece))) => Some((Ok(piece), Some((body, place)))),
+                    Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
+                    Err(_) => failed("no answer in time"),
+                },
             }
         }
-    }))
+    });
+    (Box::pin(stream), waiting)
 }
 
 /// What an answer is, by what its server says, or by its beginning where that says nothing.
@@ -190,6 +235,35 @@ fn alone(text: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A body that says one piece, and nothing more.
+    fn stuck(longest: Duration, places: &Arc<tokio::sync::Semaphore>) -> (ByteStream, Waiting) {
+        let first = futures::stream::once(std::future::ready(Ok::<_, std::io::Error>(Bytes::from_static(b"x"))));
+        let place = Arc::clone(places).try_acquire_owned().unwrap();
+        bounded("http://slow.test/", first.chain(futures::stream::pending()), longest, place)
+    }
+
+    #[tokio::test]
+    async fn a_fetch_ends_when_nobody_waits_for_it() {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let (mut stream, waiting) = stuck(FETCH_MAX, &places);
+        assert_eq!(stream.next().await.unwrap().unwrap(), "x");
+        assert_eq!(places.available_permits(), 0);
+        let reader = tokio::spawn(async move { stream.next().await });
+        drop(waiting);
+        let error = reader.await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "http://slow.test/: nobody waits for it");
+        assert_eq!(places.available_permits(), 1, "its place is another's");
+    }
+
+    #[tokio::test]
+    async fn a_fetch_ends_in_time_whatever_comes() {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let (mut stream, _waiting) = stuck(Duration::ZERO, &places);
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "http://slow.test/: no end in time");
+        assert!(stream.next().await.is_none());
+    }
 
     #[test]
     fn what_an_answer_is_follows_from_its_type_or_else_its_beginning() {

@@ -80,6 +80,8 @@ pub struct Shared {
     busy: Mutex<HashMap<Digest, std::sync::Weak<tokio::sync::Mutex<()>>>>,
     repositories: Repositories,
     cache_locks: crate::build::mounts::CacheLocks,
+    /// Places for fetches from URLs.
+    pub(crate) fetches: Arc<tokio::sync::Semaphore>,
     boot: String,
 }
 
@@ -134,6 +136,7 @@ impl ImageStore {
             index: Mutex::new(index),
             busy: Mutex::default(),
             cache_locks: Mutex::default(),
+            fetches: Arc::new(tokio::sync::Semaphore::new(crate::build::FETCHES_MAX)),
             repositories: Repositories::open(&dir)?,
             // Without it every layer counts as surely written, as it does on a machine that cannot tell boots apart.
             boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),

@@ -202,7 +202,7 @@ impl Server {
     async fn forward(&self, answer: &mut Message, name: &Name, kind: RecordType, client: Ipv4Addr) -> ResponseCode {
         let chosen = self.chosen.load().get(&client).cloned();
         let found = match chosen {
-            Some(servers) => self.forwarder.resolve_by(&servers, name, kind).await,
+            Some(own) => self.forwarder.resolve_by(&own, name, kind).await,
             None => self.forwarder.resolve(name, kind).await,
         };
         let Some(found) = found else { return ResponseCode::ServFail };

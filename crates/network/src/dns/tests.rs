@@ -240,6 +240,22 @@ fn an_address_is_the_newest_networks_and_is_free_once_it_stops() {
 }
 
 #[test]
+fn a_client_that_chose_has_nobody_else_asked() {
+    block_on(async {
+        let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstreams = vec![silent.local_addr().unwrap()];
+        let server = Server::new(Options { upstreams, ..Options::default() });
+        let servers = vec!["::ffff:192.0.2.1".parse().unwrap()];
+        let chosen = Chosen { servers, namespace: "/nonexistent/namespace".into() };
+        server.set_chosen(HashMap::from([(CLIENT, chosen)]));
+        let bytes = question("far.example.org.", RecordType::A).to_vec().unwrap();
+        let answer = server.handle(&bytes, IpAddr::V4(CLIENT), true).await.unwrap();
+        assert_eq!(Message::from_vec(&answer).unwrap().metadata.response_code, ResponseCode::ServFail);
+        assert!(silent.try_recv(&mut [0; 512]).is_err(), "nor is the machine's resolver");
+    });
+}
+
+#[test]
 fn resolv_conf_is_read_as_glibc_reads_it() {
     let found =
         super::forward::parse_resolv_conf("# x\nnameserver 192.0.2.1\nsearch a b\nnameserver ::1\nnameserver bad\n");
