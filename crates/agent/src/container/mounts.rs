@@ -72,23 +72,24 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
 
 /// A part of a volume or image, pinned for the container's run.
 async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &str) -> Result<PathBuf> {
-    let pin = pins(&context.container_dir(id)).join(number.to_string());
-    let (sub, made) = (PathBuf::from(sub), pin.clone());
-    tokio::task::spawn_blocking(move || sub_path::pin(&whole, &sub, &made, false))
+    let pins = context.pins_dir(id);
+    let (sub, pin) = (PathBuf::from(sub), pins.join(number.to_string()));
+    let made = pin.clone();
+    let job = move || {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(Error::io("create", &pins))?;
+        sub_path::pin(&whole, &sub, &made, false)
+    };
+    tokio::task::spawn_blocking(job)
         .await
         .map_err(|error| Error::Invalid(error.to_string()))??;
     Ok(pin)
 }
 
-fn pins(container: &Path) -> PathBuf {
-    container.join("pins")
-}
-
 /// Takes away what [`resolve`] mounted for a container.
 pub async fn release(context: &Context, id: &str) {
-    let pins = pins(&context.container_dir(id));
-    for entry in std::fs::read_dir(&pins).into_iter().flatten().flatten() {
-        sub_path::unpin(&entry.path());
+    let pins = context.pins_dir(id);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || sub_path::unpin_all(&pins)).await {
+        tracing::warn!(id, %error, "cannot take away the parts of volumes");
     }
     if let Err(error) = context.images.remove_beside(id).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot take away the mounted images");

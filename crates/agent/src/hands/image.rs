@@ -135,8 +135,9 @@ impl Images {
         for snapshot in self.store.snapshots().into_iter().filter(|one| one.container_id.starts_with(&prefix)) {
             self.store.remove_snapshot(&snapshot.container_id).await?;
         }
-        let _ = std::fs::remove_dir_all(self.beside(container_id));
-        Ok(())
+        let beside = self.beside(container_id);
+        let removed = tokio::task::spawn_blocking(move || crate::directories::remove_with_mounts(&beside)).await?;
+        removed.map_err(Error::io("cannot remove the places of mounted images"))
     }
 
     fn beside(&self, container_id: &str) -> PathBuf {
