@@ -247,6 +247,13 @@ pub struct Mount {
     pub sub_path: String,
 }
 
+impl ContainerSpec {
+    /// The images that it mounts beside its own: names or ids.
+    pub fn mounted_images(&self) -> impl Iterator<Item = &str> {
+        self.mounts.iter().filter(|mount| mount.kind == "image").map(|mount| mount.source.as_str())
+    }
+}
+
 /// One published port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -521,11 +528,11 @@ pub enum State {
     Dead,
 }
 
-/// For `skip_serializing_if`, which passes a reference.
 fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// For `skip_serializing_if`, which passes a reference.
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }

@@ -1,6 +1,6 @@
 //! The image store, as the agent uses it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Error, ImageConfig, ImageStore, ListFilter, PullOptions, Reference, Result, Snapshot};
@@ -111,17 +111,22 @@ impl Images {
         if let Some(snapshot) = self.store.snapshot(container_id) {
             return Ok(snapshot);
         }
+        self.prepare_in(container_id, image, &self.containers_dir.join(container_id)).await
+    }
+
+    /// A snapshot of an image in a directory; the image is brought when it is not here.
+    async fn prepare_in(&self, name: &str, image: &str, directory: &Path) -> Result<Snapshot> {
         if self.find(image).is_none() {
             self.bring(image).await;
         }
-        self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await
+        self.store.prepare(name, image, directory).await
     }
 
     /// Mounts a further image for a container to read; `number` tells several apart.
     pub async fn mount_beside(&self, container_id: &str, number: usize, image: &str) -> Result<PathBuf> {
         let directory = self.beside(container_id).join(number.to_string());
         let name = format!("{container_id}{BESIDE}{number}");
-        let snapshot = self.store.prepare(&name, image, &directory).await?;
+        let snapshot = self.prepare_in(&name, image, &directory).await?;
         self.store.mount_read_only(&snapshot).await?;
         Ok(snapshot.rootfs)
     }
