@@ -190,8 +190,8 @@ impl Driver {
             Some(_) => start::end_run(&self.context, &self.id).await,
             None => {}
         }
-        if self.status.state == State::Exited && self.object.spec.auto_remove {
-            // The daemon died between the exit and the removal.
+        if self.machine.phase == step::Phase::Idle && self.object.goes_by_itself() {
+            // The daemon died between the exit, or a start that failed, and the removal.
             if let Err(error) = self.delete_object().await {
                 tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container");
             }
