@@ -7,6 +7,7 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -218,21 +219,17 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
 fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
     let mut waiting = vec![(path.to_owned(), name.to_owned())];
     while let Some((path, name)) = waiting.pop() {
-        let meta = path.symlink_metadata()?;
-        if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) {
-            continue;
-        }
+        let Some(meta) = names::there(path.symlink_metadata())? else { continue };
         if meta.is_dir() {
-            archive.append_dir(&name, &path)?;
-            let mut entries: Vec<_> = std::fs::read_dir(&path)?.collect::<io::Result<_>>()?;
+            let Some(entries) = names::there(std::fs::read_dir(&path))? else { continue };
+            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
+            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
             entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
             waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
-        } else {
-            match archive.append_path_with_name(&path, &name) {
-                // Gone since it was listed: a running container may do that.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result?,
-            }
+        } else if !meta.is_file() {
+            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
+        } else if let Some(mut file) = names::open_file(&path)? {
+            archive.append_file(&name, &mut file)?;
         }
     }
     Ok(())
