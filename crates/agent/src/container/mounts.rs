@@ -92,9 +92,7 @@ async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(Error::io("create", &pins))?;
         sub_path::pin(&whole, &sub, &made, false)
     };
-    tokio::task::spawn_blocking(job)
-        .await
-        .map_err(|error| Error::Invalid(error.to_string()))??;
+    tokio::task::spawn_blocking(job).await.map_err(|error| Error::Invalid(error.to_string()))??;
     Ok(pin)
 }
 

@@ -112,9 +112,7 @@ fn uses(container: &Container) -> Vec<ImageUser> {
     let alive = |state| matches!(state, State::Running | State::Paused | State::Restarting);
     let running = container.status.as_ref().is_some_and(|status| alive(status.state));
     let images = std::iter::once(container.spec.image_id.as_str()).chain(container.spec.mounted_images());
-    images
-        .map(|image| ImageUser { container_id: container.name_any(), image_id: image.to_owned(), running })
-        .collect()
+    images.map(|image| ImageUser { container_id: container.name_any(), image_id: image.to_owned(), running }).collect()
 }
 
 /// The filters that list and prune share.
