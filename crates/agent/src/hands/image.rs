@@ -131,6 +131,11 @@ impl Images {
         Ok(snapshot.rootfs)
     }
 
+    /// Where a further image is mounted now for a container.
+    pub fn mounted_beside(&self, container_id: &str, number: usize) -> Option<PathBuf> {
+        self.store.snapshot(&format!("{container_id}{BESIDE}{number}")).map(|snapshot| snapshot.rootfs)
+    }
+
     /// Takes away all that [`Images::mount_beside`] mounted for a container.
     pub async fn remove_beside(&self, container_id: &str) -> Result<()> {
         if !self.beside(container_id).exists() {
