@@ -110,11 +110,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         points.extend(program.mounts);
         init_command = program.command;
     }
-    let user = spec.user.clone();
-    let (root, user) = tokio::task::spawn_blocking(move || {
+    let (user, wanted) = (spec.user.clone(), spec.clone());
+    let (root, user, devices) = tokio::task::spawn_blocking(move || {
         mounts::copy_up(&rootfs, &copies)?;
         let user = hands::find_user(&rootfs, &user)?;
-        Ok::<_, Error>((rootfs, user))
+        Ok::<_, Error>((rootfs, user, devices(&wanted)?))
     })
     .await
     .map_err(|error| Error::Invalid(error.to_string()))??;
@@ -126,7 +126,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         ipc: joined(context, namespace, &spec.security.ipc_mode, "ipc").await?,
         shared_memory: shared_memory(context, spec, &directory)?,
         mounts: points,
-        devices: devices(spec)?,
+        devices,
         hostname,
         init_command,
         link_environment: linked.environment,
