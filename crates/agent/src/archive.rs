@@ -7,6 +7,7 @@ mod names;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -45,8 +46,17 @@ const PIECE: usize = 64 << 10;
 pub struct View {
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// Host directories by target.
-    pub volumes: BTreeMap<String, String>,
+    /// What is mounted, by target.
+    pub volumes: BTreeMap<String, Part>,
+}
+
+/// Something of the machine's that the container sees.
+#[derive(Debug)]
+pub struct Part {
+    /// A file or directory.
+    pub source: PathBuf,
+    /// The path in it that is seen; empty for all of it.
+    pub sub_path: String,
 }
 
 /// Runs a job in a thread that sees the container's root as its own.
@@ -78,18 +88,25 @@ fn enter(view: &View) -> io::Result<()> {
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = in_root::directory(&view.snapshot.rootfs)?;
-    for (target, source) in &view.volumes {
+    for (target, Part { source, sub_path }) in &view.volumes {
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
         let place = match in_root::open(&root, inside, OFlags::PATH, Mode::empty()) {
             // Before the first start the mount point may be missing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new(source).is_dir() => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && source.join(sub_path).is_dir() => {
                 in_root::make_directories(&root, inside, Mode::from_raw_mode(0o755))
             }
             opened => opened,
         };
         let Ok(place) = place else { continue };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = open_tree(rustix::fs::CWD, source.as_str(), flags)?;
+        let tree = if sub_path.is_empty() {
+            open_tree(rustix::fs::CWD, source.as_path(), flags)?
+        } else {
+            let whole = in_root::directory(source)?;
+            // What is not there, no container sees: it does not start.
+            let Ok(part) = in_root::open(&whole, Path::new(sub_path), OFlags::PATH, Mode::empty()) else { continue };
+            open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)?
+        };
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
     }
@@ -218,21 +235,17 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
 fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
     let mut waiting = vec![(path.to_owned(), name.to_owned())];
     while let Some((path, name)) = waiting.pop() {
-        let meta = path.symlink_metadata()?;
-        if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) {
-            continue;
-        }
+        let Some(meta) = names::there(path.symlink_metadata())? else { continue };
         if meta.is_dir() {
-            archive.append_dir(&name, &path)?;
-            let mut entries: Vec<_> = std::fs::read_dir(&path)?.collect::<io::Result<_>>()?;
+            let Some(entries) = names::there(std::fs::read_dir(&path))? else { continue };
+            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
+            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
             entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
             waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
-        } else {
-            match archive.append_path_with_name(&path, &name) {
-                // Gone since it was listed: a running container may do that.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result?,
-            }
+        } else if !meta.is_file() {
+            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
+        } else if let Some(mut file) = names::open_file(&path)? {
+            archive.append_file(&name, &mut file)?;
         }
     }
     Ok(())
@@ -583,11 +596,20 @@ mod tests {
         let world = world();
         let volume = world.path().join("volume");
         std::fs::create_dir(&volume).unwrap();
-        let with_volume =
-            || View { volumes: [("/v".to_owned(), volume.display().to_string())].into(), ..view(world.path()) };
-        write(with_volume(), "/v".into(), archive_of("in", "x")).await.unwrap();
+        let with = |sub_path: &str| {
+            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned() };
+            View { volumes: [("/v".to_owned(), part)].into(), ..view(world.path()) }
+        };
+        write(with(""), "/v".into(), archive_of("in", "x")).await.unwrap();
         assert!(volume.join("in").exists());
         assert!(!world.path().join("root/v/in").exists());
+        std::fs::create_dir(volume.join("part")).unwrap();
+        write(with("part"), "/v".into(), archive_of("deep", "x")).await.unwrap();
+        assert!(volume.join("part/deep").exists() && !volume.join("deep").exists());
+        // A link in the volume leads to nothing but the volume.
+        symlink("/part", volume.join("link")).unwrap();
+        let (_, stream) = read(with("link"), "/v/deep".into()).await.unwrap();
+        assert_eq!(names(&bytes(stream).await), ["deep"]);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&world.path().display().to_string()));
     }

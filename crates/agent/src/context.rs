@@ -122,6 +122,12 @@ impl Context {
         self.data_dir.join("containers").join(id)
     }
 
+    /// Directory of the parts of volumes that one container has mounted: apart from its files, since those are removed with
+    /// all that lies below them, and the content of a volume is not the container's.
+    pub fn pins_dir(&self, id: &str) -> PathBuf {
+        self.data_dir.join("pins").join(id)
+    }
+
     /// Directory of one pod's files.
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.data_dir.join("pods").join(uid)

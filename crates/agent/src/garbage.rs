@@ -46,7 +46,11 @@ pub async fn collect(
         Ok(_) => {}
         Err(error) => tracing::warn!(error = %chain(&error), "cannot collect the network's garbage"),
     }
-    let leftovers = names(&context.data_dir.join("containers")).into_iter().filter(|id| !live.contains(id));
+    let mut leftovers = names(&context.data_dir.join("containers"));
+    leftovers.extend(names(&context.data_dir.join("pins")));
+    leftovers.sort();
+    leftovers.dedup();
+    let leftovers = leftovers.into_iter().filter(|id| !live.contains(id));
     clear(context, leftovers.filter(|id| !is_known(context, id)).collect()).await;
     for uid in names(&context.data_dir.join("pods")).into_iter().filter(|uid| !live.contains(uid)) {
         crate::pod::sandbox::remove_directory(context, &uid).await;
@@ -141,6 +145,7 @@ async fn clear(context: &Arc<Context>, ids: Vec<String>) {
 pub async fn destroy_everything(context: &Arc<Context>) -> Result<()> {
     let mut ids: Vec<String> = context.runtime.list().await?.into_iter().map(|s| s.id).collect();
     ids.extend(names(&context.data_dir.join("containers")));
+    ids.extend(names(&context.data_dir.join("pins")));
     ids.sort();
     ids.dedup();
     let jobs = ids.into_iter().map(|id| async move { start::end_run(context, &id).await });

@@ -12,7 +12,7 @@ use node::{
 };
 
 use crate::Agent;
-use crate::archive::{self, View};
+use crate::archive::{self, Part, View};
 use crate::container::Handle;
 use crate::container::mounts::volume_directory;
 use crate::container::start::LOG_FILE;
@@ -116,15 +116,18 @@ impl Agent {
         let snapshot = snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system", found.id)))?;
         let volumes = object.map(|object| {
             let namespace = object.metadata.namespace.clone().unwrap_or_default();
-            let place = |mount: &api::container::Mount| match mount.kind.as_str() {
-                "bind" => Some((mount.target.clone(), mount.source.clone())),
-                "volume" => {
-                    let path = self.context.volume_dir(&volume_directory(&namespace, &mount.source));
-                    path.is_dir().then(|| (mount.target.clone(), path.display().to_string()))
-                }
-                _ => None,
+            let place = |(number, mount): (usize, &api::container::Mount)| {
+                let source: std::path::PathBuf = match mount.kind.as_str() {
+                    "bind" => mount.source.clone().into(),
+                    "volume" => self.context.volume_dir(&volume_directory(&namespace, &mount.source)),
+                    // Mounted while the container runs, and for reading only.
+                    "image" => self.context.images.mounted_beside(&found.id, number)?,
+                    _ => return None,
+                };
+                let is_seen = mount.kind != "volume" || source.is_dir();
+                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone() }))
             };
-            object.spec.mounts.iter().filter_map(place).collect()
+            object.spec.mounts.iter().enumerate().filter_map(place).collect()
         });
         Ok(View { snapshot, volumes: volumes.unwrap_or_default() })
     }

@@ -1,8 +1,10 @@
 //! Parts of volumes: a path inside one, mounted apart so that nothing that changes in the volume leads elsewhere.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{Mode, OFlags};
 
@@ -27,7 +29,7 @@ pub fn pin(volume: &Path, sub: &Path, pin: &Path, make: bool) -> Result<()> {
     let file = file.map_err(Error::io("open subPath", sub))?;
     let is_directory =
         rustix::fs::fstat(&file).map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir()).unwrap_or(false);
-    unpin(pin);
+    unpin(pin).map_err(Error::io("unpin", pin))?;
     if let Some(parent) = pin.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
@@ -41,9 +43,41 @@ pub fn pin(volume: &Path, sub: &Path, pin: &Path, make: bool) -> Result<()> {
         .map_err(|e| Error::io("pin", pin)(e.into()))
 }
 
-/// Takes away a pin; none is no error.
-pub fn unpin(pin: &Path) {
-    let _ = umount2(pin, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+/// Takes away a pin, and all that was mounted over it; none is no error. It never goes into what is pinned: the kernel
+/// removes neither a mount point nor a directory that holds something. The place goes too, since the next one may be a file
+/// where this one was a directory.
+pub fn unpin(pin: &Path) -> io::Result<()> {
+    loop {
+        match umount2(pin, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let removed = match std::fs::remove_dir(pin) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(pin),
+        removed => removed,
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away a directory of pins; none is no error. Goes on after failures.
+pub fn unpin_all(pins: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(pins) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut result = Ok(());
+    for entry in entries {
+        if let Err(error) = entry.and_then(|entry| unpin(&entry.path())) {
+            result = Err(error);
+        }
+    }
+    result?;
+    std::fs::remove_dir(pins)
 }
 
 #[cfg(test)]
@@ -66,7 +100,7 @@ mod tests {
         super::pin(&volume, Path::new("absent"), &pin, false).unwrap_err();
         super::pin(&volume, Path::new("made/for/it"), &pin, true).unwrap();
         assert!(volume.join("made/for/it").is_dir());
-        unpin(&pin);
+        unpin(&pin).unwrap();
         for bad in ["../host", "/etc"] {
             assert!(super::pin(&volume, Path::new(bad), &pin, true).is_err(), "{bad}");
         }
@@ -85,9 +119,40 @@ mod tests {
                 if super::pin(&volume, Path::new("swap"), &pin, true).is_ok() {
                     assert!(!pin.join("canary").exists(), "the host's directory was mounted");
                 }
-                unpin(&pin);
+                unpin(&pin).unwrap();
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_pin_goes_with_all_that_lies_over_it_and_never_with_what_is_pinned() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, pins) = (dir.path().join("volume"), dir.path().join("pins"));
+        let pin = pins.join("0");
+        std::fs::create_dir_all(volume.join("sub")).unwrap();
+        std::fs::write(volume.join("sub/data"), "kept").unwrap();
+        super::pin(&volume, Path::new("sub"), &pin, false).unwrap();
+        // One that came late, over another.
+        mount(Some(&volume), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        unpin_all(&pins).unwrap();
+        assert!(!pins.exists());
+        unpin_all(&pins).unwrap();
+        assert_eq!(std::fs::read_to_string(volume.join("sub/data")).unwrap(), "kept");
+        // What is no pin of ours is left.
+        std::fs::create_dir_all(pin.join("strange")).unwrap();
+        assert!(unpin_all(&pins).is_err() && pin.join("strange").exists());
+        std::fs::remove_dir_all(&pin).unwrap();
+        // A part of a volume may be a file, and a directory later.
+        super::pin(&volume, Path::new("sub/data"), &pin, false).unwrap();
+        assert!(pin.is_file());
+        super::pin(&volume, Path::new("sub"), &pin, false).unwrap();
+        assert!(pin.join("data").is_file());
+        super::pin(&volume, Path::new("sub/data"), &pin, false).unwrap();
+        unpin_all(&pins).unwrap();
+        assert_eq!(std::fs::read_to_string(volume.join("sub/data")).unwrap(), "kept");
     }
 }

@@ -247,6 +247,28 @@ pub struct Mount {
     pub sub_path: String,
 }
 
+impl ContainerSpec {
+    /// The images that it mounts beside its own: names or ids.
+    pub fn mounted_images(&self) -> impl Iterator<Item = &str> {
+        self.mounts.iter().filter(|mount| mount.kind == "image").map(|mount| mount.source.as_str())
+    }
+}
+
+impl Container {
+    /// Whether its machine removes it now: it is to go after its last run, which has ended or could not begin.
+    pub fn goes_by_itself(&self) -> bool {
+        let status = self.status.clone().unwrap_or_default();
+        let is_wanted = matches!(self.spec.desired, Desired::Running | Desired::Paused);
+        let is_due = is_wanted && self.spec.start_request > status.observed_start;
+        let is_over = match status.state {
+            State::Exited => true,
+            State::Created => status.observed_start > 0,
+            State::Running | State::Paused | State::Restarting | State::Dead => false,
+        };
+        self.spec.auto_remove && is_over && !is_due
+    }
+}
+
 /// One published port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -521,11 +543,11 @@ pub enum State {
     Dead,
 }
 
-/// For `skip_serializing_if`, which passes a reference.
 fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// For `skip_serializing_if`, which passes a reference.
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }
@@ -555,4 +577,26 @@ pub struct NetworkAttachment {
     pub aliases: Vec<String>,
     /// Interface in the container.
     pub interface: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_goes_by_itself_after_its_last_run_or_a_start_that_failed() {
+        let goes = |auto_remove, state, start_request, observed_start| {
+            let spec =
+                ContainerSpec { auto_remove, start_request, desired: Desired::Running, ..ContainerSpec::default() };
+            let status = ContainerStatus { state, observed_start, ..ContainerStatus::default() };
+            Container { status: Some(status), ..Container::new("c", spec) }.goes_by_itself()
+        };
+        assert!(goes(true, State::Exited, 1, 1));
+        assert!(goes(true, State::Created, 1, 1), "its start failed");
+        assert!(!goes(true, State::Created, 0, 0), "it was not started");
+        assert!(!goes(true, State::Created, 1, 0), "it is to start");
+        assert!(!goes(true, State::Exited, 2, 1), "it starts again");
+        assert!(!goes(true, State::Running, 1, 1));
+        assert!(!goes(false, State::Exited, 1, 1), "it stays");
+    }
 }

@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 const FIRST_LIST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause before a watch that failed is opened again.
 const WATCH_RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long the watch may take to tell of a deletion before it is taken for told.
+const TOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many deletions are remembered, against events that arrive after them.
 const TOMBSTONES_MAX: usize = 4_096;
 
@@ -153,19 +155,33 @@ where
 
     /// Deletes an object; it may live on until its finalizers are done. An object that is gone already is no error.
     pub(crate) async fn delete(&self, name: &str) -> Result<()> {
+        let last = self.get(name);
         match self.shared.api.delete(name, &DeleteParams::default()).await {
             Ok(answer) => {
                 match answer.left().filter(|object| !object.finalizers().is_empty()) {
                     Some(held) => self.shared.put(Arc::new(held)),
-                    None => self.shared.remove(name),
+                    None => self.gone(name, last).await,
                 }
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                self.shared.remove(name);
+                self.gone(name, last).await;
                 Ok(())
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes out an object that is known to be gone: in its last state, which the watch tells, or else in the last one seen.
+    async fn gone(&self, name: &str, last: Option<Arc<K>>) {
+        let Some(last) = last else { return };
+        // Another of the same name may be there already.
+        let is_other = |object: &K| object.uid() != last.uid();
+        let told = self.wait_for(name, |slot| matches!(slot, Slot::Gone(_)) || is_other(slot.object()));
+        if tokio::time::timeout(TOLD_TIMEOUT, told).await.is_err()
+            && let Some(seen) = self.get(name).filter(|seen| !is_other(seen))
+        {
+            self.shared.remove_as(seen);
         }
     }
 

@@ -10,8 +10,8 @@ use anyhow::Result;
 use crate::{Nuee, pool};
 
 /// Directories of the data directory that hold one entry per container, address, publication, namespace or snapshot.
-const BOOKS: [&str; 6] =
-    ["containers", "pods", "network/addresses", "network/publications", "run/netns", "images/snapshots"];
+const BOOKS: [&str; 7] =
+    ["containers", "pins", "pods", "network/addresses", "network/publications", "run/netns", "images/snapshots"];
 /// How deep control groups are looked for.
 const GROUP_DEPTH: usize = 4;
 /// How deep the books are.

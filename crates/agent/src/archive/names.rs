@@ -1,68 +1,170 @@
 //! Archives whose names begin with a slash or with `./`, as Docker's clients expect them of `/` and of what ends in `/.`: they put
 //! another name in the place of that beginning.
 
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Appends a tree by names that begin with `base`, which the library would not write.
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// Appends a tree by names that begin with `base`, which the library would not write. Sockets are left out, as tar(1) does.
 pub(super) fn append_below<W: Write>(archive: &mut tar::Builder<W>, root: &Path, base: &[u8]) -> io::Result<()> {
     let mut waiting = vec![root.to_owned()];
     while let Some(path) = waiting.pop() {
-        let meta = path.symlink_metadata()?;
+        let Some(meta) = there(path.symlink_metadata())? else { continue };
         let mut name = base.to_vec();
         name.extend_from_slice(path.strip_prefix(root).unwrap_or(&path).as_os_str().as_bytes());
         if meta.is_dir() {
-            let mut entries: Vec<_> = std::fs::read_dir(&path)?.collect::<io::Result<_>>()?;
+            let Some(entries) = there(std::fs::read_dir(&path))? else { continue };
+            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
             entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
             waiting.extend(entries.into_iter().map(|e| e.path()));
             if name != base {
                 name.push(b'/');
             }
-        } else if !meta.is_file() && !meta.is_symlink() {
-            continue;
         }
-        let mut header = tar::Header::new_gnu();
-        header.set_metadata(&meta);
-        header.set_size(if meta.is_file() { meta.len() } else { 0 });
-        if meta.is_symlink() {
-            let target = path.read_link()?;
-            // A link that no header holds is left out; it is longer than any that a program follows.
-            if header.set_link_name_literal(target.as_os_str().as_bytes()).is_err() {
-                continue;
-            }
-        }
-        let room = header.as_old().name.len();
-        if name.len() > room {
-            append_long_name(archive, &name)?;
-        }
-        let kept = name.len().min(room);
-        header.as_old_mut().name[..kept].copy_from_slice(&name[..kept]);
-        header.set_cksum();
-        if meta.is_file() {
-            let file = match std::fs::File::open(&path) {
-                Ok(file) => file,
-                // Gone since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            // One that shrinks meanwhile is filled up: its size is told already.
-            archive.append(&header, file.chain(io::repeat(0)).take(meta.len()))?;
-        } else {
-            archive.append(&header, io::empty())?;
-        }
+        append_one(archive, &path, &name, &meta)?;
     }
     Ok(())
 }
 
-/// An entry before another that gives it a name for which its header has no room. `Source:` GNU tar, "Basic Tar Format".
-fn append_long_name<W: Write>(archive: &mut tar::Builder<W>, name: &[u8]) -> io::Result<()> {
+/// What was found, or nothing where it is gone since it was listed: a running container may do that.
+pub(super) fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Opens a file to read it, if it is one still. A pipe that took its place would wait for ever for who writes into it.
+pub(super) fn open_file(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        // Gone, a link or a socket by now.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(opened) => {
+            let file = File::from(opened);
+            Ok(file.metadata()?.is_file().then_some(file))
+        }
+    }
+}
+
+/// Appends what a path is, without what lies below it.
+pub(super) fn append_one<W: Write>(
+    archive: &mut tar::Builder<W>,
+    path: &Path,
+    name: &[u8],
+    meta: &Metadata,
+) -> io::Result<()> {
+    let kind = meta.file_type();
+    if kind.is_socket() {
+        return Ok(());
+    }
+    let file = match meta.is_file() {
+        false => None,
+        true => match open_file(path)? {
+            Some(file) => Some(file),
+            None => return Ok(()),
+        },
+    };
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(meta);
+    header.set_size(if file.is_some() { meta.len() } else { 0 });
+    if kind.is_symlink() {
+        let target = match path.read_link() {
+            Ok(target) => target,
+            // Gone, or no link any more.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let target = target.as_os_str().as_bytes();
+        let room = header.as_old().linkname.len();
+        if target.len() > room {
+            append_long(archive, tar::EntryType::GNULongLink, target)?;
+        }
+        let kept = target.len().min(room);
+        header.as_old_mut().linkname[..kept].copy_from_slice(&target[..kept]);
+    } else if kind.is_block_device() || kind.is_char_device() {
+        header.set_device_major(rustix::fs::major(meta.rdev()))?;
+        header.set_device_minor(rustix::fs::minor(meta.rdev()))?;
+    }
+    let room = header.as_old().name.len();
+    if name.len() > room {
+        append_long(archive, tar::EntryType::GNULongName, name)?;
+    }
+    let kept = name.len().min(room);
+    header.as_old_mut().name[..kept].copy_from_slice(&name[..kept]);
+    header.set_cksum();
+    match file {
+        // One that shrinks meanwhile is filled up: its size is told already.
+        Some(file) => archive.append(&header, file.chain(io::repeat(0)).take(meta.len())),
+        None => archive.append(&header, io::empty()),
+    }
+}
+
+/// An entry before another that gives it a name, or a link's target, for which its header has no room.
+/// `Source:` GNU tar, "Basic Tar Format".
+fn append_long<W: Write>(archive: &mut tar::Builder<W>, kind: tar::EntryType, text: &[u8]) -> io::Result<()> {
     const LONG_LINK: &[u8] = b"././@LongLink";
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..LONG_LINK.len()].copy_from_slice(LONG_LINK);
-    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_entry_type(kind);
     header.set_mode(0o644);
-    header.set_size(name.len() as u64 + 1);
+    header.set_size(text.len() as u64 + 1);
     header.set_cksum();
-    archive.append(&header, name.chain(&b"\0"[..]))
+    archive.append(&header, text.chain(&b"\0"[..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn long_links_pipes_and_what_vanishes_are_no_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let far = format!("../{}", "store/".repeat(40));
+        symlink(&far, root.join("far")).unwrap();
+        symlink("near", root.join("near")).unwrap();
+        std::fs::write(root.join("file"), "text").unwrap();
+        let long = "n".repeat(150);
+        symlink(&far, root.join(&long)).unwrap();
+        let pipe = root.join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        append_below(&mut builder, root, b"./").unwrap();
+        append_below(&mut builder, &root.join("none"), b"./").unwrap();
+        // A file that became a pipe since it was looked at.
+        append_one(&mut builder, &pipe, b"./swapped", &root.join("file").symlink_metadata().unwrap()).unwrap();
+        let packed = builder.into_inner().unwrap();
+        let mut archive = tar::Archive::new(packed.as_slice());
+        let found: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let link = entry.link_name_bytes().map(|bytes| text(&bytes)).unwrap_or_default();
+                (text(&entry.path_bytes()), entry.header().entry_type(), link)
+            })
+            .collect();
+        let one = |name: &str, kind, link: &str| (name.to_owned(), kind, link.to_owned());
+        let expected = [
+            one("./", tar::EntryType::Directory, ""),
+            one("./far", tar::EntryType::Symlink, &far),
+            one("./file", tar::EntryType::Regular, ""),
+            one("./near", tar::EntryType::Symlink, "near"),
+            one(&format!("./{long}"), tar::EntryType::Symlink, &far),
+            one("./pipe", tar::EntryType::Fifo, ""),
+        ];
+        assert_eq!(found, expected);
+    }
 }

@@ -128,7 +128,8 @@ impl Driver {
                 changed = objects.changed() => {
                     let newest = objects.borrow_and_update().clone();
                     match newest {
-                        Some(object) if changed.is_ok() => {
+                        // Another of the same name is another container: this one is gone.
+                        Some(object) if changed.is_ok() && object.metadata.uid == self.object.metadata.uid => {
                             self.saw(&object.metadata);
                             self.object = object;
                             self.adjust_networks().await;
@@ -154,9 +155,15 @@ impl Driver {
             }
         }
         self.stop_helpers();
-        let mut containers = self.context.containers.lock();
-        if containers.get(&self.key).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
-            containers.remove(&self.key);
+        {
+            let mut containers = self.context.containers.lock();
+            if containers.get(&self.key).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
+                containers.remove(&self.key);
+            }
+        }
+        // One of the same name that came meanwhile was told to this driver alone.
+        if let Some(object) = self.handle.object().filter(|object| object.metadata.uid != self.object.metadata.uid) {
+            spawn(self.context, self.key, self.id, object, None);
         }
     }
 
@@ -190,8 +197,8 @@ impl Driver {
             Some(_) => start::end_run(&self.context, &self.id).await,
             None => {}
         }
-        if self.status.state == State::Exited && self.object.spec.auto_remove {
-            // The daemon died between the exit and the removal.
+        if self.machine.phase == step::Phase::Idle && self.object.goes_by_itself() {
+            // The daemon died between the exit, or a start that failed, and the removal.
             if let Err(error) = self.delete_object().await {
                 tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container");
             }
@@ -397,6 +404,9 @@ impl Driver {
 
     /// Notes what the object says of itself, unless a newer version is known.
     fn saw(&mut self, metadata: &ObjectMeta) {
+        if metadata.uid != self.newest.uid {
+            return;
+        }
         let version = |of: &ObjectMeta| of.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
         if version(metadata) >= version(&self.newest) {
             self.newest = metadata.clone();
@@ -495,26 +505,32 @@ impl Driver {
         (None, new)
     }
 
-    /// Writes what changed of the status, in one patch.
     async fn report(&mut self) {
+        self.tell().await;
+    }
+
+    /// Writes what changed of the status, in one patch. Whether all of it is written now, or there is nobody to tell.
+    async fn tell(&mut self) -> bool {
         // The start that was acted on is written with its outcome, never with the exit before it.
         self.status.state = self.machine.state();
         self.status.restart_count = self.machine.restart_count;
         if self.machine.vanished {
-            return;
+            return true;
         }
-        let Ok(new) = serde_json::to_value(&self.status) else { return };
-        let Some(change) = patch::difference(&self.written, &new) else { return };
+        let Ok(new) = serde_json::to_value(&self.status) else { return true };
+        let Some(change) = patch::difference(&self.written, &new) else { return true };
         let patch = Patch::Merge(json!({ "status": change }));
         match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
             Ok(written) => {
                 self.saw(&written.metadata);
                 self.written = new;
+                true
             }
-            Err(error) if is_not_found(&error) => {}
+            Err(error) if is_not_found(&error) => true,
             Err(error) => {
                 tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
                 self.retry = Some(Instant::now() + WRITE_RETRY);
+                false
             }
         }
     }
@@ -548,6 +564,11 @@ impl Driver {
             return Ok(());
         }
         if !self.machine.wish.deleted {
+            // Who waits for its end learns from the last status how it ended; a full disk may let a deletion through, and no write.
+            if !self.tell().await {
+                self.again_later();
+                return Ok(());
+            }
             self.deletes = true;
             if let Err(error) = self.delete_object().await {
                 self.again_later();
@@ -568,8 +589,8 @@ impl Driver {
                 Ok(_) => return Ok(()),
                 Err(error) if is_not_found(&error) => return Ok(()),
                 Err(kube::Error::Api(status)) if status.code == 409 => match objects.get_opt(&self.key.name).await {
-                    Ok(Some(newer)) => current = newer.metadata,
-                    Ok(None) => return Ok(()),
+                    Ok(Some(newer)) if newer.metadata.uid == current.uid => current = newer.metadata,
+                    Ok(_) => return Ok(()),
                     Err(error) => return self.release_later(error),
                 },
                 Err(error) => return self.release_later(error),

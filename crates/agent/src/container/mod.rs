@@ -90,10 +90,13 @@ fn apply(context: &Arc<Context>, object: Container, found: &mut HashMap<String, 
         return;
     }
     let key = Key::of(&object);
-    let known = context.containers.lock().get(&key).cloned();
-    if let Some(handle) = known {
-        handle.set_object(Some(Arc::new(object)));
-        return;
+    {
+        // The driver looks once more at what it was given when it has left the list.
+        let containers = context.containers.lock();
+        if let Some(handle) = containers.get(&key) {
+            handle.set_object(Some(Arc::new(object)));
+            return;
+        }
     }
     let Some(id) = runtime_id(&object) else {
         tracing::warn!(name = key.name, "this name cannot be a container's id");

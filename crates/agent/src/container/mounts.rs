@@ -56,13 +56,13 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             }
             other => return Err(Error::Invalid(format!("mount type unknown: {other:?}"))),
         };
-        let place = match place {
-            Place::Bind { source, propagation } if !mount.sub_path.is_empty() => {
-                // The image's content is for the whole volume.
-                mounts.copies.retain(|(target, _)| target != Path::new(&mount.target));
-                Place::Bind { source: part(context, id, number, source, &mount.sub_path).await?, propagation }
-            }
-            place => place,
+        let place = if mount.sub_path.is_empty() {
+            place
+        } else {
+            let (whole, propagation) = divisible(place)?;
+            // The image's content is for the whole volume.
+            mounts.copies.retain(|(target, _)| target != Path::new(&mount.target));
+            Place::Bind { source: part(context, id, number, whole, &mount.sub_path).await?, propagation }
         };
         let read_only = mount.read_only || mount.kind == "image";
         mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only });
@@ -70,25 +70,37 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
     Ok(mounts)
 }
 
-/// A part of a volume or image, pinned for the container's run.
-async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &str) -> Result<PathBuf> {
-    let pin = pins(&context.container_dir(id)).join(number.to_string());
-    let (sub, made) = (PathBuf::from(sub), pin.clone());
-    tokio::task::spawn_blocking(move || sub_path::pin(&whole, &sub, &made, false))
-        .await
-        .map_err(|error| Error::Invalid(error.to_string()))??;
-    Ok(pin)
+/// The directory of which a part is wanted, and how its mounts spread.
+///
+/// Errors: it is not there before the container is. All of it is more than was granted.
+fn divisible(place: Place) -> Result<(PathBuf, String)> {
+    let what = match place {
+        Place::Bind { source, propagation } => return Ok((source, propagation)),
+        Place::BindAlone { .. } => "a host path without what is mounted below it".to_owned(),
+        Place::Tmpfs { .. } => "a tmpfs".to_owned(),
+        Place::FileSystem { kind, .. } => format!("a volume of type {kind}"),
+    };
+    Err(Error::Invalid(format!("no part (subpath) of {what} can be mounted")))
 }
 
-fn pins(container: &Path) -> PathBuf {
-    container.join("pins")
+/// A part of a volume or image, pinned for the container's run.
+async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &str) -> Result<PathBuf> {
+    let pins = context.pins_dir(id);
+    let (sub, pin) = (PathBuf::from(sub), pins.join(number.to_string()));
+    let made = pin.clone();
+    let job = move || {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(Error::io("create", &pins))?;
+        sub_path::pin(&whole, &sub, &made, false)
+    };
+    tokio::task::spawn_blocking(job).await.map_err(|error| Error::Invalid(error.to_string()))??;
+    Ok(pin)
 }
 
 /// Takes away what [`resolve`] mounted for a container.
 pub async fn release(context: &Context, id: &str) {
-    let pins = pins(&context.container_dir(id));
-    for entry in std::fs::read_dir(&pins).into_iter().flatten().flatten() {
-        sub_path::unpin(&entry.path());
+    let pins = context.pins_dir(id);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || sub_path::unpin_all(&pins)).await {
+        tracing::warn!(id, %error, "cannot take away the parts of volumes");
     }
     if let Err(error) = context.images.remove_beside(id).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot take away the mounted images");
@@ -184,5 +196,29 @@ pub fn file(path: &Path, target: &str) -> MountPoint {
         target: target.to_owned(),
         place: Place::Bind { source: path.to_owned(), propagation: String::new() },
         read_only: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::volume::VolumeSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_mounted_of_directories_alone() {
+        let place = |options: &[(&str, &str)]| {
+            let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            by_options(&Volume::new("v", VolumeSpec { options, ..VolumeSpec::default() })).unwrap()
+        };
+        let host = divisible(place(&[("o", "bind"), ("device", "/srv"), ("type", "none")])).unwrap();
+        assert_eq!(host, ("/srv".into(), String::new()));
+        let shared = place(&[("type", "nfs"), ("o", "addr=10.0.0.1"), ("device", ":/share")]);
+        assert!(divisible(shared).unwrap_err().to_string().contains("type nfs"));
+        assert!(divisible(place(&[("type", "tmpfs")])).is_err());
+        let alone = Place::BindAlone { source: "/srv".into(), propagation: String::new() };
+        assert!(divisible(alone).is_err());
+        let memory = Place::Tmpfs { size_bytes: 0, mode: TMPFS_MODE, options: Vec::new() };
+        assert!(divisible(memory).is_err());
     }
 }

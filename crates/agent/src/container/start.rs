@@ -77,9 +77,10 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         .mode(0o700)
         .create(&directory)
         .map_err(Error::io("create", &directory))?;
-    let (prepared, connected, mounts, files) = tokio::try_join!(
+    // Each is waited for, also when another failed: what one of them mounts must be there when the failed start is cleared.
+    let (prepared, connected, mounts, files) = tokio::join!(
         async {
-            Ok(match spec.auto_remove {
+            Ok::<_, Error>(match spec.auto_remove {
                 true => context.images.mount_scratch(id, &spec.image_id).await?,
                 false => context.images.mount(id, &spec.image_id).await?,
             })
@@ -87,8 +88,8 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         connect(context, object, id),
         mounts::resolve(context, namespace, id, spec),
         secrets::files(context, namespace, &directory, spec),
-    )?;
-    let rootfs = prepared.rootfs;
+    );
+    let (rootfs, connected, mounts, files) = (prepared?.rootfs, connected?, mounts?, files?);
     let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
         Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
@@ -109,11 +110,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         points.extend(program.mounts);
         init_command = program.command;
     }
-    let user = spec.user.clone();
-    let (root, user) = tokio::task::spawn_blocking(move || {
+    let (user, wanted) = (spec.user.clone(), spec.clone());
+    let (root, user, devices) = tokio::task::spawn_blocking(move || {
         mounts::copy_up(&rootfs, &copies)?;
         let user = hands::find_user(&rootfs, &user)?;
-        Ok::<_, Error>((rootfs, user))
+        Ok::<_, Error>((rootfs, user, devices(&wanted)?))
     })
     .await
     .map_err(|error| Error::Invalid(error.to_string()))??;
@@ -125,7 +126,7 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         ipc: joined(context, namespace, &spec.security.ipc_mode, "ipc").await?,
         shared_memory: shared_memory(context, spec, &directory)?,
         mounts: points,
-        devices: devices(spec)?,
+        devices,
         hostname,
         init_command,
         link_environment: linked.environment,
@@ -489,8 +490,9 @@ pub async fn end_run(context: &Context, id: &str) {
         if let Err(error) = context.images.unmount(id).await {
             tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
         }
-        secrets::forget(&context.container_dir(id));
-        withdraw_memory(context, id);
+        let directory = context.container_dir(id);
+        let _ = tokio::task::spawn_blocking(move || secrets::forget(&directory)).await;
+        withdraw_memory(context, id).await;
         mounts::release(context, id).await;
     };
     tokio::join!(process, leave_network(context, id));
@@ -506,8 +508,9 @@ pub async fn leave_network(context: &Context, owner: &str) {
     }
 }
 
-fn withdraw_memory(context: &Context, id: &str) {
-    if let Err(error) = shared_memory::withdraw(&context.container_dir(id)) {
+async fn withdraw_memory(context: &Context, id: &str) {
+    let directory = context.container_dir(id);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared_memory::withdraw(&directory)).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot take away the shared memory");
     }
 }
@@ -521,10 +524,10 @@ pub async fn remove(context: &Context, id: &str) {
     if let Err(error) = context.images.remove(id).await {
         tracing::warn!(id, error = %crate::error::chain(&error), "cannot remove the writable layer");
     }
-    withdraw_memory(context, id);
+    withdraw_memory(context, id).await;
     mounts::release(context, id).await;
     let directory = context.container_dir(id);
-    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+    let removed = tokio::task::spawn_blocking(move || crate::directories::remove_with_mounts(&directory)).await;
     if let Ok(Err(error)) = removed
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -1,6 +1,6 @@
 //! The image store, as the agent uses it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Error, ImageConfig, ImageStore, ListFilter, PullOptions, Reference, Result, Snapshot};
@@ -111,19 +111,29 @@ impl Images {
         if let Some(snapshot) = self.store.snapshot(container_id) {
             return Ok(snapshot);
         }
+        self.prepare_in(container_id, image, &self.containers_dir.join(container_id)).await
+    }
+
+    /// A snapshot of an image in a directory; the image is brought when it is not here.
+    async fn prepare_in(&self, name: &str, image: &str, directory: &Path) -> Result<Snapshot> {
         if self.find(image).is_none() {
             self.bring(image).await;
         }
-        self.store.prepare(container_id, image, &self.containers_dir.join(container_id)).await
+        self.store.prepare(name, image, directory).await
     }
 
     /// Mounts a further image for a container to read; `number` tells several apart.
     pub async fn mount_beside(&self, container_id: &str, number: usize, image: &str) -> Result<PathBuf> {
         let directory = self.beside(container_id).join(number.to_string());
         let name = format!("{container_id}{BESIDE}{number}");
-        let snapshot = self.store.prepare(&name, image, &directory).await?;
+        let snapshot = self.prepare_in(&name, image, &directory).await?;
         self.store.mount_read_only(&snapshot).await?;
         Ok(snapshot.rootfs)
+    }
+
+    /// Where a further image is mounted now for a container.
+    pub fn mounted_beside(&self, container_id: &str, number: usize) -> Option<PathBuf> {
+        self.store.snapshot(&format!("{container_id}{BESIDE}{number}")).map(|snapshot| snapshot.rootfs)
     }
 
     /// Takes away all that [`Images::mount_beside`] mounted for a container.
@@ -135,8 +145,9 @@ impl Images {
         for snapshot in self.store.snapshots().into_iter().filter(|one| one.container_id.starts_with(&prefix)) {
             self.store.remove_snapshot(&snapshot.container_id).await?;
         }
-        let _ = std::fs::remove_dir_all(self.beside(container_id));
-        Ok(())
+        let beside = self.beside(container_id);
+        let removed = tokio::task::spawn_blocking(move || crate::directories::remove_with_mounts(&beside)).await?;
+        removed.map_err(Error::io("cannot remove the places of mounted images"))
     }
 
     fn beside(&self, container_id: &str) -> PathBuf {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use network::AttachRequest;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::container::start::leave_network;
@@ -252,19 +252,7 @@ pub async fn remove(context: &Context, uid: &str) {
 /// Unmounts everything below a pod's directory and removes it.
 pub async fn remove_directory(context: &Context, uid: &str) {
     let directory = context.pod_dir(uid);
-    let removed = tokio::task::spawn_blocking(move || {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below: Vec<PathBuf> = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(|path| PathBuf::from(path.replace("\\040", " ")))
-            .filter(|path| path.starts_with(&directory))
-            .collect();
-        for path in below.iter().rev() {
-            let _ = umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        }
-        std::fs::remove_dir_all(&directory)
-    });
+    let removed = tokio::task::spawn_blocking(move || crate::directories::remove_with_mounts(&directory));
     if let Ok(Err(error)) = removed.await
         && error.kind() != std::io::ErrorKind::NotFound
     {

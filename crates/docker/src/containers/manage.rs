@@ -27,6 +27,8 @@ use crate::{body, policy, time};
 
 /// Longest wait for the machine to bring changed bounds into force.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the machine to clear what a container had that goes by itself, before its object is deleted all the same.
+const GOING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Gives a container another name.
 pub(crate) async fn container_rename(docker: Arc<Docker>, call: Call) -> Reply {
@@ -215,6 +217,10 @@ async fn remove_link(docker: &Docker, reference: &str) -> Reply {
 /// Deletes the object, waits until the agent let go of it, and takes its anonymous volumes along when asked.
 async fn remove(docker: &Docker, container: &Container, with_volumes: bool) -> Result<()> {
     let id = container.name_any();
+    if container.goes_by_itself() {
+        // Its object could be deleted at once; but while its machine still clears what it had, its ports and addresses are taken.
+        let _ = tokio::time::timeout(GOING_TIMEOUT, docker.containers.wait_gone(&id)).await;
+    }
     docker.containers.delete(&id).await?;
     docker.containers.wait_gone(&id).await;
     docker.execs.lock().retain(|_, exec| exec.container != id);

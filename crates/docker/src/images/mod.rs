@@ -7,7 +7,7 @@ pub(crate) mod transfer;
 
 use std::sync::Arc;
 
-use api::container::State;
+use api::container::{Container, State};
 use futures::StreamExt;
 use http::{Method, StatusCode};
 use image::{CommitOptions, ImageRecord, ImageSummary, ImageUser, ListFilter, Removal, RemoveOptions};
@@ -103,14 +103,16 @@ impl Docker {
 
     /// Containers as users of images.
     fn image_users(&self) -> Vec<ImageUser> {
-        let alive = |state| matches!(state, State::Running | State::Paused | State::Restarting);
-        let users = self.containers.all().into_iter().map(|container| ImageUser {
-            container_id: container.name_any(),
-            image_id: container.spec.image_id.clone(),
-            running: container.status.as_ref().is_some_and(|status| alive(status.state)),
-        });
-        users.collect()
+        self.containers.all().iter().flat_map(|container| uses(container)).collect()
     }
+}
+
+/// What a container uses: its own image, and those that it mounts.
+fn uses(container: &Container) -> Vec<ImageUser> {
+    let alive = |state| matches!(state, State::Running | State::Paused | State::Restarting);
+    let running = container.status.as_ref().is_some_and(|status| alive(status.state));
+    let images = std::iter::once(container.spec.image_id.as_str()).chain(container.spec.mounted_images());
+    images.map(|image| ImageUser { container_id: container.name_any(), image_id: image.to_owned(), running }).collect()
 }
 
 /// The filters that list and prune share.
@@ -134,12 +136,12 @@ async fn image_list(docker: Arc<Docker>, call: Call) -> Reply {
     let filter = ListFilter { all: call.query.flag("all"), ..list_filter(&filters)? };
     let mut images = docker.images.list(&filter).await?;
     images.sort_by(|a, b| b.created_ns.cmp(&a.created_ns).then_with(|| a.id.to_string().cmp(&b.id.to_string())));
-    let users = docker.image_users();
+    let containers = docker.containers.all();
     let shown: Vec<Value> = images
         .iter()
         .map(|image| {
             let id = image.id.to_string();
-            summary(image, users.iter().filter(|user| user.image_id == id).count())
+            summary(image, containers.iter().filter(|container| container.spec.image_id == id).count())
         })
         .collect();
     body::json(&shown)
@@ -352,7 +354,18 @@ fn changes(call: &Call) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use api::container::{ContainerSpec, Mount};
+
     use super::*;
+
+    #[test]
+    fn a_container_uses_the_images_that_it_mounts() {
+        let mount = |kind: &str, source: &str| Mount { kind: kind.into(), source: source.into(), ..Mount::default() };
+        let mounts = vec![mount("volume", "data"), mount("image", "sha256:bb"), mount("image", "sha256:cc")];
+        let spec = ContainerSpec { image_id: "sha256:aa".into(), mounts, ..ContainerSpec::default() };
+        let used: Vec<_> = uses(&Container::new("c", spec)).into_iter().map(|user| user.image_id).collect();
+        assert_eq!(used, ["sha256:aa", "sha256:bb", "sha256:cc"]);
+    }
 
     #[test]
     fn tags_are_spelled_out() {

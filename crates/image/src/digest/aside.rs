@@ -27,6 +27,8 @@ pub struct HashingAside<R> {
     taken: usize,
     count: u64,
     hashing: Hashing,
+    /// The error from below, which lost a buffer: it is the answer to whoever reads on.
+    failure: Option<(io::ErrorKind, String)>,
 }
 
 enum Hashing {
@@ -76,7 +78,7 @@ impl<R: Read> HashingAside<R> {
     /// Reads from `inner`.
     pub fn new(inner: R) -> HashingAside<R> {
         let hashing = Hashing::Here(Hasher::new(Algorithm::Sha256));
-        HashingAside { inner, chunk: Chunk::default(), taken: 0, count: 0, hashing }
+        HashingAside { inner, chunk: Chunk::default(), taken: 0, count: 0, hashing, failure: None }
     }
 
     /// Digest and number of the bytes read from below so far.
@@ -92,6 +94,9 @@ impl<R: Read> HashingAside<R> {
     }
 
     fn next_chunk(&mut self) -> io::Result<()> {
+        if let Some((kind, text)) = &self.failure {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
         self.taken = 0;
         // The thread that hashes it may be the last to have it.
         self.chunk = Chunk::default();
@@ -99,7 +104,8 @@ impl<R: Read> HashingAside<R> {
             Hashing::Here(_) => vec![0; CHUNK],
             Hashing::Aside(aside) => aside.buffer()?,
         };
-        let length = fill(&mut self.inner, &mut buffer)?;
+        let length = fill(&mut self.inner, &mut buffer)
+            .inspect_err(|error| self.failure = Some((error.kind(), error.to_string())))?;
         self.count += length as u64;
         self.chunk = Chunk { buffer: Arc::new(buffer), length };
         if let Hashing::Here(hasher) = &mut self.hashing
@@ -205,6 +211,10 @@ mod tests {
         let mut reader = HashingAside::new(Drips(&plain, Some(io::Error::other("torn"))));
         let error = reader.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.to_string(), "torn");
+        // Who reads on is told again, and does not wait for buffers that are lost.
+        for _ in 0..2 * CHUNKS {
+            assert_eq!(reader.fill_buf().unwrap_err().to_string(), "torn");
+        }
         drop(reader);
     }
 }

@@ -1,6 +1,7 @@
 //! Packs as a layer what one tree has otherwise than another: both are mounted images of one store, the second one lies under
 //! the new layer. Files are told apart by their place on the disk first: images that share a layer share its files.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -77,9 +78,11 @@ impl<W: Write> Difference<W> {
         match old {
             Some(old) if is_directory(&old) && is_directory(&new) => {
                 let (before, after) = (open(before, name, path)?, open(after, name, path)?);
+                let was = pack::directory_entry(before.as_fd(), &old);
                 let entry = pack::directory_entry(after.as_fd(), &new);
+                let is_same = same_attributes(&old, &new) && same_extended(&was, &entry);
                 self.parents.push(Parent { path: [path.as_slice(), b"/"].concat(), entry, told: false });
-                if !same_attributes(&old, &new) {
+                if !is_same {
                     self.tell_parents()?;
                 }
                 self.directory(before.as_fd(), after.as_fd(), path, depth + 1)?;
@@ -135,4 +138,25 @@ fn same_attributes(old: &Stat, new: &Stat) -> bool {
     (old.st_mode, old.st_uid, old.st_gid, old.st_mtime, old.st_mtime_nsec)
         == (new.st_mode, new.st_uid, new.st_gid, new.st_mtime, new.st_mtime_nsec)
         && (!plain(new) || old.st_size == new.st_size)
+}
+
+/// Whether two have the same extended attributes, in whatever order.
+fn same_extended(old: &Entry, new: &Entry) -> bool {
+    let set = |entry: &Entry| entry.xattrs.iter().cloned().collect::<BTreeSet<_>>();
+    set(old) == set(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_attributes_are_compared_as_a_set() {
+        let entry = |names: &[&str]| Entry {
+            xattrs: names.iter().map(|name| ((*name).to_owned(), b"value".to_vec())).collect(),
+            ..Entry::default()
+        };
+        assert!(same_extended(&entry(&["user.a", "user.b"]), &entry(&["user.b", "user.a"])));
+        assert!(!same_extended(&entry(&["user.a"]), &entry(&["user.a", "system.posix_acl_access"])));
+    }
 }

@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use crate::digest::Digest;
 use crate::digest::aside::HashingAside;
 use crate::error::{Error, Result};
@@ -17,6 +19,11 @@ use crate::manifest::Descriptor;
 use crate::store::ImageStore;
 use crate::store::blobs::{self, Lease};
 use crate::store::index::Layer;
+
+/// Layers that are unpacked at once: each may take a window of its compression's size, and two threads.
+const UNPACKED_AT_ONCE: usize = 3;
+/// Turns to unpack; work that begins has them until it ends.
+static UNPACKING: Semaphore = Semaphore::const_new(UNPACKED_AT_ONCE);
 
 impl ImageStore {
     pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
@@ -51,10 +58,11 @@ impl ImageStore {
         if let Some(layer) = self.unpacked(diff_id) {
             return Ok(layer);
         }
+        let turn = UNPACKING.acquire().await.ok();
         let (store, diff_id, blob) = (self.clone(), diff_id.clone(), blob.digest.clone());
         tokio::task::spawn_blocking(move || {
-            // The lock is the work's own: whoever waits for it may be gone before it is done.
-            let _alone = alone;
+            // The lock and the turn are the work's own: whoever waits for it may be gone before it is done.
+            let _held = (alone, turn);
             let file = file.map_or_else(|| store.blobs.file(&blob), Ok)?;
             store.unpack_layer(&diff_id, &blob, &file)
         })

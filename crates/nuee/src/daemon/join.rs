@@ -307,5 +307,8 @@ async fn uses(gate: &Gate, node: &str, name: &str) -> Result<bool, apiserver::St
         return Ok(true);
     }
     let containers = Api::<api::Container>::all(gate.client.clone()).list(&bound).await.map_err(failed)?;
-    Ok(containers.items.iter().any(|one| one.spec.image_id == name || one.spec.image == name))
+    let names = |spec: &api::container::ContainerSpec| {
+        spec.image_id == name || spec.image == name || spec.mounted_images().any(|image| image == name)
+    };
+    Ok(containers.items.iter().any(|one| names(&one.spec)))
 }
