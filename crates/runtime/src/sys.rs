@@ -2,7 +2,7 @@
 //! terminal sizes, the BPF calls.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -126,7 +126,7 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
     let before_exec = move || {
         close_on_exec_from(3)?;
         for file in &files {
-            enter_group(file)?;
+            write_whole(file, b"0")?;
         }
         if let Some((parent, mount)) = &hidden {
             hide_mount(parent, mount)?;
@@ -142,16 +142,7 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
 /// Gives `command`'s child its place in the order in which the kernel kills when there is no memory left: -1000 to 1000.
 pub(crate) fn set_oom_score_before_exec(command: &mut Command, adjustment: i64) {
     let text = adjustment.to_string();
-    let before_exec = move || {
-        // SAFETY: a constant C string and bytes that were made before the fork; the descriptor is used and closed here only.
-        unsafe {
-            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            let written = libc::write(fd, text.as_ptr().cast(), text.len());
-            let error = io::Error::last_os_error();
-            libc::close(fd);
-            if written < 0 { Err(error) } else { Ok(()) }
-        }
-    };
+    let before_exec = move || write_whole(c"/proc/self/oom_score_adj", text.as_bytes());
     // SAFETY: between fork and exec the closure makes only system calls on memory prepared above.
     unsafe { command.pre_exec(before_exec) };
 }
@@ -238,17 +229,18 @@ pub(crate) fn spawn_into(command: &mut Command, group: Option<&Path>) -> io::Res
     }
 }
 
-fn enter_group(file: &CString) -> io::Result<()> {
-    // SAFETY: `file` is a valid C string; the descriptor is used and closed here only.
+/// Writes to a file of the kernel's in one call. For between fork and exec: it neither allocates nor takes a lock.
+fn write_whole(file: &CStr, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: `file` is a valid C string and `bytes` live for the call; the descriptor is used and closed here only.
     unsafe {
         let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        let written = libc::write(fd, b"0".as_ptr().cast(), 1);
+        let written = libc::write(fd, bytes.as_ptr().cast(), bytes.len());
         let error = io::Error::last_os_error();
         libc::close(fd);
-        if written == 1 { Ok(()) } else { Err(error) }
+        if usize::try_from(written) == Ok(bytes.len()) { Ok(()) } else { Err(error) }
     }
 }
 
@@ -333,7 +325,7 @@ pub(crate) fn reset_signals() -> io::Result<()> {
 /// nothing to leak by them.
 ///
 /// `Source:` keyctl(2), KEYCTL_JOIN_SESSION_KEYRING
-pub(crate) fn join_session_keyring(name: &std::ffi::CStr) {
+pub(crate) fn join_session_keyring(name: &CStr) {
     /// Source: linux/keyctl.h
     const JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a valid C string, and a null pointer where the call allows it.
