@@ -114,13 +114,17 @@ impl Cgroup {
 
     /// The directory in which `controller`'s files are; `None` when that controller is not mounted.
     fn directory(&self, controller: &str) -> Option<PathBuf> {
-        let below = self.path.trim_start_matches('/');
+        Some(self.mount(controller)?.join(self.path.trim_start_matches('/')))
+    }
+
+    /// Where the hierarchy of a controller is mounted.
+    fn mount(&self, controller: &str) -> Option<&Path> {
         match &self.hierarchies {
-            Hierarchies::V1(mounts) => mounts
-                .iter()
-                .find(|(names, _)| names.iter().any(|name| name == controller))
-                .map(|(_, mount)| mount.join(below)),
-            Hierarchies::V2(mount) => Some(mount.join(below)),
+            Hierarchies::V1(mounts) => {
+                let found = mounts.iter().find(|(names, _)| names.iter().any(|name| name == controller));
+                found.map(|(_, mount)| mount.as_path())
+            }
+            Hierarchies::V2(mount) => Some(mount),
         }
     }
 
@@ -166,15 +170,9 @@ impl Cgroup {
 
     /// The directory in the v2 hierarchy of a process of it, which may have made itself one further below.
     pub(crate) fn unified_directory_of(&self, pid: u32) -> Option<PathBuf> {
-        let mount = match &self.hierarchies {
-            Hierarchies::V1(mounts) => {
-                mounts.iter().find(|(names, _)| names.iter().any(|name| name == HYBRID_NAME))?.1.clone()
-            }
-            Hierarchies::V2(mount) => mount.clone(),
-        };
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        Some(mount.join(path))
+        Some(self.mount(HYBRID_NAME)?.join(path))
     }
 
     /// Reads the figures; what is missing stays 0. The network part is not in control groups.
