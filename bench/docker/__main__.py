@@ -6,6 +6,7 @@ Processor time is that of all processes of the machine (from /proc/stat), so let
 """
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
@@ -24,8 +25,12 @@ from engines import BUSYBOX, Dockerd, Nuee  # noqa: E402  (the directory is run 
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESPONDER = "FROM scratch\nCOPY responder /responder\nEXPOSE 80\nCMD [\"/responder\"]\n"
-# How many clients start the crowd of containers.
-CLIENTS = 8
+# How many clients at a time start the crowd of containers; the last crowd stays for what follows.
+CLIENTS = (1, 8)
+# After what time an engine has done what follows a start. Units: seconds.
+SETTLED = 15
+# Times at which idle memory is looked at, and how far apart: what an engine does by itself each minute is among it. Units: seconds.
+LOOKS, BETWEEN = 14, 5
 PORT = 8080
 # How often each way to a server is measured.
 TURNS = 8
@@ -116,7 +121,14 @@ def single(table, engines, work, runs):
     floor = (*found["floor"][:2], found["floor"][1])
     for index, (what, bar) in enumerate([("wall", "0.20"), ("CPU of all processes", "–"), ("CPU without the client", "0.125")]):
         table.row(f"`docker run --rm busybox true`, {what}", "ms", found["nuee"][index], found["dockerd"][index], bar, floor[index])
+    names = itertools.count()
+    actions = {engine.name: (lambda e=engine: e.docker("run", "--detach", "--label", "single", "--name", f"single-{next(names)}",
+                                                       "busybox", "sleep", "6000")) for engine in engines}
+    found = alternate(actions, runs)
+    for index, (what, bar) in enumerate([("wall", "0.20"), ("CPU of all processes", "–"), ("CPU without the client", "0.125")]):
+        table.row(f"`docker run -d busybox sleep`, {what}", "ms", found["nuee"][index], found["dockerd"][index], bar)
     for engine in engines:
+        engine.docker("rm", "--force", *engine.docker("ps", "--quiet", "--filter", "label=single").stdout.split())
         engine.docker("run", "--detach", "--name", "sleeper", "busybox", "sleep", "6000")
     actions = {engine.name: (lambda e=engine: e.docker("exec", "sleeper", "true")) for engine in engines}
     actions["floor"] = lambda: engines[0].docker("inspect", "sleeper")
@@ -172,19 +184,34 @@ def traffic(table, nuee, dockerd):
         engine.docker("rm", "--force", "web")
 
 
+def start_crowd(engine, names, clients):
+    """Starts containers from several clients at once. Returns seconds of wall and of processor time without the clients'."""
+    busy, client, started = busy_seconds(), client_seconds(), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda name: engine.docker("run", "--detach", "--name", name, "busybox", "sleep", "6000"), names))
+    wall = time.monotonic() - started
+    return wall, busy_seconds() - busy - (client_seconds() - client)
+
+
 def crowd(table, nuee, dockerd, size):
     """Many containers at once, what each costs in memory, and how fast a killed daemon finds them again."""
-    walls, each = {}, {}
-    for engine in (nuee, dockerd):
-        before = engine.memory_mib()[1]
-        started = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            names = [f"crowd-{number}" for number in range(size)]
-            list(pool.map(lambda name: engine.docker("run", "--detach", "--name", name, "busybox", "sleep", "6000"), names))
-        walls[engine.name] = time.monotonic() - started
-        time.sleep(3)
-        each[engine.name] = (engine.memory_mib()[1] - before) / size
-    table.row(f"{size} × `docker run -d`, {CLIENTS} clients", "s", walls["nuee"], walls["dockerd"], "0.20", digits=1)
+    names = [f"crowd-{number}" for number in range(size)]
+    each, whole = {}, {}
+    for clients in CLIENTS:
+        found = {}
+        for engine in (nuee, dockerd):
+            before = engine.memory_mib()[1]
+            found[engine.name] = start_crowd(engine, names, clients)
+            if clients == CLIENTS[-1]:
+                time.sleep(SETTLED)
+                whole[engine.name] = engine.memory_mib()
+                each[engine.name] = (whole[engine.name][1] - before) / size
+            else:
+                engine.docker("rm", "--force", *names)
+        for index, (what, bar) in enumerate([(f"{size} × `docker run -d`, {clients} at a time", "0.20"), ("the same, CPU without the clients", "0.125")]):
+            table.row(what, "s", found["nuee"][index], found["dockerd"][index], bar, digits=2)
+    for index, what in enumerate(["RSS", "PSS"]):
+        table.row(f"memory of all processes with {size} containers, {what}", "MiB", whole["nuee"][index], whole["dockerd"][index], "0.33")
     table.row("memory per idle container beyond its own, PSS", "MiB", each["nuee"], each["dockerd"], "0.33", digits=2)
     pids = nuee.docker("inspect", "--format", "{{.State.Pid}}", *names).stdout
     os.kill(nuee.daemon(), signal.SIGKILL)
@@ -198,6 +225,16 @@ def crowd(table, nuee, dockerd, size):
     table.row(f"kill -9; from exec to {size} containers running in `docker ps`", "s", wall, None, "1 s", digits=2)
     for engine in (nuee, dockerd):
         engine.docker("rm", "--force", *names)
+
+
+def idle_memory(engines):
+    """Medians, over more than a minute of doing nothing, of RSS and PSS of all processes. Units: MiB."""
+    found = {engine.name: [] for engine in engines}
+    for _ in range(LOOKS):
+        time.sleep(BETWEEN)
+        for engine in engines:
+            found[engine.name].append(engine.memory_mib())
+    return {name: [statistics.median(values) for values in zip(*looks)] for name, looks in found.items()}
 
 
 def main():
@@ -214,8 +251,7 @@ def main():
             started = time.monotonic()
             engine.start()
             ready[engine.name] = (time.monotonic() - started) * 1000
-        time.sleep(3)
-        memory = {engine.name: engine.memory_mib() for engine in (nuee, dockerd)}
+        memory = idle_memory((nuee, dockerd))
         build_images((nuee, dockerd), work)
         table = Table()
         table.head()
