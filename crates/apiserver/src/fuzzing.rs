@@ -22,7 +22,7 @@ static KIND: LazyLock<Kind> = LazyLock::new(|| {
         "args": {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "atomic"},
         "selector": {"type": "object", "additionalProperties": {"type": "string"}}}}}});
     Kind {
-        schema: Arc::new(schema),
+        schema: schema.into(),
         selectable_fields: vec![("spec.nodeName".into(), "/spec/nodeName".into())],
         ..Kind::new("", "v1", "Pod", "pods")
     }

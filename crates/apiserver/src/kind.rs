@@ -1,6 +1,7 @@
 //! The registration of a kind: one value that says everything the machinery needs to serve it.
 
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -80,6 +81,38 @@ pub struct View {
     pub write: fn(&mut Value),
 }
 
+/// The OpenAPI v3 schema of a kind, made at its first use and kept from then on: a machine writes few of the kinds that it
+/// serves, and the schemas of all would be most of what an idle daemon holds.
+#[derive(Clone)]
+pub struct KindSchema(Arc<LazyLock<Value, Box<dyn FnOnce() -> Value + Send>>>);
+
+impl KindSchema {
+    /// A schema that `make` answers when somebody asks.
+    pub fn lazy(make: impl FnOnce() -> Value + Send + 'static) -> KindSchema {
+        KindSchema(Arc::new(LazyLock::new(Box::new(make))))
+    }
+}
+
+impl From<Value> for KindSchema {
+    fn from(schema: Value) -> KindSchema {
+        KindSchema::lazy(move || schema)
+    }
+}
+
+impl Deref for KindSchema {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for KindSchema {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("KindSchema")
+    }
+}
+
 /// Everything about a kind in one version. Build it with `Kind { …, ..Kind::new(…) }`.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -103,7 +136,7 @@ pub struct Kind {
     pub stored: bool,
     /// OpenAPI v3 schema of the object, with `x-kubernetes-*` extensions; `$ref`s are resolved by their last segment in
     /// `definitions`, `$defs` or `components.schemas` of this same value.
-    pub schema: Arc<Value>,
+    pub schema: KindSchema,
     /// Fields outside the schema are dropped, and defaults come from the schema (CustomResourceDefinitions).
     pub structural: bool,
     /// Columns of the `Table` form.
@@ -151,7 +184,9 @@ impl Kind {
             categories: Vec::new(),
             namespaced: true,
             stored: true,
-            schema: Arc::new(serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})),
+            schema: KindSchema::lazy(
+                || serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+            ),
             structural: false,
             columns: Vec::new(),
             default: |_| {},
@@ -210,5 +245,26 @@ impl Kind {
     /// Whether this is the kind `plural` of `group`.
     pub fn is(&self, group: &str, plural: &str) -> bool {
         self.group == group && self.plural == plural
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_schema_is_made_once_at_its_first_use() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counter = made.clone();
+        let schema = KindSchema::lazy(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            serde_json::json!({"type": "object"})
+        });
+        let other = schema.clone();
+        assert_eq!(made.load(Ordering::Relaxed), 0);
+        assert_eq!((schema["type"].as_str(), other["type"].as_str()), (Some("object"), Some("object")));
+        assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 }

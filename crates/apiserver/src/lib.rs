@@ -45,7 +45,7 @@ mod write;
 pub use admission::{WebhookEndpoint, WebhookTransport};
 pub use authorization::node_name;
 pub use fairness::FairnessLimits;
-pub use kind::{Allocator, Column, ColumnValue, Kind, ScalePaths, Subresource, View};
+pub use kind::{Allocator, Column, ColumnValue, Kind, KindSchema, ScalePaths, Subresource, View};
 pub use kind_table::{GroupVersion, KindTable};
 pub use object::{Meta, Object, ObjectList};
 pub use options::{

@@ -23,7 +23,7 @@ pub fn kinds() -> Vec<Kind> {
     vec![
         Kind { status_subresource: true, ..cluster("", "Namespace", "namespaces") },
         Kind { status_subresource: true, ..cluster("", "Node", "nodes") },
-        Kind { schema: Arc::new(config_schema), ..Kind::new("", "v1", "ConfigMap", "configmaps") },
+        Kind { schema: config_schema.into(), ..Kind::new("", "v1", "ConfigMap", "configmaps") },
         Kind::new("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind::new("", "v1", "Secret", "secrets"),
         Kind::new("", "v1", "Event", "events"),

@@ -84,7 +84,7 @@ type NamedKind = (std::sync::Arc<Kind>, String);
 pub(crate) fn definitions(table: &KindTable, wanted: impl Fn(&Kind) -> bool) -> (Map<String, Value>, Vec<NamedKind>) {
     let registrations = kinds::registrations();
     let chosen: Vec<&kinds::Registration> = registrations.iter().filter(|one| wanted(&one.kind)).collect();
-    let (mut definitions, names) = schema::definitions(chosen.iter().copied());
+    let (mut definitions, names) = schema::definitions(chosen.iter().map(|one| one.source()));
     definitions.retain(|name, _| !name.is_empty());
     let mut named = Vec::new();
     for kind in table.iter().filter(|kind| wanted(kind)) {

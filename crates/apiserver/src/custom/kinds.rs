@@ -1,7 +1,5 @@
 //! The registrations that a CustomResourceDefinition stands for: one for each served version.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use crate::kind::{Column, ColumnValue, Kind, ScalePaths};
@@ -41,7 +39,7 @@ fn of_version(definition: &Value, version: &Value, storage: &str) -> Kind {
         short_names: crate::json::strings(spec, "/names/shortNames"),
         categories: crate::json::strings(spec, "/names/categories"),
         namespaced: spec["scope"] == "Namespaced",
-        schema: Arc::new(schema),
+        schema: schema.into(),
         structural: spec["preserveUnknownFields"] != true,
         columns: columns(version),
         status_subresource: version["subresources"].get("status").is_some_and(|status| !status.is_null()),

@@ -80,7 +80,6 @@ fn walk(schema: SchemaRef<'_>, value: &mut Value, path: &str, unknown: &mut Vec<
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::sync::Arc;
 
     #[test]
     fn unknown_fields_are_dropped_and_named() {
@@ -88,7 +87,7 @@ mod tests {
             "spec": {"$ref": "#/definitions/Spec"}, "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
             "definitions": {"Spec": {"type": "object", "properties": {"list": {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
                 "map": {"type": "object", "additionalProperties": {"type": "string"}}}}}});
-        let kind = Kind { schema: Arc::new(schema), ..Kind::new("g", "v1", "K", "ks") };
+        let kind = Kind { schema: schema.into(), ..Kind::new("g", "v1", "K", "ks") };
         let mut object = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "a", "nam": 1}, "spec": {"list": [{"a": "1", "b": 2}], "map": {"x": "y"}, "c": 1}, "open": {"x": 1}, "bad": 1});
         let mut unknown = prune(&kind, &mut object);
         unknown.sort();

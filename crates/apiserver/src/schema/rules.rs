@@ -188,11 +188,10 @@ fn list_kind(schema: &Value) -> ListKind {
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::sync::Arc;
 
     fn check(spec: Value, new: Value, old: Option<Value>) -> Vec<String> {
         let schema = json!({"type": "object", "properties": {"spec": spec}});
-        let kind = Kind { schema: Arc::new(schema), structural: true, ..Kind::new("g", "v1", "K", "ks") };
+        let kind = Kind { schema: schema.into(), structural: true, ..Kind::new("g", "v1", "K", "ks") };
         let wrap = |spec: Value| json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "a"}, "spec": spec});
         let causes = validate_rules(&kind, &wrap(new), old.map(wrap).as_ref());
         causes.into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()

@@ -262,11 +262,10 @@ impl Context<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn check(schema: Value, spec: Value) -> Vec<String> {
         let schema = json!({"type": "object", "properties": {"spec": schema}});
-        let kind = Kind { schema: Arc::new(schema), structural: true, ..Kind::new("g", "v1", "K", "ks") };
+        let kind = Kind { schema: schema.into(), structural: true, ..Kind::new("g", "v1", "K", "ks") };
         validate(&kind, &json!({"spec": spec}), &Patterns::default()).into_iter().map(|cause| cause.reason).collect()
     }
 

@@ -30,16 +30,26 @@ mod schema_marks;
 mod service;
 mod workload_validation;
 
-use apiserver::{Kind, Subresource};
+use apiserver::{Kind, KindSchema, Subresource};
 use k8s_openapi::Resource;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+
+/// Adds a kind's schema, with descriptions, to a generator and answers a reference to it.
+pub(crate) type Document = fn(&mut SchemaGenerator) -> Schema;
 
 /// A kind and how to get its full schema.
 pub(crate) struct Registration {
     /// The kind, still without its schema.
     pub(crate) kind: Kind,
-    /// Adds the kind's schema, with descriptions, to a generator and answers a reference to it.
-    pub(crate) document: fn(&mut SchemaGenerator) -> Schema,
+    /// How its schema is made.
+    pub(crate) document: Document,
+}
+
+impl Registration {
+    /// How the schema is made, and the name of its definition where the type gives it none.
+    pub(crate) fn source(&self) -> (Document, String) {
+        (self.document, format!("dev.nuee.{}.{}", self.kind.version, self.kind.kind))
+    }
 }
 
 /// A registration of one of Kubernetes' own types, named by the type itself.
@@ -94,12 +104,11 @@ pub(crate) fn registrations() -> Vec<Registration> {
 
 /// All built-in kinds with the schemas that the machinery needs (without the prose).
 pub fn builtin_kinds() -> Vec<Kind> {
-    let mut registrations = registrations();
-    let schemas = schema::without_prose(&registrations);
-    for (registration, schema) in registrations.iter_mut().zip(schemas) {
-        registration.kind.schema = schema;
-    }
-    registrations.into_iter().map(|registration| registration.kind).collect()
+    let with_schema = |registration: Registration| {
+        let source = registration.source();
+        Kind { schema: KindSchema::lazy(move || schema::without_prose(source)), ..registration.kind }
+    };
+    registrations().into_iter().map(with_schema).collect()
 }
 
 #[cfg(test)]

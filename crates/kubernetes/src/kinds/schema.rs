@@ -2,13 +2,12 @@
 //! what each reader needs. Nothing is kept here.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{Registration, schema_marks};
+use super::{Document, schema_marks};
 
 /// Where references point.
 const PREFIX: &str = "#/components/schemas/";
@@ -24,21 +23,18 @@ fn generator() -> SchemaGenerator {
 }
 
 /// The full definitions of some kinds and all they refer to, and the name of each kind's own definition.
-pub(crate) fn definitions<'a>(
-    registrations: impl IntoIterator<Item = &'a Registration>,
-) -> (Map<String, Value>, Vec<String>) {
+pub(crate) fn definitions(sources: impl IntoIterator<Item = (Document, String)>) -> (Map<String, Value>, Vec<String>) {
     let mut generator = generator();
     generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>();
     let mut roots = Vec::new();
     let mut inline: Vec<(String, Value)> = Vec::new();
-    for registration in registrations {
-        let schema = (registration.document)(&mut generator).to_value();
+    for (document, own_name) in sources {
+        let schema = document(&mut generator).to_value();
         if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|text| text.strip_prefix(PREFIX)) {
             roots.push(name.to_owned());
         } else {
-            let name = format!("dev.nuee.{}.{}", registration.kind.version, registration.kind.kind);
-            inline.push((name.clone(), schema));
-            roots.push(name);
+            inline.push((own_name.clone(), schema));
+            roots.push(own_name);
         }
     }
     let mut definitions = generator.take_definitions(false);
@@ -47,24 +43,16 @@ pub(crate) fn definitions<'a>(
     (definitions, roots)
 }
 
-/// For each registration its schema as the machinery takes it: own properties at the root, references inside.
-pub(super) fn without_prose(registrations: &[Registration]) -> Vec<Arc<Value>> {
-    let (mut definitions, roots) = definitions(registrations);
+/// A kind's schema as the machinery takes it: own properties at the root, references inside.
+pub(super) fn without_prose(source: (Document, String)) -> Value {
+    let (mut definitions, roots) = definitions([source]);
     definitions.values_mut().for_each(strip);
-    roots
-        .iter()
-        .map(|root| {
-            let mut schema = definitions.get(root).cloned().unwrap_or_else(|| json!({"type": "object"}));
-            let mut inside = Map::new();
-            for name in reachable(&definitions, &schema) {
-                if let Some(definition) = definitions.get(&name) {
-                    inside.insert(name, definition.clone());
-                }
-            }
-            schema["components"] = json!({"schemas": inside});
-            Arc::new(schema)
-        })
-        .collect()
+    let root = roots.first().and_then(|root| definitions.get(root)).cloned();
+    let mut schema = root.unwrap_or_else(|| json!({"type": "object"}));
+    let wanted = reachable(&definitions, &schema);
+    definitions.retain(|name, _| wanted.contains(name));
+    schema["components"] = json!({"schemas": definitions});
+    schema
 }
 
 /// Names of all definitions that a schema refers to, directly or not.
