@@ -84,12 +84,26 @@ pub struct View {
 /// The OpenAPI v3 schema of a kind, made at its first use and kept from then on: a machine writes few of the kinds that it
 /// serves, and the schemas of all would be most of what an idle daemon holds.
 #[derive(Clone)]
-pub struct KindSchema(Arc<LazyLock<Value, Box<dyn FnOnce() -> Value + Send>>>);
+pub struct KindSchema(Arc<LazyLock<Made, Box<dyn FnOnce() -> Made + Send>>>);
+
+struct Made {
+    schema: Value,
+    has_rules: bool,
+}
 
 impl KindSchema {
     /// A schema that `make` answers when somebody asks.
     pub fn lazy(make: impl FnOnce() -> Value + Send + 'static) -> KindSchema {
-        KindSchema(Arc::new(LazyLock::new(Box::new(make))))
+        KindSchema(Arc::new(LazyLock::new(Box::new(|| {
+            let schema = make();
+            let has_rules = crate::schema::has_rules(&schema);
+            Made { schema, has_rules }
+        }))))
+    }
+
+    /// Whether it has any rule in CEL; most have none.
+    pub fn has_rules(&self) -> bool {
+        self.0.has_rules
     }
 }
 
@@ -103,7 +117,7 @@ impl Deref for KindSchema {
     type Target = Value;
 
     fn deref(&self) -> &Value {
-        &self.0
+        &self.0.schema
     }
 }
 

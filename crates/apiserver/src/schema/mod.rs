@@ -9,6 +9,7 @@ mod validate;
 
 pub use defaults::fill_defaults;
 pub use prune::prune;
+pub(crate) use rules::has_rules;
 pub use rules::validate_rules;
 pub use types::check_types;
 pub(crate) use validate::compile as compile_pattern;

@@ -17,14 +17,14 @@ const RULES: &str = "x-kubernetes-validations";
 /// look at it alone, so that a rule added later does not hold up old objects.
 pub fn validate_rules(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut walk = Walk { causes: Vec::new(), left: Scope::new().left(), spent: false };
-    if has_rules(&kind.schema) {
+    if kind.schema.has_rules() {
         walk.value(&kind.schema, object, old, &Place::Root);
     }
     walk.causes
 }
 
-/// Whether there is any rule at all; most schemas have none.
-fn has_rules(schema: &Value) -> bool {
+/// Whether there is any rule at all in a schema.
+pub(crate) fn has_rules(schema: &Value) -> bool {
     match schema {
         Value::Object(map) => map.contains_key(RULES) || map.values().any(has_rules),
         Value::Array(items) => items.iter().any(has_rules),
