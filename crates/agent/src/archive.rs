@@ -2,7 +2,7 @@
 //! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
 //! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
 
-mod names;
+mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -215,11 +215,11 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
             let full = absolute(&path);
             pack(pieces, |archive| {
                 if name == "/" {
-                    names::append_below(archive, &full, b"/")
+                    entries::append_below(archive, &full, b"/")
                 } else if path.ends_with("/.") {
-                    names::append_below(archive, &full, b"./")
+                    entries::append_below(archive, &full, b"./")
                 } else {
-                    append(archive, &full, Path::new(&name))
+                    entries::append(archive, &full, Path::new(&name))
                 }
             });
         }
@@ -229,26 +229,6 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
         Ok(found) => Ok((found?, stream)),
         Err(_) => answer(job).await.and_then(|()| Err(Error::Internal("no answer about the path".to_owned()))),
     }
-}
-
-/// Appends a file or a whole tree; sockets are left out, as tar(1) does.
-fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
-    let mut waiting = vec![(path.to_owned(), name.to_owned())];
-    while let Some((path, name)) = waiting.pop() {
-        let Some(meta) = names::there(path.symlink_metadata())? else { continue };
-        if meta.is_dir() {
-            let Some(entries) = names::there(std::fs::read_dir(&path))? else { continue };
-            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
-            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
-            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
-            waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
-        } else if !meta.is_file() {
-            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
-        } else if let Some(mut file) = names::open_file(&path)? {
-            archive.append_file(&name, &mut file)?;
-        }
-    }
-    Ok(())
 }
 
 /// Reads what a stream sends, from a thread.
@@ -326,7 +306,7 @@ pub async fn export(view: View) -> Result<ByteStream> {
         pack(pieces, |archive| {
             let mut entries: Vec<_> = std::fs::read_dir("/")?.collect::<io::Result<_>>()?;
             entries.sort_by_key(std::fs::DirEntry::file_name);
-            entries.into_iter().try_for_each(|e| append(archive, &e.path(), Path::new(&e.file_name())))
+            entries.into_iter().try_for_each(|e| entries::append(archive, &e.path(), Path::new(&e.file_name())))
         });
         Ok(())
     });
@@ -466,7 +446,7 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                         }
                         return Ok(());
                     }
-                    archive.append_path_with_name(path, relative)
+                    entries::append_one(archive, path, relative.as_os_str().as_bytes(), meta)
                 })
             });
         })

@@ -1,5 +1,6 @@
-//! Archives whose names begin with a slash or with `./`, as Docker's clients expect them of `/` and of what ends in `/.`: they put
-//! another name in the place of that beginning.
+//! Entries of archives, of files that may change meanwhile: an entry is never longer or shorter than it says. Their names may begin
+//! with a slash or with `./`, as Docker's clients expect it of `/` and of what ends in `/.`: they put another name in the place of
+//! that beginning.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
@@ -9,6 +10,22 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+
+/// Appends a file or a whole tree; sockets are left out, as tar(1) does.
+pub(super) fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
+    let mut waiting = vec![(path.to_owned(), name.to_owned())];
+    while let Some((path, name)) = waiting.pop() {
+        let Some(meta) = there(path.symlink_metadata())? else { continue };
+        if meta.is_dir() {
+            let Some(entries) = there(std::fs::read_dir(&path))? else { continue };
+            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
+            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
+            waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
+        }
+        append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
+    }
+    Ok(())
+}
 
 /// Appends a tree by names that begin with `base`, which the library would not write. Sockets are left out, as tar(1) does.
 pub(super) fn append_below<W: Write>(archive: &mut tar::Builder<W>, root: &Path, base: &[u8]) -> io::Result<()> {
@@ -32,7 +49,7 @@ pub(super) fn append_below<W: Write>(archive: &mut tar::Builder<W>, root: &Path,
 }
 
 /// What was found, or nothing where it is gone since it was listed: a running container may do that.
-pub(super) fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         found => found.map(Some),
@@ -40,7 +57,7 @@ pub(super) fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// Opens a file to read it, if it is one still. A pipe that took its place would wait for ever for who writes into it.
-pub(super) fn open_file(path: &Path) -> io::Result<Option<File>> {
+fn open_file(path: &Path) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::open(path, flags, Mode::empty()) {
         // Gone, a link or a socket by now.
@@ -53,7 +70,8 @@ pub(super) fn open_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Appends what a path is, without what lies below it.
+/// Appends what a path is, without what lies below it. A file is as long as it is when it is opened: what is written to it later is
+/// left out, and what is cut off is made up for by zeros. Holes are read as zeros too.
 pub(super) fn append_one<W: Write>(
     archive: &mut tar::Builder<W>,
     path: &Path,
@@ -71,6 +89,9 @@ pub(super) fn append_one<W: Write>(
             None => return Ok(()),
         },
     };
+    // What was opened may be another file than what was looked at.
+    let opened = file.as_ref().map(File::metadata).transpose()?;
+    let meta = opened.as_ref().unwrap_or(meta);
     let mut header = tar::Header::new_gnu();
     header.set_metadata(meta);
     header.set_size(if file.is_some() { meta.len() } else { 0 });
@@ -102,7 +123,6 @@ pub(super) fn append_one<W: Write>(
     header.as_old_mut().name[..kept].copy_from_slice(&name[..kept]);
     header.set_cksum();
     match file {
-        // One that shrinks meanwhile is filled up: its size is told already.
         Some(file) => archive.append(&header, file.chain(io::repeat(0)).take(meta.len())),
         None => archive.append(&header, io::empty()),
     }
@@ -126,6 +146,59 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    /// Keeps what is written, and changes a file once a part of that is there.
+    struct Meddler<F> {
+        written: Vec<u8>,
+        after: usize,
+        change: Option<F>,
+    }
+
+    impl<F: FnOnce()> Write for Meddler<F> {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.written.extend_from_slice(data);
+            if self.written.len() >= self.after
+                && let Some(change) = self.change.take()
+            {
+                change();
+            }
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_packed_spoils_no_other() {
+        const LENGTH: usize = 100_000;
+        // After the headers of the directory and of the file, and then within its content.
+        for (length, after) in [(0, 1024), (3, 1024), (LENGTH * 2, 1024), (3, 30_000), (LENGTH * 2, 30_000)] {
+            let directory = tempfile::tempdir().unwrap();
+            let changing = directory.path().join("a");
+            std::fs::write(&changing, vec![b'x'; LENGTH]).unwrap();
+            std::fs::write(directory.path().join("b"), "next").unwrap();
+            let change = || std::fs::write(&changing, vec![b'y'; length]).unwrap();
+            let mut builder = tar::Builder::new(Meddler { written: Vec::new(), after, change: Some(change) });
+            append(&mut builder, directory.path(), Path::new("d")).unwrap();
+            let packed = builder.into_inner().unwrap().written;
+            let mut archive = tar::Archive::new(packed.as_slice());
+            let found: Vec<_> = archive
+                .entries()
+                .unwrap()
+                .map(|entry| {
+                    let mut entry = entry.unwrap();
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content).unwrap();
+                    (entry.path().unwrap().display().to_string(), content)
+                })
+                .collect();
+            let lengths: Vec<_> = found.iter().map(|(name, content)| (name.as_str(), content.len())).collect();
+            assert_eq!(lengths, [("d", 0), ("d/a", LENGTH), ("d/b", 4)], "{length} after {after}");
+            assert_eq!(found[2].1, b"next");
+        }
+    }
 
     #[test]
     fn long_links_pipes_and_what_vanishes_are_no_loss() {
