@@ -84,6 +84,7 @@ async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
 
 /// Leaves the machine's files for good: own mounts, volumes put in their places, root changed.
 fn enter(view: &View) -> io::Result<()> {
+    entries::descriptors()?;
     // SAFETY of the thread: it ends after its job and is nobody else's; a mount namespace of its own implies its own root.
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;

@@ -4,11 +4,13 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Appends a file or a whole tree; sockets are left out, as tar(1) does.
@@ -56,18 +58,37 @@ fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Opens a file to read it, if it is one still. A pipe that took its place would wait for ever for who writes into it.
-fn open_file(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match rustix::fs::open(path, flags, Mode::empty()) {
-        // Gone, a link or a socket by now.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-        Ok(opened) => {
-            let file = File::from(opened);
-            Ok(file.metadata()?.is_file().then_some(file))
-        }
+/// This process' open files, by number.
+static DESCRIPTORS: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Opens the list of this process' open files, once. Whoever changes its root calls this before: afterwards another's files may
+/// lie at that path.
+pub(super) fn descriptors() -> io::Result<&'static OwnedFd> {
+    if let Some(opened) = DESCRIPTORS.get() {
+        return Ok(opened);
     }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+    Ok(DESCRIPTORS.get_or_init(|| opened))
+}
+
+/// Opens a file to read it, if it is one still. Whatever else took its place is only looked at: a pipe would wait for ever for who
+/// writes into it, and to open a device is to use it.
+fn open_file(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = match rustix::fs::open(path, flags, Mode::empty()) {
+        // Gone, or below a link by now.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        found => found?,
+    };
+    if !FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_file() {
+        return Ok(None);
+    }
+    // By its number, the very file that was looked at. Where a program holds a lease on it, this waits until that is broken, for at
+    // most the kernel's `lease-break-time`. `Source:` proc_pid_fd(5), fcntl(2)
+    let number = found.as_raw_fd().to_string();
+    let file = rustix::fs::openat(descriptors()?, number, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(Some(file.into()))
 }
 
 /// Appends what a path is, without what lies below it. A file is as long as it is when it is opened: what is written to it later is
@@ -198,6 +219,30 @@ mod tests {
             assert_eq!(lengths, [("d", 0), ("d/a", LENGTH), ("d/b", 4)], "{length} after {after}");
             assert_eq!(found[2].1, b"next");
         }
+    }
+
+    #[test]
+    fn no_device_is_opened_that_took_a_files_place() {
+        crate::directories::tests::on_a_shared_disk(|disk| {
+            let (none, flags) = (None::<&str>, nix::mount::MsFlags::MS_NODEV);
+            let closed = disk.join("closed");
+            std::fs::create_dir(&closed).unwrap();
+            nix::mount::mount(Some("tmpfs"), &closed, Some("tmpfs"), flags, none).unwrap();
+            let (file, device) = (closed.join("file"), closed.join("device"));
+            std::fs::write(&file, "text").unwrap();
+            let zero = rustix::fs::makedev(1, 5);
+            rustix::fs::mknodat(rustix::fs::CWD, &device, FileType::CharacterDevice, Mode::RUSR, zero).unwrap();
+            // Here whoever opens a device is told so.
+            assert_eq!(File::open(&device).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            let meta = file.symlink_metadata().unwrap();
+            let mut builder = tar::Builder::new(Vec::new());
+            append_one(&mut builder, &device, b"device", &meta).unwrap();
+            append_one(&mut builder, &file, b"file", &meta).unwrap();
+            let packed = builder.into_inner().unwrap();
+            let mut archive = tar::Archive::new(packed.as_slice());
+            let found: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
+            assert_eq!(found, [Path::new("file")]);
+        });
     }
 
     #[test]
