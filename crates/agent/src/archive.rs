@@ -6,7 +6,7 @@ mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use image::Snapshot;
 use node::{ByteStream, Error, FileChange, FileChangeKind, PathStatistics, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
 use rustix::thread::UnshareFlags;
 use tokio::sync::{mpsc, oneshot};
@@ -89,25 +89,20 @@ fn enter(view: &View) -> io::Result<()> {
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = in_root::directory(&view.snapshot.rootfs)?;
-    for (target, Part { source, sub_path }) in &view.volumes {
+    for (target, part) in &view.volumes {
+        // What is not there, no container sees: it does not start.
+        let Some(part) = open_part(part)? else { continue };
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
         let place = match in_root::open(&root, inside, OFlags::PATH, Mode::empty()) {
             // Before the first start the mount point may be missing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && source.join(sub_path).is_dir() => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_directory(&part)? => {
                 in_root::make_directories(&root, inside, Mode::from_raw_mode(0o755))
             }
             opened => opened,
         };
         let Ok(place) = place else { continue };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = if sub_path.is_empty() {
-            open_tree(rustix::fs::CWD, source.as_path(), flags)?
-        } else {
-            let whole = in_root::directory(source)?;
-            // What is not there, no container sees: it does not start.
-            let Ok(part) = in_root::open(&whole, Path::new(sub_path), OFlags::PATH, Mode::empty()) else { continue };
-            open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)?
-        };
+        let tree = open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)?;
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
     }
@@ -115,6 +110,19 @@ fn enter(view: &View) -> io::Result<()> {
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing.
+fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
+    if part.sub_path.is_empty() {
+        return Ok(Some(rustix::fs::open(&part.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+    }
+    let whole = in_root::directory(&part.source)?;
+    Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
+}
+
+fn is_directory(file: &OwnedFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode).is_dir())
 }
 
 #[allow(unsafe_code)] // The one call here that the safe wrappers leave out.
@@ -593,6 +601,24 @@ mod tests {
         assert_eq!(names(&bytes(stream).await), ["deep"]);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&world.path().display().to_string()));
+    }
+
+    #[tokio::test]
+    async fn a_copy_tells_nothing_of_what_the_machine_has() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        let volume = world.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        symlink("/etc", volume.join("link")).unwrap();
+        for (number, sub_path) in ["link", "../lower", "missing", "/etc"].into_iter().enumerate() {
+            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned() };
+            let place = format!("/place{number}");
+            let view = View { volumes: [(place.clone(), part)].into(), ..view(world.path()) };
+            assert!(matches!(statistics(view, place.clone()).await, Err(Error::NotFound(_))), "{sub_path}");
+            assert!(!world.path().join(format!("root{place}")).exists(), "{sub_path}");
+        }
     }
 
     #[tokio::test]
