@@ -16,6 +16,7 @@ use futures::StreamExt;
 use image::Snapshot;
 use node::{ByteStream, Error, FileChange, FileChangeKind, PathStatistics, Result};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
 use rustix::thread::UnshareFlags;
 use tokio::sync::{mpsc, oneshot};
@@ -102,7 +103,11 @@ fn enter(view: &View) -> io::Result<()> {
         };
         let Ok(place) = place else { continue };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)?;
+        let tree = match open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH) {
+            // An image that is taken off at this moment, since the container has ended, or what may not be mounted again.
+            Err(Errno::INVAL) => continue,
+            tree => tree?,
+        };
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
     }
@@ -112,12 +117,17 @@ fn enter(view: &View) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing.
+/// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing, or no
+/// more: images go when their container ends.
 fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let whole = match rustix::fs::open(&part.source, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        whole => whole?,
+    };
     if part.sub_path.is_empty() {
-        return Ok(Some(rustix::fs::open(&part.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+        return Ok(Some(whole));
     }
-    let whole = in_root::directory(&part.source)?;
     Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
 }
 
@@ -599,6 +609,12 @@ mod tests {
         symlink("/part", volume.join("link")).unwrap();
         let (_, stream) = read(with("link"), "/v/deep".into()).await.unwrap();
         assert_eq!(names(&bytes(stream).await), ["deep"]);
+        // What goes before it is opened is not seen, and the rest is.
+        std::fs::remove_dir_all(&volume).unwrap();
+        for sub_path in ["", "part"] {
+            let (_, stream) = read(with(sub_path), "/d/.".into()).await.unwrap();
+            assert_eq!(names(&bytes(stream).await), ["./"], "{sub_path}");
+        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&world.path().display().to_string()));
     }
