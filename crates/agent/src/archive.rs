@@ -6,7 +6,7 @@ mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use image::Snapshot;
 use node::{ByteStream, Error, FileChange, FileChangeKind, PathStatistics, Result};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, mount_remount, move_mount,
+    open_tree,
+};
 use rustix::thread::UnshareFlags;
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,6 +61,8 @@ pub struct Part {
     pub source: PathBuf,
     /// The path in it that is seen; empty for all of it.
     pub sub_path: String,
+    /// Whether nothing may be written to it.
+    pub read_only: bool,
 }
 
 /// Runs a job in a thread that sees the container's root as its own.
@@ -90,7 +95,9 @@ fn enter(view: &View) -> io::Result<()> {
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = in_root::directory(&view.snapshot.rootfs)?;
+    let mut for_reading = Vec::new();
     for (target, part) in &view.volumes {
+        let read_only = part.read_only;
         // What is not there, no container sees: it does not start.
         let Some(part) = open_part(part)? else { continue };
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
@@ -110,7 +117,12 @@ fn enter(view: &View) -> io::Result<()> {
         };
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
+        if read_only {
+            for_reading.push(tree);
+        }
     }
+    // After the last: the place of another may have to be made within.
+    for_reading.iter().try_for_each(seal)?;
     rustix::process::fchdir(in_root::directory(&view.snapshot.rootfs)?)?;
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
@@ -129,6 +141,21 @@ fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
         return Ok(Some(whole));
     }
     Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
+}
+
+/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is, as in the container.
+fn seal(mount: &OwnedFd) -> io::Result<()> {
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    // In a container, whose root may run this, what came with these flags never loses them.
+    let now = rustix::fs::fstatvfs(mount)?.f_flag;
+    for (there, kept) in [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ] {
+        flags.set(kept, now.contains(there));
+    }
+    Ok(mount_remount(format!("/proc/self/fd/{}", mount.as_raw_fd()), flags, "")?)
 }
 
 fn is_directory(file: &OwnedFd) -> io::Result<bool> {
@@ -279,11 +306,22 @@ pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<
         if !meta.is_dir() {
             return Err(Error::Invalid("extraction point is not a directory".to_owned()));
         }
+        // Here all links are followed, so that none leads past what the container's specification says.
+        let mounted = rustix::fs::statvfs(&target).map_err(|e| not_found(&path, &e.into()))?;
+        if mounted.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(Error::Forbidden("mounted volume is marked read-only".to_owned()));
+        }
         let mut archive = tar::Archive::new(Source { receiver, rest: Bytes::new() });
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(true);
         archive.set_overwrite(true);
-        let problem = |e: io::Error| Error::Invalid(format!("cannot unpack the archive: {}", crate::error::chain(&e)));
+        let problem = |e: io::Error| {
+            let text = format!("cannot unpack the archive: {}", crate::error::chain(&e));
+            match e.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => Error::Forbidden(text),
+                _ => Error::Invalid(text),
+            }
+        };
         for entry in archive.entries().map_err(problem)? {
             let mut entry = entry.map_err(problem)?;
             refuse_type_change(&target, &entry).map_err(Error::Invalid)?;
@@ -596,7 +634,7 @@ mod tests {
         let volume = world.path().join("volume");
         std::fs::create_dir(&volume).unwrap();
         let with = |sub_path: &str| {
-            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned() };
+            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), read_only: false };
             View { volumes: [("/v".to_owned(), part)].into(), ..view(world.path()) }
         };
         write(with(""), "/v".into(), archive_of("in", "x")).await.unwrap();
@@ -620,6 +658,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_is_copied_into_what_is_mounted_for_reading() {
+        if !is_root() {
+            return;
+        }
+        let world = world();
+        let part = |name: &str, read_only| {
+            let source = world.path().join(name);
+            std::fs::create_dir_all(&source).unwrap();
+            Part { source, sub_path: String::new(), read_only }
+        };
+        let seen = || {
+            let parts = [("/v", part("sealed", true)), ("/v/in", part("open", false)), ("/w", part("other", false))];
+            let volumes = parts.map(|(target, part)| (target.to_owned(), part)).into();
+            View { volumes, ..view(world.path()) }
+        };
+        // By a link too.
+        symlink("/v", world.path().join("root/link")).unwrap();
+        for target in ["/v", "/link"] {
+            let refused = write(seen(), target.into(), archive_of("file", "x")).await.unwrap_err();
+            assert!(
+                matches!(&refused, Error::Forbidden(text) if text == "mounted volume is marked read-only"),
+                "{refused}"
+            );
+        }
+        // From outside of it.
+        let refused = write(seen(), "/".into(), archive_of("v/file", "x")).await.unwrap_err();
+        assert!(matches!(refused, Error::Forbidden(_)), "{refused}");
+        assert!(!world.path().join("sealed/file").exists() && !world.path().join("root/v/file").exists());
+        // It can be read, and what lies in it or beside it written.
+        let (_, stream) = read(seen(), "/v".into()).await.unwrap();
+        assert_eq!(names(&bytes(stream).await), ["v", "v/in"]);
+        for (target, there) in [("/v/in", "open/file"), ("/w", "other/file")] {
+            write(seen(), target.into(), archive_of("file", "x")).await.unwrap();
+            assert!(world.path().join(there).exists(), "{there}");
+        }
+        // The machine's own mount of it stays as it was.
+        std::fs::write(world.path().join("sealed/file"), "").unwrap();
+    }
+
+    #[tokio::test]
     async fn a_copy_tells_nothing_of_what_the_machine_has() {
         if !is_root() {
             return;
@@ -629,7 +707,7 @@ mod tests {
         std::fs::create_dir(&volume).unwrap();
         symlink("/etc", volume.join("link")).unwrap();
         for (number, sub_path) in ["link", "../lower", "missing", "/etc"].into_iter().enumerate() {
-            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned() };
+            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), read_only: false };
             let place = format!("/place{number}");
             let view = View { volumes: [(place.clone(), part)].into(), ..view(world.path()) };
             assert!(matches!(statistics(view, place.clone()).await, Err(Error::NotFound(_))), "{sub_path}");

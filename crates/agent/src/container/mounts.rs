@@ -65,8 +65,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let both_ways = propagation.contains("shared");
             Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        let read_only = mount.read_only || mount.kind == "image";
-        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only });
+        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.is_for_reading() });
     }
     Ok(mounts)
 }
