@@ -84,6 +84,28 @@ fn files_are_copied_both_ways_with_owner_mode_and_links() -> Result<()> {
 }
 
 #[test]
+fn nothing_is_copied_into_what_is_mounted_for_reading() -> Result<()> {
+    let nuee = with_images()?;
+    let (host, file) = (nuee.files().join("host"), nuee.files().join("file"));
+    std::fs::create_dir(&host)?;
+    std::fs::write(&file, "content")?;
+    let (bind, from) = (format!("{}:/bind:ro", host.display()), file.display().to_string());
+    let mut create = vec!["create", "--name", "box"];
+    create.extend(["-v", "data:/volume:ro", "-v", &bind, "-v", "data:/open", "busybox:test", "sleep", "600"]);
+    nuee.docker(&create)?.success()?;
+    nuee.docker(&["cp", &from, "box:/bind/"])?.failure(1, "mounted volume is marked read-only")?;
+    nuee.docker(&["start", "box"])?.success()?;
+    for place in ["box:/bind/", "box:/volume/"] {
+        nuee.docker(&["cp", &from, place])?.failure(1, "mounted volume is marked read-only")?;
+    }
+    assert!(!host.join("file").exists());
+    nuee.docker(&["exec", "box", "test", "!", "-e", "/volume/file"])?.success()?;
+    nuee.docker(&["cp", &from, "box:/open/"])?.success()?;
+    assert_eq!(nuee.docker(&["exec", "box", "cat", "/volume/file"])?.success()?.stdout, "content");
+    nuee.finish()
+}
+
+#[test]
 fn top_stats_events_and_disk_use_tell_what_goes_on() -> Result<()> {
     let nuee = with_images()?;
     let mut events = nuee.docker_command(&["events", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}"]);

@@ -2,11 +2,11 @@
 //! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
 //! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
 
-mod names;
+mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use image::Snapshot;
 use node::{ByteStream, Error, FileChange, FileChangeKind, PathStatistics, Result};
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, mount_remount, move_mount,
+    open_tree,
+};
 use rustix::thread::UnshareFlags;
 use tokio::sync::{mpsc, oneshot};
 
@@ -57,6 +61,8 @@ pub struct Part {
     pub source: PathBuf,
     /// The path in it that is seen; empty for all of it.
     pub sub_path: String,
+    /// Whether nothing may be written to it.
+    pub read_only: bool,
 }
 
 /// Runs a job in a thread that sees the container's root as its own.
@@ -84,36 +90,76 @@ async fn answer<T>(receiver: oneshot::Receiver<Result<T>>) -> Result<T> {
 
 /// Leaves the machine's files for good: own mounts, volumes put in their places, root changed.
 fn enter(view: &View) -> io::Result<()> {
+    entries::descriptors()?;
     // SAFETY of the thread: it ends after its job and is nobody else's; a mount namespace of its own implies its own root.
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = in_root::directory(&view.snapshot.rootfs)?;
-    for (target, Part { source, sub_path }) in &view.volumes {
+    let mut for_reading = Vec::new();
+    for (target, part) in &view.volumes {
+        let read_only = part.read_only;
+        // What is not there, no container sees: it does not start.
+        let Some(part) = open_part(part)? else { continue };
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
         let place = match in_root::open(&root, inside, OFlags::PATH, Mode::empty()) {
             // Before the first start the mount point may be missing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && source.join(sub_path).is_dir() => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_directory(&part)? => {
                 in_root::make_directories(&root, inside, Mode::from_raw_mode(0o755))
             }
             opened => opened,
         };
         let Ok(place) = place else { continue };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = if sub_path.is_empty() {
-            open_tree(rustix::fs::CWD, source.as_path(), flags)?
-        } else {
-            let whole = in_root::directory(source)?;
-            // What is not there, no container sees: it does not start.
-            let Ok(part) = in_root::open(&whole, Path::new(sub_path), OFlags::PATH, Mode::empty()) else { continue };
-            open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)?
+        let tree = match open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH) {
+            // An image that is taken off at this moment, since the container has ended, or what may not be mounted again.
+            Err(Errno::INVAL) => continue,
+            tree => tree?,
         };
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
+        if read_only {
+            for_reading.push(tree);
+        }
     }
+    // After the last: the place of another may have to be made within.
+    for_reading.iter().try_for_each(seal)?;
     rustix::process::fchdir(in_root::directory(&view.snapshot.rootfs)?)?;
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing, or no
+/// more: images go when their container ends.
+fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let whole = match rustix::fs::open(&part.source, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        whole => whole?,
+    };
+    if part.sub_path.is_empty() {
+        return Ok(Some(whole));
+    }
+    Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
+}
+
+/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is, as in the container.
+fn seal(mount: &OwnedFd) -> io::Result<()> {
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    // In a container, whose root may run this, what came with these flags never loses them.
+    let now = rustix::fs::fstatvfs(mount)?.f_flag;
+    for (there, kept) in [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ] {
+        flags.set(kept, now.contains(there));
+    }
+    Ok(mount_remount(format!("/proc/self/fd/{}", mount.as_raw_fd()), flags, "")?)
+}
+
+fn is_directory(file: &OwnedFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode).is_dir())
 }
 
 #[allow(unsafe_code)] // The one call here that the safe wrappers leave out.
@@ -215,11 +261,11 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
             let full = absolute(&path);
             pack(pieces, |archive| {
                 if name == "/" {
-                    names::append_below(archive, &full, b"/")
+                    entries::append_below(archive, &full, b"/")
                 } else if path.ends_with("/.") {
-                    names::append_below(archive, &full, b"./")
+                    entries::append_below(archive, &full, b"./")
                 } else {
-                    append(archive, &full, Path::new(&name))
+                    entries::append(archive, &full, Path::new(&name))
                 }
             });
         }
@@ -229,26 +275,6 @@ pub async fn read(view: View, path: String) -> Result<(PathStatistics, ByteStrea
         Ok(found) => Ok((found?, stream)),
         Err(_) => answer(job).await.and_then(|()| Err(Error::Internal("no answer about the path".to_owned()))),
     }
-}
-
-/// Appends a file or a whole tree; sockets are left out, as tar(1) does.
-fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
-    let mut waiting = vec![(path.to_owned(), name.to_owned())];
-    while let Some((path, name)) = waiting.pop() {
-        let Some(meta) = names::there(path.symlink_metadata())? else { continue };
-        if meta.is_dir() {
-            let Some(entries) = names::there(std::fs::read_dir(&path))? else { continue };
-            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
-            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
-            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
-            waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
-        } else if !meta.is_file() {
-            names::append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
-        } else if let Some(mut file) = names::open_file(&path)? {
-            archive.append_file(&name, &mut file)?;
-        }
-    }
-    Ok(())
 }
 
 /// Reads what a stream sends, from a thread.
@@ -280,11 +306,22 @@ pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<
         if !meta.is_dir() {
             return Err(Error::Invalid("extraction point is not a directory".to_owned()));
         }
+        // Here all links are followed, so that none leads past what the container's specification says.
+        let mounted = rustix::fs::statvfs(&target).map_err(|e| not_found(&path, &e.into()))?;
+        if mounted.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(Error::Forbidden("mounted volume is marked read-only".to_owned()));
+        }
         let mut archive = tar::Archive::new(Source { receiver, rest: Bytes::new() });
         archive.set_preserve_permissions(true);
         archive.set_preserve_ownerships(true);
         archive.set_overwrite(true);
-        let problem = |e: io::Error| Error::Invalid(format!("cannot unpack the archive: {}", crate::error::chain(&e)));
+        let problem = |e: io::Error| {
+            let text = format!("cannot unpack the archive: {}", crate::error::chain(&e));
+            match e.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => Error::Forbidden(text),
+                _ => Error::Invalid(text),
+            }
+        };
         for entry in archive.entries().map_err(problem)? {
             let mut entry = entry.map_err(problem)?;
             refuse_type_change(&target, &entry).map_err(Error::Invalid)?;
@@ -326,7 +363,7 @@ pub async fn export(view: View) -> Result<ByteStream> {
         pack(pieces, |archive| {
             let mut entries: Vec<_> = std::fs::read_dir("/")?.collect::<io::Result<_>>()?;
             entries.sort_by_key(std::fs::DirEntry::file_name);
-            entries.into_iter().try_for_each(|e| append(archive, &e.path(), Path::new(&e.file_name())))
+            entries.into_iter().try_for_each(|e| entries::append(archive, &e.path(), Path::new(&e.file_name())))
         });
         Ok(())
     });
@@ -466,7 +503,7 @@ pub async fn layer(view: View) -> Result<ByteStream> {
                         }
                         return Ok(());
                     }
-                    archive.append_path_with_name(path, relative)
+                    entries::append_one(archive, path, relative.as_os_str().as_bytes(), meta)
                 })
             });
         })
@@ -475,170 +512,4 @@ pub async fn layer(view: View) -> Result<ByteStream> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    /// A plain directory in place of a mounted snapshot.
-    fn view(directory: &Path) -> View {
-        let snapshot = Snapshot {
-            container_id: "test".into(),
-            image_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
-            rootfs: directory.join("root"),
-            lower: vec![directory.join("lower")],
-            upper: directory.join("root"),
-            work: directory.join("work"),
-        };
-        View { snapshot, volumes: BTreeMap::new() }
-    }
-
-    fn world() -> tempfile::TempDir {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(directory.path().join("root/d")).unwrap();
-        std::fs::create_dir_all(directory.path().join("lower")).unwrap();
-        std::fs::write(directory.path().join("canary"), "host").unwrap();
-        directory
-    }
-
-    async fn bytes(mut stream: ByteStream) -> Vec<u8> {
-        let mut all = Vec::new();
-        while let Some(piece) = stream.next().await {
-            all.extend_from_slice(&piece.unwrap());
-        }
-        all
-    }
-
-    fn names(archive: &[u8]) -> Vec<String> {
-        let mut archive = tar::Archive::new(archive);
-        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect()
-    }
-
-    fn archive_of(name: &str, text: &str) -> ByteStream {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        builder.append_data(&mut header, name, text.as_bytes()).unwrap();
-        futures::stream::iter([Ok(Bytes::from(builder.into_inner().unwrap()))]).boxed()
-    }
-
-    fn is_root() -> bool {
-        rustix::process::geteuid().is_root()
-    }
-
-    #[tokio::test]
-    async fn a_path_goes_out_and_comes_in_with_its_name() {
-        if !is_root() {
-            return;
-        }
-        let world = world();
-        write(view(world.path()), "/d".into(), archive_of("file", "text")).await.unwrap();
-        assert_eq!(std::fs::read_to_string(world.path().join("root/d/file")).unwrap(), "text");
-        let (described, stream) = read(view(world.path()), "/d".into()).await.unwrap();
-        assert_eq!(described.name, "d");
-        assert_eq!(names(&bytes(stream).await), ["d", "d/file"]);
-        let (_, stream) = read(view(world.path()), "/d/.".into()).await.unwrap();
-        assert_eq!(names(&bytes(stream).await), ["./", "./file"]);
-        let long = format!("/d/{}", "long".repeat(40));
-        std::fs::write(world.path().join(format!("root{long}")), "far").unwrap();
-        std::os::unix::fs::symlink("file", world.path().join("root/d/link")).unwrap();
-        let (_, stream) = read(view(world.path()), "/".into()).await.unwrap();
-        let whole = names(&bytes(stream).await);
-        for there in ["/", "/d/", "/d/file", "/d/link", &long] {
-            assert!(whole.iter().any(|name| name == there), "{there}: {whole:?}");
-        }
-        assert!(matches!(read(view(world.path()), "/none".into()).await, Err(Error::NotFound(_))));
-        assert!(write(view(world.path()), "/d/file".into(), archive_of("x", "")).await.is_err());
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn swapping_links_never_leads_a_copy_out_of_the_container() {
-        if !is_root() {
-            return;
-        }
-        let world = world();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (flag, dir, outside) = (stop.clone(), world.path().join("root/d"), world.path().to_owned());
-        let attacker = std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
-                let _ = std::fs::remove_dir_all(&dir);
-                let _ = symlink(&outside, &dir);
-                let _ = std::fs::remove_file(&dir);
-                let _ = std::fs::create_dir(&dir);
-            }
-        });
-        for _ in 0..200 {
-            if let Ok((_, mut stream)) = read(view(world.path()), "/d/canary".into()).await {
-                // The file may vanish while it is read: that ends the stream, and what came before it counts.
-                let mut came = Vec::new();
-                while let Some(Ok(piece)) = stream.next().await {
-                    came.extend_from_slice(&piece);
-                }
-                assert!(!came.windows(4).any(|w| w == b"host"), "the host's file was read");
-            }
-            let _ = write(view(world.path()), "/d".into(), archive_of("canary", "evil")).await;
-        }
-        stop.store(true, Ordering::Relaxed);
-        attacker.join().unwrap();
-        assert_eq!(std::fs::read_to_string(world.path().join("canary")).unwrap(), "host");
-    }
-
-    #[tokio::test]
-    async fn a_volume_is_seen_in_its_place_and_only_in_the_job() {
-        if !is_root() {
-            return;
-        }
-        let world = world();
-        let volume = world.path().join("volume");
-        std::fs::create_dir(&volume).unwrap();
-        let with = |sub_path: &str| {
-            let part = Part { source: volume.clone(), sub_path: sub_path.to_owned() };
-            View { volumes: [("/v".to_owned(), part)].into(), ..view(world.path()) }
-        };
-        write(with(""), "/v".into(), archive_of("in", "x")).await.unwrap();
-        assert!(volume.join("in").exists());
-        assert!(!world.path().join("root/v/in").exists());
-        std::fs::create_dir(volume.join("part")).unwrap();
-        write(with("part"), "/v".into(), archive_of("deep", "x")).await.unwrap();
-        assert!(volume.join("part/deep").exists() && !volume.join("deep").exists());
-        // A link in the volume leads to nothing but the volume.
-        symlink("/part", volume.join("link")).unwrap();
-        let (_, stream) = read(with("link"), "/v/deep".into()).await.unwrap();
-        assert_eq!(names(&bytes(stream).await), ["deep"]);
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains(&world.path().display().to_string()));
-    }
-
-    #[tokio::test]
-    async fn changes_are_told_apart_and_packed_as_a_layer() {
-        if !is_root() {
-            return;
-        }
-        let world = world();
-        let (upper, lower) = (world.path().join("root"), world.path().join("lower"));
-        std::fs::write(lower.join("old"), "").unwrap();
-        std::fs::write(lower.join("gone"), "").unwrap();
-        std::fs::write(upper.join("old"), "changed").unwrap();
-        std::fs::write(upper.join("new"), "").unwrap();
-        std::fs::create_dir(upper.join("etc")).unwrap();
-        std::fs::write(upper.join("etc/hosts"), "").unwrap();
-        let whiteout = rustix::fs::FileType::CharacterDevice;
-        rustix::fs::mknodat(rustix::fs::CWD, upper.join("gone"), whiteout, Mode::empty(), 0).unwrap();
-        let list = changes(view(world.path())).await.unwrap();
-        let told: Vec<_> = list.iter().map(|c| (c.path.display().to_string(), c.kind)).collect();
-        let expected = [
-            ("/d".to_owned(), FileChangeKind::Added),
-            ("/gone".to_owned(), FileChangeKind::Deleted),
-            ("/new".to_owned(), FileChangeKind::Added),
-            ("/old".to_owned(), FileChangeKind::Modified),
-        ];
-        assert_eq!(told, expected);
-        let packed = bytes(layer(view(world.path())).await.unwrap()).await;
-        assert_eq!(names(&packed), ["d", ".wh.gone", "new", "old"]);
-    }
-}
+mod tests;

@@ -1,10 +1,14 @@
 //! Directories and files that go.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, umount2};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 use crate::error::{Error, Result};
 
@@ -33,9 +37,11 @@ pub fn remove_with_mounts(directory: &Path) -> io::Result<()> {
         let list = std::fs::read("/proc/self/mountinfo")?;
         Ok::<_, io::Error>(mounts_below(&list, &directory))
     };
-    let there = mounted()?;
-    for path in there.iter().rev() {
-        let _ = umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    let mut there = mounted()?;
+    // What others are mounted on comes first and takes them along: by themselves they would go from its original too.
+    there.sort();
+    for path in &there {
+        let _ = detach(path);
     }
     if !there.is_empty()
         && let Some(left) = mounted()?.first()
@@ -43,6 +49,27 @@ pub fn remove_with_mounts(directory: &Path) -> io::Result<()> {
         return Err(io::Error::other(format!("{} is still mounted", left.display())));
     }
     std::fs::remove_dir_all(directory)
+}
+
+/// Takes off all that is mounted at a place, with what is mounted below; nothing there is no error. It stays wherever else it is
+/// mounted: what came along with a bind mount would be taken off its original too, as long as each follows the other.
+/// `Source:` mount_namespaces(7), "Shared subtrees".
+pub fn detach(point: &Path) -> io::Result<()> {
+    loop {
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match make_private(point).and_then(|()| umount2(point, flags)) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Lets a mount, and those below it, follow no others, nor others them. A link is not followed.
+fn make_private(point: &Path) -> nix::Result<()> {
+    let place = open(point, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    mount(None::<&str>, path.as_str(), None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
 }
 
 /// The mount points in a list of mounts that are a directory or lie below it, in order of their mounting. `Source:` proc(5),
@@ -74,8 +101,33 @@ fn unescaped(field: &[u8]) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Runs a test on a file system whose mounts are shared, as systemd makes those of a machine, in a mount namespace of its own.
+    /// In `original/sub/nested` another is mounted, with `data` in it. Only root may do so.
+    pub(crate) fn on_a_shared_disk(test: impl FnOnce(&Path) + Send) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let disk = std::fs::canonicalize(directory.path()).unwrap();
+        std::thread::scope(|scope| {
+            let run = || {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+                let none = None::<&str>;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+                mount(none, &disk, none, MsFlags::MS_SHARED, none).unwrap();
+                let nested = disk.join("original/sub/nested");
+                std::fs::create_dir_all(&nested).unwrap();
+                mount(Some("tmpfs"), &nested, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+                std::fs::write(nested.join("data"), "kept").unwrap();
+                test(&disk);
+            };
+            scope.spawn(run).join().unwrap();
+        });
+    }
 
     #[test]
     fn mounts_below_a_directory_are_found_whatever_their_names_hold() {
@@ -96,12 +148,34 @@ mod tests {
         std::fs::create_dir(&kept).unwrap();
         std::fs::write(kept.join("data"), "kept").unwrap();
         for _ in 0..2 {
-            let (bind, none) = (nix::mount::MsFlags::MS_BIND, None::<&str>);
-            nix::mount::mount(Some(&kept), &gone.join("in it"), none, bind, none).unwrap();
+            let none = None::<&str>;
+            mount(Some(&kept), &gone.join("in it"), none, MsFlags::MS_BIND, none).unwrap();
         }
         remove_with_mounts(&gone).unwrap();
         assert!(!gone.exists());
         assert_eq!(std::fs::read_to_string(kept.join("data")).unwrap(), "kept");
         assert_eq!(remove_with_mounts(&gone).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_mounted_within_a_shared_original_stays_there() {
+        on_a_shared_disk(|disk| {
+            let (none, gone) = (None::<&str>, disk.join("gone"));
+            for propagation in [MsFlags::MS_SHARED, MsFlags::MS_SLAVE] {
+                let (pin, bind) = (gone.join("pin"), MsFlags::MS_BIND | MsFlags::MS_REC);
+                std::fs::create_dir_all(&pin).unwrap();
+                mount(Some(&disk.join("original")), &pin, none, bind, none).unwrap();
+                mount(none, &pin, none, MsFlags::MS_REC | propagation, none).unwrap();
+                assert!(gone.join("pin/sub/nested/data").exists());
+                remove_with_mounts(&gone).unwrap();
+                assert!(!gone.exists());
+                assert_eq!(std::fs::read_to_string(disk.join("original/sub/nested/data")).unwrap(), "kept");
+            }
+            // A link to a mount is none.
+            let link = disk.join("link");
+            std::os::unix::fs::symlink(disk.join("original/sub/nested"), &link).unwrap();
+            detach(&link).unwrap();
+            assert!(link.join("data").exists());
+        });
     }
 }

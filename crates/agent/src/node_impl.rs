@@ -125,7 +125,8 @@ impl Agent {
                     _ => return None,
                 };
                 let is_seen = mount.kind != "volume" || source.is_dir();
-                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone() }))
+                let read_only = mount.is_for_reading();
+                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), read_only }))
             };
             object.spec.mounts.iter().enumerate().filter_map(place).collect()
         });

@@ -247,6 +247,13 @@ pub struct Mount {
     pub sub_path: String,
 }
 
+impl Mount {
+    /// Whether nobody may write to it. Images are never written to.
+    pub fn is_for_reading(&self) -> bool {
+        self.read_only || self.kind == "image"
+    }
+}
+
 impl ContainerSpec {
     /// The images that it mounts beside its own: names or ids.
     pub fn mounted_images(&self) -> impl Iterator<Item = &str> {

@@ -112,6 +112,7 @@ impl From<node::Error> for Error {
             node::Error::NotFound(_) => Error::NotFound(message),
             node::Error::Conflict(_) => Error::Conflict(message),
             node::Error::Invalid(_) | node::Error::CannotStart { .. } => Error::Invalid(message),
+            node::Error::Forbidden(_) => Error::Forbidden(message),
             node::Error::NotSupported(_) => Error::NotImplemented(message),
             node::Error::Unavailable(_) => Error::Unavailable(message),
             node::Error::Internal(_) => Error::Internal(message),

@@ -266,6 +266,9 @@ pub enum Error {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// What may not be changed ("mounted volume is marked read-only").
+    #[error("{0}")]
+    Forbidden(String),
     /// Not possible on this machine.
     #[error("{0}")]
     NotSupported(String),

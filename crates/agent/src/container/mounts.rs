@@ -62,10 +62,10 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let (whole, propagation) = divisible(place)?;
             // The image's content is for the whole volume.
             mounts.copies.retain(|(target, _)| target != Path::new(&mount.target));
-            Place::Bind { source: part(context, id, number, whole, &mount.sub_path).await?, propagation }
+            let both_ways = propagation.contains("shared");
+            Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        let read_only = mount.read_only || mount.kind == "image";
-        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only });
+        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.is_for_reading() });
     }
     Ok(mounts)
 }
@@ -84,13 +84,21 @@ fn divisible(place: Place) -> Result<(PathBuf, String)> {
 }
 
 /// A part of a volume or image, pinned for the container's run.
-async fn part(context: &Context, id: &str, number: usize, whole: PathBuf, sub: &str) -> Result<PathBuf> {
+async fn part(
+    context: &Context,
+    id: &str,
+    number: usize,
+    whole: PathBuf,
+    mount: &Mount,
+    both_ways: bool,
+) -> Result<PathBuf> {
+    let options = sub_path::Options { make: false, both_ways };
     let pins = context.pins_dir(id);
-    let (sub, pin) = (PathBuf::from(sub), pins.join(number.to_string()));
+    let (sub, pin) = (PathBuf::from(&mount.sub_path), pins.join(number.to_string()));
     let made = pin.clone();
     let job = move || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&pins).map_err(Error::io("create", &pins))?;
-        sub_path::pin(&whole, &sub, &made, false)
+        sub_path::pin(&whole, &sub, &made, options)
     };
     tokio::task::spawn_blocking(job).await.map_err(|error| Error::Invalid(error.to_string()))??;
     Ok(pin)

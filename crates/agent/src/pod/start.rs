@@ -341,18 +341,19 @@ async fn mounts(
             (None, Some(path)) => path.clone(),
             (None, None) => String::new(),
         };
+        let propagation = match wanted.mount_propagation.as_deref() {
+            Some("HostToContainer") => "rslave",
+            Some("Bidirectional") => "rshared",
+            _ => "",
+        };
         let source = if sub.is_empty() {
             volume.clone()
         } else {
             let pin = shared.join("subpaths").join(format!("{}-{index}", order.container.name));
             let volume = volume.clone();
-            let job = move || sub_path::pin(&volume, Path::new(&sub), &pin, true).map(|()| pin);
+            let options = sub_path::Options { make: true, both_ways: propagation == "rshared" };
+            let job = move || sub_path::pin(&volume, Path::new(&sub), &pin, options).map(|()| pin);
             tokio::task::spawn_blocking(job).await.map_err(|e| Error::Invalid(e.to_string()))??
-        };
-        let propagation = match wanted.mount_propagation.as_deref() {
-            Some("HostToContainer") => "rslave",
-            Some("Bidirectional") => "rshared",
-            _ => "",
         };
         let target = if wanted.mount_path.starts_with('/') {
             wanted.mount_path.clone()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::container::ContainerSpec;
 use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -128,8 +129,8 @@ async fn archive_read(docker: Arc<Docker>, call: Call) -> Reply {
 async fn archive_write(docker: Arc<Docker>, mut call: Call) -> Reply {
     let path = path(&call)?.to_owned();
     let container = docker.container(call.parameter("id"))?;
-    if container.spec.security.read_only_root && !writable_mount(&container, &path) {
-        return Err(Error::Forbidden("container rootfs is marked read-only".into()));
+    if let Some(reason) = read_only(&container.spec, &path) {
+        return Err(Error::Forbidden(reason.into()));
     }
     let workload = docker.workload(&container.name_any());
     if call.query.flag("noOverwriteDirNonDir") {
@@ -146,11 +147,15 @@ async fn archive_write(docker: Arc<Docker>, mut call: Call) -> Reply {
     Ok(body::empty(StatusCode::OK))
 }
 
-/// Whether a path lies on a mount that may be written to.
-fn writable_mount(container: &api::Container, path: &str) -> bool {
+/// Why a path may not be written to: the innermost mount that it lies on says so, or the root file system. Links are followed by
+/// the machine.
+fn read_only(spec: &ContainerSpec, path: &str) -> Option<&'static str> {
     let path = super::mounts::clean(path);
     let inside = |target: &str| path == target || path.strip_prefix(target).is_some_and(|rest| rest.starts_with('/'));
-    container.spec.mounts.iter().any(|mount| !mount.read_only && inside(&mount.target))
+    match spec.mounts.iter().filter(|mount| inside(&mount.target)).max_by_key(|mount| mount.target.len()) {
+        Some(mount) => mount.is_for_reading().then_some("mounted volume is marked read-only"),
+        None => spec.security.read_only_root.then_some("container rootfs is marked read-only"),
+    }
 }
 
 async fn container_changes(docker: Arc<Docker>, call: Call) -> Reply {
@@ -188,5 +193,43 @@ mod tests {
         assert_eq!(go_mode(0o041_777), (1 << 31) | (1 << 20) | 0o777);
         assert_eq!(go_mode(0o120_777), (1 << 27) | 0o777);
         assert_eq!(go_mode(0o104_755), (1 << 23) | 0o755);
+    }
+
+    #[test]
+    fn the_innermost_mount_says_whether_a_path_may_be_written() {
+        let mount = |target: &str, kind: &str, read_only| api::container::Mount {
+            target: target.to_owned(),
+            kind: kind.to_owned(),
+            read_only,
+            ..api::container::Mount::default()
+        };
+        let mut spec = ContainerSpec {
+            mounts: vec![
+                mount("/v", "volume", true),
+                mount("/v/in", "bind", false),
+                mount("/w", "volume", false),
+                mount("/w/in", "bind", true),
+                mount("/i", "image", false),
+            ],
+            ..ContainerSpec::default()
+        };
+        let (volume, root) = (Some("mounted volume is marked read-only"), Some("container rootfs is marked read-only"));
+        for root in [None, root] {
+            spec.security.read_only_root = root.is_some();
+            let cases = [
+                ("/v", volume),
+                ("/v/", volume),
+                ("/x/../v/deep", volume),
+                ("/v/in/deep", None),
+                ("/w", None),
+                ("/w/in", volume),
+                ("/i/bin", volume),
+                ("/vv", root),
+                ("/", root),
+            ];
+            for (path, expected) in cases {
+                assert_eq!(read_only(&spec, path), expected, "{path}");
+            }
+        }
     }
 }

@@ -180,6 +180,7 @@ fn node_status(error: node::Error) -> Status {
     match error {
         node::Error::NotFound(message) => Status::new(404, apiserver::Reason::NotFound, message),
         node::Error::Conflict(message) | node::Error::Invalid(message) => Status::bad_request(message),
+        node::Error::Forbidden(message) => Status::new(403, apiserver::Reason::Forbidden, message),
         node::Error::NotSupported(message) => Status::new(501, apiserver::Reason::Unknown, message),
         node::Error::Unavailable(message) => Status::unavailable(message),
         other => Status::internal(other),

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use nix::mount::{MntFlags, umount2};
 
 use super::hands;
 use crate::config::Config;
@@ -43,7 +42,7 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts all that is mounted below the directory, the deepest first.
+/// Unmounts all that is mounted below the directory, each with what lies on it.
 fn unmount_below(directory: &Path) -> Result<()> {
     for _ in 0..UNMOUNT_ROUNDS {
         let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
@@ -57,8 +56,8 @@ fn unmount_below(directory: &Path) -> Result<()> {
             return Ok(());
         }
         points.sort();
-        for point in points.iter().rev() {
-            umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {}", point.display()))?;
+        for point in &points {
+            agent::detach_mounts(point).with_context(|| format!("cannot unmount {}", point.display()))?;
         }
     }
     Ok(())
