@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::handle::Handle;
+use super::places::{self, Taken};
 use super::start::{self, Running};
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
 use super::{complete, health, spec};
@@ -75,11 +76,16 @@ struct Driver {
     bounds: Resources,
 }
 
-/// Starts the task of one container; `found` is what the runtime has of it.
-pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>, found: Option<ContainerState>) {
-    let running = found.as_ref().is_some_and(|f| f.exit.is_none() && f.pid > 0 && f.started_at_ns > 0);
-    let (handle, objects) = Handle::new(id.clone(), object.clone(), running);
-    context.containers.lock().insert(key.clone(), handle.clone());
+/// Whether the process of what was found lives.
+pub fn is_alive(found: &ContainerState) -> bool {
+    found.exit.is_none() && found.pid > 0 && found.started_at_ns > 0
+}
+
+/// Starts the task of a container that has its place; `found` is what the runtime has of it.
+pub fn spawn(context: Arc<Context>, taken: Taken, found: Option<ContainerState>) {
+    let Taken { key, object, handle, objects } = taken;
+    let id = handle.id.clone();
+    let running = found.as_ref().is_some_and(is_alive);
     context.arrivals.notify_waiters();
     let status = object.status.clone().unwrap_or_default();
     let written = serde_json::to_value(&status).unwrap_or_default();
@@ -155,15 +161,9 @@ impl Driver {
             }
         }
         self.stop_helpers();
-        {
-            let mut containers = self.context.containers.lock();
-            if containers.get(&self.key).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
-                containers.remove(&self.key);
-            }
-        }
         // One of the same name that came meanwhile was told to this driver alone.
-        if let Some(object) = self.handle.object().filter(|object| object.metadata.uid != self.object.metadata.uid) {
-            spawn(self.context, self.key, self.id, object, None);
+        if let Some(next) = places::leave(&self.context.containers, &self.handle, &self.object) {
+            spawn(self.context, next, None);
         }
     }
 
