@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::handle::Handle;
+use super::late::Late;
 use super::places::{self, Taken};
 use super::start::{self, Running};
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
@@ -63,6 +65,8 @@ struct Driver {
     written: Value,
     sender: mpsc::Sender<Input>,
     helpers: Vec<JoinHandle<()>>,
+    /// A start that was given up.
+    late: Late,
     timer: Option<Instant>,
     retry: Option<Instant>,
     /// When networks that could not be joined are tried again.
@@ -110,6 +114,7 @@ pub fn spawn(context: Arc<Context>, taken: Taken, found: Option<ContainerState>)
         written,
         sender,
         helpers: Vec::new(),
+        late: Late::default(),
         timer: None,
         retry: None,
         networks_retry: None,
@@ -263,6 +268,9 @@ impl Driver {
                     Action::Remove => {
                         start::leave_network(&self.context, &self.id).await;
                         start::remove(&self.context, &self.id).await;
+                        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
+                        let clear = move || async move { clear_late(&context, &key, &handle, true).await };
+                        std::mem::take(&mut self.late).leave(clear);
                         next = Some(Event::Removed);
                     }
                     action => self.simple(action).await,
@@ -289,14 +297,8 @@ impl Driver {
     async fn start(&mut self) -> Event {
         self.status.observed_start = self.machine.observed_start;
         self.status.restart_count = self.machine.restart_count;
-        let (context, object) = (self.context.clone(), self.object.clone());
-        self.bounds = object.spec.resources.clone();
-        let attempt = async {
-            let object = complete::complete(&context, &object).await?;
-            start::start(&context, &object, &self.id, &self.handle).await
-        };
-        let result = tokio::time::timeout(START_TIMEOUT, attempt).await.unwrap_or(Err(Error::Timeout("the start")));
-        match result {
+        self.bounds = self.object.spec.resources.clone();
+        match self.attempt().await {
             Ok(Running { pid, networks, ports, volume_paths }) => {
                 let log_path = self.context.container_dir(&self.id).join(start::LOG_FILE);
                 self.status = ContainerStatus {
@@ -325,6 +327,23 @@ impl Driver {
                 Event::StartFailed
             }
         }
+    }
+
+    /// One start within its time. What is late may still mount something, which is cleared then.
+    async fn attempt(&mut self) -> Result<Running> {
+        let (context, object, handle) = (self.context.clone(), self.object.clone(), self.handle.clone());
+        let work = |given_up: CancellationToken| async move {
+            let stop = context.stop.clone();
+            let start = async {
+                let complete = given_up.run_until_cancelled(complete::complete(&context, &object)).await;
+                let object = complete.unwrap_or(Err(Error::Timeout("the start")))?;
+                start::start(&context, &object, &handle.id, &handle, &given_up).await
+            };
+            stop.run_until_cancelled(start).await.unwrap_or(Err(Error::Timeout("the start")))
+        };
+        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
+        let clear = move || async move { clear_late(&context, &key, &handle, false).await };
+        self.late.within(START_TIMEOUT, work, clear).await.unwrap_or(Err(Error::Timeout("the start")))
     }
 
     /// Waits for the exit, and checks health.
@@ -606,6 +625,19 @@ impl Driver {
     fn release_later(&mut self, error: kube::Error) -> Result<()> {
         self.again_later();
         Err(Error::api("release the container")(error))
+    }
+}
+
+/// Clears what a start made after it was given up; all of it, when the container is removed. What is another one's of the same name is left.
+async fn clear_late(context: &Context, key: &Key, handle: &Arc<Handle>, removed: bool) {
+    let is_others = context.containers.lock().get(key).is_some_and(|there| !Arc::ptr_eq(there, handle));
+    if is_others {
+        return;
+    }
+    tracing::debug!(id = handle.id, "clearing what came of a start that was given up");
+    start::end_run(context, &handle.id).await;
+    if removed {
+        start::remove(context, &handle.id).await;
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`health`] | health checks |
 //! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
+//! | `late` | work that may outlast its time |
 //! | [`places`] | which driver a name has, and who follows it |
 
 mod complete;
@@ -21,6 +22,7 @@ pub mod handle;
 pub mod health;
 pub mod init;
 mod journal;
+mod late;
 mod links;
 pub mod mounts;
 pub mod places;
