@@ -23,6 +23,7 @@ use super::late::Late;
 use super::places::{self, Taken};
 use super::start::{self, Running};
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
+use super::told::{Told, refusal};
 use super::{complete, health, spec};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
@@ -37,6 +38,8 @@ const EXIT_START_FAILED: i64 = 128;
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause before a write that the apiserver refused is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
+/// The same of one that it refuses for what it says.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// Pause before the network of a port that is not the container's own yet is tried again.
 const NETWORKS_RETRY: Duration = Duration::from_secs(2);
 /// Annotation by which a client sets the time of one stop. Units: seconds.
@@ -72,6 +75,8 @@ struct Driver {
     /// When networks that could not be joined are tried again.
     networks_retry: Option<Instant>,
     releasing: bool,
+    /// It goes by itself, and its object could not be deleted yet.
+    overdue: bool,
     /// The object is deleted by us: until that is seen, older states of it may still come, and are no new container.
     deletes: bool,
     /// What the object says of itself in the newest version that is known.
@@ -119,6 +124,7 @@ pub fn spawn(context: Arc<Context>, taken: Taken, found: Option<ContainerState>)
         retry: None,
         networks_retry: None,
         releasing: false,
+        overdue: false,
         deletes: false,
     };
     let stop = driver.context.stop.clone();
@@ -204,9 +210,7 @@ impl Driver {
         }
         if self.machine.phase == step::Phase::Idle && self.object.goes_by_itself() {
             // The daemon died between the exit, or a start that failed, and the removal.
-            if let Err(error) = self.delete_object().await {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container");
-            }
+            self.remove_object().await;
         }
         if self.status.state == State::Restarting && self.machine.phase == step::Phase::Idle {
             self.machine.phase = step::Phase::Waiting { until: self.context.now() + step::BACKOFF_FIRST };
@@ -528,33 +532,52 @@ impl Driver {
         self.tell().await;
     }
 
-    /// Writes what changed of the status, in one patch. Whether all of it is written now, or there is nobody to tell.
-    async fn tell(&mut self) -> bool {
+    /// Writes what changed of the status, in one patch.
+    async fn tell(&mut self) -> Told {
         // The start that was acted on is written with its outcome, never with the exit before it.
         self.status.state = self.machine.state();
         self.status.restart_count = self.machine.restart_count;
         if self.machine.vanished {
-            return true;
+            return Told::Done;
         }
-        let Ok(new) = serde_json::to_value(&self.status) else { return true };
-        let Some(change) = patch::difference(&self.written, &new) else { return true };
-        let patch = Patch::Merge(json!({ "status": change }));
+        let Ok(new) = serde_json::to_value(&self.status) else { return Told::Done };
+        let Some(change) = patch::difference(&self.written, &new) else { return Told::Done };
+        // Another of the same name is not told what became of this one.
+        let patch = Patch::Merge(json!({ "metadata": { "uid": self.object.metadata.uid }, "status": change }));
         match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
             Ok(written) => {
                 self.saw(&written.metadata);
                 self.written = new;
-                true
+                Told::Done
             }
-            Err(error) if is_not_found(&error) => true,
-            Err(error) => {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
-                self.retry = Some(Instant::now() + WRITE_RETRY);
-                false
-            }
+            Err(error) => self.untold(error).await,
         }
     }
 
+    /// Judges a status that was not written, and sees that it is tried again.
+    async fn untold(&mut self, error: kube::Error) -> Told {
+        let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+        let told = if code == 409 && self.is_another().await { Told::Done } else { refusal(code) };
+        let pause = match told {
+            Told::Done => return told,
+            Told::Refused => REFUSED_RETRY,
+            Told::Later => WRITE_RETRY,
+        };
+        tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
+        self.retry = Some(Instant::now() + pause);
+        told
+    }
+
+    /// Whether the name is no more this container's.
+    async fn is_another(&self) -> bool {
+        let there = self.objects().get_opt(&self.key.name).await;
+        there.is_ok_and(|there| there.is_none_or(|object| object.metadata.uid != self.object.metadata.uid))
+    }
+
     async fn write_again(&mut self) {
+        if self.overdue {
+            self.remove_object().await;
+        }
         if self.releasing {
             self.simple(Action::Release).await;
         } else {
@@ -564,6 +587,20 @@ impl Driver {
 
     fn objects(&self) -> Api<Container> {
         Api::namespaced(self.context.client.clone(), &self.key.namespace)
+    }
+
+    /// Deletes the object of one that goes by itself, again until that is done. What the container has goes when that is seen.
+    async fn remove_object(&mut self) {
+        let is_due = self.machine.phase == step::Phase::Idle && self.object.goes_by_itself();
+        self.overdue = false;
+        if is_due
+            && !self.machine.wish.deleted
+            && let Err(error) = self.delete_object().await
+        {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container; trying again");
+            self.overdue = true;
+            self.retry = Some(Instant::now() + WRITE_RETRY);
+        }
     }
 
     async fn delete_object(&self) -> Result<()> {
@@ -584,7 +621,8 @@ impl Driver {
         }
         if !self.machine.wish.deleted {
             // Who waits for its end learns from the last status how it ended; a full disk may let a deletion through, and no write.
-            if !self.tell().await {
+            // What is refused for what it says will be; nobody can wait for that.
+            if self.tell().await == Told::Later {
                 self.again_later();
                 return Ok(());
             }

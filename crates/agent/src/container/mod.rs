@@ -14,6 +14,7 @@
 //! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
 //! | `late` | work that may outlast its time |
+//! | `told` | what a status that is not taken means |
 //! | [`places`] | which driver a name has, and who follows it |
 
 mod complete;
@@ -32,6 +33,7 @@ pub mod spec;
 pub mod start;
 pub mod step;
 mod template;
+mod told;
 
 pub use handle::Handle;
 
