@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::runtime::reflector::Store;
 use parking_lot::Mutex;
 
-use crate::container::Handle as ContainerHandle;
+use crate::container::places::Places;
 use crate::directory::Directory;
 use crate::events::Recorder;
 use crate::hands::{Images, Runtime};
@@ -76,7 +76,7 @@ pub struct Context {
     /// Services, for environment variables.
     pub services: Store<Service>,
     /// Drivers of containers.
-    pub containers: Mutex<HashMap<Key, Arc<ContainerHandle>>>,
+    pub containers: Places,
     /// Rings when a container has come.
     pub arrivals: tokio::sync::Notify,
     /// Drivers of pods.

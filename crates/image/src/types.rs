@@ -81,7 +81,7 @@ pub struct ListFilter {
 pub struct ImageUser {
     /// Its id.
     pub container_id: String,
-    /// Digest of the image, as in [`ImageRecord::id`].
+    /// Digest of the image, as in [`ImageRecord::id`], or what it is called.
     pub image_id: String,
     /// Whether it runs.
     pub running: bool,

@@ -16,10 +16,14 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::handle::Handle;
+use super::late::Late;
+use super::places::{self, Taken};
 use super::start::{self, Running};
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
+use super::told::{Told, refusal};
 use super::{complete, health, spec};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result, chain, is_not_found};
@@ -34,6 +38,8 @@ const EXIT_START_FAILED: i64 = 128;
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause before a write that the apiserver refused is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(500);
+/// The same of one that it refuses for what it says.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
 /// Pause before the network of a port that is not the container's own yet is tried again.
 const NETWORKS_RETRY: Duration = Duration::from_secs(2);
 /// Annotation by which a client sets the time of one stop. Units: seconds.
@@ -62,11 +68,15 @@ struct Driver {
     written: Value,
     sender: mpsc::Sender<Input>,
     helpers: Vec<JoinHandle<()>>,
+    /// A start that was given up.
+    late: Late,
     timer: Option<Instant>,
     retry: Option<Instant>,
     /// When networks that could not be joined are tried again.
     networks_retry: Option<Instant>,
     releasing: bool,
+    /// It goes by itself, and its object could not be deleted yet.
+    overdue: bool,
     /// The object is deleted by us: until that is seen, older states of it may still come, and are no new container.
     deletes: bool,
     /// What the object says of itself in the newest version that is known.
@@ -75,11 +85,16 @@ struct Driver {
     bounds: Resources,
 }
 
-/// Starts the task of one container; `found` is what the runtime has of it.
-pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>, found: Option<ContainerState>) {
-    let running = found.as_ref().is_some_and(|f| f.exit.is_none() && f.pid > 0 && f.started_at_ns > 0);
-    let (handle, objects) = Handle::new(id.clone(), object.clone(), running);
-    context.containers.lock().insert(key.clone(), handle.clone());
+/// Whether the process of what was found lives.
+pub fn is_alive(found: &ContainerState) -> bool {
+    found.exit.is_none() && found.pid > 0 && found.started_at_ns > 0
+}
+
+/// Starts the task of a container that has its place; `found` is what the runtime has of it.
+pub fn spawn(context: Arc<Context>, taken: Taken, found: Option<ContainerState>) {
+    let Taken { key, object, handle, objects } = taken;
+    let id = handle.id.clone();
+    let running = found.as_ref().is_some_and(is_alive);
     context.arrivals.notify_waiters();
     let status = object.status.clone().unwrap_or_default();
     let written = serde_json::to_value(&status).unwrap_or_default();
@@ -104,10 +119,12 @@ pub fn spawn(context: Arc<Context>, key: Key, id: String, object: Arc<Container>
         written,
         sender,
         helpers: Vec::new(),
+        late: Late::default(),
         timer: None,
         retry: None,
         networks_retry: None,
         releasing: false,
+        overdue: false,
         deletes: false,
     };
     let stop = driver.context.stop.clone();
@@ -155,15 +172,9 @@ impl Driver {
             }
         }
         self.stop_helpers();
-        {
-            let mut containers = self.context.containers.lock();
-            if containers.get(&self.key).is_some_and(|h| Arc::ptr_eq(h, &self.handle)) {
-                containers.remove(&self.key);
-            }
-        }
         // One of the same name that came meanwhile was told to this driver alone.
-        if let Some(object) = self.handle.object().filter(|object| object.metadata.uid != self.object.metadata.uid) {
-            spawn(self.context, self.key, self.id, object, None);
+        if let Some(next) = places::leave(&self.context.containers, &self.handle, &self.object) {
+            spawn(self.context, next, None);
         }
     }
 
@@ -199,9 +210,7 @@ impl Driver {
         }
         if self.machine.phase == step::Phase::Idle && self.object.goes_by_itself() {
             // The daemon died between the exit, or a start that failed, and the removal.
-            if let Err(error) = self.delete_object().await {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container");
-            }
+            self.remove_object().await;
         }
         if self.status.state == State::Restarting && self.machine.phase == step::Phase::Idle {
             self.machine.phase = step::Phase::Waiting { until: self.context.now() + step::BACKOFF_FIRST };
@@ -263,6 +272,9 @@ impl Driver {
                     Action::Remove => {
                         start::leave_network(&self.context, &self.id).await;
                         start::remove(&self.context, &self.id).await;
+                        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
+                        let clear = move || async move { clear_late(&context, &key, &handle, true).await };
+                        std::mem::take(&mut self.late).leave(clear);
                         next = Some(Event::Removed);
                     }
                     action => self.simple(action).await,
@@ -289,14 +301,8 @@ impl Driver {
     async fn start(&mut self) -> Event {
         self.status.observed_start = self.machine.observed_start;
         self.status.restart_count = self.machine.restart_count;
-        let (context, object) = (self.context.clone(), self.object.clone());
-        self.bounds = object.spec.resources.clone();
-        let attempt = async {
-            let object = complete::complete(&context, &object).await?;
-            start::start(&context, &object, &self.id, &self.handle).await
-        };
-        let result = tokio::time::timeout(START_TIMEOUT, attempt).await.unwrap_or(Err(Error::Timeout("the start")));
-        match result {
+        self.bounds = self.object.spec.resources.clone();
+        match self.attempt().await {
             Ok(Running { pid, networks, ports, volume_paths }) => {
                 let log_path = self.context.container_dir(&self.id).join(start::LOG_FILE);
                 self.status = ContainerStatus {
@@ -325,6 +331,23 @@ impl Driver {
                 Event::StartFailed
             }
         }
+    }
+
+    /// One start within its time. What is late may still mount something, which is cleared then.
+    async fn attempt(&mut self) -> Result<Running> {
+        let (context, object, handle) = (self.context.clone(), self.object.clone(), self.handle.clone());
+        let work = |given_up: CancellationToken| async move {
+            let stop = context.stop.clone();
+            let start = async {
+                let complete = given_up.run_until_cancelled(complete::complete(&context, &object)).await;
+                let object = complete.unwrap_or(Err(Error::Timeout("the start")))?;
+                start::start(&context, &object, &handle.id, &handle, &given_up).await
+            };
+            stop.run_until_cancelled(start).await.unwrap_or(Err(Error::Timeout("the start")))
+        };
+        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
+        let clear = move || async move { clear_late(&context, &key, &handle, false).await };
+        self.late.within(START_TIMEOUT, work, clear).await.unwrap_or(Err(Error::Timeout("the start")))
     }
 
     /// Waits for the exit, and checks health.
@@ -509,33 +532,52 @@ impl Driver {
         self.tell().await;
     }
 
-    /// Writes what changed of the status, in one patch. Whether all of it is written now, or there is nobody to tell.
-    async fn tell(&mut self) -> bool {
+    /// Writes what changed of the status, in one patch.
+    async fn tell(&mut self) -> Told {
         // The start that was acted on is written with its outcome, never with the exit before it.
         self.status.state = self.machine.state();
         self.status.restart_count = self.machine.restart_count;
         if self.machine.vanished {
-            return true;
+            return Told::Done;
         }
-        let Ok(new) = serde_json::to_value(&self.status) else { return true };
-        let Some(change) = patch::difference(&self.written, &new) else { return true };
-        let patch = Patch::Merge(json!({ "status": change }));
+        let Ok(new) = serde_json::to_value(&self.status) else { return Told::Done };
+        let Some(change) = patch::difference(&self.written, &new) else { return Told::Done };
+        // Another of the same name is not told what became of this one.
+        let patch = Patch::Merge(json!({ "metadata": { "uid": self.object.metadata.uid }, "status": change }));
         match self.objects().patch_status(&self.key.name, &PatchParams::default(), &patch).await {
             Ok(written) => {
                 self.saw(&written.metadata);
                 self.written = new;
-                true
+                Told::Done
             }
-            Err(error) if is_not_found(&error) => true,
-            Err(error) => {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
-                self.retry = Some(Instant::now() + WRITE_RETRY);
-                false
-            }
+            Err(error) => self.untold(error).await,
         }
     }
 
+    /// Judges a status that was not written, and sees that it is tried again.
+    async fn untold(&mut self, error: kube::Error) -> Told {
+        let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+        let told = if code == 409 && self.is_another().await { Told::Done } else { refusal(code) };
+        let pause = match told {
+            Told::Done => return told,
+            Told::Refused => REFUSED_RETRY,
+            Told::Later => WRITE_RETRY,
+        };
+        tracing::warn!(id = self.id, error = %chain(&error), "cannot write the status; trying again");
+        self.retry = Some(Instant::now() + pause);
+        told
+    }
+
+    /// Whether the name is no more this container's.
+    async fn is_another(&self) -> bool {
+        let there = self.objects().get_opt(&self.key.name).await;
+        there.is_ok_and(|there| there.is_none_or(|object| object.metadata.uid != self.object.metadata.uid))
+    }
+
     async fn write_again(&mut self) {
+        if self.overdue {
+            self.remove_object().await;
+        }
         if self.releasing {
             self.simple(Action::Release).await;
         } else {
@@ -545,6 +587,20 @@ impl Driver {
 
     fn objects(&self) -> Api<Container> {
         Api::namespaced(self.context.client.clone(), &self.key.namespace)
+    }
+
+    /// Deletes the object of one that goes by itself, again until that is done. What the container has goes when that is seen.
+    async fn remove_object(&mut self) {
+        let is_due = self.machine.phase == step::Phase::Idle && self.object.goes_by_itself();
+        self.overdue = false;
+        if is_due
+            && !self.machine.wish.deleted
+            && let Err(error) = self.delete_object().await
+        {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot remove the container; trying again");
+            self.overdue = true;
+            self.retry = Some(Instant::now() + WRITE_RETRY);
+        }
     }
 
     async fn delete_object(&self) -> Result<()> {
@@ -565,7 +621,8 @@ impl Driver {
         }
         if !self.machine.wish.deleted {
             // Who waits for its end learns from the last status how it ended; a full disk may let a deletion through, and no write.
-            if !self.tell().await {
+            // What is refused for what it says will be; nobody can wait for that.
+            if self.tell().await == Told::Later {
                 self.again_later();
                 return Ok(());
             }
@@ -606,6 +663,19 @@ impl Driver {
     fn release_later(&mut self, error: kube::Error) -> Result<()> {
         self.again_later();
         Err(Error::api("release the container")(error))
+    }
+}
+
+/// Clears what a start made after it was given up; all of it, when the container is removed. What is another one's of the same name is left.
+async fn clear_late(context: &Context, key: &Key, handle: &Arc<Handle>, removed: bool) {
+    let is_others = context.containers.lock().get(key).is_some_and(|there| !Arc::ptr_eq(there, handle));
+    if is_others {
+        return;
+    }
+    tracing::debug!(id = handle.id, "clearing what came of a start that was given up");
+    start::end_run(context, &handle.id).await;
+    if removed {
+        start::remove(context, &handle.id).await;
     }
 }
 

@@ -90,6 +90,12 @@ impl Handle {
         Ok(context.runtime.attach(&self.id, options).await?)
     }
 
+    /// Takes over who waits for the start of another one of this name: they asked by the name, maybe for this one.
+    pub fn inherit(&self, before: &Handle) {
+        let waiting = std::mem::take(&mut before.attachable.lock().waiting);
+        self.attachable.lock().waiting.extend(waiting);
+    }
+
     /// Connects everybody who waits: between creation and start, so that nothing is missed.
     pub async fn connect_waiting(&self, context: &Context, id: &str) {
         let waiting = {
@@ -110,5 +116,24 @@ impl Handle {
         if let_go {
             attachable.waiting.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::container::ContainerSpec;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_start_is_handed_on() {
+        let object = Arc::new(Container::new("c", ContainerSpec::default()));
+        let [first, second] = [(); 2].map(|()| Handle::new("id".into(), object.clone(), false).0);
+        let (connector, mut connected) = oneshot::channel();
+        first.attachable.lock().waiting.push((AttachOptions::default(), connector));
+        second.inherit(&first);
+        drop(first);
+        assert!(matches!(connected.try_recv(), Err(oneshot::error::TryRecvError::Empty)), "let go");
+        assert_eq!(second.attachable.lock().waiting.len(), 1);
     }
 }

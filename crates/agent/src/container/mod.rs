@@ -13,6 +13,9 @@
 //! | [`health`] | health checks |
 //! | [`init`] | the process 1 of `--init` |
 //! | [`handle`] | how the rest of the agent talks to a driver |
+//! | `late` | work that may outlast its time |
+//! | `told` | what a status that is not taken means |
+//! | [`places`] | which driver a name has, and who follows it |
 
 mod complete;
 pub mod driver;
@@ -20,14 +23,17 @@ pub mod handle;
 pub mod health;
 pub mod init;
 mod journal;
+mod late;
 mod links;
 pub mod mounts;
+pub mod places;
 mod secrets;
 mod shared_memory;
 pub mod spec;
 pub mod start;
 pub mod step;
 mod template;
+mod told;
 
 pub use handle::Handle;
 
@@ -73,7 +79,7 @@ pub async fn run(
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
     informer::follow(api, config, known, |change| match change {
         Change::Here(object) => apply(&context, object, &mut found),
-        Change::Gone(key, _) => vanish(&context, &key),
+        Change::Gone(key, _) => places::vanish(&context.containers, &key),
         Change::Listed => {
             if let Some(listed) = listed.take() {
                 let ids = context.containers.lock().values().map(|h| h.id.clone()).collect();
@@ -89,26 +95,12 @@ fn apply(context: &Arc<Context>, object: Container, found: &mut HashMap<String, 
     if object.spec.node_name.as_deref() != Some(context.node_name.as_str()) {
         return;
     }
-    let key = Key::of(&object);
-    {
-        // The driver looks once more at what it was given when it has left the list.
-        let containers = context.containers.lock();
-        if let Some(handle) = containers.get(&key) {
-            handle.set_object(Some(Arc::new(object)));
-            return;
-        }
-    }
     let Some(id) = runtime_id(&object) else {
-        tracing::warn!(name = key.name, "this name cannot be a container's id");
+        tracing::warn!(name = object.metadata.name, "this name cannot be a container's id");
         return;
     };
-    let adopted = found.remove(&id);
-    driver::spawn(context.clone(), key, id, Arc::new(object), adopted);
-}
-
-fn vanish(context: &Arc<Context>, key: &Key) {
-    let handle = context.containers.lock().get(key).cloned();
-    if let Some(handle) = handle {
-        handle.set_object(None);
+    let running = found.get(&id).is_some_and(driver::is_alive);
+    if let Some(taken) = places::arrive(&context.containers, &id, Arc::new(object), running) {
+        driver::spawn(context.clone(), taken, found.remove(&id));
     }
 }

@@ -11,6 +11,7 @@ use api::names::DEFAULT_NETWORK;
 use network::AttachRequest;
 use oci_spec::runtime::LinuxDevice;
 use runtime::{ContainerConfig, LogConfig};
+use tokio_util::sync::CancellationToken;
 
 use super::Handle;
 use super::init;
@@ -68,8 +69,14 @@ pub struct Connected {
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// Makes everything ready and starts the process.
-pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle: &Handle) -> Result<Running> {
+/// Makes everything ready and starts the process, unless it was given up meanwhile.
+pub async fn start(
+    context: &Arc<Context>,
+    object: &Container,
+    id: &str,
+    handle: &Handle,
+    given_up: &CancellationToken,
+) -> Result<Running> {
     let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
     let directory = context.container_dir(id);
     std::fs::DirBuilder::new()
@@ -143,7 +150,11 @@ pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle:
         stdin_once: spec.stdin_once,
         log: LogConfig { journal: journal::config(spec, id)?, ..log_config(spec, &directory) },
     };
+    // Nothing is to run that was told to have failed.
+    let go_on = || if given_up.is_cancelled() { Err(Error::Timeout("the start")) } else { Ok(()) };
+    go_on()?;
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
+    go_on()?;
     handle.connect_waiting(context, id).await;
     context.runtime.start(id).await.map_err(cannot_start)?;
     Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })

@@ -14,6 +14,7 @@ use http::{Method, StatusCode};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::manage::wait_cleared;
 use super::signals;
 use crate::cache::Slot;
 use crate::call::Call;
@@ -147,6 +148,7 @@ async fn start(docker: &Docker, container: &Container, annotations: &Value) -> R
         return Ok(());
     }
     if container.spec.auto_remove {
+        wait_cleared(docker, &id).await;
         docker.containers.delete(&id).await?;
     }
     Err(start_failure(&status))

@@ -214,12 +214,18 @@ async fn remove_link(docker: &Docker, reference: &str) -> Reply {
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
+/// Waits, within a bound, until a container is gone that goes by itself: its object could be deleted at once; but while its machine still
+/// clears what it had, its ports and addresses are taken.
+pub(crate) async fn wait_cleared(docker: &Docker, id: &str) {
+    let _ = tokio::time::timeout(GOING_TIMEOUT, docker.containers.wait_gone(id)).await;
+}
+
 /// Deletes the object, waits until the agent let go of it, and takes its anonymous volumes along when asked.
 async fn remove(docker: &Docker, container: &Container, with_volumes: bool) -> Result<()> {
     let id = container.name_any();
-    if container.goes_by_itself() {
-        // Its object could be deleted at once; but while its machine still clears what it had, its ports and addresses are taken.
-        let _ = tokio::time::timeout(GOING_TIMEOUT, docker.containers.wait_gone(&id)).await;
+    // It may have ended since it was looked at.
+    if docker.containers.get(&id).as_deref().unwrap_or(container).goes_by_itself() {
+        wait_cleared(docker, &id).await;
     }
     docker.containers.delete(&id).await?;
     docker.containers.wait_gone(&id).await;

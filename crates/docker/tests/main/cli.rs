@@ -44,6 +44,18 @@ async fn a_program_that_is_not_there_gives_127() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_failed_is_told_once_nothing_of_it_is_left() {
+    let house = House::open(Endpoint::Machine);
+    let mut events = house.kube.subscribe();
+    let ran = house.docker(&["run", "--rm", "-p", "8080:80", "busybox", "nosuch"]).await;
+    assert_eq!(ran.code, 127, "{ran:?}");
+    let gone = std::iter::from_fn(|| events.try_recv().ok())
+        .find(|(plural, event)| plural == "containers" && event["type"] == "DELETED");
+    let (_, gone) = gone.expect("the container is still there");
+    assert_eq!(gone["object"]["metadata"]["annotations"]["cleared"], "yes", "its ports were still held");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_lives_its_whole_life() {
     let house = House::open(Endpoint::Machine);
     let ran = house

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +15,9 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 use crate::fake_kube::FakeKube;
+
+/// How long what a failed start left takes to be cleared.
+const CLEARING: Duration = Duration::from_millis(200);
 
 /// A process: what it printed, and how it ended.
 pub struct Process {
@@ -168,7 +172,18 @@ impl FakeMachine {
         if let Err(error) = spawn(&process, &command) {
             let status =
                 json!({ "observedStart": request, "error": error.to_string(), "exitCode": 127, "state": "created" });
-            self.kube.patch("containers", id, &json!({ "status": status }));
+            if object["spec"]["autoRemove"] != true {
+                self.kube.patch("containers", id, &json!({ "status": status }));
+                return;
+            }
+            // Let go of with its last status, and gone once nothing of it is left.
+            self.kube.patch("containers", id, &json!({ "metadata": { "finalizers": [] }, "status": status }));
+            let (this, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move {
+                tokio::time::sleep(CLEARING).await;
+                this.kube.patch("containers", &id, &json!({ "metadata": { "annotations": { "cleared": "yes" } } }));
+                this.kube.delete("containers", &id);
+            });
             return;
         }
         self.slot(id);

@@ -9,6 +9,10 @@ use crate::layer::{Limits, RATIO_GRACE_BYTES};
 const PACKED_BYTES: usize = 128 << 10;
 /// Window that a zstd stream may ask for. Units: log2 of bytes; 128 MiB is what zstd itself allows unasked.
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// The same of one that counts as modest: zstd's levels up to 20 ask for no more. Units: log2 of bytes.
+const ZSTD_WINDOW_LOG_MODEST: u32 = 25;
+/// The first bytes, by which compression and need of memory are judged: the longest head of a zstd frame. Units: bytes.
+pub const START_BYTES: usize = 18;
 
 /// Memory that an xz stream may ask for: what it was made with `-9` needs 65 MiB. Units: bytes.
 const XZ_MEMORY_BYTES: u64 = 128 << 20;
@@ -41,6 +45,35 @@ impl Compression {
     }
 }
 
+/// Whether to decompress what begins so may take more memory than a modest window, up to the bounds above.
+pub fn is_greedy(start: &[u8]) -> bool {
+    match Compression::detect(start) {
+        Compression::Plain | Compression::Gzip | Compression::Bzip2 => false,
+        Compression::Zstd => zstd_window(start).is_none_or(|bytes| bytes > 1 << ZSTD_WINDOW_LOG_MODEST),
+        Compression::Xz => true,
+    }
+}
+
+/// The window that a zstd frame asks for; `None` when that does not show, as of a frame that is to be skipped. Units: bytes.
+/// `Source:` RFC 8878, 3.1.1.1.
+fn zstd_window(start: &[u8]) -> Option<u64> {
+    let rest = start.strip_prefix(&[0x28, 0xb5, 0x2f, 0xfd])?;
+    let (descriptor, rest) = rest.split_first()?;
+    let is_one_segment = descriptor & 0x20 != 0;
+    if !is_one_segment {
+        let window = rest.first()?;
+        let base = 1_u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // Such a frame has no window: its content is kept whole.
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let mut size = [0; 8];
+    size[..length].copy_from_slice(rest.get(dictionary..)?.get(..length)?);
+    let size = u64::from_le_bytes(size);
+    Some(if length == 2 { size + 256 } else { size })
+}
+
 struct Counting<R> {
     inner: R,
     count: std::rc::Rc<std::cell::Cell<u64>>,
@@ -67,7 +100,7 @@ impl<'a> Decompressor<'a> {
     pub fn new(inner: impl Read + 'a, limits: Limits) -> Result<Decompressor<'a>, Error> {
         let packed = std::rc::Rc::new(std::cell::Cell::new(0));
         let mut inner = BufReader::with_capacity(PACKED_BYTES, Counting { inner, count: packed.clone() });
-        let mut start = [0; 6];
+        let mut start = [0; START_BYTES];
         let mut filled = 0;
         while filled < start.len() {
             match inner.read(&mut start[filled..]).map_err(Error::io("cannot read an archive"))? {
@@ -76,6 +109,8 @@ impl<'a> Decompressor<'a> {
             }
         }
         let compression = Compression::detect(&start[..filled]);
+        // A later frame must not ask for more than the first one made to expect.
+        let window_log = if is_greedy(&start[..filled]) { ZSTD_WINDOW_LOG } else { ZSTD_WINDOW_LOG_MODEST };
         let whole = io::Cursor::new(start).take(filled as u64).chain(inner);
         let inner: Box<dyn Read + 'a> = match compression {
             Compression::Plain => Box::new(whole),
@@ -83,7 +118,7 @@ impl<'a> Decompressor<'a> {
             Compression::Zstd => {
                 let mut decoder =
                     zstd::stream::read::Decoder::with_buffer(whole).map_err(Error::io("cannot start zstd"))?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Error::io("cannot start zstd"))?;
+                decoder.window_log_max(window_log).map_err(Error::io("cannot start zstd"))?;
                 Box::new(decoder)
             }
             Compression::Bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(whole)),
@@ -153,5 +188,35 @@ mod tests {
         let mut reader = Decompressor::new(&bomb[..], Limits::default()).unwrap();
         let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
         assert!(matches!(from_io("x", error), Error::Hostile(_)));
+    }
+
+    #[test]
+    fn need_of_much_memory_shows_in_the_first_bytes_and_not_later() {
+        let packed = |window_log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            // If its length were known at the beginning, the window would be as short.
+            encoder.write_all(b"some text").unwrap();
+            encoder.flush().unwrap();
+            encoder.write_all(b" and more").unwrap();
+            encoder.finish().unwrap()
+        };
+        let (modest, greedy) = (packed(ZSTD_WINDOW_LOG_MODEST), packed(ZSTD_WINDOW_LOG_MODEST + 1));
+        assert!(!is_greedy(&modest) && is_greedy(&greedy));
+        let read = |bytes: &[u8]| Decompressor::new(bytes, Limits::default()).unwrap().read_to_end(&mut Vec::new());
+        assert_eq!(read(&modest).unwrap(), 18);
+        assert_eq!(read(&[&greedy[..], &modest].concat()).unwrap(), 36);
+        assert!(read(&[&modest[..], &greedy].concat()).is_err());
+        // One segment of 3 GiB, one of 300 bytes with a dictionary, a frame to skip, xz, gzip, nothing.
+        for (start, expected) in [
+            (&[0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0xc0][..], true),
+            (&[0x28, 0xb5, 0x2f, 0xfd, 0x61, 7, 44, 0], false),
+            (&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0], true),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], true),
+            (&[0x1f, 0x8b, 8], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_greedy(start), expected, "{start:x?}");
+        }
     }
 }

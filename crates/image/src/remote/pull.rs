@@ -27,7 +27,7 @@ use crate::types::{Progress, PullOptions, Pulled};
 
 /// Layers that are fetched at once, as Docker does.
 const PARALLEL: usize = 3;
-/// Layers that are fetched or unpacked at once: as many are unpacked while the next ones come.
+/// Layers that are fetched or unpacked at once: as many of each.
 const AT_WORK: usize = 2 * PARALLEL;
 /// How often a broken download is gone on with.
 const ATTEMPTS: u32 = 5;
@@ -224,7 +224,7 @@ impl Fetch<'_> {
             let text = if self.store.blobs.has(&layer.blob.digest) { "Already exists" } else { "Pulling fs layer" };
             self.progress.status(layer.blob.digest.short(), text).await;
         }
-        let turns = Semaphore::new(PARALLEL);
+        let turns = [(); 2].map(|()| Semaphore::new(PARALLEL));
         let mut work: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
         for layer in wanted {
             work.push(Box::pin(self.layer(layer, &turns)));
@@ -236,8 +236,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    async fn layer(&self, layer: &EntryLayer, turns: &Semaphore) -> Result<()> {
-        let turn = turns.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
+    async fn layer(&self, layer: &EntryLayer, [fetching, unpacking]: &[Semaphore; 2]) -> Result<()> {
+        let turn = fetching.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
         let fetched = self.blob(&layer.blob).await?;
         drop(turn);
         let open = |fetched: &Fetched| fetched.file.try_clone();
@@ -253,6 +253,7 @@ impl Fetch<'_> {
             if self.store.unpacked(&layer.diff_id).is_some() {
                 return Ok(false);
             }
+            let _turn = unpacking.acquire().await.map_err(|error| Error::Internal(error.to_string()))?;
             self.progress.status(id, "Extracting").await;
             self.store.ensure_unpacked_from(&layer.diff_id, &layer.blob, file).await?;
             Ok(true)

@@ -5,14 +5,17 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::digest::Digest;
 use crate::digest::aside::HashingAside;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, into_io};
+use crate::layer::compress::{START_BYTES, is_greedy};
 use crate::layer::unpack::unpack_buffered;
 use crate::layer::{Decompressor, UnpackOptions, tree};
 use crate::manifest::Descriptor;
@@ -20,10 +23,29 @@ use crate::store::ImageStore;
 use crate::store::blobs::{self, Lease};
 use crate::store::index::Layer;
 
-/// Layers that are unpacked at once: each may take a window of its compression's size, and two threads.
-const UNPACKED_AT_ONCE: usize = 3;
-/// Turns to unpack; work that begins has them until it ends.
-static UNPACKING: Semaphore = Semaphore::const_new(UNPACKED_AT_ONCE);
+/// Layers that need much memory and are unpacked at once: windows of 128 MiB. All others wait for none of them.
+const GREEDY_AT_ONCE: usize = 3;
+/// Turns to unpack such layers; work that begins has them until it ends.
+static GREEDY: Semaphore = Semaphore::const_new(GREEDY_AT_ONCE);
+
+/// A reader that fails once nobody waits any more for what is read.
+struct Awaited<'a, R> {
+    inner: R,
+    ends: &'a CancellationToken,
+}
+
+impl<R: Read> Read for Awaited<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.ends.is_cancelled() {
+            return Err(into_io(nobody_waits()));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+fn nobody_waits() -> Error {
+    Error::Internal("nobody waits for this layer any more".to_owned())
+}
 
 impl ImageStore {
     pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
@@ -37,7 +59,7 @@ impl ImageStore {
         (trusted && self.layer_dir(diff_id).join("fs").is_dir()).then_some(layer)
     }
 
-    /// Makes sure that a layer is unpacked; at once when it is.
+    /// Makes sure that a layer is unpacked; at once when it is. Whoever stops waiting for it ends the work.
     ///
     /// Errors: `Corrupt` when the blob is not what its diff id says, `Hostile`; nothing is visible then.
     pub(crate) async fn ensure_unpacked(self: &Arc<Self>, diff_id: &Digest, blob: &Descriptor) -> Result<Layer> {
@@ -58,13 +80,22 @@ impl ImageStore {
         if let Some(layer) = self.unpacked(diff_id) {
             return Ok(layer);
         }
-        let turn = UNPACKING.acquire().await.ok();
         let (store, diff_id, blob) = (self.clone(), diff_id.clone(), blob.digest.clone());
+        let (opened, name) = (self.clone(), blob.clone());
+        let (file, greedy) = tokio::task::spawn_blocking(move || {
+            let file = file.map_or_else(|| opened.blobs.file(&name), Ok)?;
+            let mut start = [0; START_BYTES];
+            let filled = file.read_at(&mut start, 0).map_err(Error::io(format!("cannot read blob {name}")))?;
+            Ok::<_, Error>((file, is_greedy(&start[..filled])))
+        })
+        .await??;
+        let turn = if greedy { GREEDY.acquire().await.ok() } else { None };
+        let ends = CancellationToken::new();
+        let _waiting = ends.clone().drop_guard();
         tokio::task::spawn_blocking(move || {
             // The lock and the turn are the work's own: whoever waits for it may be gone before it is done.
             let _held = (alone, turn);
-            let file = file.map_or_else(|| store.blobs.file(&blob), Ok)?;
-            store.unpack_layer(&diff_id, &blob, &file)
+            store.unpack_layer(&diff_id, &blob, &file, &ends)
         })
         .await?
     }
@@ -77,29 +108,38 @@ impl ImageStore {
             .map_err(|error| crate::error::from_io("cannot store a layer", error))?;
         let (digest, size) = ingest.commit(None, lease)?;
         if self.unpacked(&digest).is_none() {
-            self.unpack_layer(&digest, &digest, &self.blobs.file(&digest)?)?;
+            self.unpack_layer(&digest, &digest, &self.blobs.file(&digest)?, &CancellationToken::new())?;
         }
         Ok((digest.clone(), Descriptor::new(crate::manifest::OCI_LAYER, digest, size)))
     }
 
-    fn unpack_layer(&self, diff_id: &Digest, blob: &Digest, file: &File) -> Result<Layer> {
+    fn unpack_layer(&self, diff_id: &Digest, blob: &Digest, file: &File, ends: &CancellationToken) -> Result<Layer> {
         let temporary = self.dir.join("layers").join(format!("tmp-{:032x}", rand::random::<u128>()));
-        let result = self.unpack_to(diff_id, (blob, file), &temporary);
+        let result = self.unpack_to(diff_id, (blob, file), &temporary, ends);
         if result.is_err() {
             let _ = tree::remove_path(&temporary);
         }
         result
     }
 
-    fn unpack_to(&self, diff_id: &Digest, (blob, file): (&Digest, &File), temporary: &Path) -> Result<Layer> {
+    fn unpack_to(
+        &self,
+        diff_id: &Digest,
+        (blob, file): (&Digest, &File),
+        temporary: &Path,
+        ends: &CancellationToken,
+    ) -> Result<Layer> {
         let root = temporary.join("fs");
         std::fs::create_dir_all(&root).map_err(Error::io(format!("cannot make {}", root.display())))?;
         set_root_mode(&root)?;
         let limits = self.options.limits;
-        let mut plain = HashingAside::new(Decompressor::new(file, limits)?);
+        let mut plain = HashingAside::new(Awaited { inner: Decompressor::new(file, limits)?, ends });
         let options = UnpackOptions { limits, whiteouts: true, owner: None };
         let unpacked = unpack_buffered(&mut plain, tree::open_root(&root)?.as_fd(), &options);
         let (found, archive_bytes) = plain.finish().map_err(Error::io("cannot compute the digest of a layer"))?;
+        if unpacked.is_err() && ends.is_cancelled() {
+            return Err(nobody_waits());
+        }
         if unpacked.is_err() || found != *diff_id {
             // The disk may have changed the blob since it came.
             blobs::verify(blob, file)?;
@@ -208,4 +248,67 @@ fn short_name(mut random: u32) -> String {
         random /= 32;
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// How long a layer of a few bytes may take on a machine that is busy.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// An empty archive that differs by its length.
+    fn archive(blocks: usize) -> Vec<u8> {
+        vec![0; 512 * blocks]
+    }
+
+    fn stored(store: &ImageStore, lease: &Lease, bytes: &[u8]) -> Descriptor {
+        Descriptor::new(crate::manifest::OCI_LAYER, store.blobs.put(bytes, lease).unwrap(), bytes.len() as u64)
+    }
+
+    #[tokio::test]
+    async fn layers_wait_for_those_that_need_much_memory_only_if_they_do_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let lease = store.blobs.lease();
+        let busy = GREEDY.acquire_many(u32::try_from(GREEDY_AT_ONCE).unwrap()).await.unwrap();
+        let (plain, other) = (archive(2), archive(4));
+        let modest = stored(&store, &lease, &zstd::encode_all(&plain[..], 1).unwrap());
+        let unpacked = store.ensure_unpacked(&Digest::of(&plain), &modest);
+        tokio::time::timeout(PATIENCE, unpacked).await.expect("it waited for others").unwrap();
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(27).unwrap();
+        encoder.write_all(&other[..1]).unwrap();
+        encoder.flush().unwrap();
+        encoder.write_all(&other[1..]).unwrap();
+        let greedy = stored(&store, &lease, &encoder.finish().unwrap());
+        let diff_id = Digest::of(&other);
+        let mut unpacked = std::pin::pin!(store.ensure_unpacked(&diff_id, &greedy));
+        tokio::select! {
+            _ = &mut unpacked => panic!("it had no turn"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => drop(busy),
+        }
+        tokio::time::timeout(PATIENCE, unpacked).await.expect("its turn did not come").unwrap();
+    }
+
+    #[test]
+    fn a_layer_that_nobody_waits_for_is_not_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let lease = store.blobs.lease();
+        let bytes = archive(2);
+        let blob = stored(&store, &lease, &bytes).digest;
+        let ends = CancellationToken::new();
+        ends.cancel();
+        let unpack =
+            |ends: &CancellationToken| store.unpack_layer(&blob, &blob, &store.blobs.file(&blob).unwrap(), ends);
+        assert!(matches!(unpack(&ends), Err(Error::Internal(_))));
+        assert!(store.unpacked(&blob).is_none());
+        assert_eq!(std::fs::read_dir(dir.path().join("layers")).unwrap().count(), 0, "something was left");
+        unpack(&CancellationToken::new()).unwrap();
+        assert!(store.unpacked(&blob).is_some());
+    }
 }

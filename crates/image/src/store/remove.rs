@@ -54,9 +54,15 @@ impl ImageStore {
         self.look(|index| index.layers.values().map(|layer| layer.size_bytes).sum())
     }
 
-    /// The users that a caller knows, and snapshots, which count as stopped containers.
+    /// The users that a caller knows, and snapshots, which count as stopped containers. Each has the id of its image.
     fn all_users(&self, known: &[ImageUser]) -> Vec<ImageUser> {
         let mut users = known.to_vec();
+        // Mounts of containers that were made without looking at their images have names.
+        for user in users.iter_mut().filter(|user| user.image_id.parse::<Digest>().is_err()) {
+            if let Ok(id) = self.resolve(&user.image_id) {
+                user.image_id = id.to_string();
+            }
+        }
         for snapshot in lock(&self.snapshots).values() {
             if !users.iter().any(|user| user.container_id == snapshot.container_id) {
                 users.push(ImageUser {

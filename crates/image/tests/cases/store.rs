@@ -155,6 +155,11 @@ async fn removal_follows_dockers_rules() {
     assert_eq!(store.remove("app:2", &with(true, false)).unwrap(), [Removal::Untagged("app:2".to_owned())]);
     let text = store.remove("app:1", &with(false, false)).unwrap_err().to_string();
     assert!(text.contains("(must force) - container cccccccccccc is using its referenced image"), "{text}");
+    for called in ["app:1", id.short()] {
+        let users = vec![ImageUser { image_id: called.to_owned(), ..user(false) }];
+        let text = store.remove("app:1", &RemoveOptions { users, ..none.clone() }).unwrap_err().to_string();
+        assert!(text.contains("is using its referenced image"), "{called}: {text}");
+    }
     let text = store.remove(id.hex(), &with(true, true)).unwrap_err().to_string();
     assert!(text.contains("(cannot be forced) - image is being used by running container"), "{text}");
     store.tag("app:1", "other:1").unwrap();
