@@ -1,7 +1,8 @@
-//! BuildKit's protocol, by the client that has it built in: Compose 2.
+//! BuildKit's protocol, by the clients that have it built in: Compose 2, and the docker client of Debian 12.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use testkit::{Nuee, Output};
@@ -194,4 +195,157 @@ fn contexts_come_from_urls_of_archives_and_of_dockerfiles() -> Result<()> {
     let output = build(&nuee, &[("compose.yaml", absent.as_str())], &[])?;
     assert!(output.status != 0 && said(&output).contains("404"), "{}", said(&output));
     nuee.finish()
+}
+
+/// Builds with Debian's client in the project's directory, with this as its standard input.
+fn fed(nuee: &Nuee, arguments: &[&str], input: &[u8]) -> Result<Output> {
+    let mut command = old_client(nuee).context("Debian's client is there")?;
+    command.args(["build", "--progress", "plain"]).args(arguments);
+    Output::fed(command, input)
+}
+
+/// Packs what is in a directory, as `tar` does with these options.
+fn packed(directory: &Path, options: &[&str]) -> Result<Vec<u8>> {
+    let mut command = Command::new("tar");
+    let output = command.arg("-C").arg(directory).args(options).output()?;
+    ensure!(output.status.success(), "tar: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
+#[test]
+fn contexts_come_from_the_clients_standard_input() -> Result<()> {
+    let nuee = with_images()?;
+    if old_client(&nuee).is_none() {
+        return nuee.finish();
+    }
+    let directory = nuee.files().join("project");
+    std::fs::create_dir_all(directory.join("sub"))?;
+    for (name, text) in [
+        ("Dockerfile", "FROM busybox:test\nRUN exit 1\n"),
+        ("sub/Other", "FROM busybox:test\nCOPY . /all/\nCMD [\"ls\", \"-A\", \"/all\"]\n"),
+        ("sub/how", "from an archive\n"),
+        ("sub/ignored", ""),
+        ("sub/.dockerignore", "ignored\n"),
+    ] {
+        std::fs::write(directory.join(name), text)?;
+    }
+    for packing in ["-c", "-cz", "-cJ", "-cj"] {
+        let archive = packed(&directory.join("sub"), &[packing, "."])?;
+        fed(&nuee, &["-t", "sent:1", "-f", "Other", "-"], &archive)?.success()?;
+        let listed = nuee.docker(&["run", "--rm", "sent:1"])?.success()?.stdout;
+        assert_eq!(listed.lines().collect::<Vec<_>>(), [".dockerignore", "Other", "how"], "{packing}");
+        nuee.docker(&["rmi", "sent:1"])?.success()?;
+    }
+    // What a client that is to be quiet says is the image.
+    let archive = packed(&directory.join("sub"), &["-c", "."])?;
+    let quiet = fed(&nuee, &["-q", "-t", "sent:1", "-f", "Other", "-"], &archive)?.success()?;
+    assert_eq!(quiet.text(), nuee.docker(&["inspect", "--format", "{{.Id}}", "sent:1"])?.success()?.text());
+    fed(&nuee, &["-f", "Absent", "-"], &archive)?.failure(1, "failed to read dockerfile: open Absent")?;
+
+    // It may be the Dockerfile alone, without a context or beside one.
+    fed(&nuee, &["-t", "alone:1", "-"], b"FROM busybox:test\nCMD [\"echo\", \"alone\"]\n")?.success()?;
+    assert_eq!(nuee.docker(&["run", "--rm", "alone:1"])?.success()?.stdout, "alone\n");
+    let beside = b"FROM busybox:test\nCOPY how /how\nCMD [\"cat\", \"/how\"]\n";
+    fed(&nuee, &["-t", "beside:1", "-f", "-", "sub"], beside)?.success()?;
+    assert_eq!(nuee.docker(&["run", "--rm", "beside:1"])?.success()?.stdout, "from an archive\n");
+    nuee.finish()
+}
+
+/// How many builds have files of their own now.
+fn builds(nuee: &Nuee) -> usize {
+    std::fs::read_dir(nuee.data().join("images/builds")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_hostile_context_on_standard_input_is_refused_and_forgotten() -> Result<()> {
+    let nuee = with_images()?;
+    if old_client(&nuee).is_none() {
+        return nuee.finish();
+    }
+    let directory = nuee.files().join("project");
+    std::fs::create_dir_all(directory.join("sub"))?;
+    std::fs::write(directory.join("sub/Dockerfile"), "FROM busybox:test\nCOPY . /all/\n")?;
+    std::fs::write(directory.join("outside"), "no")?;
+    let leads_out = packed(&directory.join("sub"), &["-Pc", "Dockerfile", "../outside"])?;
+    fed(&nuee, &["-"], &leads_out)?.failure(1, "leaves the root")?;
+    // Zeros pack beyond what any honest file does.
+    std::fs::File::create(directory.join("sub/zeros"))?.set_len(256 << 20)?;
+    let bomb = packed(&directory.join("sub"), &["-cz", "Dockerfile", "zeros"])?;
+    ensure!(bomb.len() < 1 << 20, "{} bytes", bomb.len());
+    fed(&nuee, &["-"], &bomb)?.failure(1, "unpacks to more than")?;
+    let whole = packed(&directory.join("sub"), &["-c", "zeros", "Dockerfile"])?;
+    fed(&nuee, &["-"], &whole[..16 << 20])?.failure(1, "the data ends early")?;
+
+    // A client that leaves in the middle takes its build along.
+    nuee.eventually("nothing of the others is left", || Ok(builds(&nuee) == 0))?;
+    let mut command = old_client(&nuee).context("Debian's client is there")?;
+    command.args(["build", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut client = command.spawn()?;
+    let mut input = client.stdin.take().context("no standard input")?;
+    input.write_all(&whole[..16 << 20])?;
+    let begun = nuee.eventually("the build has begun", || Ok(builds(&nuee) > 0));
+    client.kill()?;
+    client.wait()?;
+    begun?;
+    nuee.eventually("nothing of a build is left", || Ok(builds(&nuee) == 0))?;
+    assert_eq!(nuee.docker(&["images", "-q", "--filter", "dangling=true"])?.success()?.stdout, "");
+    fed(&nuee, &["-"], b"FROM busybox:test\n")?.success()?;
+    nuee.finish()
+}
+
+#[test]
+fn a_squashed_buildkit_build_is_one_layer_over_its_base() -> Result<()> {
+    let nuee = Nuee::prepare(env!("CARGO_BIN_EXE_nuee"))?;
+    std::fs::create_dir_all(nuee.data())?;
+    nuee.up()?;
+    nuee.build_images()?;
+    if old_client(&nuee).is_none() {
+        return nuee.finish();
+    }
+    std::fs::create_dir_all(nuee.files().join("project"))?;
+    let dockerfile = b"FROM busybox:test AS other\nRUN echo other > /other\n\
+        FROM busybox:test\nRUN echo x > /came-and-went\nRUN rm /came-and-went && echo y > /kept\n\
+        COPY --from=other /other /other\nCMD [\"cat\", \"/kept\", \"/other\"]\n";
+    // The client itself asks only where it is offered; others are told by the daemon.
+    fed(&nuee, &["--squash", "-"], dockerfile)?.failure(1, "experimental")?;
+    let socket = nuee.data().join("docker.sock").display().to_string();
+    let url = "http://docker/v1.41/build?version=2&squash=1&remote=client-session";
+    let refused = nuee.run("curl", &["-sS", "-X", "POST", "--unix-socket", &socket, url])?.success()?;
+    assert!(refused.stdout.contains("squash is only supported with experimental mode"), "{}", refused.stdout);
+
+    nuee.nuee(&["down"])?.success()?;
+    std::fs::write(nuee.data().join("config.yaml"), "dockerExperimental: true\n")?;
+    nuee.up()?;
+    fed(&nuee, &["-t", "plain:1", "-"], dockerfile)?.success()?;
+    fed(&nuee, &["--squash", "-t", "squashed:1", "-"], dockerfile)?.success()?;
+    let inspected = |format: &str, image: &str| {
+        Ok::<_, anyhow::Error>(nuee.docker(&["inspect", "--format", format, image])?.success()?.text().to_owned())
+    };
+    let layers = |image: &str| -> Result<Vec<String>> {
+        let text = inspected("{{range .RootFS.Layers}}{{.}} {{end}}", image)?;
+        Ok(text.split_whitespace().map(str::to_owned).collect())
+    };
+    let (base, squashed) = (layers("busybox:test")?, layers("squashed:1")?);
+    assert_eq!(squashed.split_last().map(|(_, below)| below), Some(&base[..]));
+    assert_eq!(layers("plain:1")?.len(), base.len() + 3);
+    assert_eq!(nuee.docker(&["run", "--rm", "squashed:1"])?.success()?.stdout, "y\nother\n");
+    // Every step is told of, and at the end what became one; nothing is left of the file that came and went.
+    let history = nuee.docker(&["history", "--no-trunc", "--format", "{{.CreatedBy}}|{{.Comment}}", "squashed:1"])?;
+    let history = history.success()?.stdout;
+    let merged = format!("|merge {} to {}", inspected("{{.Id}}", "plain:1")?, inspected("{{.Id}}", "busybox:test")?);
+    assert_eq!(history.lines().next(), Some(merged.as_str()), "{history}");
+    assert!(history.contains("echo x > /came-and-went"), "{history}");
+    let saved = nuee.files().join("saved.tar").display().to_string();
+    nuee.docker(&["save", "-o", &saved, "squashed:1"])?.success()?;
+    assert!(!contains(&std::fs::read(&saved)?, b"came-and-went\0"), "a file that was removed is in the image");
+    // A build without a base has nothing below its one layer.
+    let scratch =
+        b"FROM scratch\nCOPY --from=busybox:test /bin/busybox /one\nCOPY --from=busybox:test /bin/busybox /two\n";
+    fed(&nuee, &["--squash", "-t", "scratch:1", "-"], scratch)?.success()?;
+    assert_eq!(layers("scratch:1")?.len(), 1);
+    nuee.finish()
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }

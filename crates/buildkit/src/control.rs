@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::BuildKit;
 use crate::build::{Ending, Running};
 use crate::export::{Export, export};
-use crate::frontend::{self, Built};
+use crate::frontend::{self, Built, Given};
 use crate::server::{streaming, unary, unimplemented};
 use crate::wire::control::{
     BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, DiskUsageResponse, Empty, Exporter, InfoResponse,
@@ -29,7 +29,10 @@ const COMPLETE: i32 = 1;
 pub async fn answer(buildkit: Arc<BuildKit>, method: &str, request: Request<Body>) -> Response<Body> {
     match method {
         "Solve" => {
-            unary(request, move |call: tonic::Request<SolveRequest>| solve(buildkit.clone(), call.into_inner())).await
+            unary(request, move |call: tonic::Request<SolveRequest>| {
+                solve(buildkit.clone(), call.into_inner(), Given::default())
+            })
+            .await
         }
         "Status" => {
             streaming(request, move |call: tonic::Request<StatusRequest>| {
@@ -88,7 +91,7 @@ pub fn worker() -> WorkerRecord {
     }
 }
 
-async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest) -> Result<SolveResponse, Status> {
+async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest, given: Given) -> Result<SolveResponse, Status> {
     tracing::debug!(?request, "solve");
     let running = buildkit.builds.begin(&request.reference, &request.session)?;
     let _ending = Ending { builds: &buildkit.builds, running: running.clone() };
@@ -105,7 +108,7 @@ async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest) -> Result<SolveRe
         returned(&running).await?
     } else {
         let attributes = request.frontend_attrs.clone();
-        Some(frontend::solve(&buildkit, &request.session, &request.frontend, attributes, &running).await?)
+        Some(frontend::solve(&buildkit, &request.session, &request.frontend, attributes, given, &running).await?)
     };
     let mut exports: Vec<Export> =
         request.exporters.into_iter().map(|e| Export { kind: e.kind, attributes: e.attrs }).collect();
@@ -124,7 +127,7 @@ async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest) -> Result<SolveRe
 }
 
 /// A build that the daemon itself asks for, in place of a client's Solve.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Build {
     /// Its id.
     pub reference: String,
@@ -134,6 +137,10 @@ pub struct Build {
     pub attributes: HashMap<String, String>,
     /// Where the result goes: kind and attributes.
     pub exports: Vec<(String, HashMap<String, String>)>,
+    /// Make one layer of all that the build added to the last stage's base image.
+    pub squash: bool,
+    /// The main context, as an archive or a Dockerfile alone, in place of the session's.
+    pub context: Option<image::ByteStream>,
 }
 
 impl BuildKit {
@@ -155,7 +162,7 @@ impl BuildKit {
             exporters,
             ..SolveRequest::default()
         };
-        let solving = solve(self.clone(), request);
+        let solving = solve(self.clone(), request, Given { squash: build.squash, context: build.context });
         let telling = async {
             let Ok(running) = self.builds.get(&build.reference).await else { return };
             let messages = running.messages();

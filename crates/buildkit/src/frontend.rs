@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use image::build::{BuildEvent, BuildInputs, BuildOptions, ContextSource, Dialect, Scratch, StepBounds};
-use image::{Credentials, Digest, Error, ImageStore};
+use image::{ByteStream, Credentials, Digest, Error};
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
@@ -15,6 +15,7 @@ use crate::BuildKit;
 use crate::build::Running;
 use crate::ignore::patterns;
 use crate::receive::{Wanted, receive};
+use crate::remote::{Remote, is_remote};
 use crate::session::Session;
 
 /// The only frontend.
@@ -26,14 +27,20 @@ const KEEP_GIT_DIR: &str = "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 /// Longest Dockerfile and ignore file.
 const MAX_FILE: u64 = 4 << 20;
 
-/// How a context begins that the client sends when it is asked, as an archive of its own.
-const CLIENTS_OWN: &str = "http://buildkit-session";
-
 /// What a build made.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// The image.
     pub image: Digest,
+}
+
+/// What a build of the daemon's own is given beside its attributes, which any client may set.
+#[derive(Default)]
+pub struct Given {
+    /// Make one layer of all that the build added to the last stage's base image.
+    pub squash: bool,
+    /// The main context, as an archive or a Dockerfile alone, in place of the session's.
+    pub context: Option<ByteStream>,
 }
 
 /// An error of the builder as the protocol has it.
@@ -57,25 +64,30 @@ pub async fn solve(
     session: &str,
     frontend: &str,
     attributes: HashMap<String, String>,
+    given: Given,
     running: &Arc<Running>,
 ) -> Result<Built, Status> {
     check_frontend(frontend, &attributes)?;
     let session = buildkit.sessions.get(session).await?;
     let (mut options, locals) = options(&attributes, buildkit.options.host_network)?;
     let scratch = Scratch::new(&buildkit.options.store).map_err(status)?;
+    options.squash = given.squash;
     options.local_urls = buildkit.options.host_network;
-    let remote = Remote { store: buildkit.options.store.clone(), local_urls: options.local_urls };
-    let main = match attributes.get("context").filter(|context| is_remote(context)) {
-        Some(url) => {
-            let target = scratch.path().join("remote");
-            if remote.fetch(url, &target, running).await? {
-                // There is no other file, whatever name the client gives.
-                "Dockerfile".clone_into(&mut options.dockerfile);
-            }
-            Main::Here(target)
+    let store = buildkit.options.store.clone();
+    let remote = Remote { store, session: session.clone(), local_urls: options.local_urls };
+    let here = scratch.path().join("remote");
+    let (main, dockerfile_only) = match (given.context, attributes.get("context").filter(|url| is_remote(url))) {
+        (Some(sent), _) => (Main::Here(here.clone()), remote.unpack(sent, &here, running).await?),
+        (None, Some(url)) => (Main::Here(here.clone()), remote.fetch(url, &here, running).await?),
+        (None, None) => {
+            let directory = attributes.get("contextkey").cloned().unwrap_or_else(|| "context".to_owned());
+            (Main::Session(directory), false)
         }
-        None => Main::Session(attributes.get("contextkey").cloned().unwrap_or_else(|| "context".to_owned())),
     };
+    if dockerfile_only {
+        // There is no other file, whatever name the client gives.
+        "Dockerfile".clone_into(&mut options.dockerfile);
+    }
     let name = &options.dockerfile;
     let dockerfile = match &main {
         // It is what was fetched, unless the client says that it has its own.
@@ -223,41 +235,6 @@ enum Main {
     Session(String),
     /// In a directory of the build.
     Here(PathBuf),
-}
-
-/// Whether a context is fetched by us. What the client serves itself has a URL, too.
-fn is_remote(context: &str) -> bool {
-    image::is_repository(context) || image::is_url(context) && !context.starts_with(CLIENTS_OWN)
-}
-
-/// What fetches repositories, archives and files.
-struct Remote {
-    store: Arc<ImageStore>,
-    local_urls: bool,
-}
-
-impl Remote {
-    /// Says whether it is a Dockerfile alone.
-    async fn fetch(&self, url: &str, target: &Path, running: &Running) -> Result<bool, Status> {
-        // A step is shown to whoever looks at builds: nobody need see credentials there.
-        let shown = image::build::shown_repository(url);
-        if !image::is_repository(url) {
-            let step = running.begin_step("[internal] load remote build context");
-            let done = image::build::unpack_remote(&self.store, url, self.local_urls, target).await;
-            let done = done.map_err(|error| without_credentials(&status(error), url, &shown));
-            running.end_step(&step, false, done.as_ref().err().map(Status::message));
-            return done;
-        }
-        let step = running.begin_step(&format!("[internal] load git source {shown}"));
-        let done = image::build::checkout(&self.store, url, self.local_urls, target).await.map_err(status);
-        running.end_step(&step, false, done.as_ref().err().map(Status::message));
-        done.map(|()| false)
-    }
-}
-
-/// An error that names a URL as it may be shown.
-fn without_credentials(error: &Status, url: &str, shown: &str) -> Status {
-    Status::new(error.code(), error.message().replace(url, shown))
 }
 
 /// From attributes to the builder's options. Pure.
@@ -447,16 +424,6 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_context_tells_no_credentials() {
-        let url = "http://me:secret@files.test/context.tar";
-        let error = Status::new(Code::NotFound, format!("failed to GET {url} with status 404: {url}"));
-        let shown = without_credentials(&error, url, &image::build::shown_repository(url));
-        assert_eq!(shown.code(), Code::NotFound);
-        let there = "http://files.test/context.tar";
-        assert_eq!(shown.message(), format!("failed to GET {there} with status 404: {there}"));
-    }
-
-    #[test]
     fn attributes_become_options() {
         let (options, locals) = from(&[
             ("filename", "Other"),
@@ -493,7 +460,7 @@ mod tests {
         for (pair, code) in [
             (("force-network-mode", "host"), Code::PermissionDenied),
             (("force-network-mode", "what"), Code::InvalidArgument),
-            (("context", "http://buildkit-session/1"), Code::Unimplemented),
+            (("context", "oci-layout://x"), Code::Unimplemented),
             (("platform", "linux/amd64,linux/arm64"), Code::Unimplemented),
             (("context:x", "input:x"), Code::Unimplemented),
             (("add-hosts", "x"), Code::InvalidArgument),

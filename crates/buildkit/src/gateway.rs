@@ -99,7 +99,8 @@ async fn solve(buildkit: Arc<BuildKit>, reference: String, request: SolveRequest
         return Err(Status::new(Code::Unimplemented, "inputs of a frontend are not supported"));
     }
     let options = request.frontend_opt;
-    let built = frontend::solve(&buildkit, &running.session, &request.frontend, options, &running).await?;
+    let (session, given) = (&running.session, frontend::Given::default());
+    let built = frontend::solve(&buildkit, session, &request.frontend, options, given, &running).await?;
     Ok(SolveResponse { result: Some(result(&buildkit, &running, &built)?) })
 }
 

@@ -8,6 +8,7 @@
 //! | `server` | gRPC on a connection that was handed over |
 //! | `session` | what clients offer: files, secrets, credentials, agents |
 //! | `receive`, `send` | fsutil's copy protocol, both ways |
+//! | `remote` | contexts from URLs, and archives that clients send |
 //! | `control`, `gateway` | the two services |
 //! | `build` | one build: its steps as clients see them, its result |
 //! | `frontend` | from BuildKit's attributes to a build of the `image` crate |
@@ -21,6 +22,7 @@ mod frontend;
 mod gateway;
 mod ignore;
 mod receive;
+mod remote;
 mod send;
 mod server;
 mod session;

@@ -19,6 +19,7 @@ use crate::events::Events;
 use crate::exec::Exec;
 use crate::images::buildkit::BuildKitHost;
 use crate::images::library::Images;
+use crate::images::uploads::Uploads;
 use crate::policy::Endpoint;
 
 /// What the wiring gives to the dialect.
@@ -59,6 +60,8 @@ pub(crate) struct Docker {
     pub(crate) events: Events,
     /// Exec instances that were made here; they live as long as their container or this process.
     pub(crate) execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// Contexts that come beside their builds.
+    pub(crate) uploads: Uploads,
     /// Event streams that are open now, for `docker info`.
     pub(crate) listeners: AtomicUsize,
 }
@@ -103,6 +106,7 @@ impl Docker {
             swarm,
             events,
             execs: Mutex::default(),
+            uploads: Uploads::default(),
             listeners: AtomicUsize::new(0),
         })
     }

@@ -152,6 +152,13 @@ fn credentials(call: &Call) -> Result<BTreeMap<String, image::Credentials>> {
 }
 
 async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
+    let session = call.query.text("version") == Some("2");
+    if let Some(id) =
+        call.query.text("buildid").and_then(|id| id.strip_prefix(super::uploads::PREFIX)).filter(|_| session)
+    {
+        let id = id.to_owned();
+        return super::buildkit::upload(&docker, call, &id).await;
+    }
     let mut request = request(&call, docker.state.endpoint, docker.state.experimental)?;
     let mut asked = Vec::new();
     if request.network == "host" {
@@ -161,8 +168,8 @@ async fn image_build(docker: Arc<Docker>, call: Call) -> Reply {
         asked.push(Privilege::CgroupParent(parent.to_owned()));
     }
     policy::judge(docker.state.endpoint, &asked)?;
-    if call.query.text("version") == Some("2") {
-        return super::buildkit::build(&docker, &call, &request);
+    if session {
+        return super::buildkit::build(&docker, call, &request).await;
     }
     request.network = network(&docker, &request.network);
     let quiet = call.query.flag("q");

@@ -8,11 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::upgrade::Upgraded;
+use image::ByteStream;
 use image::build::BuildOptions;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::transfer::line;
+use super::uploads;
 use crate::body;
 use crate::call::Call;
 use crate::error::Error;
@@ -29,7 +31,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 pub type Connection = Upgraded;
 
 /// A build whose files come over a session (`POST /build?version=2`).
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct SessionBuild {
     /// Its id, which the client chose.
     pub reference: String,
@@ -39,6 +41,10 @@ pub struct SessionBuild {
     pub attributes: HashMap<String, String>,
     /// Where the result goes: kind and attributes.
     pub exports: Vec<(String, HashMap<String, String>)>,
+    /// Make one layer of all that the build added to the last stage's base image.
+    pub squash: bool,
+    /// The main context, as an archive or a Dockerfile alone, in place of the session's.
+    pub context: Option<ByteStream>,
 }
 
 /// What such a build says.
@@ -108,21 +114,22 @@ fn hand_over(
 }
 
 /// `POST /build?version=2`: the same builder without the client's own gRPC calls.
-pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Reply {
-    let Some(host) = docker.state.buildkit.clone() else {
-        return Err(Error::NotImplemented("BuildKit is not available here; build with DOCKER_BUILDKIT=0".into()));
-    };
-    let mut request = request(call, options)?;
+pub(super) async fn build(docker: &Docker, call: Call, options: &BuildOptions) -> Reply {
+    let host = host(docker)?;
+    let mut request = request(&call, options)?;
     match call.query.text("remote") {
         Some("client-session") => {}
+        Some(uploads::REMOTE) => request.context = Some(docker.uploads.take(&request.reference).await?),
         Some(url) if image::is_repository(url) || image::is_url(url) => {
             drop(request.attributes.insert("context".to_owned(), url.to_owned()))
         }
-        _ => {
-            let why = "a BuildKit build takes its context from the client's session or a URL";
+        Some(_) => {
+            let why = "a BuildKit build takes its context from the client's session, an upload or a URL";
             return Err(Error::NotImplemented(why.into()));
         }
+        None => request.context = Some(body::byte_stream(call.body)),
     }
+    let quiet = options.quiet;
     let mut events = host.build(request);
     let (sender, pieces) = body::channel();
     tokio::spawn(async move {
@@ -138,7 +145,14 @@ pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Rep
                     line(&json!({ "id": "moby.buildkit.trace", "aux": STANDARD.encode(bytes) }))
                 }
                 SessionBuildEvent::Done(Ok(None)) => continue,
-                SessionBuildEvent::Done(Ok(Some(id))) => line(&json!({ "id": "moby.image.id", "aux": { "ID": id } })),
+                SessionBuildEvent::Done(Ok(Some(id))) => {
+                    let mut text = line(&json!({ "id": "moby.image.id", "aux": { "ID": id } })).to_vec();
+                    if quiet {
+                        // It is all that such a client shows.
+                        text.extend_from_slice(&line(&json!({ "stream": format!("{id}\n") })));
+                    }
+                    text.into()
+                }
                 SessionBuildEvent::Done(Err(why)) => {
                     line(&json!({ "errorDetail": { "message": why.clone() }, "error": why }))
                 }
@@ -149,6 +163,18 @@ pub(super) fn build(docker: &Docker, call: &Call, options: &BuildOptions) -> Rep
         }
     });
     Ok(body::stream("application/json", pieces))
+}
+
+/// `POST /build?version=2&buildid=upload-request:ID`: the context of another such request.
+pub(super) async fn upload(docker: &Docker, call: Call, id: &str) -> Reply {
+    host(docker)?;
+    docker.uploads.offer(id, body::byte_stream(call.body)).await?;
+    Ok(body::empty(StatusCode::OK))
+}
+
+fn host(docker: &Docker) -> Result<Arc<dyn BuildKitHost>, Error> {
+    let absent = || Error::NotImplemented("BuildKit is not available here; build with DOCKER_BUILDKIT=0".into());
+    docker.state.buildkit.clone().ok_or_else(absent)
 }
 
 fn request(call: &Call, options: &BuildOptions) -> Result<SessionBuild, Error> {
@@ -196,5 +222,5 @@ fn request(call: &Call, options: &BuildOptions) -> Result<SessionBuild, Error> {
     }
     let reference = call.query.text("buildid").map_or_else(|| hex::encode(rand::random::<[u8; 16]>()), str::to_owned);
     let session = call.query.text("session").unwrap_or_default().to_owned();
-    Ok(SessionBuild { reference, session, attributes, exports })
+    Ok(SessionBuild { reference, session, attributes, exports, squash: options.squash, context: None })
 }

@@ -4,6 +4,7 @@ pub(crate) mod build;
 pub(crate) mod buildkit;
 pub(crate) mod library;
 pub(crate) mod transfer;
+pub(crate) mod uploads;
 
 use std::sync::Arc;
 

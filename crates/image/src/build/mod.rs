@@ -35,7 +35,7 @@ pub use self::context::exclude_ignored;
 pub use self::flags::Dialect;
 pub(crate) use self::remote::FETCHES_MAX;
 pub use self::remote::{
-    RemoteContext, Waiting, checkout, remote_context, remote_file, shown_repository, unpack_remote,
+    RemoteContext, Waiting, checkout, remote_context, remote_file, shown_repository, unpack_remote, unpack_sent,
 };
 pub use self::report::StepEvent;
 use crate::digest::Digest;

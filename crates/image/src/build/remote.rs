@@ -1,5 +1,5 @@
-//! A build's context from a URL: a tar archive, a Dockerfile that has no context, or a git repository. `Source:` moby `builder/remotecontext`,
-//! Docker Engine API, `ImageBuild`, `remote`.
+//! A build's context from a URL: a tar archive, a Dockerfile that has no context, or a git repository; and one that a client sends as a
+//! server would. `Source:` moby `builder/remotecontext`, Docker Engine API, `ImageBuild`, `remote`.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -74,6 +74,11 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     }
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     let (body, waiting) = bounded(url, response.into_body().into_data_stream(), FETCH_MAX, place);
+    judged(url, &said, body, waiting).await
+}
+
+/// Finds out what a body is, by what is said of it, or by its beginning.
+async fn judged(url: &str, said: &str, body: ByteStream, waiting: Waiting) -> Result<RemoteContext> {
     // It is asked again after its end.
     let mut body = body.fuse();
     let mut first = Vec::new();
@@ -87,7 +92,7 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
     if first.is_empty() {
         return Err(undetected("empty response".to_owned()));
     }
-    let kind = kind(&said, first.get(..LOOKED_AT_BYTES).unwrap_or(&first))
+    let kind = kind(said, first.get(..LOOKED_AT_BYTES).unwrap_or(&first))
         .ok_or_else(|| undetected(format!("unsupported Content-Type {said:?}")))?;
     if kind == Kind::Archive {
         let start = futures::stream::once(std::future::ready(Ok(Bytes::from(first))));
@@ -109,7 +114,27 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
 ///
 /// Errors: as for [`remote_context`], and those of archives.
 pub async fn unpack_remote(store: &Arc<ImageStore>, url: &str, local_urls: bool, target: &Path) -> Result<bool> {
-    let remote = remote_context(store, url, local_urls).await?;
+    unpacked(store, remote_context(store, url, local_urls).await?, target).await
+}
+
+/// Unpacks a context that a client sends, within the bounds of one that is fetched, into a directory, which is made; says whether it
+/// is a Dockerfile alone, under that name. Errors call it by `name`.
+///
+/// Errors: `Invalid` when nothing comes; `Unavailable` when too many come at once; those of the client and of archives.
+pub async fn unpack_sent<E>(
+    store: &Arc<ImageStore>,
+    name: &str,
+    body: impl Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
+    target: &Path,
+) -> Result<bool>
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    let (body, waiting) = bounded(name, body, FETCH_MAX, place(store, name).await?);
+    unpacked(store, judged(name, "", body, waiting).await?, target).await
+}
+
+async fn unpacked(store: &ImageStore, remote: RemoteContext, target: &Path) -> Result<bool> {
     let (limits, target) = (store.options.limits, target.to_owned());
     let reader = tokio_util::io::StreamReader::new(remote.stream);
     crate::archive::in_background(reader, move |archive| {

@@ -39,6 +39,8 @@ impl docker::BuildKitHost for Host {
                 session: build.session,
                 attributes: build.attributes,
                 exports: build.exports,
+                squash: build.squash,
+                context: build.context,
             };
             let building = buildkit.build(request, |trace| {
                 let told = told.clone();
