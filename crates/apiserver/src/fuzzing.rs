@@ -1,6 +1,6 @@
 //! Targets for fuzzing: what reads text that strangers send. A target panics when a claim does not hold.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 

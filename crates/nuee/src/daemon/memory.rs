@@ -69,7 +69,7 @@ async fn let_go() {
 
 /// Where the program and its libraries have their text and constants: what is loaded without the right to write. What the
 /// loader relocates and then protects is not among it: a segment says what it was before. Whole pages, addresses in memory.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::cast_possible_truncation)] // The loader's words are as wide as an address.
 fn constant_segments() -> Vec<Range<usize>> {
     unsafe extern "C" fn add(info: *mut libc::dl_phdr_info, _: libc::size_t, into: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the loader hands in a description that is valid during the call, and `into` is the list below.
@@ -93,7 +93,7 @@ fn constant_segments() -> Vec<Range<usize>> {
 }
 
 /// Where the kernel's own code is in this process, which comes from no file.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::cast_possible_truncation)] // A word of the vector is as wide as an address.
 fn vdso() -> usize {
     // SAFETY: reads a word of the vector that the kernel gave to this process; 0 if there is none of that name.
     unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) as usize }
