@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -229,7 +229,7 @@ impl Inner {
             return Err(Error::Invalid(format!("no matching subnet for range {range}")));
         }
         let ipv6 = self.resolve6(core, config, old)?;
-        check_kept(subnet, gateway, ipv6, &config.kept)?;
+        super::kept::check(subnet, gateway, ipv6, &config.kept)?;
         let bridge = if config.bridge.is_empty() { bridge_name(&config.id) } else { config.bridge.clone() };
         check_interface(&bridge)?;
         if others.clone().any(|n| n.bridge == bridge) {
@@ -595,22 +595,6 @@ fn may_be_part(subnet: Subnet, part: Subnet) -> bool {
     subnet.contains(part.address()) && part.prefix() > subnet.prefix()
 }
 
-/// Refuses to keep what is not the network's to give. A network may have addresses of IPv6 for show. Pure.
-fn check_kept(subnet: Subnet, gateway: Ipv4Addr, ipv6: Option<Ipv6Network>, kept: &[IpAddr]) -> Result<()> {
-    let is_given = |address: &IpAddr| match address {
-        IpAddr::V4(address) => subnet.is_host(*address) && *address != gateway,
-        IpAddr::V6(address) => ipv6.is_none_or(|six| six.subnet.is_host(*address) && *address != six.gateway),
-    };
-    match kept.iter().find(|address| !is_given(address)) {
-        None => Ok(()),
-        Some(IpAddr::V4(address)) if subnet.contains(*address) => Err(Error::AddressTaken((*address).into())),
-        Some(IpAddr::V6(address)) if ipv6.is_some_and(|six| six.subnet.contains(*address)) => {
-            Err(Error::AddressTaken((*address).into()))
-        }
-        Some(address) => Err(Error::Invalid(format!("auxiliary address {address} is not of the network's subnets"))),
-    }
-}
-
 /// Refuses addresses that are others' on the internet, or that this machine answers for: they would not be reached. What the
 /// operator's pools hold is for networks.
 fn check_private<'a>(
@@ -678,22 +662,6 @@ mod tests {
         let check = |text: &str| check_private(text.parse().unwrap(), &pools, floating.iter()).is_ok();
         assert!(check("10.89.0.0/24") && check("192.168.6.0/24") && check("198.19.4.0/24"));
         assert!(!check("1.1.1.0/24") && !check("32.0.0.0/3") && !check("192.168.7.0/24"));
-    }
-
-    #[test]
-    fn what_is_kept_is_of_the_network_and_nobody_elses() {
-        let (subnet, gateway) = ("10.90.0.0/24".parse().unwrap(), Ipv4Addr::new(10, 90, 0, 1));
-        let six =
-            Ipv6Network { subnet: "fd00:1::/64".parse().unwrap(), range: None, gateway: "fd00:1::1".parse().unwrap() };
-        let check = |six, kept: &str| check_kept(subnet, gateway, six, &[kept.parse().unwrap()]);
-        assert!(check(None, "10.90.0.9").is_ok() && check(Some(six), "fd00:1::9").is_ok());
-        assert!(check(None, "fd00:2::9").is_ok(), "for show");
-        for taken in ["10.90.0.0", "10.90.0.1", "10.90.0.255", "fd00:1::1"] {
-            assert!(matches!(check(Some(six), taken), Err(Error::AddressTaken(_))), "{taken}");
-        }
-        for others in ["10.91.0.9", "fd00:2::9"] {
-            assert!(matches!(check(Some(six), others), Err(Error::Invalid(_))), "{others}");
-        }
     }
 
     #[test]
