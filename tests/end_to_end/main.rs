@@ -32,6 +32,7 @@ mod migration_disks;
 mod migration_faults;
 mod migration_postcopy;
 mod migration_uefi;
+mod network_options;
 mod pods;
 mod ports;
 mod readme;

@@ -130,9 +130,9 @@ pub struct Outside {
 
 impl Outside {
     /// Refuses what the operator does not let.
-    fn check(&self, spec: &NetworkSpec, subnet: Option<network::Subnet>) -> Result<()> {
+    fn check(&self, spec: &NetworkSpec, config: &NetworkConfig) -> Result<()> {
         let of = |range: &network::Subnet| {
-            subnet.is_some_and(|own| range.contains(own.address()) && range.contains(own.last()))
+            config.subnet.is_some_and(|own| range.contains(own.address()) && range.contains(own.last()))
         };
         match spec.mode {
             NetworkMode::Routed if !self.routed.iter().any(of) => {
@@ -140,6 +140,11 @@ impl Outside {
             }
             NetworkMode::Bridged if !self.interfaces.contains(&spec.uplink) => {
                 Err(Error::Invalid(format!("{} is not of bridgedInterfaces in the machine's settings", spec.uplink)))
+            }
+            // Only what the machine's operator makes for himself may show whatever addresses it says it has.
+            _ if config.unmasqueraded && config.beside_routes && !self.routed.iter().any(of) => {
+                let text = "without translation of source addresses, the subnet must be of routedAddresses in the machine's settings";
+                Err(Error::Invalid(text.into()))
             }
             _ => Ok(()),
         }
@@ -426,7 +431,7 @@ impl Networks {
     }
 
     async fn realize(&self, object: &Network, config: NetworkConfig) -> Result<network::Network> {
-        self.outside.check(&object.spec, config.subnet)?;
+        self.outside.check(&object.spec, &config)?;
         let mut network = self.fabric.ensure_network(config.clone()).await?;
         // Where the subnet was the fabric's to choose, it is known only now.
         let shared = object.spec.shared(&network.subnet.to_string()).is_some();
@@ -636,13 +641,20 @@ mod tests {
         let outside = Outside { routed: vec!["192.0.2.0/24".parse().unwrap()], interfaces: vec!["lan0".into()] };
         let check = |mode, subnet: &str, uplink: &str| {
             let spec = NetworkSpec { mode, uplink: uplink.into(), ..NetworkSpec::default() };
-            outside.check(&spec, subnet.parse().ok()).is_ok()
+            outside.check(&spec, &NetworkConfig { subnet: subnet.parse().ok(), ..NetworkConfig::default() }).is_ok()
         };
         assert!(check(NetworkMode::Nat, "10.0.0.0/24", ""));
         assert!(check(NetworkMode::Routed, "192.0.2.128/25", ""));
         assert!(!check(NetworkMode::Routed, "192.0.2.0/23", ""), "larger than what is let");
         assert!(!check(NetworkMode::Routed, "10.0.0.0/24", ""));
         assert!(check(NetworkMode::Bridged, "10.0.0.0/24", "lan0"));
+        let seen = |subnet: &str, beside_routes| {
+            let subnet = subnet.parse().ok();
+            let config = NetworkConfig { subnet, beside_routes, unmasqueraded: true, ..NetworkConfig::default() };
+            outside.check(&NetworkSpec::default(), &config).is_ok()
+        };
+        assert!(seen("10.0.0.0/24", false), "the operator's own");
+        assert!(!seen("10.0.0.0/24", true) && !seen("", true) && seen("192.0.2.0/24", true));
         assert!(!check(NetworkMode::Bridged, "10.0.0.0/24", "eth0"));
     }
 

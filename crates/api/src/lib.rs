@@ -10,6 +10,7 @@ pub mod log_tag;
 pub mod migration;
 pub mod names;
 pub mod network;
+pub mod network_options;
 pub mod network_route;
 pub mod port;
 pub mod privilege;

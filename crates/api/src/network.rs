@@ -1,11 +1,13 @@
 //! `Network`: a layer-2 segment with one IPv4 subnet, and one of IPv6 if wanted, that containers, pods and VMs share.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::network_options::{NetworkOptions, OptionError};
 use crate::share::{self, Range};
 use crate::subnet::AddressPlan;
 
@@ -69,10 +71,35 @@ impl NetworkSpec {
         matches!(self.driver.as_str(), "" | "overlay") && self.mode == NetworkMode::Nat
     }
 
+    /// What the driver options ask for.
+    ///
+    /// Errors: those of [`NetworkOptions::read`].
+    pub fn read_options(&self) -> Result<NetworkOptions, OptionError> {
+        NetworkOptions::read(&self.options, self.spans())
+    }
+
     /// The range that machines share, when the network is of this subnet; `None` when it is too small for that.
     pub fn shared(&self, subnet: &str) -> Option<Range> {
         let range = if self.ip_range.is_empty() { subnet } else { &self.ip_range };
         range.parse().ok().filter(|range| self.spans() && share::first(*range).is_some())
+    }
+
+    /// The addresses that are others', in the order of their names. On a network of which machines share a range, none may be one that a
+    /// machine could take for itself.
+    ///
+    /// Errors: the text says which is no address, or cannot be kept.
+    pub fn read_auxiliary(&self, shared: Option<Range>) -> Result<Vec<IpAddr>, String> {
+        let read = |(name, text): (&String, &String)| {
+            let none = || format!("non parsable secondary ip address ({name}:{text}) passed for network {}", self.name);
+            let address = text.parse::<IpAddr>().map_err(|_| none())?;
+            match (address, shared) {
+                (IpAddr::V4(four), Some(range)) if share::may_be_own(range, four) => Err(format!(
+                    "auxiliary address {name}:{text} is one that a machine of the pool takes for itself: the network spans them"
+                )),
+                _ => Ok(address),
+            }
+        };
+        self.auxiliary_addresses.iter().map(read).collect()
     }
 
     /// Whether it leaves its addresses to a `Subnet`; without one, it takes a free subnet.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::container::{ContainerSpec, DEFAULT_CAPABILITIES};
 use crate::network::NetworkMode;
+use crate::network_options::{BRIDGE_NAME, NetworkOptions};
 use crate::virtual_machine::VirtualMachineSpec;
 
 /// What a request asks of the machine beyond an ordinary container.
@@ -114,20 +115,20 @@ pub fn mount_words(options: &BTreeMap<String, String>) -> impl Iterator<Item = &
     options.get("o").into_iter().flat_map(|words| words.split(',')).filter(|word| !word.is_empty())
 }
 
-/// A network on an interface of the machine, or on a bridge of its own choice.
+/// A network on an interface of the machine, on a bridge of its own choice, or seen outside by addresses of its own choice.
 pub fn of_network(mode: NetworkMode, options: &BTreeMap<String, String>) -> Vec<Privilege> {
     let bridged = (mode == NetworkMode::Bridged).then(|| Privilege::Interface("(mode bridged)".into()));
     let named = options.get(BRIDGE_NAME).map(|name| Privilege::Interface(format!("(bridge {name})")));
-    bridged.into_iter().chain(named).collect()
+    // What cannot be read is refused by whoever makes the network.
+    let seen = NetworkOptions::read(options, false).is_ok_and(|read| !read.masquerade);
+    let seen = seen.then(|| Privilege::Unconfined("the translation of source addresses".into()));
+    bridged.into_iter().chain(named).chain(seen).collect()
 }
 
 /// A virtual machine whose guest reaches whatever listens on its host's side, past all networks.
 pub fn of_machine(spec: &VirtualMachineSpec) -> Vec<Privilege> {
     spec.vsock.then(|| Privilege::Device("/dev/vhost-vsock".into())).into_iter().collect()
 }
-
-/// Option by which a network chooses the name of its bridge.
-const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
 /// A `local` volume with options is a mount of the host in disguise.
 pub fn of_volume(options: &BTreeMap<String, String>) -> Vec<Privilege> {
@@ -147,6 +148,7 @@ pub fn of_volume(options: &BTreeMap<String, String>) -> Vec<Privilege> {
 mod tests {
     use super::*;
     use crate::container::Mount;
+    use crate::network_options::MASQUERADE;
 
     #[test]
     fn no_word_disguises_a_path_of_the_host() {
@@ -163,6 +165,9 @@ mod tests {
         assert!(of_volume(&options(&[("type", "tmpfs"), ("o", "size=1m"), ("device", "tmpfs")])).is_empty());
         assert!(of_volume(&options(&[])).is_empty());
         assert_eq!(of_network(NetworkMode::default(), &options(&[(BRIDGE_NAME, "br0")])).len(), 1);
+        let seen = |value| of_network(NetworkMode::default(), &options(&[(MASQUERADE, value)]));
+        assert_eq!(seen("F"), [Privilege::Unconfined("the translation of source addresses".into())]);
+        assert!(seen("true").is_empty());
     }
 
     #[test]

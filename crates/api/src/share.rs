@@ -77,6 +77,9 @@ const PARTS_BITS: u8 = 3;
 /// A part has room for some workloads.
 const PREFIX_MAX: u8 = 28;
 
+/// A machine's own address is one of so many at the end of its part.
+const OWN_CANDIDATES: u32 = 3;
+
 /// The first machine's part.
 pub fn first(network: Range) -> Option<Range> {
     Some(Range::containing(network.address(), network.prefix() + 1)).filter(|half| half.prefix() <= PREFIX_MAX)
@@ -120,7 +123,14 @@ pub fn own_address(network: Range, part: Range, gateway: Option<Ipv4Addr>) -> Ip
     let is_free = |address: &Ipv4Addr| *address != network.last() && Some(*address) != gateway;
     let back = |by: u32| Ipv4Addr::from_bits(part.last().to_bits().saturating_sub(by));
     // Two may be taken, so one of three is free.
-    (0..3).map(back).find(is_free).unwrap_or_else(|| part.last())
+    (0..OWN_CANDIDATES).map(back).find(is_free).unwrap_or_else(|| part.last())
+}
+
+/// Whether an address may be a machine's own by [`own_address`], whatever the network and its gateway.
+pub fn may_be_own(range: Range, address: Ipv4Addr) -> bool {
+    let half = first(range).filter(|half| half.contains(address));
+    let part = half.or_else(|| other_with(range, address));
+    part.is_some_and(|part| part.last().to_bits() - address.to_bits() < OWN_CANDIDATES)
 }
 
 /// How many workloads there is room for in a part, at least: without network, broadcast, gateway and the machine's own address.
@@ -134,6 +144,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_a_machine_may_take_for_itself_is_known() {
+        let network: Range = "10.90.0.0/24".parse().unwrap();
+        for part in first(network).into_iter().chain(others(network)) {
+            for gateway in [None, Some(part.last())] {
+                assert!(may_be_own(network, own_address(network, part, gateway)));
+            }
+            assert!(!may_be_own(network, part.address()));
+        }
+        assert!(!may_be_own(network, Ipv4Addr::new(10, 91, 0, 127)));
+    }
 
     #[test]
     fn the_usual_network_has_room_for_128_further_machines() {

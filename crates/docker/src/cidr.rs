@@ -47,6 +47,22 @@ impl Cidr {
         mask(ip, self.prefix) == self.base
     }
 
+    /// The addresses that nobody else gets on a network of this subnet: its first, the gateway (the next one if none is named), and the last
+    /// where that is for all.
+    pub(crate) fn given(&self, gateway: &str) -> Vec<IpAddr> {
+        let (next, last): (IpAddr, Option<IpAddr>) = match self.base {
+            IpAddr::V4(base) => {
+                let hosts = u32::MAX.checked_shr(self.prefix).unwrap_or(0);
+                (
+                    Ipv4Addr::from_bits(base.to_bits() | 1).into(),
+                    Some(Ipv4Addr::from_bits(base.to_bits() | hosts).into()),
+                )
+            }
+            IpAddr::V6(base) => (Ipv6Addr::from_bits(base.to_bits() | 1).into(), None),
+        };
+        [self.base, gateway.parse().unwrap_or(next)].into_iter().chain(last).collect()
+    }
+
     /// Whether the two have an address in common.
     pub(crate) fn overlaps(&self, other: &Cidr) -> bool {
         self.holds(other.base) || other.holds(self.base)
@@ -87,6 +103,16 @@ mod tests {
         for bad in ["10.1.2.3", "10.1.2.3/33", "fd00::/129", "fd00:zz::/64", "/8"] {
             assert!(Cidr::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_subnet_keeps_for_itself_is_known() {
+        let given = |subnet: &str, gateway: &str| {
+            cidr(subnet).given(gateway).iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(given("10.1.2.0/24", ""), "10.1.2.0 10.1.2.1 10.1.2.255");
+        assert_eq!(given("10.1.2.0/29", "10.1.2.6"), "10.1.2.0 10.1.2.6 10.1.2.7");
+        assert_eq!(given("fd00::/64", ""), "fd00:: fd00::1");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Networks: list, inspect, create, remove, connect, disconnect, prune.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -302,6 +303,7 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         labels: request.labels,
         options: request.options,
     };
+    check_options(&spec)?;
     policy::judge(docker.state.endpoint, &api::privilege::of_network(spec.mode, &spec.options))?;
     check_overlap(&docker, &spec)?;
     let is_label = !request.name.contains('.') && text::object_name(&request.name) == request.name;
@@ -361,6 +363,33 @@ fn check(request: &Create) -> Result<()> {
     }
     if [true, false].iter().any(|family| families.iter().filter(|f| *f == family).count() > 1) {
         return invalid("bridge driver doesn't support multiple subnets".into());
+    }
+    Ok(())
+}
+
+/// Refuses options and auxiliary addresses that could not be acted upon.
+fn check_options(spec: &NetworkSpec) -> Result<()> {
+    spec.read_options().map_err(|error| match error.is_missing() {
+        true => Error::NotImplemented(error.to_string()),
+        false => Error::Invalid(error.to_string()),
+    })?;
+    let kept = spec.read_auxiliary(spec.shared(&spec.subnet)).map_err(Error::Invalid)?;
+    let pools = [(Cidr::parse(&spec.subnet)?, &spec.gateway), (Cidr::parse(&spec.ipv6_subnet)?, &spec.ipv6_gateway)];
+    let mut taken: Vec<IpAddr> =
+        pools.iter().flat_map(|(pool, gateway)| pool.iter().flat_map(|pool| pool.given(gateway))).collect();
+    for (address, (name, text)) in kept.into_iter().zip(&spec.auxiliary_addresses) {
+        if !pools.iter().any(|(pool, _)| pool.is_some_and(|pool| pool.holds(address))) {
+            let pool = if address.is_ipv6() { &spec.ipv6_subnet } else { &spec.subnet };
+            return Err(Error::Forbidden(format!(
+                "auxiliary address: ({name}:{text}) must belong to the master pool: {pool}"
+            )));
+        }
+        if taken.contains(&address) {
+            return Err(Error::Forbidden(format!(
+                "failed to allocate secondary ip address ({name}:{text}): Address already in use"
+            )));
+        }
+        taken.push(address);
     }
     Ok(())
 }

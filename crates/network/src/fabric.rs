@@ -6,6 +6,7 @@ mod attachments;
 mod floating;
 mod guards;
 mod inner;
+mod kept;
 mod monitor;
 pub mod overlay;
 mod publications;

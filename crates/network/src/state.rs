@@ -8,4 +8,5 @@
 pub(crate) mod addresses;
 pub(crate) mod files;
 pub(crate) mod ports;
+mod ranges;
 pub(crate) mod reservations;

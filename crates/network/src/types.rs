@@ -91,6 +91,9 @@ pub struct NetworkConfig {
     /// Workloads are seen outside by their own addresses, and reached by them.
     #[serde(default)]
     pub plain: bool,
+    /// Workloads are seen outside by their own addresses, but not reached by them.
+    #[serde(default)]
+    pub unmasqueraded: bool,
     /// Interface of the machine that the bridge has as a port: workloads are neighbours of what is there. The gateway is then another's,
     /// and the machine has no address on the network.
     #[serde(default)]
@@ -101,6 +104,15 @@ pub struct NetworkConfig {
     /// MTU; `None` means the fabric's.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Address of the machine that ports of workloads are published on where none is named; `None` means all.
+    #[serde(default)]
+    pub published_on: Option<Ipv4Addr>,
+    /// What names of interfaces in namespaces begin with; empty means `eth`.
+    #[serde(default)]
+    pub interface_prefix: String,
+    /// Addresses of the subnets that are others', and given to nobody.
+    #[serde(default)]
+    pub kept: Vec<IpAddr>,
     /// The network spans machines: this one gives addresses of parts of it alone, by [`crate::Fabric::share_network`].
     #[serde(default)]
     pub shared: bool,
@@ -175,6 +187,15 @@ pub struct Network {
     pub isolated_ports: bool,
     /// MTU in force.
     pub mtu: u32,
+    /// Address of the machine that ports of workloads are published on where none is named.
+    #[serde(default)]
+    pub published_on: Option<Ipv4Addr>,
+    /// What names of interfaces in namespaces begin with; empty means `eth`.
+    #[serde(default)]
+    pub interface_prefix: String,
+    /// Addresses that are given to nobody.
+    #[serde(default)]
+    pub kept: Vec<IpAddr>,
     /// The network spans machines, and this one gives addresses of these parts alone.
     #[serde(default)]
     pub parts: Option<Vec<Subnet>>,

@@ -2,9 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use network::{AttachRequest, Attachment, Error, Network, NetworkConfig, Remote, SecurityGroup, SecurityRule, Traffic};
+use network::{
+    AttachRequest, Attachment, Error, Network, NetworkConfig, PortMapping, Protocol, Remote, SecurityGroup,
+    SecurityRule, Traffic,
+};
 
-use crate::lab::{self, Lab, MACHINE, PATIENCE, WORLD, ask, assert_alive, assert_unreachable, dial, serve_tcp, shell};
+use crate::lab::{
+    self, Lab, MACHINE, PATIENCE, WORLD, ask, assert_alive, assert_refused, assert_unreachable, dial, serve_tcp, shell,
+};
 use crate::security_groups::assert_cut;
 
 /// Addresses that are routed to the machine, or those of a network beside it.
@@ -37,6 +42,56 @@ fn a_routed_network_is_seen_and_reached_as_it_is() {
         assert_eq!(ask(Some(&stranger.namespace), WORLD, 9000), format!("world {MACHINE}"));
         // From other networks it is as far as any.
         assert_unreachable(Some(&stranger.namespace), inner.address, 80);
+    });
+}
+
+#[test]
+fn a_network_without_masquerading_is_seen_as_it_is_and_not_reached() {
+    lab::run(|mut lab| async move {
+        let config = NetworkConfig { id: "seen".into(), unmasqueraded: true, ..Default::default() };
+        make(&lab, config.clone()).await.unwrap();
+        let inner = lab.workload("inner", "seen").await;
+        in_world(&lab, &format!("ip route add {SUBNET} via {MACHINE}"));
+        serve_tcp(Some(&inner.namespace), 80, "inner");
+        serve_tcp(Some(&lab.world), 9000, "world");
+        assert_eq!(ask(Some(&inner.namespace), WORLD, 9000), format!("world {}", inner.address));
+        assert_unreachable(Some(&lab.world), inner.address, 80);
+        // Published ports lead in as ever.
+        let port = lab.publish(&inner, 0, 80, Protocol::Tcp).await;
+        assert_eq!(ask(Some(&lab.world), MACHINE, port), format!("inner {WORLD}"));
+        lab.restart().await;
+        assert_eq!(ask(Some(&inner.namespace), WORLD, 9000), format!("world {}", inner.address));
+        // Whoever wants it otherwise gets it otherwise, at once.
+        make(&lab, NetworkConfig { unmasqueraded: false, ..config }).await.unwrap();
+        assert_eq!(ask(Some(&inner.namespace), WORLD, 9000), format!("world {MACHINE}"));
+    });
+}
+
+#[test]
+fn a_network_says_where_ports_are_published_and_what_interfaces_are_called() {
+    lab::run(|lab| async move {
+        let published_on = Some(Ipv4Addr::LOCALHOST);
+        let config =
+            NetworkConfig { id: "own".into(), published_on, interface_prefix: "net".into(), ..Default::default() };
+        make(&lab, config).await.unwrap();
+        let inner = lab.workload("inner", "own").await;
+        assert_eq!(inner.interface, "net0");
+        serve_tcp(Some(&inner.namespace), 80, "inner");
+        let port = |host_address| PortMapping {
+            host_address,
+            host_port: 0,
+            host_port_end: 0,
+            target_port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let ports = vec![port(None), port(Some(Ipv4Addr::UNSPECIFIED.into()))];
+        let bound = lab.fabric.publish("inner", &inner, ports.clone()).await.unwrap();
+        assert_eq!(bound[0].host_address, Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(bound[1].host_address, Some(Ipv4Addr::UNSPECIFIED.into()), "it was named");
+        assert!(ask(None, Ipv4Addr::LOCALHOST, bound[0].host_port).starts_with("inner "));
+        assert_refused(Some(&lab.world), MACHINE, bound[0].host_port);
+        assert_eq!(ask(Some(&lab.world), MACHINE, bound[1].host_port), format!("inner {WORLD}"));
+        assert_eq!(lab.fabric.publish("inner", &inner, ports).await.unwrap(), bound, "what is there already stays");
     });
 }
 

@@ -9,13 +9,6 @@ use network::{Ipv6Config, NetworkConfig};
 use crate::error::{Error, Result};
 use crate::subnets;
 
-/// Options by which Docker names the bridge.
-const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
-/// Option by which Docker forbids talk between containers.
-const ICC_OPTION: &str = "com.docker.network.bridge.enable_icc";
-/// Option by which Docker sets the MTU.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
-
 /// What the fabric is asked for; `None` for drivers without a bridge.
 pub(super) fn config(object: &Network) -> Option<Result<NetworkConfig>> {
     let spec = &object.spec;
@@ -29,12 +22,15 @@ pub(super) fn config(object: &Network) -> Option<Result<NetworkConfig>> {
         // It stays with the subnet, also when its `Subnet` has gone: whoever makes the network later has it as the others have.
         let told = status.filter(|_| spec.is_open()).map_or("", |status| status.gateway.as_str());
         let gateway = if spec.gateway.is_empty() { told } else { spec.gateway.trim() };
+        let options = spec.read_options().map_err(|error| Error::Invalid(error.to_string()))?;
+        let known = status.map_or("", |status| status.subnet.as_str());
+        let range = spec.shared(if spec.subnet.is_empty() { known } else { &spec.subnet });
         Ok(NetworkConfig {
             id: object.metadata.uid.clone().unwrap_or_default(),
-            bridge: spec.options.get(BRIDGE_NAME_OPTION).cloned().unwrap_or_default(),
+            bridge: options.bridge,
             // The subnet that was taken once stays.
             subnet: match subnet(&spec.subnet)? {
-                None => subnet(object.status.as_ref().map_or("", |s| s.subnet.as_str()))?,
+                None => subnet(known)?,
                 some => some,
             },
             ip_range: subnet(&spec.ip_range)?,
@@ -46,15 +42,15 @@ pub(super) fn config(object: &Network) -> Option<Result<NetworkConfig>> {
             internal: spec.internal,
             routed: false,
             plain: spec.mode == NetworkMode::Routed,
+            unmasqueraded: !options.masquerade,
             uplink: (spec.mode == NetworkMode::Bridged).then(|| spec.uplink.clone()),
-            isolated_ports: spec.options.get(ICC_OPTION).is_some_and(|v| v == "false"),
-            mtu: spec.options.get(MTU_OPTION).and_then(|v| v.parse().ok()),
+            isolated_ports: !options.talk,
+            mtu: options.mtu,
+            published_on: options.published_on,
+            interface_prefix: options.interface_prefix,
+            kept: spec.read_auxiliary(range).map_err(Error::Invalid)?,
             beside_routes: object.metadata.namespace.as_deref() != Some(DOCKER_NAMESPACE),
-            shared: {
-                let known = object.status.as_ref().map(|status| status.subnet.as_str());
-                let subnet = if spec.subnet.is_empty() { known.unwrap_or_default() } else { &spec.subnet };
-                spec.shared(subnet).is_some()
-            },
+            shared: range.is_some(),
             plan: plan.map(subnets::plan_of).unwrap_or_default(),
         })
     })())
@@ -86,6 +82,30 @@ mod tests {
     use api::subnet::AddressPlan;
 
     use super::*;
+
+    #[test]
+    fn what_options_and_auxiliary_addresses_say_is_asked_of_the_fabric_or_refused() {
+        let read = |driver: &str, option: &str, value: &str, kept: &str| {
+            let spec = NetworkSpec {
+                driver: driver.into(),
+                subnet: "10.90.0.0/24".into(),
+                options: [(format!("com.docker.network.{option}"), value.to_owned())].into(),
+                auxiliary_addresses: [("other".to_owned(), kept.to_owned())].into(),
+                ..NetworkSpec::default()
+            };
+            config(&Network::new("a", spec)).unwrap().map_err(|error| error.to_string())
+        };
+        let config = read("bridge", "bridge.enable_ip_masquerade", "0", "10.90.0.9").unwrap();
+        assert!(config.unmasqueraded && !config.isolated_ports);
+        assert_eq!(config.kept, [std::net::IpAddr::V4(Ipv4Addr::new(10, 90, 0, 9))]);
+        assert!(read("overlay", "bridge.enable_ip_masquerade", "0", "10.90.0.9").unwrap().unmasqueraded);
+        let published = read("bridge", "bridge.host_binding_ipv4", "127.0.0.1", "10.90.0.127").unwrap().published_on;
+        assert_eq!(published, Some(Ipv4Addr::LOCALHOST));
+        for (option, kept) in [("bridge.host_binding_ipv4", "10.90.0.9"), ("x", "10.90.0.127"), ("x", "nonsense")] {
+            assert!(read("overlay", option, "127.0.0.1", kept).is_err(), "{option} {kept}");
+        }
+        assert!(read("bridge", "driver.mtu", "many", "10.90.0.9").is_err());
+    }
 
     #[test]
     fn the_gateway_of_a_subnet_stays_with_its_addresses() {

@@ -32,6 +32,11 @@ async fn unknown_paths_versions_and_bodies_get_dockers_answers() {
     check("POST", "/swarm/join", &join(&format!("SWMTKN-1-{authority}-{secret}")), 501, &command).await;
     check("GET", "/volumes/nope", "", 404, "get nope: no such volume").await;
     check("GET", "/networks/nope", "", 404, "network nope not found").await;
+    let made = r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.66.2.0/24","AuxiliaryAddresses":{"r":"10.66.3.2"}}]}}"#;
+    let outside = "auxiliary address: (r:10.66.3.2) must belong to the master pool: 10.66.2.0/24";
+    check("POST", "/networks/create", made, 403, outside).await;
+    let inhibit = r#"{"Name":"n","Options":{"com.docker.network.bridge.inhibit_ipv4":"true"}}"#;
+    check("POST", "/networks/create", inhibit, 501, "is not available").await;
 }
 
 #[tokio::test]

@@ -222,6 +222,13 @@ fn validate_router(new: &Value, _: Option<&Value>) -> Vec<Cause> {
 /// Fields of a network that say its addresses.
 const ADDRESSES: &[&str] = &["subnet", "ipRange", "gateway", "ipv6Subnet", "ipv6Range", "ipv6Gateway"];
 
+/// Fields of a network that say how it is, by names of the user's.
+const MEANINGS: &[&str] = &["options", "auxiliaryAddresses"];
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
 fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = validate_name(new, old);
     let spec = &new["spec"];
@@ -252,6 +259,11 @@ fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if let Some(old) = old {
         for field in ["mode", "uplink"] {
             check_immutable(&format!("spec.{field}"), spec.get(field), old["spec"].get(field), &mut causes);
+        }
+        // Machines make it one after another, and each by what it says then.
+        for field in MEANINGS {
+            let of = |network: &Value| network["spec"].get(*field).filter(|value| !is_empty(value)).cloned();
+            check_immutable(&format!("spec.{field}"), of(new).as_ref(), of(old).as_ref(), &mut causes);
         }
         // Whoever is on it was told them. What is absent is as what is empty.
         let has_ipv6 = |network: &Value| network["spec"]["ipv6"].as_bool().unwrap_or_default();
@@ -389,6 +401,19 @@ mod tests {
                 assert!(said.len() == 1 && said[0].starts_with(&format!("spec.{field}:")), "{said:?}");
                 assert!(said[0].ends_with("field is immutable"), "{said:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_a_network_was_told_by_options_stays() {
+        let network = |spec: Value| json!({"metadata": {"name": "a"}, "spec": spec});
+        let causes = |new: Value, old: Value| validate_network(&network(new), Some(&network(old))).len();
+        for field in MEANINGS {
+            let (absent, empty) = (json!({"name": "a"}), json!({"name": "a", *field: {}}));
+            let (one, other) = (json!({"name": "a", *field: {"k": "1"}}), json!({"name": "a", *field: {"k": "2"}}));
+            assert_eq!(causes(absent.clone(), empty.clone()) + causes(empty.clone(), absent.clone()), 0);
+            assert_eq!(causes(one.clone(), one.clone()), 0);
+            assert_eq!((causes(one.clone(), other), causes(one.clone(), absent), causes(empty, one)), (1, 1, 1));
         }
     }
 

@@ -72,7 +72,7 @@ impl Inner {
             self.apply_guards(&mut core)?;
             return Ok((network, attachment, false));
         }
-        let interface = free_interface(&core, request)?;
+        let interface = free_interface(&core, request, &network.interface_prefix)?;
         self.check_bridge_mac(&network, request.mac)?;
         core.addresses.check_wishes(request)?;
         let attachment = core.addresses.take(&network, request.address, request.address6, |address| Attachment {
@@ -222,8 +222,8 @@ pub(super) fn delete_interfaces(left: &[u32]) -> Result<()> {
     })
 }
 
-/// The wished name, or the first `eth<n>` that the owner has not.
-fn free_interface(core: &Core, request: &AttachRequest) -> Result<String> {
+/// The wished name, or the first one with a number (`eth<n>`) that the owner has not.
+fn free_interface(core: &Core, request: &AttachRequest, prefix: &str) -> Result<String> {
     let used = |name: &str| core.addresses.all().any(|a| a.owner == request.owner && a.interface == name);
     if !request.interface.is_empty() {
         check_interface(&request.interface)?;
@@ -232,8 +232,11 @@ fn free_interface(core: &Core, request: &AttachRequest) -> Result<String> {
         }
         return Ok(request.interface.clone());
     }
-    let mut names = (0u16..=u16::MAX).map(|n| format!("eth{n}"));
-    names.find(|name| !used(name)).ok_or_else(|| Error::Invalid("too many interfaces".into()))
+    let prefix = if prefix.is_empty() { "eth" } else { prefix };
+    let mut names = (0u16..=u16::MAX).map(|n| format!("{prefix}{n}"));
+    let name = names.find(|name| !used(name)).ok_or_else(|| Error::Invalid("too many interfaces".into()))?;
+    check_interface(&name)?;
+    Ok(name)
 }
 
 /// Makes a guest's tap device, and plugs it in.

@@ -228,6 +228,8 @@ impl Inner {
         if let Some(range) = config.ip_range.filter(|r| !subnet.contains(r.address()) || r.prefix() < subnet.prefix()) {
             return Err(Error::Invalid(format!("no matching subnet for range {range}")));
         }
+        let ipv6 = self.resolve6(core, config, old)?;
+        super::kept::check(subnet, gateway, ipv6, &config.kept)?;
         let bridge = if config.bridge.is_empty() { bridge_name(&config.id) } else { config.bridge.clone() };
         check_interface(&bridge)?;
         if others.clone().any(|n| n.bridge == bridge) {
@@ -239,13 +241,16 @@ impl Inner {
             subnet,
             ip_range: config.ip_range,
             gateway,
-            ipv6: self.resolve6(core, config, old)?,
+            ipv6,
             internal: config.internal,
             routed: config.routed || config.plain,
-            plain: config.plain,
+            plain: config.plain || config.unmasqueraded,
             uplink: self.check_uplink(core, config)?,
             isolated_ports: config.isolated_ports,
             mtu: config.mtu.unwrap_or(self.mtu).clamp(MTU_MIN, MTU_MAX),
+            published_on: config.published_on,
+            interface_prefix: config.interface_prefix.clone(),
+            kept: config.kept.clone(),
             // Parts of another subnet are nobody's here.
             parts: config.shared.then(|| old.filter(|_| !is_new).and_then(|old| old.parts.clone()).unwrap_or_default()),
             plan: config.plan.clone(),

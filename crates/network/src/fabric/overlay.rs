@@ -377,6 +377,9 @@ mod tests {
                 uplink: None,
                 isolated_ports: false,
                 mtu: 1500,
+                published_on: None,
+                interface_prefix: String::new(),
+                kept: Vec::new(),
                 parts: None,
                 plan: crate::Plan::default(),
             };

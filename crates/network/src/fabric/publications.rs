@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::inner::{Inner, netlink_error};
+use super::inner::{Core, Inner, netlink_error};
 use crate::error::{Error, Result};
 use crate::kernel::conntrack::{self, Frontends};
 use crate::nft::elements::Batch;
@@ -16,7 +16,8 @@ impl Inner {
             return self.unpublish(owner).map(|()| Vec::new());
         }
         let mut core = self.core();
-        let (before, now) = core.ports.publish(owner, target, ports)?;
+        let ports = addressed(&core, owner, target, ports);
+        let (before, now) = core.ports.publish(owner, target, &ports)?;
         let mut batch = Batch::default();
         before.iter().flat_map(ruleset::of_publication).for_each(|e| batch.delete(e));
         ruleset::of_publication(&now).into_iter().for_each(|e| batch.add(e));
@@ -69,6 +70,14 @@ impl Inner {
         drop(core);
         conntrack::forget_stale(&frontends).map_err(netlink_error("forget stale UDP flows")).map(|_| ())
     }
+}
+
+/// The ports with the address that their network publishes on, where they name none.
+fn addressed(core: &Core, owner: &str, target: Target, ports: &[PortMapping]) -> Vec<PortMapping> {
+    let place = core.addresses.all().find(|place| place.owner == owner && place.address == target.address);
+    let network = place.and_then(|place| core.networks.get(&place.network));
+    let usual = network.and_then(|network| network.published_on).map(IpAddr::V4);
+    ports.iter().map(|port| PortMapping { host_address: port.host_address.or(usual), ..*port }).collect()
 }
 
 /// Forgets the UDP flows to ports that are not published any more.

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
 use crate::names::check_id;
 use crate::state::files;
+use crate::state::ranges::{is_given, is_kept, pieces, ranges, usable};
 use crate::state::reservations::Reservations;
 use crate::subnet::Subnet;
 use crate::types::{AttachRequest, Attachment, Ipv6Place, Mac, Network, Reservation};
@@ -92,6 +93,7 @@ impl AddressBook {
             return Err(Error::AddressesExhausted(network.subnet.to_string()));
         }
         let address = match wanted {
+            Some(address) if is_kept(network, address) => return Err(Error::AddressTaken(address.into())),
             Some(address) if !is_given(network, address) => {
                 let ranges = ranges(network).iter().map(Subnet::to_string).collect::<Vec<_>>().join(", ");
                 let text = format!("invalid address {address}: ports have addresses of {ranges} that are no gateway's");
@@ -195,7 +197,7 @@ impl AddressBook {
                 )));
             }
             // A reserved one is given to who asks for it: a guest that comes home to the address that was kept for it.
-            if address == network.gateway {
+            if address == network.gateway || is_kept(network, address) {
                 return Err(Error::AddressTaken(address.into()));
             }
             return self.try_take(network, address, wanted6, &fill)?.ok_or(Error::AddressTaken(address.into()));
@@ -267,7 +269,8 @@ impl AddressBook {
         };
         let held = self.networks.get(&network.id).into_iter().flat_map(BTreeMap::values);
         let used: HashSet<Ipv6Addr> = held.filter_map(|a| Some(a.ipv6?.address)).collect();
-        let free = |a: &Ipv6Addr| six.subnet.is_host(*a) && *a != six.gateway && !used.contains(a);
+        let kept = |a: &Ipv6Addr| network.kept.contains(&IpAddr::V6(*a));
+        let free = |a: &Ipv6Addr| six.subnet.is_host(*a) && *a != six.gateway && !used.contains(a) && !kept(a);
         let found = match wanted {
             Some(wanted) if !six.subnet.is_host(wanted) => {
                 return Err(Error::Invalid(format!("invalid address {wanted}: it does not belong to {}", six.subnet)));
@@ -279,8 +282,9 @@ impl AddressBook {
                 let start = network.ip_range.map_or(network.subnet.address().to_bits() + 2, |r| r.address().to_bits());
                 let offset = address.to_bits().checked_sub(start).map(u128::from);
                 let same = offset.and_then(|o| range.nth(if six.range.is_some() { o } else { o + 2 }));
-                // One of these is free when any is: the taken ones, the gateway and the anycast address are fewer.
-                let candidates = (0..=used.len() as u128 + 2).map_while(|offset| range.nth(offset));
+                // One of these is free when any is: the taken and kept ones, the gateway and the anycast address are fewer.
+                let candidates =
+                    (0..=(used.len() + network.kept.len()) as u128 + 2).map_while(|offset| range.nth(offset));
                 let found = same.filter(free).or_else(|| candidates.into_iter().find(free));
                 found.ok_or_else(|| Error::Ipv6AddressesExhausted(six.subnet.to_string()))?
             }
@@ -317,40 +321,6 @@ impl AddressBook {
     }
 }
 
-/// What this machine gives addresses from.
-fn ranges(network: &Network) -> Vec<Subnet> {
-    match &network.parts {
-        Some(parts) => parts.clone(),
-        None => vec![network.ip_range.filter(|r| network.subnet.contains(r.address())).unwrap_or(network.subnet)],
-    }
-}
-
-/// First and last addresses of what this machine gives to who wishes for none.
-fn pieces(network: &Network) -> Vec<(u32, u32)> {
-    let ends = |range: &Subnet| network.plan.within(range.address().to_bits(), range.last().to_bits());
-    ranges(network).iter().flat_map(ends).collect()
-}
-
-/// Whether an address is this machine's to give. Pure.
-fn is_given(network: &Network, address: Ipv4Addr) -> bool {
-    network.subnet.is_host(address)
-        && address != network.gateway
-        && !network.parts.iter().flatten().any(|part| network.own_address(part) == address)
-        && ranges(network).iter().any(|range| range.contains(address))
-}
-
-/// How many addresses are this machine's to give to who wishes for none, taken or not. Pure.
-fn usable(network: &Network) -> usize {
-    let pieces = pieces(network);
-    let length = |(first, last): &(u32, u32)| u64::from(last - first) + 1;
-    let kept = network.parts.iter().flatten().map(|part| network.own_address(part));
-    let special = [network.subnet.address(), network.subnet.last(), network.gateway].into_iter().chain(kept);
-    let is_inside = |one: &Ipv4Addr| pieces.iter().any(|(first, last)| (*first..=*last).contains(&one.to_bits()));
-    let missing: HashSet<Ipv4Addr> = special.filter(|one| !is_given(network, *one) && is_inside(one)).collect();
-    let all: u64 = pieces.iter().map(length).sum();
-    usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(missing.len())
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -373,6 +343,9 @@ mod tests {
             uplink: None,
             isolated_ports: false,
             mtu: 1500,
+            published_on: None,
+            interface_prefix: String::new(),
+            kept: Vec::new(),
             parts: None,
             plan: crate::Plan::default(),
         }
@@ -550,6 +523,29 @@ mod tests {
         book.give_up("p").unwrap();
         assert!(book.check_wishes(&thief).is_ok());
         assert_eq!(take(&mut open(), &network, None, "o").unwrap(), port.address);
+    }
+
+    #[test]
+    fn addresses_of_others_are_given_to_nobody_whoever_asks() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut book = AddressBook::open(directory.path()).unwrap();
+        let ip = |last| Ipv4Addr::new(10, 0, 0, last);
+        let six = "fd00:1::/125".parse().unwrap();
+        let network = Network {
+            kept: vec![ip(2).into(), ip(4).into(), "fd00:1::2".parse().unwrap(), "fd00:1::3".parse().unwrap()],
+            ipv6: Some(Ipv6Network { subnet: six, range: None, gateway: "fd00:1::1".parse().unwrap() }),
+            ..network("10.0.0.0/29", None)
+        };
+        assert_eq!(usable(&network), 3);
+        assert!(matches!(take(&mut book, &network, Some(ip(4)), "a"), Err(Error::AddressTaken(_))));
+        assert!(matches!(book.keep(&network, "port", Some(ip(2)), None), Err(Error::AddressTaken(_))));
+        for last in [3, 5, 6] {
+            assert_eq!(take(&mut book, &network, None, "a").unwrap(), ip(last));
+        }
+        assert!(matches!(take(&mut book, &network, None, "a"), Err(Error::AddressesExhausted(_))));
+        let mut given: Vec<String> = book.all().map(|one| one.ipv6.unwrap().address.to_string()).collect();
+        given.sort();
+        assert_eq!(given, ["fd00:1::4", "fd00:1::5", "fd00:1::6"]);
     }
 
     #[test]
