@@ -7,6 +7,7 @@ mod builds;
 mod garbage;
 pub mod index;
 mod layers;
+mod marks;
 mod remove;
 mod repositories;
 mod served;

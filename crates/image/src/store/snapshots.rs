@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::blobs::{Lease, lock};
 use crate::store::index::{EntryLayer, Index};
-use crate::store::{ImageStore, no_such_image};
+use crate::store::{ImageStore, marks, no_such_image};
 use crate::types::Snapshot;
 
 /// The kernel takes one page of mount options.
@@ -72,6 +72,21 @@ impl ImageStore {
     ///
     /// Errors: `NotFound` when there is no such image, `Conflict` when the container has one of another image.
     pub async fn prepare(self: &Arc<Self>, container_id: &str, image: &str, dir: &Path) -> Result<Snapshot> {
+        self.prepare_over(container_id, image, dir, false).await
+    }
+
+    /// As [`ImageStore::prepare`], for a container that sees over its image what those of Docker's see.
+    pub async fn prepare_marked(self: &Arc<Self>, container_id: &str, image: &str, dir: &Path) -> Result<Snapshot> {
+        self.prepare_over(container_id, image, dir, true).await
+    }
+
+    async fn prepare_over(
+        self: &Arc<Self>,
+        container_id: &str,
+        image: &str,
+        dir: &Path,
+        marked: bool,
+    ) -> Result<Snapshot> {
         check_id(container_id)?;
         let lease = self.blobs.lease();
         let (image_id, layers) = self.leased_layers(image, &lease)?;
@@ -87,10 +102,20 @@ impl ImageStore {
         }
         lower.reverse();
         let layers = layers.into_iter().map(|layer| layer.diff_id).collect();
-        let stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
+        let mut stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
         let (store, id) = (self.clone(), container_id.to_owned());
+        let keep = move || {
+            if marked {
+                std::fs::create_dir_all(&stored.dir)
+                    .map_err(Error::io(format!("cannot make {}", stored.dir.display())))?;
+                let marks = stored.dir.join(marks::DIRECTORY);
+                marks::make(&marks, &stored.lower)?;
+                stored.lower.insert(0, marks);
+            }
+            store.keep_snapshot(&id, stored)
+        };
         // The lease ends after the snapshot itself holds the layers.
-        let snapshot = tokio::task::spawn_blocking(move || store.keep_snapshot(&id, stored)).await?;
+        let snapshot = tokio::task::spawn_blocking(keep).await?;
         drop(lease);
         snapshot
     }
@@ -203,7 +228,8 @@ impl ImageStore {
         let store = self.clone();
         tokio::task::spawn_blocking(move || {
             unmount(&snapshot.rootfs)?;
-            for path in [&snapshot.upper, &snapshot.work, &snapshot.rootfs] {
+            let own = snapshot.lower.iter().filter(|layer| is_own(&snapshot, layer));
+            for path in [&snapshot.upper, &snapshot.work, &snapshot.rootfs].into_iter().chain(own) {
                 crate::layer::tree::remove_path(path)?;
             }
             let file = store.snapshot_file(&snapshot.container_id);
@@ -228,6 +254,11 @@ fn check_id(id: &str) -> Result<()> {
         return Err(Error::Invalid(format!("invalid container id {id:?}")));
     }
     Ok(())
+}
+
+/// Whether a layer lies in the container's own directory, not among those of images.
+fn is_own(snapshot: &Snapshot, layer: &Path) -> bool {
+    layer.parent() == snapshot.upper.parent()
 }
 
 fn unmount(rootfs: &Path) -> Result<()> {
@@ -268,7 +299,10 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
     let mut lower: Vec<String> = snapshot
         .lower
         .iter()
-        .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+        .filter_map(|path| match is_own(snapshot, path) {
+            true => Some(path.display().to_string()),
+            false => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        })
         .collect();
     // overlayfs wants at least one layer, and two when nothing is writable: an empty one does no harm.
     if lower.is_empty() || (mode == Mode::ReadOnly && lower.len() == 1) {
