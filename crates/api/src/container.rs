@@ -180,7 +180,7 @@ pub struct ContainerSpec {
     /// Where the log goes: `json-file`, `local`, `journald` or `none`; empty means `json-file`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub log_driver: String,
-    /// Options of the log's driver as the user wrote them, where it is not `json-file`.
+    /// Options of the log's driver as the user wrote them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub log_options: BTreeMap<String, String>,
     /// The task of a service that it is.

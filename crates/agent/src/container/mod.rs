@@ -21,6 +21,7 @@ pub mod health;
 pub mod init;
 mod journal;
 mod links;
+mod log_options;
 pub mod mounts;
 mod secrets;
 mod shared_memory;

@@ -16,6 +16,7 @@ use super::Handle;
 use super::init;
 use super::journal;
 use super::links::{self, Linked};
+use super::log_options;
 use super::mounts::{self, Mounts};
 use super::secrets;
 use super::shared_memory;
@@ -71,6 +72,7 @@ pub struct Connected {
 /// Makes everything ready and starts the process.
 pub async fn start(context: &Arc<Context>, object: &Container, id: &str, handle: &Handle) -> Result<Running> {
     let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
+    log_options::check(spec, id, &crate::machine::hostname())?;
     let directory = context.container_dir(id);
     std::fs::DirBuilder::new()
         .recursive(true)
