@@ -1,9 +1,10 @@
 //! What a container of Docker's sees over its image: `/.dockerenv`, by which programs know that they are in one, and
-//! `/etc/mtab`, where old programs look for mounts. They are a layer of the container's own between the image and what it
-//! writes, so they are neither changes nor part of a commit.
+//! `/etc/mtab`, where old programs look for mounts. They are a layer between the image and what the container writes, so
+//! they are neither changes nor part of a commit. Containers whose images have the same there share one: a start only looks
+//! whether it is there.
 //!
-//! Nothing is ever made inside an image, whose links may lead anywhere: the layer is an own directory, and the image is only
-//! looked at.
+//! Nothing is ever made inside an image, whose links may lead anywhere: the layer is a directory of the store's own, and the
+//! image is only looked at.
 //!
 //! `Source:` moby, `daemon/initlayer`; the kernel's documentation of overlayfs.
 
@@ -16,13 +17,17 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Timespec, Timestamps, XattrFlags, futimens};
+use serde::Serialize;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer::pack;
 use crate::layer::unpack::OPAQUE_XATTR;
 
-/// Name of the layer's directory, beside what the container writes.
+/// The directory of these layers, in that of the store.
 pub(super) const DIRECTORY: &str = "marks";
+/// How many letters of a digest name one.
+const NAME_LETTERS: usize = 32;
 /// By which programs know a container.
 const FLAG: &str = ".dockerenv";
 /// Mode of that file, as dockerd makes it.
@@ -32,63 +37,105 @@ const MTAB: &str = "mtab";
 /// What that leads to.
 const MOUNTS: &str = "/proc/mounts";
 
-/// Makes the layer for an image of these layers, the highest one first. What is there already stays.
-pub(super) fn make(directory: &Path, lower: &[PathBuf]) -> Result<()> {
-    let failed = || Error::io(format!("cannot make {}", directory.display()));
-    let root = lower.first().and_then(|top| std::fs::metadata(top).ok());
-    make_directory(directory, root.as_ref()).map_err(failed())?;
-    // A directory of the image stays in its place, as with dockerd.
-    if !find(lower, FLAG).is_some_and(|(_, found)| found.is_dir()) {
-        make_flag(&directory.join(FLAG)).map_err(failed())?;
+/// What a directory is like: mode, owner, group.
+type Like = (u32, u32, u32);
+
+/// All that makes one such layer another than the next one.
+#[derive(Debug, Serialize)]
+struct Layer {
+    /// The root.
+    root: Like,
+    /// Whether the flag is in it.
+    flag: bool,
+    /// The directory of `mtab`, its time and its extended attributes.
+    etc: Option<(Like, (i64, i64), Vec<(String, Vec<u8>)>)>,
+}
+
+/// The layer for an image of these layers, the highest one first, below the directory `all`; made when there is none yet.
+pub(super) fn layer(all: &Path, lower: &[PathBuf]) -> Result<PathBuf> {
+    let failed = || Error::io(format!("cannot make a layer in {}", all.display()));
+    let wanted = Layer::over(lower).map_err(failed())?;
+    let described = serde_json::to_vec(&wanted).map_err(|error| Error::Internal(error.to_string()))?;
+    let name: String = Digest::of(&described).hex().chars().take(NAME_LETTERS).collect();
+    let path = all.join(&name);
+    if path.is_dir() {
+        return Ok(path);
     }
-    let image = find(lower, "etc");
-    let own = directory.join("etc");
-    match &image {
-        // A link or a file: what it means is the image's business.
-        Some((_, found)) if !found.is_dir() => return Ok(()),
-        _ if has_mtab_directory(lower) => return Ok(()),
-        Some((_, found)) => make_directory(&own, Some(found)).map_err(failed())?,
-        None => make_directory(&own, None).map_err(failed())?,
+    // It appears whole, whoever else makes the same one.
+    let temporary = all.join(format!("tmp-{:032x}", rand::random::<u128>()));
+    let made = wanted.make(&temporary).and_then(|()| std::fs::rename(&temporary, &path));
+    if let Err(error) = made {
+        let _ = crate::layer::tree::remove_path(&temporary);
+        if !path.is_dir() {
+            return Err(failed()(error));
+        }
     }
-    ignore_existing(symlink(MOUNTS, own.join(MTAB))).map_err(failed())?;
-    // The highest directory of a name is the one whose attributes are seen.
-    match &image {
-        Some((layer, found)) => copy_attributes(&layer.join("etc"), found, &own).map_err(failed()),
-        None => Ok(()),
+    Ok(path)
+}
+
+/// Whether a layer of a snapshot is one of these.
+pub(super) fn is_one(layer: &Path) -> bool {
+    layer.parent().and_then(Path::file_name).is_some_and(|parent| parent == DIRECTORY)
+}
+
+impl Layer {
+    fn over(lower: &[PathBuf]) -> io::Result<Self> {
+        let root = lower.first().map(std::fs::metadata).transpose()?;
+        let root = root.as_ref().map_or(USUAL, like);
+        // A directory of the image stays in its place, as with dockerd.
+        let flag = !find(lower, FLAG).is_some_and(|(_, found)| found.is_dir());
+        let etc = match find(lower, "etc") {
+            // A link or a file: what it means is the image's business.
+            Some((_, found)) if !found.is_dir() => None,
+            _ if has_mtab_directory(lower) => None,
+            // The highest directory of a name is the one whose attributes are seen.
+            Some((layer, found)) => {
+                let attributes = pack::xattrs(File::open(layer.join("etc"))?.as_fd());
+                Some((like(&found), (found.mtime(), found.mtime_nsec()), attributes))
+            }
+            None => Some((USUAL, (0, 0), Vec::new())),
+        };
+        Ok(Self { root, flag, etc })
+    }
+
+    fn make(&self, directory: &Path) -> io::Result<()> {
+        make_directory(directory, self.root)?;
+        if self.flag {
+            make_flag(&directory.join(FLAG))?;
+        }
+        let Some((etc, (seconds, nanoseconds), attributes)) = &self.etc else { return Ok(()) };
+        let path = directory.join("etc");
+        make_directory(&path, *etc)?;
+        symlink(MOUNTS, path.join(MTAB))?;
+        let opened = File::open(&path)?;
+        for (name, value) in attributes {
+            match rustix::fs::fsetxattr(&opened, name.as_str(), value, XattrFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let time = Timespec { tv_sec: *seconds, tv_nsec: *nanoseconds };
+        Ok(futimens(&opened, &Timestamps { last_access: time, last_modification: time })?)
     }
 }
 
-/// A directory with the mode and owner of another one; without one, root's that all may read.
-fn make_directory(path: &Path, like: Option<&Metadata>) -> io::Result<()> {
-    ignore_existing(DirBuilder::new().mode(0o700).create(path))?;
-    let (mode, owner) = like.map_or((0o755, (0, 0)), |like| (like.mode() & 0o7777, (like.uid(), like.gid())));
-    chown(path, Some(owner.0), Some(owner.1))?;
+/// Root's, and readable for all.
+const USUAL: Like = (0o755, 0, 0);
+
+fn like(found: &Metadata) -> Like {
+    (found.mode() & 0o7777, found.uid(), found.gid())
+}
+
+fn make_directory(path: &Path, (mode, uid, gid): Like) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)?;
+    chown(path, Some(uid), Some(gid))?;
     std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 fn make_flag(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(FLAG_MODE).open(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(FLAG_MODE).open(path)?;
     fchown(&file, Some(0), Some(0))?;
     file.set_permissions(Permissions::from_mode(FLAG_MODE))
-}
-
-fn copy_attributes(from: &Path, found: &Metadata, to: &Path) -> io::Result<()> {
-    let (from, to) = (File::open(from)?, File::open(to)?);
-    for (name, value) in pack::xattrs(from.as_fd()) {
-        match rustix::fs::fsetxattr(&to, name.as_str(), &value, XattrFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let time = Timespec { tv_sec: found.mtime(), tv_nsec: found.mtime_nsec() };
-    Ok(futimens(&to, &Timestamps { last_access: time, last_modification: time })?)
-}
-
-fn ignore_existing(done: io::Result<()>) -> io::Result<()> {
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    }
 }
 
 /// What the image has of this name at its root, and in which layer. No link is followed.

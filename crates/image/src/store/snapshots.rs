@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
@@ -105,11 +105,10 @@ impl ImageStore {
         let mut stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
         let (store, id) = (self.clone(), container_id.to_owned());
         let keep = move || {
+            // Until the snapshot is known, nobody may take its marks away.
+            let _held = store.marks.read().unwrap_or_else(PoisonError::into_inner);
             if marked {
-                std::fs::create_dir_all(&stored.dir)
-                    .map_err(Error::io(format!("cannot make {}", stored.dir.display())))?;
-                let marks = stored.dir.join(marks::DIRECTORY);
-                marks::make(&marks, &stored.lower)?;
+                let marks = marks::layer(&store.dir.join(marks::DIRECTORY), &stored.lower)?;
                 stored.lower.insert(0, marks);
             }
             store.keep_snapshot(&id, stored)
@@ -228,8 +227,7 @@ impl ImageStore {
         let store = self.clone();
         tokio::task::spawn_blocking(move || {
             unmount(&snapshot.rootfs)?;
-            let own = snapshot.lower.iter().filter(|layer| is_own(&snapshot, layer));
-            for path in [&snapshot.upper, &snapshot.work, &snapshot.rootfs].into_iter().chain(own) {
+            for path in [&snapshot.upper, &snapshot.work, &snapshot.rootfs] {
                 crate::layer::tree::remove_path(path)?;
             }
             let file = store.snapshot_file(&snapshot.container_id);
@@ -254,11 +252,6 @@ fn check_id(id: &str) -> Result<()> {
         return Err(Error::Invalid(format!("invalid container id {id:?}")));
     }
     Ok(())
-}
-
-/// Whether a layer lies in the container's own directory, not among those of images.
-fn is_own(snapshot: &Snapshot, layer: &Path) -> bool {
-    layer.parent() == snapshot.upper.parent()
 }
 
 fn unmount(rootfs: &Path) -> Result<()> {
@@ -299,9 +292,11 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
     let mut lower: Vec<String> = snapshot
         .lower
         .iter()
-        .filter_map(|path| match is_own(snapshot, path) {
-            true => Some(path.display().to_string()),
-            false => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        // A crash of the machine may have taken marks along that were made just before it.
+        .filter(|path| !marks::is_one(path) || path.is_dir())
+        .filter_map(|path| {
+            let name = path.file_name()?.to_string_lossy();
+            Some(if marks::is_one(path) { format!("../{}/{name}", marks::DIRECTORY) } else { name.into_owned() })
         })
         .collect();
     // overlayfs wants at least one layer, and two when nothing is writable: an empty one does no harm.

@@ -139,6 +139,21 @@ async fn a_container_of_dockers_has_its_marks_over_the_image_and_not_among_its_c
         assert_eq!(count(&dir.path().join(name)), 0, "{name}");
     }
     assert_eq!(count(&outside), 0, "no link was followed");
+    // One for each kind of image, until nobody uses it.
+    assert_eq!(count(&dir.path().join("images/marks")), layers.len());
+    let kept = store.prepare_marked("kept", "plain:1", &dir.path().join("kept")).await.unwrap();
+    store.collect_garbage().await.unwrap();
+    assert_eq!(count(&dir.path().join("images/marks")), 1);
+    drop(store);
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    store.mount(&kept).await.unwrap();
+    assert!(kept.rootfs.join(".dockerenv").is_file());
+    store.unmount(&kept).await.unwrap();
+    // A crash of the machine may take them: the container is mounted without.
+    std::fs::remove_dir_all(dir.path().join("images/marks")).unwrap();
+    store.mount(&kept).await.unwrap();
+    assert!(!kept.rootfs.join(".dockerenv").exists() && kept.rootfs.join("etc/keep").is_file());
+    store.remove_snapshot("kept").await.unwrap();
 }
 
 #[tokio::test]
