@@ -6,10 +6,12 @@ use testkit::Nuee;
 use crate::with_images;
 
 #[test]
-fn an_exec_has_groups_and_what_is_below_a_mount_is_as_wished() -> Result<()> {
+fn containers_have_what_dockers_have_in_small_things() -> Result<()> {
     let nuee = with_images()?;
     groups_of_execs(&nuee)?;
     mounts_below_mounts(&nuee)?;
+    marks(&nuee)?;
+    wrong_log_options(&nuee)?;
     nuee.finish()
 }
 
@@ -74,4 +76,39 @@ fn mounts_below_mounts(nuee: &Nuee) -> Result<()> {
     assert_eq!(writable(&old, &["-v", &line])?, "innerbelow");
     assert_eq!(by_mount(&old, ",readonly")?, "innerbelow");
     nuee.run("umount", &[&inner.display().to_string()])?.success().map(drop)
+}
+
+fn marks(nuee: &Nuee) -> Result<()> {
+    let look = "test -f /.dockerenv && test ! -s /.dockerenv && readlink /etc/mtab && grep -c ' / overlay ' /etc/mtab";
+    for flags in [&["--rm"][..], &["--rm", "--read-only"], &["--name", "marked"]] {
+        let run = [&["run"], flags, &["busybox:test", "sh", "-c", look]].concat();
+        assert_eq!(nuee.docker(&run)?.success()?.stdout, "/proc/mounts\n1\n", "{flags:?}");
+    }
+    assert_eq!(nuee.docker(&["diff", "marked"])?.success()?.stdout, "");
+    // What the container does with them is its change.
+    let change = "rm /.dockerenv; rm /etc/mtab; echo mine > /etc/mtab";
+    nuee.docker(&["run", "--name", "changed", "busybox:test", "sh", "-c", change])?.success()?;
+    let changes = nuee.docker(&["diff", "changed"])?.success()?.stdout;
+    let mut changes: Vec<&str> = changes.lines().collect();
+    changes.sort_unstable();
+    assert_eq!(changes, ["C /etc", "C /etc/mtab", "D /.dockerenv"]);
+    nuee.docker(&["commit", "changed", "changed:test"])?.success()?;
+    let again = ["run", "--rm", "changed:test", "sh", "-c", "test -f /.dockerenv && readlink /etc/mtab"];
+    assert_eq!(nuee.docker(&again)?.success()?.stdout, "/proc/mounts\n");
+    // Where there is something to copy before the first start, they are there, too.
+    nuee.docker(&["create", "--name", "unstarted", "busybox:test", "true"])?.success()?;
+    let copy = nuee.files().join("copied");
+    nuee.docker(&["cp", "unstarted:/.dockerenv", &copy.display().to_string()])?.success()?;
+    assert_eq!(std::fs::metadata(&copy)?.len(), 0);
+    nuee.docker(&["rm", "marked", "changed", "unstarted"])?.success().map(drop)
+}
+
+fn wrong_log_options(nuee: &Nuee) -> Result<()> {
+    let run = ["run", "--name", "tagged", "--log-opt", "tag={{.Nope}}", "busybox:test", "true"];
+    nuee.docker(&run)?.failure(125, "failed to initialize logging driver: template: log-tag:1:2: executing")?;
+    let state = nuee.docker(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "tagged"])?.success()?;
+    assert_eq!(state.text(), "created 128");
+    let pattern = ["run", "--rm", "--log-opt", "env-regex=(", "busybox:test", "true"];
+    nuee.docker(&pattern)?.failure(125, "error parsing regexp")?;
+    nuee.docker(&["rm", "tagged"])?.success().map(drop)
 }

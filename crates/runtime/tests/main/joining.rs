@@ -127,7 +127,7 @@ async fn a_user_gets_the_groups_that_are_given_to_a_container() {
     assert_eq!(groups_of("4711:4712").await, [0, 44, 777, 4712]);
     let unknown = exec("web", vec!["nosuch".to_owned()]).await.map(|_| ());
     assert!(
-        matches!(&unknown, Err(Error::Invalid(text)) if text.contains("unable to find group nosuch")),
+        matches!(&unknown, Err(Error::Invalid(text)) if text.contains("Unable to find group nosuch")),
         "{unknown:?}"
     );
     place.close().await;
