@@ -47,8 +47,16 @@ struct Layer {
     root: Like,
     /// Whether the flag is in it.
     flag: bool,
-    /// The directory of `mtab`, its time and its extended attributes.
-    etc: Option<(Like, (i64, i64), Vec<(String, Vec<u8>)>)>,
+    /// The directory of `mtab`.
+    etc: Option<Etc>,
+}
+
+#[derive(Debug, Serialize)]
+struct Etc {
+    like: Like,
+    /// Units: seconds and nanoseconds.
+    modified: (i64, i64),
+    attributes: Vec<(String, Vec<u8>)>,
 }
 
 /// The layer for an image of these layers, the highest one first, below the directory `all`; made when there is none yet.
@@ -91,9 +99,9 @@ impl Layer {
             // The highest directory of a name is the one whose attributes are seen.
             Some((layer, found)) => {
                 let attributes = pack::xattrs(File::open(layer.join("etc"))?.as_fd());
-                Some((like(&found), (found.mtime(), found.mtime_nsec()), attributes))
+                Some(Etc { like: like(&found), modified: (found.mtime(), found.mtime_nsec()), attributes })
             }
-            None => Some((USUAL, (0, 0), Vec::new())),
+            None => Some(Etc { like: USUAL, modified: (0, 0), attributes: Vec::new() }),
         };
         Ok(Self { root, flag, etc })
     }
@@ -103,9 +111,9 @@ impl Layer {
         if self.flag {
             make_flag(&directory.join(FLAG))?;
         }
-        let Some((etc, (seconds, nanoseconds), attributes)) = &self.etc else { return Ok(()) };
+        let Some(Etc { like, modified: (seconds, nanoseconds), attributes }) = &self.etc else { return Ok(()) };
         let path = directory.join("etc");
-        make_directory(&path, *etc)?;
+        make_directory(&path, *like)?;
         symlink(MOUNTS, path.join(MTAB))?;
         let opened = File::open(&path)?;
         for (name, value) in attributes {
