@@ -204,7 +204,10 @@ fn the_journal_gets_what_a_container_says_even_while_the_daemon_is_away() -> Res
     anyhow::ensure!(nuee.space().command("sh").args(["-c", prepare]).status()?.success(), "cannot hide /run");
     let script = "echo first; echo second >&2; while ! test -e /tmp/go; do sleep 0.1; done; echo away; sleep 600";
     let options = ["--log-driver", "journald", "--log-opt", "tag={{.Name}}/{{.ImageName}}", "--log-opt", "labels=tier"];
-    let words = [&["run", "-d", "--name", "teller", "--label", "tier=front"], &options[..]].concat();
+    let patterns = ["--log-opt", "labels-regex=^shop[.]", "--log-opt", "env-regex=^GREET"];
+    let options = [&options[..], &patterns[..]].concat();
+    let labels = ["--label", "tier=front", "--label", "shop.floor=2", "--label", "other=x"];
+    let words = [&["run", "-d", "--name", "teller"], &labels[..], &options[..]].concat();
     let words = [&words[..], &["-v", "errand:/tmp", "busybox:test", "sh", "-c", script]].concat();
     nuee.docker(&words)?.failure(125, "failed to initialize logging driver: journald is not enabled on this host")?;
     nuee.docker(&["rm", "-f", "teller"])?.success()?;
@@ -222,11 +225,14 @@ fn the_journal_gets_what_a_container_says_even_while_the_daemon_is_away() -> Res
         "SYSLOG_IDENTIFIER=teller/busybox:test".to_owned(),
         "IMAGE_NAME=busybox:test".to_owned(),
         "TIER=front".to_owned(),
+        "SHOP_FLOOR=2".to_owned(),
+        "GREETING=hello".to_owned(),
         "PRIORITY=6".to_owned(),
     ];
     for field in &wanted {
         assert!(first.lines().any(|line| line == field), "no {field} in {first}");
     }
+    assert!(!first.contains("OTHER="), "{first}");
     let second = entry(&journal, "second")?.context("no entry of standard error")?;
     assert!(second.contains("PRIORITY=3\n"), "{second}");
     let errand = nuee.docker(&["volume", "inspect", "-f", "{{.Mountpoint}}", "errand"])?.success()?.text().to_owned();

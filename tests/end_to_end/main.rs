@@ -6,6 +6,7 @@ mod buildkit;
 mod command_line;
 mod compose;
 mod consolidation;
+mod container_details;
 mod dialect;
 mod disk;
 mod docker;

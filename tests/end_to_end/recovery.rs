@@ -1,9 +1,12 @@
 //! The daemon dies; workloads do not.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Result;
-use testkit::Census;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::{Census, Nuee};
 
 use crate::with_images;
 
@@ -84,6 +87,46 @@ fn containers_that_are_to_be_removed_are_whenever_the_daemon_is_killed() -> Resu
     nuee.docker(&["run", "--rm", "busybox:test", "true"])?.success()?;
     let mut left = Vec::new();
     nuee.eventually("nothing is left of them", || {
+        left = Census::take(&nuee)?.beyond(&before);
+        Ok(left.is_empty())
+    })
+    .map_err(|error| error.context(format!("left: {left:#?}")))?;
+    nuee.finish()
+}
+
+/// Shims of this Nuée, or what forks them: process ids.
+fn shims(nuee: &Nuee, word: &str) -> Vec<i32> {
+    let all = testkit::processes(&nuee.data().display().to_string()).into_iter();
+    let chosen = all.filter(|(_, line)| line.contains(" shim ") && line.contains(word));
+    chosen.filter_map(|(pid, _)| i32::try_from(pid).ok()).collect()
+}
+
+#[test]
+fn a_container_that_is_to_be_removed_is_when_the_daemon_is_killed_in_a_start_that_fails() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.docker(&["run", "--rm", "busybox:test", "true"])?.success()?;
+    let before = Census::take(&nuee)?;
+    let servers = shims(&nuee, " --serve ");
+    // Who forks shims stands still, and with it the start.
+    let signal_all = |signal: Signal| servers.iter().try_for_each(|pid| kill(Pid::from_raw(*pid), signal));
+    assert_eq!(servers.len(), 1);
+    signal_all(Signal::SIGSTOP)?;
+    let create = ["create", "--rm", "busybox:test", "/nosuch"];
+    let id = nuee.docker(&create)?.success()?.text().to_owned();
+    let mut client = nuee.docker_command(&["start", &id]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let configuration = nuee.data().join("containers").join(&id).join("config.json");
+    nuee.eventually("the start is under way", || Ok(configuration.exists()))?;
+    nuee.kill_daemon()?;
+    signal_all(Signal::SIGCONT)?;
+    assert!(!client.wait()?.success());
+    nuee.eventually("nobody is left of that daemon", || Ok(shims(&nuee, "").is_empty()))?;
+    nuee.up()?;
+    nuee.eventually("it is removed", || Ok(nuee.docker(&["ps", "--all", "--quiet"])?.success()?.text().is_empty()))?;
+    // What forks shims comes with the first container that is started.
+    nuee.docker(&["run", "--rm", "busybox:test", "true"])?.success()?;
+    let mut left = Vec::new();
+    nuee.eventually("nothing is left of it", || {
         left = Census::take(&nuee)?.beyond(&before);
         Ok(left.is_empty())
     })

@@ -17,7 +17,7 @@ use crate::context::{Context, Key, is_path_safe};
 use crate::error::{Error, Result, chain};
 use crate::files::{self, Resolver};
 use crate::hands;
-use crate::launch::{Bounds, Launch, MountPoint, Namespace, Place, capabilities};
+use crate::launch::{Access, Bounds, Launch, MountPoint, Namespace, Place, capabilities};
 
 /// Longest host name that the kernel takes, cut as Docker does.
 const HOSTNAME_LENGTH: usize = 12;
@@ -107,7 +107,11 @@ fn mount_points(id: &str, mounts: &[StepMount]) -> Result<Vec<MountPoint>> {
                 Place::Bind { source: path, propagation: String::new() }
             }
         };
-        points.push(MountPoint { target: mount.destination.clone(), place, read_only: mount.read_only });
+        points.push(MountPoint {
+            target: mount.destination.clone(),
+            place,
+            access: Access::read_only(mount.read_only),
+        });
     }
     Ok(points)
 }

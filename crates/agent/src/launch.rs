@@ -2,7 +2,7 @@
 //! become a [`Launch`]. Pure but for facts about the machine, which are given. Source: OCI runtime specification 1.2.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::container::ALL_CAPABILITIES;
 use oci_spec::runtime::{
@@ -60,6 +60,34 @@ pub enum Place {
     },
 }
 
+/// Whether a mount can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It can.
+    Writable,
+    /// It cannot; what is mounted below it may be.
+    ReadOnly,
+    /// Neither it can, nor what is mounted below it.
+    ReadOnlyThroughout,
+}
+
+impl Access {
+    /// What can be written, or not; what is mounted below it is left as it is.
+    #[must_use]
+    pub fn read_only(wanted: bool) -> Self {
+        if wanted { Self::ReadOnly } else { Self::Writable }
+    }
+
+    /// As the OCI runtime takes it. One that does not know `rro` still follows `ro`.
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Writable => &["rw"],
+            Self::ReadOnly => &["ro"],
+            Self::ReadOnlyThroughout => &["ro", "rro"],
+        }
+    }
+}
+
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
@@ -67,8 +95,8 @@ pub struct MountPoint {
     pub target: String,
     /// What is there.
     pub place: Place,
-    /// Not writable.
-    pub read_only: bool,
+    /// Whether it can be written.
+    pub access: Access,
 }
 
 /// Which system calls are allowed.
@@ -440,15 +468,13 @@ impl Launch {
             .set_devices(Some(self.devices.iter().map(|d| d.0.clone()).collect()))
             .set_sysctl((!self.sysctls.is_empty()).then(|| self.sysctls.clone().into_iter().collect()))
             .set_resources(Some(self.resources()?));
-        let shared = self
-            .mounts
-            .iter()
-            .any(|m| matches!(&m.place, Place::Bind { propagation, .. } if propagation.contains("shared")));
-        let slave = self
-            .mounts
-            .iter()
-            .any(|m| matches!(&m.place, Place::Bind { propagation, .. } if propagation.contains("slave")));
-        linux.set_rootfs_propagation(match (shared, slave) {
+        let spreads = |word: &str| {
+            self.mounts.iter().any(|mount| match &mount.place {
+                Place::Bind { propagation, .. } | Place::BindAlone { propagation, .. } => propagation.contains(word),
+                Place::Tmpfs { .. } | Place::FileSystem { .. } => false,
+            })
+        };
+        linux.set_rootfs_propagation(match (spreads("shared"), spreads("slave")) {
             (true, _) => Some("rshared".to_owned()),
             (false, true) => Some("rslave".to_owned()),
             _ => None,
@@ -497,15 +523,18 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
 
 impl MountPoint {
     fn oci(&self) -> Mount {
-        let access = if self.read_only { "ro" } else { "rw" };
+        let access = if self.access == Access::Writable { "rw" } else { "ro" };
+        let bind = |kind: &str, source: &Path, propagation: &str| {
+            let usual = if kind == "bind" { "private" } else { "rprivate" };
+            let propagation = if propagation.is_empty() { usual } else { propagation };
+            let options = [&[kind, propagation], self.access.words()].concat();
+            mount(&self.target, "bind", &source.to_string_lossy(), &options)
+        };
         match &self.place {
-            Place::Bind { source, propagation } => {
-                let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
-                mount(&self.target, "bind", &source.to_string_lossy(), &["rbind", propagation, access])
-            }
+            Place::Bind { source, propagation } => bind("rbind", source, propagation),
+            // crun takes the `r` of a propagation for one of the bind; nothing is below that it could mean.
             Place::BindAlone { source, propagation } => {
-                let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
-                mount(&self.target, "bind", &source.to_string_lossy(), &["bind", propagation, access])
+                bind("bind", source, propagation.strip_prefix('r').unwrap_or(propagation))
             }
             Place::Tmpfs { size_bytes, mode, options: further } => {
                 let (mode, size) = (format!("mode={mode:o}"), format!("size={size_bytes}"));
@@ -569,7 +598,7 @@ mod tests {
         let bind = |target: &str| MountPoint {
             target: target.into(),
             place: Place::Bind { source: "/x".into(), propagation: String::new() },
-            read_only: true,
+            access: Access::ReadOnly,
         };
         let launch = Launch { mounts: vec![bind("/a/b/c"), bind("/dev/shm"), bind("/a")], ..Launch::default() };
         let spec = launch.specification(&MACHINE).unwrap();
@@ -583,8 +612,26 @@ mod tests {
     fn options_of_memory_go_over_the_usual_ones() {
         let options = vec!["exec".to_owned(), "uid=5".to_owned(), "nosuid".to_owned()];
         let place = Place::Tmpfs { size_bytes: 0, mode: 0o700, options };
-        let mount = MountPoint { target: "/t".into(), place, read_only: false }.oci();
+        let mount = MountPoint { target: "/t".into(), place, access: Access::Writable }.oci();
         assert_eq!(mount.options().as_ref().unwrap()[..], ["nosuid", "nodev", "rw", "mode=700", "uid=5", "nosuid"]);
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_made_unwritable_where_that_is_asked_for() {
+        let options = |access: Access, place: Place| {
+            let mount = MountPoint { target: "/t".into(), place, access }.oci();
+            mount.options().clone().unwrap().join(",")
+        };
+        let bind = || Place::Bind { source: "/x".into(), propagation: "rslave".into() };
+        assert_eq!(options(Access::Writable, bind()), "rbind,rslave,rw");
+        assert_eq!(options(Access::ReadOnly, bind()), "rbind,rslave,ro");
+        assert_eq!(options(Access::ReadOnlyThroughout, bind()), "rbind,rslave,ro,rro");
+        let alone = |propagation: &str| Place::BindAlone { source: "/x".into(), propagation: propagation.into() };
+        assert_eq!(options(Access::Writable, alone("")), "bind,private,rw");
+        assert_eq!(options(Access::ReadOnly, alone("rslave")), "bind,slave,ro");
+        // Nothing lies below a file system of its own.
+        let other = Place::FileSystem { kind: "nfs".into(), source: ":/x".into(), options: Vec::new() };
+        assert_eq!(options(Access::ReadOnlyThroughout, other), "ro");
     }
 
     #[test]

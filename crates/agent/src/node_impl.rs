@@ -109,7 +109,7 @@ impl Agent {
         let object = found.container.as_ref().and_then(|h| h.object());
         if let (None, Some(object)) = (self.context.images.snapshot(&found.id), &object) {
             // Never started: its file system is made now, as Docker does at creation.
-            let made = self.context.images.mount(&found.id, &object.spec.image_id).await;
+            let made = self.context.images.prepare_marked(&found.id, &object.spec.image_id).await;
             made.map_err(|error| Error::Internal(error.chain()))?;
         }
         let snapshot = self.context.images.snapshot(&found.id);

@@ -180,7 +180,7 @@ pub struct ContainerSpec {
     /// Where the log goes: `json-file`, `local`, `journald` or `none`; empty means `json-file`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub log_driver: String,
-    /// Options of the log's driver as the user wrote them, where it is not `json-file`.
+    /// Options of the log's driver as the user wrote them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub log_options: BTreeMap<String, String>,
     /// The task of a service that it is.
@@ -242,6 +242,12 @@ pub struct Mount {
     /// For binds: without what is mounted below the source.
     #[serde(skip_serializing_if = "is_false")]
     pub not_recursive: bool,
+    /// Of a mount that is not writable: what is mounted below it is left as it is.
+    #[serde(skip_serializing_if = "is_false")]
+    pub read_only_alone: bool,
+    /// Of a mount that is not writable: without a kernel that makes all below it unwritable, the container does not start.
+    #[serde(skip_serializing_if = "is_false")]
+    pub read_only_throughout: bool,
     /// For volumes and images: the directory of it that is mounted; empty means all of it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sub_path: String,

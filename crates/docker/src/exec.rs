@@ -157,6 +157,7 @@ async fn exec_start(docker: Arc<Docker>, mut call: Call) -> Reply {
         environment: exec.request.env.clone(),
         working_directory: exec.request.working_dir.clone(),
         user: exec.request.user.clone(),
+        groups: container.spec.security.groups.clone(),
         privileged: exec.request.privileged,
         size: size
             .filter(|[rows, columns]| *rows > 0 && *columns > 0)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::log_tag::{PATTERN_BYTES_MAX, PATTERN_TEXT_BYTES_MAX};
 use serde_json::Value;
 
 use crate::call::Query;
@@ -101,11 +102,6 @@ pub(crate) fn label_matches(wanted: &str, labels: &BTreeMap<String, String>) -> 
     }
 }
 
-/// Most memory that a pattern of a client's may take once it is compiled. Units: bytes.
-const PATTERN_BYTES_MAX: usize = 256 << 10;
-
-/// Longest pattern that is compiled. Units: bytes.
-const PATTERN_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Patterns that are compiled for one request.
 const PATTERNS_MAX: usize = 64;
 

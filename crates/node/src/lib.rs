@@ -110,6 +110,9 @@ pub struct ExecRequest {
     pub working_directory: String,
     /// `user[:group]`; empty means the container's own.
     pub user: String,
+    /// Groups, names or numbers, that a `user` has besides its own. Without one the process has those of the container.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// All capabilities.
     pub privileged: bool,
     /// First size of the terminal.

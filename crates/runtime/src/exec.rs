@@ -59,6 +59,11 @@ pub(crate) fn exec_start(bundle_dir: &Path, request: node::ExecRequest) -> Resul
     let root = base.root.map(|root| bundle_dir.join(root.path())).unwrap_or_default();
     if !request.user.is_empty() {
         let mut found = spec::users::find(&root, &request.user)?;
+        for group in spec::users::find_groups(&root, &request.groups)? {
+            if !found.additional_gids.contains(&group) {
+                found.additional_gids.push(group);
+            }
+        }
         // As at the start: a file that denies the group must not be open to a process that left it.
         if !found.additional_gids.contains(&found.gid) {
             found.additional_gids.insert(0, found.gid);

@@ -40,3 +40,9 @@ pub use state::{ContainerState, ContainerStatus, ExitRecord};
 
 /// Result of a call to the runtime.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Whether mounts can be made for reading alone with all that is mounted below them: a kernel since 5.12.
+pub fn can_seal_mounts_throughout() -> bool {
+    static KNOWN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *KNOWN.get_or_init(sys::can_change_mounts)
+}

@@ -386,6 +386,15 @@ pub(crate) fn change_mount(mount: BorrowedFd, set: u64, clear: u64) -> io::Resul
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether the kernel has mount_setattr(2), by which a mount is changed with all below it (5.12 and later).
+pub(crate) fn can_change_mounts() -> bool {
+    // SAFETY: no attributes are read: their size is none, and the kernel that knows the call says that they are too few.
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, std::ptr::null::<MountAttributes>(), 0_usize)
+    };
+    result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
+
 /// One eBPF instruction as the kernel takes it (`struct bpf_insn`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

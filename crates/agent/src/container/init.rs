@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::launch::{MountPoint, Place};
+use crate::launch::{Access, MountPoint, Place};
 
 /// Where Docker puts its init.
 const PATH: &str = "/sbin/docker-init";
@@ -42,7 +42,7 @@ fn assemble(own: PathBuf, libraries: &BTreeSet<PathBuf>, words: &[&str]) -> Prog
     let mount = |source: PathBuf, target: String| MountPoint {
         target,
         place: Place::Bind { source, propagation: String::new() },
-        read_only: true,
+        access: Access::ReadOnly,
     };
     let inside = |path: &Path| format!("{LIBRARIES}/{}", path.file_name().unwrap_or_default().to_string_lossy());
     let mut mounts = vec![mount(own, PATH.to_owned())];

@@ -9,14 +9,13 @@ use std::path::Path;
 use api::ContainerSpec;
 use runtime::JournalConfig;
 
+use super::log_options::{self, PREFIX};
 use crate::error::{Error, Result};
 
 /// Name of the driver.
 pub const DRIVER: &str = "journald";
 /// Where journals listen.
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// What begins each complaint.
-const PREFIX: &str = "failed to initialize logging driver";
 /// A bound on what is sent with each entry; the kernel takes datagrams of some 200 KiB. Units: bytes.
 const FIELDS_BYTES_MAX: usize = 64 << 10;
 
@@ -64,15 +63,8 @@ fn fields(spec: &ContainerSpec, id: &str) -> Result<Vec<(String, String)>> {
             fields.push((name, value.to_owned()));
         }
     };
-    for label in option("labels").split(',') {
-        if let Some(value) = spec.labels.get(label) {
-            add(label, value);
-        }
-    }
-    for variable in option("env").split(',').filter(|name| !name.is_empty()) {
-        if let Some(value) = spec.environment.iter().find_map(|line| line.strip_prefix(variable)?.strip_prefix('=')) {
-            add(variable, value);
-        }
+    for (name, value) in log_options::named(spec)? {
+        add(name, value);
     }
     Ok(fields)
 }
@@ -86,7 +78,7 @@ fn field_name(name: &str) -> String {
 /// Fills in a tag.
 fn expand(template: &str, spec: &ContainerSpec, id: &str) -> Result<String> {
     api::log_tag::expand(template, spec, id, &crate::machine::hostname())
-        .ok_or_else(|| Error::Invalid(format!("{PREFIX}: no such field in the tag {template:?}, or it is too long")))
+        .map_err(|problem| Error::Invalid(format!("{PREFIX}: {problem}")))
 }
 
 #[cfg(test)]
@@ -128,6 +120,11 @@ mod tests {
         assert_eq!(value(&chosen, "MODE").unwrap(), "fast");
         assert_eq!(value(&chosen, "PRIORITY"), None);
         assert_eq!(value(&[], "MODE"), None);
+        let patterns = [("labels-regex", "^com"), ("env-regex", "^MODEL?$")];
+        assert_eq!(value(&patterns, "COM_SHOP_TIER").unwrap(), "front");
+        assert_eq!(value(&patterns, "MODEL").unwrap(), "x");
+        assert_eq!(value(&[("env-regex", "L")], "MODE"), None);
+        assert!(fields(&spec(&[("env-regex", "(")]), "id").unwrap_err().to_string().contains("error parsing regexp"));
         assert_eq!(field_name("__a-b"), "A_B");
     }
 }

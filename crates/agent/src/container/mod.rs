@@ -25,6 +25,7 @@ pub mod init;
 mod journal;
 mod late;
 mod links;
+mod log_options;
 pub mod mounts;
 pub mod places;
 mod secrets;

@@ -13,7 +13,7 @@ use kube::Api;
 use crate::context::{Context, is_path_safe};
 use crate::error::{Error, Result};
 use crate::in_root;
-use crate::launch::{MountPoint, Place};
+use crate::launch::{Access, MountPoint, Place};
 use crate::sub_path;
 
 /// Mode of a tmpfs when none is given.
@@ -65,9 +65,34 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let both_ways = propagation.contains("shared");
             Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        mounts.points.push(MountPoint { target: mount.target.clone(), place, read_only: mount.is_for_reading() });
+        let access = access(mount, runtime::can_seal_mounts_throughout())?;
+        mounts.points.push(MountPoint { target: mount.target.clone(), place, access });
     }
     Ok(mounts)
+}
+
+/// Whether a mount can be written. What is for reading alone is so with all that is mounted below it, where the kernel can do
+/// that and nobody asks for less. Pure. `Source:` moby, `WithMounts`.
+///
+/// Errors: the kernel cannot, and nothing else will do; the wish contradicts itself.
+fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
+    match mount.kind.as_str() {
+        "image" => return Ok(Access::ReadOnly),
+        _ if !mount.read_only => return Ok(Access::Writable),
+        _ => {}
+    }
+    match (mount.read_only_alone, mount.read_only_throughout, kernel_can) {
+        (true, true, _) => {
+            let text = "mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive";
+            Err(Error::Invalid(text.to_owned()))
+        }
+        (false, true, false) => {
+            let text = "rro is not supported: the kernel cannot make mounts recursively read-only";
+            Err(Error::Invalid(text.to_owned()))
+        }
+        (true, false, _) | (false, false, false) => Ok(Access::ReadOnly),
+        (false, _, true) => Ok(Access::ReadOnlyThroughout),
+    }
 }
 
 /// The directory of which a part is wanted, and how its mounts spread.
@@ -203,7 +228,7 @@ pub fn file(path: &Path, target: &str) -> MountPoint {
     MountPoint {
         target: target.to_owned(),
         place: Place::Bind { source: path.to_owned(), propagation: String::new() },
-        read_only: false,
+        access: Access::Writable,
     }
 }
 
@@ -212,6 +237,28 @@ mod tests {
     use api::volume::VolumeSpec;
 
     use super::*;
+
+    #[test]
+    fn reading_alone_means_all_that_is_below_unless_less_will_do() {
+        let mount = |alone: bool, throughout: bool| Mount {
+            kind: "bind".into(),
+            read_only: true,
+            read_only_alone: alone,
+            read_only_throughout: throughout,
+            ..Mount::default()
+        };
+        assert_eq!(access(&mount(false, false), true).unwrap(), Access::ReadOnlyThroughout);
+        assert_eq!(access(&mount(false, false), false).unwrap(), Access::ReadOnly, "an old kernel");
+        assert_eq!(access(&mount(true, false), true).unwrap(), Access::ReadOnly);
+        assert_eq!(access(&mount(false, true), true).unwrap(), Access::ReadOnlyThroughout);
+        let refused = access(&mount(false, true), false).unwrap_err().to_string();
+        assert!(refused.contains("recursively read-only"), "{refused}");
+        assert!(access(&mount(true, true), true).unwrap_err().to_string().contains("conflict"));
+        let writable = Mount { read_only: false, ..mount(false, true) };
+        assert_eq!(access(&writable, false).unwrap(), Access::Writable);
+        let image = Mount { kind: "image".into(), ..Mount::default() };
+        assert_eq!(access(&image, true).unwrap(), Access::ReadOnly);
+    }
 
     #[test]
     fn a_part_is_mounted_of_directories_alone() {

@@ -13,7 +13,7 @@ use super::mounts;
 use super::template::{self, Piece};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::launch::MountPoint;
+use crate::launch::{Access, MountPoint};
 
 /// Largest that a template may become: what a config may hold. Units: bytes. `Source:` swarmkit, `MaxConfigSize`.
 const EXPANDED_MAX: usize = 1000 << 10;
@@ -37,7 +37,7 @@ pub async fn files(
         let content = content(&mut included, file).await?;
         let path = directory.join(DIRECTORY).join(index.to_string());
         write(&path, file, &content)?;
-        points.push(MountPoint { read_only: true, ..mounts::file(&path, &file.target) });
+        points.push(MountPoint { access: Access::ReadOnly, ..mounts::file(&path, &file.target) });
     }
     Ok(points)
 }

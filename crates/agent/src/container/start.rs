@@ -17,6 +17,7 @@ use super::Handle;
 use super::init;
 use super::journal;
 use super::links::{self, Linked};
+use super::log_options;
 use super::mounts::{self, Mounts};
 use super::secrets;
 use super::shared_memory;
@@ -78,6 +79,7 @@ pub async fn start(
     given_up: &CancellationToken,
 ) -> Result<Running> {
     let (spec, namespace) = (&object.spec, object.metadata.namespace.as_deref().unwrap_or_default());
+    log_options::check(spec, id, &crate::machine::hostname())?;
     let directory = context.container_dir(id);
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -87,6 +89,7 @@ pub async fn start(
     // Each is waited for, also when another failed: what one of them mounts must be there when the failed start is cleared.
     let (prepared, connected, mounts, files) = tokio::join!(
         async {
+            context.images.prepare_marked(id, &spec.image_id).await?;
             Ok::<_, Error>(match spec.auto_remove {
                 true => context.images.mount_scratch(id, &spec.image_id).await?,
                 false => context.images.mount(id, &spec.image_id).await?,

@@ -107,6 +107,15 @@ impl Images {
         Ok(Prepared { rootfs: snapshot.rootfs })
     }
 
+    /// Makes the root file system of a container of Docker's, with what it sees over its image; that of one that has one stays.
+    pub async fn prepare_marked(&self, container_id: &str, image: &str) -> Result<()> {
+        if self.store.snapshot(container_id).is_some() {
+            return Ok(());
+        }
+        self.bring_missing(image).await;
+        self.store.prepare_marked(container_id, image, &self.containers_dir.join(container_id)).await.map(drop)
+    }
+
     async fn prepare(&self, container_id: &str, image: &str) -> Result<Snapshot> {
         if let Some(snapshot) = self.store.snapshot(container_id) {
             return Ok(snapshot);
@@ -116,10 +125,14 @@ impl Images {
 
     /// A snapshot of an image in a directory; the image is brought when it is not here.
     async fn prepare_in(&self, name: &str, image: &str, directory: &Path) -> Result<Snapshot> {
+        self.bring_missing(image).await;
+        self.store.prepare(name, image, directory).await
+    }
+
+    async fn bring_missing(&self, image: &str) {
         if self.find(image).is_none() {
             self.bring(image).await;
         }
-        self.store.prepare(name, image, directory).await
     }
 
     /// Mounts a further image for a container to read; `number` tells several apart.

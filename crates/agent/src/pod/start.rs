@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::error::{Error, chain};
 use crate::hands;
 use crate::in_root;
-use crate::launch::{Bounds, Identity, Launch, MountPoint, Namespace, Place, Seccomp, capabilities};
+use crate::launch::{Access, Bounds, Identity, Launch, MountPoint, Namespace, Place, Seccomp, capabilities};
 use crate::quantity;
 use crate::sub_path;
 
@@ -316,7 +316,7 @@ async fn mounts(
     let bind = |source: PathBuf, target: &str, read_only: bool, propagation: &str| MountPoint {
         target: target.to_owned(),
         place: Place::Bind { source, propagation: propagation.to_owned() },
-        read_only,
+        access: Access::read_only(read_only),
     };
     let mut list = vec![
         bind(shared.join("hosts"), "/etc/hosts", false, ""),

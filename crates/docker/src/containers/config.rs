@@ -108,9 +108,7 @@ pub(crate) fn translate(
     spec.security = security(&host, around)?;
     spec.log_driver.clone_from(&host.log_config.kind);
     (spec.log_max_size_bytes, spec.log_max_files) = logging::log_bounds(&host.log_config)?;
-    if spec.log_driver == "journald" {
-        spec.log_options.clone_from(&host.log_config.config);
-    }
+    spec.log_options.clone_from(&host.log_config.config);
     connections::networks(request, &host, around, &mut out)?;
     connections::ports(request, &host, image, &mut out)?;
     mounts::translate(request, &host, image, around, &mut out)?;

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::config::{self, Surroundings, Translated};
 use super::connections;
 use super::echo::Echo;
+use super::mounts;
 use super::wire::{CreateRequest, EndpointConfig};
 use crate::call::Call;
 use crate::error::{Error, Result};
@@ -79,6 +80,9 @@ pub(crate) async fn container_create(docker: Arc<Docker>, mut call: Call) -> Rep
         Error::NotFound(text) => Error::Invalid(text),
         other => other,
     })?;
+    if call.version < mounts::RECURSIVE_READ_ONLY {
+        mounts::read_only_alone(&mut translated.spec.mounts)?;
+    }
     let mut asked = policy::privileges(&translated.spec);
     asked.append(&mut translated.privileges);
     policy::judge(docker.state.endpoint, &asked)?;

@@ -67,10 +67,7 @@ fn journald_options(log: &LogConfig) -> Result<()> {
     check_mode(log)?;
     for key in log.config.keys() {
         match key.as_str() {
-            "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
-            "labels-regex" | "env-regex" => {
-                return Err(Error::NotImplemented(format!("log opt '{key}' is not available for journald log driver")));
-            }
+            "labels" | "labels-regex" | "env" | "env-regex" | "tag" | "mode" | "max-buffer-size" => {}
             other => return Err(Error::Invalid(format!("unknown log opt '{other}' for journald log driver"))),
         }
     }

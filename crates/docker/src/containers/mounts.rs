@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::config::{ImageDefaults, Surroundings, Translated};
 use super::wire::{CreateRequest, HostConfig};
 use crate::error::{Error, Result};
+use crate::version::ApiVersion;
 
+/// Since this version of the API, a bind for reading alone is so with all that is mounted below it.
+pub(crate) const RECURSIVE_READ_ONLY: ApiVersion = ApiVersion::new(44);
 /// Most mounts of one container.
 const MOUNTS_MAX: usize = 1_000;
 
@@ -42,6 +45,8 @@ pub(crate) struct BindOptions {
     pub(crate) propagation: String,
     pub(crate) non_recursive: bool,
     pub(crate) create_mountpoint: bool,
+    pub(crate) read_only_non_recursive: bool,
+    pub(crate) read_only_force_recursive: bool,
 }
 
 /// Options of a volume.
@@ -253,6 +258,8 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
             mount.source = clean(&wanted.source);
             mount.propagation.clone_from(&wanted.bind_options.propagation);
             mount.not_recursive = wanted.bind_options.non_recursive;
+            mount.read_only_alone = wanted.bind_options.read_only_non_recursive;
+            mount.read_only_throughout = wanted.bind_options.read_only_force_recursive;
         }
         "volume" => {
             let options = &wanted.volume_options;
@@ -286,6 +293,20 @@ fn mount_request(wanted: &MountRequest, out: &mut Translated) -> Result<Mount> {
         _ => return Err(invalid("mount type unknown".into())),
     }
     Ok(mount)
+}
+
+/// Gives binds the meaning that they have in an API before [`RECURSIVE_READ_ONLY`]: what is mounted below one is left as it is.
+///
+/// Errors: more is asked for.
+pub(crate) fn read_only_alone(mounts: &mut [Mount]) -> Result<()> {
+    for mount in mounts.iter_mut().filter(|mount| mount.kind == "bind") {
+        if mount.read_only_throughout {
+            let text = format!("BindOptions.ReadOnlyForceRecursive needs API v{RECURSIVE_READ_ONLY} or newer");
+            return Err(Error::Invalid(text));
+        }
+        mount.read_only_alone = true;
+    }
+    Ok(())
 }
 
 /// A path within a volume or image, which neither leads out nor is absolute.
@@ -372,6 +393,27 @@ mod tests {
         assert!(bind.read_only && bind.propagation == "rshared");
         let volume = bind_line("data:/x:nocopy").unwrap();
         assert_eq!((volume.kind.as_str(), volume.source.as_str(), volume.no_copy), ("volume", "data", true));
+    }
+
+    #[test]
+    fn what_is_below_a_bind_is_named_as_it_is_meant() {
+        let mount = |options: serde_json::Value| {
+            let wanted = serde_json::json!(
+                { "Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true, "BindOptions": options });
+            mount_request(&serde_json::from_value(wanted).unwrap(), &mut Translated::default()).unwrap()
+        };
+        let plain = mount(serde_json::json!({}));
+        assert!(!plain.not_recursive && !plain.read_only_alone && !plain.read_only_throughout);
+        assert!(mount(serde_json::json!({ "NonRecursive": true })).not_recursive);
+        assert!(mount(serde_json::json!({ "ReadOnlyNonRecursive": true })).read_only_alone);
+        let forced = mount(serde_json::json!({ "ReadOnlyForceRecursive": true }));
+        assert!(forced.read_only_throughout);
+        let volume = bind_line("data:/x:ro").unwrap();
+        let mut old = [plain, volume.clone()];
+        read_only_alone(&mut old).unwrap();
+        assert!(old[0].read_only_alone && old[1] == volume);
+        let refused = read_only_alone(&mut [forced]).unwrap_err().to_string();
+        assert_eq!(refused, "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer");
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub(crate) fn log_details(container: &Container) -> BTreeMap<String, String> {
         shown.extend(lines.filter(|(name, _)| pattern.matches(name)).map(|(k, v)| (k.to_owned(), v.to_owned())));
     }
     if let Some(template) = option("tag").filter(|template| !template.is_empty())
-        && let Some(tag) = api::log_tag::expand(template, spec, &container.name_any(), kernel_hostname().trim())
+        && let Ok(tag) = api::log_tag::expand(template, spec, &container.name_any(), kernel_hostname().trim())
     {
         shown.insert("tag".to_owned(), tag);
     }

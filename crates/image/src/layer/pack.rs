@@ -158,7 +158,8 @@ fn is_opaque(fd: BorrowedFd<'_>) -> bool {
     matches!(fs::fgetxattr(fd, OPAQUE_XATTR, &mut value), Ok(1)) && value == *b"y"
 }
 
-fn xattrs(fd: BorrowedFd<'_>) -> Vec<(String, Vec<u8>)> {
+/// The extended attributes that a layer keeps.
+pub(crate) fn xattrs(fd: BorrowedFd<'_>) -> Vec<(String, Vec<u8>)> {
     let mut list = vec![0_u8; MAX_XATTR];
     let Ok(length) = fs::flistxattr(fd, &mut list) else { return Vec::new() };
     let mut found = Vec::new();

@@ -2,14 +2,14 @@
 //! leased is looked at under the same lock that gives leases out, so that nothing in use is ever removed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::ImageStore;
 use crate::store::blobs::lock;
 use crate::store::index::{Entry, Index};
+use crate::store::{ImageStore, marks};
 use crate::types::{Garbage, Removal};
 
 /// How long an upload or partial download may lie still before it goes.
@@ -30,6 +30,7 @@ impl ImageStore {
     fn sweep(&self) -> Result<Garbage> {
         self.repositories.forget_stale(STALE)?;
         let mut garbage = self.sweep_layers()?;
+        self.sweep_marks()?;
         garbage.bytes += self.blobs.remove_stale_partials(STALE);
         // List first and look for references afterwards: what is referred to later than the list is leased until then.
         for (digest, size) in self.blobs.all()? {
@@ -92,6 +93,19 @@ impl ImageStore {
         }
     }
 
+    /// What no snapshot has over its image.
+    fn sweep_marks(&self) -> Result<()> {
+        let _alone = self.marks.write().unwrap_or_else(PoisonError::into_inner);
+        let used = self.links_in_snapshots();
+        let path = self.dir.join(marks::DIRECTORY);
+        for entry in std::fs::read_dir(&path).map_err(Error::io("cannot list marks"))?.flatten() {
+            if !used.contains(&*entry.file_name().to_string_lossy()) {
+                self.discard(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// At the start: half-unpacked layers, layers and links that the index does not know, and the trash.
     pub(super) fn sweep_leftovers(&self) -> Result<()> {
         let known: BTreeSet<String> = self.look(|index| index.layers.keys().map(|id| id.hex().to_owned()).collect());
@@ -106,6 +120,7 @@ impl ImageStore {
                 }
             }
         }
+        self.sweep_marks()?;
         self.empty_trash()
     }
 }

@@ -7,6 +7,7 @@ mod builds;
 mod garbage;
 pub mod index;
 mod layers;
+mod marks;
 mod remove;
 mod repositories;
 mod served;
@@ -76,6 +77,8 @@ pub struct Shared {
     pub(crate) blobs: Blobs,
     index: Mutex<Index>,
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
+    /// Held for reading by whoever makes a snapshot, and for writing by whoever takes away what none has over its image.
+    marks: std::sync::RwLock<()>,
     /// One lock per layer that is being unpacked or fetched, so that it happens once.
     busy: Mutex<HashMap<Digest, std::sync::Weak<tokio::sync::Mutex<()>>>>,
     repositories: Repositories,
@@ -122,7 +125,7 @@ impl ImageStore {
     ///
     /// Errors: `Corrupt` or `NotSupported` when the index cannot be trusted; nothing is changed then.
     pub fn open_with(dir: &Path, options: StoreOptions) -> Result<Arc<ImageStore>> {
-        for sub in ["layers", "l", "snapshots", "trash", "uploads"] {
+        for sub in ["layers", "l", marks::DIRECTORY, "snapshots", "trash", "uploads"] {
             let path = dir.join(sub);
             std::fs::create_dir_all(&path).map_err(Error::io(format!("cannot make {}", path.display())))?;
         }
@@ -133,6 +136,7 @@ impl ImageStore {
         let shared = Shared {
             blobs: Blobs::open(&dir)?,
             snapshots: Mutex::new(snapshots::read_all(&dir.join("snapshots"))?),
+            marks: std::sync::RwLock::default(),
             index: Mutex::new(index),
             busy: Mutex::default(),
             cache_locks: Mutex::default(),

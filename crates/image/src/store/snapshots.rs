@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::blobs::{Lease, lock};
 use crate::store::index::{EntryLayer, Index};
-use crate::store::{ImageStore, no_such_image};
+use crate::store::{ImageStore, marks, no_such_image};
 use crate::types::Snapshot;
 
 /// The kernel takes one page of mount options.
@@ -72,6 +72,21 @@ impl ImageStore {
     ///
     /// Errors: `NotFound` when there is no such image, `Conflict` when the container has one of another image.
     pub async fn prepare(self: &Arc<Self>, container_id: &str, image: &str, dir: &Path) -> Result<Snapshot> {
+        self.prepare_over(container_id, image, dir, false).await
+    }
+
+    /// As [`ImageStore::prepare`], for a container that sees over its image what those of Docker's see.
+    pub async fn prepare_marked(self: &Arc<Self>, container_id: &str, image: &str, dir: &Path) -> Result<Snapshot> {
+        self.prepare_over(container_id, image, dir, true).await
+    }
+
+    async fn prepare_over(
+        self: &Arc<Self>,
+        container_id: &str,
+        image: &str,
+        dir: &Path,
+        marked: bool,
+    ) -> Result<Snapshot> {
         check_id(container_id)?;
         let lease = self.blobs.lease();
         let (image_id, layers) = self.leased_layers(image, &lease)?;
@@ -87,10 +102,19 @@ impl ImageStore {
         }
         lower.reverse();
         let layers = layers.into_iter().map(|layer| layer.diff_id).collect();
-        let stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
+        let mut stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
         let (store, id) = (self.clone(), container_id.to_owned());
+        let keep = move || {
+            // Until the snapshot is known, nobody may take its marks away.
+            let _held = store.marks.read().unwrap_or_else(PoisonError::into_inner);
+            if marked {
+                let marks = marks::layer(&store.dir.join(marks::DIRECTORY), &stored.lower)?;
+                stored.lower.insert(0, marks);
+            }
+            store.keep_snapshot(&id, stored)
+        };
         // The lease ends after the snapshot itself holds the layers.
-        let snapshot = tokio::task::spawn_blocking(move || store.keep_snapshot(&id, stored)).await?;
+        let snapshot = tokio::task::spawn_blocking(keep).await?;
         drop(lease);
         snapshot
     }
@@ -268,7 +292,12 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
     let mut lower: Vec<String> = snapshot
         .lower
         .iter()
-        .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+        // A crash of the machine may have taken marks along that were made just before it.
+        .filter(|path| !marks::is_one(path) || path.is_dir())
+        .filter_map(|path| {
+            let name = path.file_name()?.to_string_lossy();
+            Some(if marks::is_one(path) { format!("../{}/{name}", marks::DIRECTORY) } else { name.into_owned() })
+        })
         .collect();
     // overlayfs wants at least one layer, and two when nothing is writable: an empty one does no harm.
     if lower.is_empty() || (mode == Mode::ReadOnly && lower.len() == 1) {

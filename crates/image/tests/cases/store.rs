@@ -59,6 +59,104 @@ async fn a_snapshot_shows_the_layers_and_keeps_what_is_written() {
 }
 
 #[tokio::test]
+async fn a_container_of_dockers_has_its_marks_over_the_image_and_not_among_its_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    let outside = dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let lead = outside.display().to_string();
+    let layers: [(&str, Vec<Vec<u8>>); 6] = [
+        ("plain", two_layers()),
+        ("without", vec![tar_of(&[Item::Directory("bin/", 0o755)])]),
+        (
+            "files",
+            vec![tar_of(&[
+                Item::Directory("etc/", 0o711),
+                Item::Symlink("etc/mtab", "/outside"),
+                Item::Symlink(".dockerenv", &lead),
+            ])],
+        ),
+        ("directories", vec![tar_of(&[Item::Directory("etc/mtab/", 0o755), Item::Directory(".dockerenv/", 0o755)])]),
+        ("linked", vec![tar_of(&[Item::Symlink("etc", &lead)])]),
+        (
+            "gone",
+            vec![
+                tar_of(&[Item::Directory("etc/mtab/", 0o755), Item::Directory(".dockerenv/", 0o755)]),
+                tar_of(&[
+                    Item::Directory("etc/", 0o700),
+                    Item::File("etc/.wh.mtab", b"", 0o600),
+                    Item::File(".wh..dockerenv", b"", 0o600),
+                ]),
+            ],
+        ),
+    ];
+    for (name, layers) in &layers {
+        load(&store, layers, &format!("{name}:1")).await.unwrap();
+        let snapshot = store.prepare_marked(name, &format!("{name}:1"), &dir.path().join(name)).await.unwrap();
+        let again = store.prepare_marked(name, &format!("{name}:1"), &dir.path().join(name)).await.unwrap();
+        assert_eq!(again, snapshot);
+        store.mount(&snapshot).await.unwrap();
+        let root = &snapshot.rootfs;
+        let is_link = |path: &str| std::fs::read_link(root.join(path)).ok().map(|to| to.display().to_string());
+        let flag = root.join(".dockerenv").symlink_metadata().unwrap();
+        let mode = |path: &str| root.join(path).symlink_metadata().unwrap().mode() & 0o7777;
+        match *name {
+            "directories" => {
+                assert!(flag.is_dir() && root.join("etc/mtab").is_dir());
+            }
+            "linked" => {
+                assert!(flag.is_file());
+                assert_eq!(is_link("etc"), Some(lead.clone()));
+            }
+            _ => {
+                assert!(flag.is_file() && flag.len() == 0 && flag.mode() & 0o7777 == 0o755, "{name}");
+                assert_eq!(is_link("etc/mtab").as_deref(), Some("/proc/mounts"), "{name}");
+            }
+        }
+        match *name {
+            "plain" => {
+                assert_eq!((mode("etc"), mode("etc/keep")), (0o750, 0o4755));
+                assert_eq!(root.join("etc").metadata().unwrap().mtime(), 1_000_000_000);
+                assert!(!root.join("etc/gone").exists());
+            }
+            "files" => assert_eq!(mode("etc"), 0o711),
+            "gone" => assert_eq!(mode("etc"), 0o700),
+            "without" => assert_eq!(mode("etc"), 0o755),
+            _ => {}
+        }
+        assert_eq!(count(&snapshot.upper), 0, "{name}: no change");
+        if *name == "plain" {
+            // What is written over it is a change, and so is its removal.
+            std::fs::write(root.join(".dockerenv"), b"mine").unwrap();
+            std::fs::remove_file(root.join("etc/mtab")).unwrap();
+            assert_eq!(std::fs::read(snapshot.upper.join(".dockerenv")).unwrap(), b"mine");
+            let other = store.prepare_marked("other", "plain:1", &dir.path().join("other")).await.unwrap();
+            store.mount(&other).await.unwrap();
+            assert_eq!(std::fs::read(other.rootfs.join(".dockerenv")).unwrap(), b"");
+            store.remove_snapshot("other").await.unwrap();
+        }
+        store.remove_snapshot(name).await.unwrap();
+        assert_eq!(count(&dir.path().join(name)), 0, "{name}");
+    }
+    assert_eq!(count(&outside), 0, "no link was followed");
+    // One for each kind of image, until nobody uses it.
+    assert_eq!(count(&dir.path().join("images/marks")), layers.len());
+    let kept = store.prepare_marked("kept", "plain:1", &dir.path().join("kept")).await.unwrap();
+    store.collect_garbage().await.unwrap();
+    assert_eq!(count(&dir.path().join("images/marks")), 1);
+    drop(store);
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    store.mount(&kept).await.unwrap();
+    assert!(kept.rootfs.join(".dockerenv").is_file());
+    store.unmount(&kept).await.unwrap();
+    // A crash of the machine may take them: the container is mounted without.
+    std::fs::remove_dir_all(dir.path().join("images/marks")).unwrap();
+    store.mount(&kept).await.unwrap();
+    assert!(!kept.rootfs.join(".dockerenv").exists() && kept.rootfs.join("etc/keep").is_file());
+    store.remove_snapshot("kept").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_scratch_snapshot_is_mounted_again_in_either_way_and_keeps_what_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = ImageStore::open(&dir.path().join("images")).unwrap();

@@ -96,6 +96,8 @@ fn find_in(passwd: &str, groups: &str, wanted: &str) -> Result<ContainerUser> {
 }
 
 /// Looks up groups that a container is to have besides its own, names or numbers.
+///
+/// Errors: `Invalid` in Docker's words, which begin otherwise than those of [`find`].
 pub fn find_groups(rootfs: &Path, wanted: &[String]) -> Result<Vec<u32>> {
     let groups = read_in_root(rootfs, "etc/group");
     wanted
@@ -103,7 +105,8 @@ pub fn find_groups(rootfs: &Path, wanted: &[String]) -> Result<Vec<u32>> {
         .map(|group| {
             let entry = groups.lines().map(fields).find(|entry| entry.first() == Some(&group.as_str()));
             let id = entry.and_then(|entry| entry.get(2)?.parse().ok()).or_else(|| group.parse().ok());
-            id.filter(|id| *id <= ID_MAX).ok_or_else(|| missing("group", group, "group"))
+            let text = || format!("Unable to find group {group}: no matching entries in group file");
+            id.filter(|id| *id <= ID_MAX).ok_or_else(|| Error::Invalid(text()))
         })
         .collect()
 }

@@ -40,6 +40,11 @@ fn look() -> ExecRequest {
     ExecRequest { command, ..ExecRequest::default() }
 }
 
+/// A name, a number without one, and what `web` is in anyway.
+fn groups() -> Vec<String> {
+    ["root", "777", "44"].map(str::to_owned).to_vec()
+}
+
 /// Who started a process: those of the shim lead their sessions, those of the OCI runtime do not.
 async fn leads_its_session(place: &Place, id: &str) -> bool {
     let (code, text) = place.exec(id, &["sh", "-c", "echo $$; cut -d' ' -f6 /proc/$$/stat"]).await;
@@ -65,6 +70,8 @@ async fn a_process_of_the_shim_is_what_the_oci_runtime_would_have_made() {
             look(),
             ExecRequest { user: "web".to_owned(), ..look() },
             ExecRequest { user: "4711:4712".to_owned(), ..look() },
+            ExecRequest { user: "web".to_owned(), groups: groups(), ..look() },
+            ExecRequest { user: "4711".to_owned(), groups: groups(), ..look() },
             ExecRequest { privileged: true, ..look() },
             ExecRequest { privileged: true, user: "web".to_owned(), ..look() },
             ExecRequest { stdin: true, working_directory: "/tmp".to_owned(), ..look() },
@@ -98,6 +105,32 @@ fn without_numbers_of(text: &str, id: &str) -> String {
         None => line.trim_end().replace(&format!("/{id}"), "/ID"),
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn a_user_gets_the_groups_that_are_given_to_a_container() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let exec = async |user: &str, groups: Vec<String>| {
+        let command = ["id", "-G"].map(str::to_owned).to_vec();
+        let request = ExecRequest { command, user: user.to_owned(), groups, ..ExecRequest::default() };
+        place.runtime.exec("one", request).await
+    };
+    let groups_of = async |user: &str| {
+        let (code, text) = collect(exec(user, groups()).await.unwrap()).await;
+        assert_eq!(code, 0, "{text}");
+        let mut numbers: Vec<u32> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    assert_eq!(groups_of("web").await, [0, 33, 44, 777]);
+    assert_eq!(groups_of("4711:4712").await, [0, 44, 777, 4712]);
+    let unknown = exec("web", vec!["nosuch".to_owned()]).await.map(|_| ());
+    assert!(
+        matches!(&unknown, Err(Error::Invalid(text)) if text.contains("Unable to find group nosuch")),
+        "{unknown:?}"
+    );
+    place.close().await;
 }
 
 #[tokio::test]
