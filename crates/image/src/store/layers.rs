@@ -277,7 +277,8 @@ mod tests {
         let busy = GREEDY.acquire_many(u32::try_from(GREEDY_AT_ONCE).unwrap()).await.unwrap();
         let (plain, other) = (archive(2), archive(4));
         let modest = stored(&store, &lease, &zstd::encode_all(&plain[..], 1).unwrap());
-        let unpacked = store.ensure_unpacked(&Digest::of(&plain), &modest);
+        let diff_id = Digest::of(&plain);
+        let unpacked = store.ensure_unpacked(&diff_id, &modest);
         tokio::time::timeout(PATIENCE, unpacked).await.expect("it waited for others").unwrap();
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(27).unwrap();
