@@ -34,7 +34,7 @@ pub fn remove_with_mounts(directory: &Path) -> io::Result<()> {
     // The kernel's list has paths without links.
     let directory = std::fs::canonicalize(directory)?;
     let mounted = || {
-        let list = std::fs::read("/proc/self/mountinfo")?;
+        let list = std::fs::read("/proc/thread-self/mountinfo")?;
         Ok::<_, io::Error>(mounts_below(&list, &directory))
     };
     let mut there = mounted()?;
