@@ -22,6 +22,7 @@ mod filters;
 pub mod init;
 mod log_format;
 pub mod logs;
+pub mod memory;
 mod oci;
 pub mod processes;
 mod protocol;

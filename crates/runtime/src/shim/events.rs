@@ -24,6 +24,8 @@ use crate::oci::{self, OciKind};
 use crate::protocol::{DATA_MAX_BYTES, FrameKind, Refusal, json_frame};
 use crate::state::{ExitRecord, ShimDir, ShimState, now_ns, write_json};
 
+/// After what time without an event a shim is small: most wait for days.
+const QUIET: Duration = Duration::from_secs(10);
 /// Ends of processes that nobody has claimed yet, kept while an exec is on its way. As many as may be on their way.
 const UNCLAIMED_MAX: usize = EXECS_MAX;
 
@@ -87,6 +89,8 @@ pub(super) struct Shim {
     unclaimed: Vec<(u32, i32)>,
     buffer: Vec<u8>,
     linger_deadline: Option<Instant>,
+    /// Whether the program is out of this process' map, and nothing has happened since.
+    small: bool,
 }
 
 impl Shim {
@@ -114,6 +118,7 @@ impl Shim {
             unclaimed: Vec::new(),
             buffer: vec![0; READ_BYTES],
             linger_deadline: None,
+            small: false,
         }
     }
 
@@ -152,7 +157,8 @@ impl Shim {
     }
 
     fn wait_and_handle(&mut self, now: Instant) {
-        let timeout = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+        let due = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+        let timeout = due.or((!self.small).then_some(QUIET));
         let mut sources = vec![Source::Signals];
         let mut set = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.clients.len() < CLIENTS_MAX {
@@ -190,7 +196,12 @@ impl Shim {
             // Rounded up, so that a deadline has passed when poll returns.
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
         });
-        if poll(&mut set, timeout).is_err() {
+        let Ok(count) = poll(&mut set, timeout) else { return };
+        self.small = count == 0 && (self.small || due.is_none());
+        if count == 0 {
+            if due.is_none() {
+                crate::memory::let_go_of_constants();
+            }
             return;
         }
         let ready: Vec<(Source, PollFlags)> = sources
