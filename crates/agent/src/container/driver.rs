@@ -32,6 +32,8 @@ use crate::ports::{self, Held};
 
 /// Exit code of a container that ended while nobody looked. Source: moby, after a reboot.
 const EXIT_UNKNOWN: i32 = 255;
+/// Exit code of a container that was ended without its shim: that of SIGKILL.
+const EXIT_KILLED: i32 = 137;
 /// Exit code of a start that failed for reasons other than the program. Source: moby `exitcode`.
 const EXIT_START_FAILED: i64 = 128;
 /// How long one start may take.
@@ -269,6 +271,7 @@ impl Driver {
                     Action::Report => self.report().await,
                     Action::Wake(at) => self.timer = Some(self.context.at(at)),
                     Action::Start => next = Some(self.start().await),
+                    Action::End => next = self.end_without_shim().await,
                     Action::Remove => {
                         start::leave_network(&self.context, &self.id).await;
                         start::remove(&self.context, &self.id).await;
@@ -287,7 +290,7 @@ impl Driver {
         let (runtime, id) = (self.context.runtime.clone(), self.id.clone());
         let id = id.as_str();
         let result = match action {
-            Action::Signal(signal) => runtime.kill(id, signal).await.map_err(Error::from),
+            Action::Signal(signal) => self.signal(signal).await,
             Action::Pause => runtime.pause(id).await.map_err(Error::from),
             Action::Resume => runtime.resume(id).await.map_err(Error::from),
             Action::Release => self.release().await,
@@ -296,6 +299,28 @@ impl Driver {
         if let Err(error) = result {
             tracing::warn!(id, error = %chain(&error), ?action, "container action failed");
         }
+    }
+
+    /// Sends a signal by way of the shim. SIGKILL is repeated: one that hangs must not hold up what follows it.
+    async fn signal(&self, signal: i32) -> Result<()> {
+        let sent = self.context.runtime.kill(&self.id, signal);
+        if signal != step::SIGKILL {
+            return sent.await.map_err(Error::from);
+        }
+        let sent = tokio::time::timeout(step::KILL_REPEAT, sent).await;
+        sent.map_err(|_| Error::Timeout("the shim"))?.map_err(Error::from)
+    }
+
+    /// Ends the run though its shim, which may hang, does not say that it ended. When that fails, it is tried again.
+    async fn end_without_shim(&mut self) -> Option<Event> {
+        tracing::warn!(id = self.id, "the end of the container is not seen; ending it without its shim");
+        if let Err(error) = self.context.runtime.delete(&self.id).await {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot end the container without its shim");
+            return None;
+        }
+        // Who waits for its exit may have to wait for the shim.
+        self.stop_helpers();
+        Some(self.exited(ExitRecord { code: EXIT_KILLED, out_of_memory: false, finished_at_ns: now_ns() }))
     }
 
     async fn start(&mut self) -> Event {
