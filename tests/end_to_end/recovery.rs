@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 use testkit::{Census, Nuee};
 
 use crate::with_images;
@@ -131,6 +132,48 @@ fn a_container_that_is_to_be_removed_is_when_the_daemon_is_killed_in_a_start_tha
         Ok(left.is_empty())
     })
     .map_err(|error| error.context(format!("left: {left:#?}")))?;
+    nuee.finish()
+}
+
+#[test]
+fn a_container_that_is_made_anew_starts_though_the_shim_of_the_one_before_hangs() -> Result<()> {
+    let nuee = with_images()?;
+    let run = ["run", "-d", "busybox:test", "sh", "-c", "echo the first; sleep 6000"];
+    let id = nuee.docker(&run)?.success()?.text().to_owned();
+    let object = || -> Result<Value> {
+        Ok(serde_json::from_str(&nuee.kubectl(&["get", "containers", &id, "-o", "json"])?.success()?.stdout)?)
+    };
+    let first = object()?;
+    let mut second = json!({
+        "apiVersion": first["apiVersion"],
+        "kind": first["kind"],
+        "spec": first["spec"],
+        "metadata": {
+            "name": id,
+            "namespace": first["metadata"]["namespace"],
+            "labels": first["metadata"]["labels"],
+            "annotations": first["metadata"]["annotations"],
+            "finalizers": first["metadata"]["finalizers"],
+        },
+    });
+    second["spec"]["command"] = json!(["sh", "-c", "echo the second; sleep 6000"]);
+    let hung = shims(&nuee, &id);
+    assert_eq!(hung.len(), 1);
+    kill(Pid::from_raw(hung[0]), Signal::SIGSTOP)?;
+    // Nobody holds the object any more, so that it is gone with the deletion, however long the clearing takes.
+    let let_go = r#"{"metadata":{"finalizers":null}}"#;
+    nuee.kubectl(&["patch", "containers", &id, "--type=merge", "--patch", let_go])?.success()?;
+    nuee.kubectl(&["delete", "containers", &id, "--wait=false"])?.success()?;
+    testkit::Output::fed(nuee.kubectl_command(&["create", "-f", "-"]), second.to_string().as_bytes())?.success()?;
+    let uid = object()?["metadata"]["uid"].clone();
+    assert_ne!(uid, first["metadata"]["uid"]);
+    nuee.eventually("the second one runs, and the hung shim is gone", || {
+        let found = object()?;
+        assert_eq!(found["metadata"]["uid"], uid);
+        Ok(found["status"]["state"] == "running" && !shims(&nuee, &id).contains(&hung[0]))
+    })?;
+    nuee.eventually("it has its own log", || Ok(nuee.docker(&["logs", &id])?.stdout == "the second\n"))?;
+    nuee.docker(&["rm", "-f", &id])?.success()?;
     nuee.finish()
 }
 

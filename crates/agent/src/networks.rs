@@ -407,21 +407,25 @@ impl Networks {
         may_make(&object, self.is_member)?;
         let object = &object;
         match config(object) {
-            Some(config) => match self.realize(object, config?).await {
-                Ok(network) => {
-                    let plan = object.status.as_ref().and_then(|status| status.plan.clone());
-                    Ok(self.adopt(client, directory, object, network, plan).await)
-                }
-                Err(error) => {
-                    let old = object.status.clone().unwrap_or_default();
-                    let message = chain(&error);
-                    // Whether the network is fit for use is the first machine's to say; another's troubles are its workloads' own.
-                    if !self.is_member {
-                        self.report(client, object, &NetworkStatus { phase: FAILED.into(), message, ..old }).await;
+            Some(config) => {
+                // That its object makes no sense is told as any other failure: somebody may wait for its addresses.
+                let made = async { self.realize(object, config?).await };
+                match made.await {
+                    Ok(network) => {
+                        let plan = object.status.as_ref().and_then(|status| status.plan.clone());
+                        Ok(self.adopt(client, directory, object, network, plan).await)
                     }
-                    Err(error)
+                    Err(error) => {
+                        let old = object.status.clone().unwrap_or_default();
+                        let message = chain(&error);
+                        // Whether the network is fit for use is the first machine's to say; another's troubles are its workloads' own.
+                        if !self.is_member {
+                            self.report(client, object, &NetworkStatus { phase: FAILED.into(), message, ..old }).await;
+                        }
+                        Err(error)
+                    }
                 }
-            },
+            }
             // `host` and `none` have nothing behind them.
             None => {
                 self.report(client, object, &NetworkStatus { phase: READY.into(), ..NetworkStatus::default() }).await;

@@ -316,7 +316,28 @@ async fn network_create(docker: Arc<Docker>, mut call: Call) -> Reply {
         }
         Err(error) => return Err(error.into()),
     }
+    // A swarm's network says its addresses itself, and is made where it is used.
+    if swarm.is_none() {
+        made(&docker, &object).await;
+    }
     body::json_with(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" }))
+}
+
+/// Waits until the agent has made a network, or could not: who looks at it next is told its addresses, as dockerd tells them. One that takes
+/// too long is there all the same.
+async fn made(docker: &Docker, object: &str) {
+    let told = docker.networks.wait_for(object, |slot| match slot {
+        Slot::Gone(_) => true,
+        Slot::There(network) => is_told(network),
+    });
+    if tokio::time::timeout(AGENT_TIMEOUT, told).await.is_err() {
+        tracing::warn!(network = object, "the machine did not make the network in time");
+    }
+}
+
+/// Whether the agent has told what came of a network. Pure.
+fn is_told(network: &Network) -> bool {
+    network.status.as_ref().is_some_and(|status| matches!(status.phase.as_str(), "Ready" | "Failed"))
 }
 
 /// What Docker checks of a request.

@@ -63,15 +63,20 @@ impl Error {
 
     /// The whole chain in one line, for logs and for clients that see only text.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
+        chain(self)
     }
+}
+
+/// An error with all of its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 impl From<tokio::task::JoinError> for Error {
@@ -88,7 +93,8 @@ pub(crate) fn into_io(error: Error) -> io::Error {
     }
 }
 
-/// The way back of [`into_io`].
+/// The way back of [`into_io`]. What is not ours is the words of whoever decodes what comes, for data that he cannot make sense of: what
+/// has a reason that people should read goes in by [`into_io`].
 pub(crate) fn from_io(doing: &str, error: io::Error) -> Error {
     if error.get_ref().is_some_and(|inner| inner.is::<Error>())
         && let Some(inner) = error.into_inner()

@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`step`] | the life cycle, pure |
-//! | [`driver`] | the task that carries out what the life cycle says |
+//! | [`driver`] | the task that carries out what the life cycle says: its runs, its networks, what it reports |
 //! | [`start`] | one start, and the end of a run |
 //! | [`spec`] | from the object to a launch, pure |
 //! | `complete` | what the image says, for containers that were made without looking at it |

@@ -12,6 +12,7 @@
 //!    │                                               ▼      timer       │
 //!    └────────────── stop wanted ─────────────── Waiting ───▶ Starting ─┘
 //!   object deleted, from anywhere: stop at once, then Removing ─▶ Gone; auto-removed, likewise after its last run
+//!   deleted, and SIGKILL is without effect for `KILL_REPEAT`: its shim may hang, and the run is ended without it
 //! ```
 
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub const BACKOFF_LONGEST: Duration = Duration::from_secs(60);
 pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
 /// How long a stop waits before SIGKILL when nobody says otherwise. Source: Docker's default.
 pub const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// SIGKILL is repeated at this pace while the exit is not seen.
+/// SIGKILL is repeated at this pace while the exit is not seen; a deletion waits no longer for it, and ends the run without the shim.
 pub const KILL_REPEAT: Duration = Duration::from_secs(5);
 /// SIGKILL's number, the same on every Linux.
 pub const SIGKILL: i32 = 9;
@@ -87,6 +88,8 @@ pub enum Phase {
         since: Instant,
         /// When to send SIGKILL; `None` means never.
         kill_at: Option<Instant>,
+        /// It was sent before.
+        killed: bool,
     },
     /// Ended; restarts by policy at the given instant.
     Waiting {
@@ -128,6 +131,8 @@ pub enum Action {
     Start,
     /// Send a signal to the main process.
     Signal(i32),
+    /// End the run without its shim, which does not say that it ended; answer with `Exited`, unless that fails.
+    End,
     /// Freeze.
     Pause,
     /// Go on.
@@ -302,10 +307,11 @@ fn timer(machine: &mut Machine, now: Instant, actions: &mut Vec<Action>) {
             machine.phase = Phase::Starting;
             actions.push(Action::Start);
         }
-        Phase::Stopping { kill_at: Some(at), .. } if now >= *at => {
+        Phase::Stopping { kill_at: Some(at), killed, .. } if now >= *at => {
             *at = now + KILL_REPEAT;
-            let again = *at;
-            actions.extend([Action::Signal(SIGKILL), Action::Wake(again)]);
+            let kill = if *killed && machine.wish.deleted { Action::End } else { Action::Signal(SIGKILL) };
+            *killed = true;
+            actions.extend([kill, Action::Wake(*at)]);
         }
         Phase::Waiting { until: at } | Phase::Stopping { kill_at: Some(at), .. } => actions.push(Action::Wake(*at)),
         _ => {}
@@ -324,6 +330,8 @@ fn settle(machine: &mut Machine, now: Instant, actions: &mut Vec<Action>) {
             finish(machine, actions);
         }
         Phase::Running { since, paused } => settle_running(machine, since, paused, now, actions),
+        // SIGKILL is on its way, and is repeated: nothing is shorter, and news of the object must not put off what follows it.
+        Phase::Stopping { killed: true, .. } => {}
         Phase::Stopping { since, .. } => {
             // A deletion does not wait any longer; a second stop may shorten the wait, never lengthen it.
             let wanted = if machine.wish.deleted { Some(now) } else { machine.wish.stop_timeout.map(|t| now + t) };
@@ -346,10 +354,10 @@ fn shorten_stop(
         if wanted <= now {
             actions.push(Action::Signal(SIGKILL));
             let again = now + KILL_REPEAT;
-            machine.phase = Phase::Stopping { since, kill_at: Some(again) };
+            machine.phase = Phase::Stopping { since, kill_at: Some(again), killed: true };
             actions.push(Action::Wake(again));
         } else {
-            machine.phase = Phase::Stopping { since, kill_at: Some(wanted) };
+            machine.phase = Phase::Stopping { since, kill_at: Some(wanted), killed: false };
             actions.push(Action::Wake(wanted));
         }
     }
@@ -364,7 +372,7 @@ fn settle_running(machine: &mut Machine, since: Instant, paused: bool, now: Inst
         let kill_now = timeout == Some(Duration::ZERO);
         actions.push(Action::Signal(if kill_now { SIGKILL } else { machine.wish.stop_signal }));
         let kill_at = timeout.map(|t| now + if kill_now { KILL_REPEAT } else { t });
-        machine.phase = Phase::Stopping { since, kill_at };
+        machine.phase = Phase::Stopping { since, kill_at, killed: kill_now };
         if let Some(at) = kill_at {
             actions.push(Action::Wake(at));
         }
@@ -505,6 +513,34 @@ mod tests {
             [Action::EndRun, Action::Report, Action::Remove]
         );
         assert_eq!(step(&mut machine, Event::Removed, T0), [Action::Release]);
+    }
+
+    #[test]
+    fn a_deletion_ends_a_run_whose_shim_does_not_say_that_it_ended() {
+        for gone in [Event::Vanished, Event::Wished(Wish { deleted: true, ..wish(1, "always") })] {
+            let mut machine = running(wish(1, "always"));
+            let due = T0 + KILL_REPEAT;
+            assert_eq!(step(&mut machine, gone.clone(), T0), [Action::Signal(SIGKILL), Action::Wake(due)]);
+            assert_eq!(step(&mut machine, gone, T0 + KILL_REPEAT / 2), [], "what is told of it puts nothing off");
+            assert_eq!(step(&mut machine, Event::Timer, due), [Action::End, Action::Wake(due + KILL_REPEAT)]);
+            // It failed, and is tried again.
+            let again = step(&mut machine, Event::Timer, due + KILL_REPEAT);
+            assert_eq!(again, [Action::End, Action::Wake(due + KILL_REPEAT * 2)]);
+            let end = [Action::EndRun, Action::Report, Action::Remove];
+            assert_eq!(step(&mut machine, Event::Exited { code: 137 }, due + KILL_REPEAT), end);
+        }
+    }
+
+    #[test]
+    fn a_stop_leaves_the_end_to_the_shim_until_the_container_is_deleted() {
+        let mut machine = running(wish(1, "no"));
+        let stopped = Wish { desired: Desired::Stopped, stop_timeout: Some(Duration::ZERO), ..wish(1, "no") };
+        let kill = |at: Instant| [Action::Signal(SIGKILL), Action::Wake(at + KILL_REPEAT)];
+        assert_eq!(step(&mut machine, Event::Wished(stopped.clone()), T0), kill(T0));
+        let (second, third) = (T0 + KILL_REPEAT, T0 + KILL_REPEAT * 2);
+        assert_eq!(step(&mut machine, Event::Timer, second), kill(second));
+        assert_eq!(step(&mut machine, Event::Wished(Wish { deleted: true, ..stopped }), second), []);
+        assert_eq!(step(&mut machine, Event::Timer, third), [Action::End, Action::Wake(third + KILL_REPEAT)]);
     }
 
     #[test]

@@ -239,9 +239,8 @@ async fn a_context_over_the_session_has_a_largest_size() {
 async fn a_client_that_stops_in_the_middle_ends_its_build() {
     let archive = tar_of(&[("Dockerfile", BUILD.as_bytes()), ("x", &[1; 100_000])]);
     let half = || vec![archive[..50_000].to_vec()];
-    for end in [End::Refused, End::Done] {
-        Client { end, ..client(half()) }.fails("the data ends early").await;
-    }
+    client(half()).fails("the data ends early").await;
+    Client { end: End::Refused, ..client(half()) }.fails("the context from the client: the pipe is broken").await;
     // How much of it was there when the connection broke is not promised.
     let gone = Client { end: End::Gone, ..client(half()) };
     let error = gone.build(&[("context", "http://buildkit-session/one")]).await.built.unwrap_err();

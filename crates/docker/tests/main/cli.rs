@@ -162,6 +162,22 @@ async fn networks_are_made_listed_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_was_made_has_its_addresses() {
+    let house = House::open(Endpoint::Machine);
+    let cases: [(&str, &[&str], &str); 2] = [
+        ("plain", &[], "10.76.0.0/24 "),
+        ("dual", &["--ipv6", "--subnet", "fd00:77::/64"], "10.76.0.0/24 fd00:77::/64 "),
+    ];
+    for (name, arguments, subnets) in cases {
+        let made = house.docker(&[&["network", "create"], arguments, &[name]].concat()).await;
+        assert_eq!(made.code, 0, "{made:?}");
+        let format = "{{range .IPAM.Config}}{{.Subnet}} {{end}}";
+        let shown = house.docker(&["network", "inspect", name, "--format", format]).await;
+        assert_eq!(shown.out.trim_end_matches('\n'), subnets, "{shown:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pull_build_and_push_stream_their_progress() {
     let house = House::open(Endpoint::Machine);
     let pulled = house.docker(&["pull", "pullme"]).await;

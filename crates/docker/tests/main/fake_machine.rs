@@ -18,6 +18,8 @@ use crate::fake_kube::FakeKube;
 
 /// How long what a failed start left takes to be cleared.
 const CLEARING: Duration = Duration::from_millis(200);
+/// How long a network takes to be made.
+const MAKING: Duration = Duration::from_millis(200);
 
 /// A process: what it printed, and how it ended.
 pub struct Process {
@@ -121,6 +123,9 @@ impl FakeMachine {
                 if plural == "containers" && event["type"] != "DELETED" {
                     machine.act(&event["object"]);
                 }
+                if plural == "networks" && event["type"] == "ADDED" {
+                    machine.make_network(&event["object"]);
+                }
             }
         });
         this
@@ -164,6 +169,23 @@ impl FakeMachine {
             let update = json!({ "resources": spec["resources"], "error": "" });
             self.kube.patch("containers", &id, &json!({ "status": { "resourceUpdate": update } }));
         }
+    }
+
+    fn make_network(self: &Arc<Self>, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let chosen = |family: &str, free: &str| match object["spec"][family].as_str() {
+            None | Some("") => free.to_owned(),
+            Some(subnet) => subnet.to_owned(),
+        };
+        let mut status = json!({ "subnet": chosen("subnet", "10.76.0.0/24"), "phase": "Ready" });
+        if object["spec"]["ipv6"] == true {
+            status["ipv6Subnet"] = json!(chosen("ipv6Subnet", "fd00:76::/64"));
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(MAKING).await;
+            this.kube.patch("networks", &name, &json!({ "status": status }));
+        });
     }
 
     fn run(self: &Arc<Self>, id: &str, object: &Value, request: i64) {

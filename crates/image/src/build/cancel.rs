@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
+use crate::error::{Error, into_io};
+
 /// A reader that fails from the drop of its guard on.
 pub(crate) struct Cancellable<R> {
     reader: R,
@@ -24,7 +26,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Cancellable<R> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.cancelled.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::Error::other("nobody waits for this any more")));
+            return Poll::Ready(Err(into_io(Error::Internal("nobody waits for this any more".to_owned()))));
         }
         Pin::new(&mut this.reader).poll_read(context, buffer)
     }

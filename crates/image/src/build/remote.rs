@@ -14,7 +14,7 @@ use tokio::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::fetch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain, into_io};
 use crate::git::{self, is_repository};
 use crate::layer::write::{Entry, Writer};
 use crate::layer::{Decompressor, UnpackOptions, tree, unpack};
@@ -211,7 +211,8 @@ where
         let (url, gone) = (url.clone(), gone.clone());
         async move {
             let (mut body, place) = state?;
-            let failed = |why: &str| Some((Err(std::io::Error::other(format!("{url}: {why}"))), None));
+            // As errors of ours, so that whoever unpacks what comes tells the reason, and not that it ended early.
+            let failed = |why: &str| Some((Err(into_io(Error::Unavailable(format!("{url}: {why}")))), None));
             let now = Instant::now();
             // A body that never lets anybody wait is looked at here only.
             if now >= end {
@@ -223,7 +224,10 @@ where
                 next = tokio::time::timeout_at(end.min(now + PATIENCE), body.next()) => match next {
                     Ok(None) => None,
                     Ok(Some(Ok(piece))) => Some((Ok(piece), Some((body, place)))),
-                    Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
+                    Ok(Some(Err(error))) => {
+                        let error: Box<dyn std::error::Error + Send + Sync> = error.into();
+                        Some((Err(into_io(Error::Unavailable(chain(&*error)))), None))
+                    }
                     Err(_) => failed("no answer in time"),
                 },
             }
@@ -260,6 +264,7 @@ fn alone(text: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::from_io;
 
     /// A body that says one piece, and nothing more.
     fn stuck(longest: Duration, places: &Arc<tokio::sync::Semaphore>) -> (ByteStream, Waiting) {
@@ -282,11 +287,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn why_a_body_broke_off_is_told() {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let body = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("the pipe is broken"))]);
+        let (mut stream, _waiting) =
+            bounded("http://torn.test/", body, FETCH_MAX, Arc::clone(&places).try_acquire_owned().unwrap());
+        let told = from_io("cannot read the archive", stream.next().await.unwrap().unwrap_err());
+        assert!(matches!(told, Error::Unavailable(text) if text == "the pipe is broken"));
+    }
+
+    #[tokio::test]
     async fn a_fetch_ends_in_time_whatever_comes() {
         let places = Arc::new(tokio::sync::Semaphore::new(1));
         let (mut stream, _waiting) = stuck(Duration::ZERO, &places);
         let error = stream.next().await.unwrap().unwrap_err();
         assert_eq!(error.to_string(), "http://slow.test/: no end in time");
+        let told = from_io("cannot read the archive", error);
+        assert!(matches!(told, Error::Unavailable(text) if text == "http://slow.test/: no end in time"));
         assert!(stream.next().await.is_none());
     }
 

@@ -191,6 +191,30 @@ mod tests {
     }
 
     #[test]
+    fn why_what_comes_ends_is_told_through_each_compression() {
+        struct Failing;
+        impl Read for Failing {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(into_io(Error::Unavailable("no end in time".to_owned())))
+            }
+        }
+        let plain = b"some text that is long enough".repeat(10);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&plain).unwrap();
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(&plain).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&plain).unwrap();
+        let zstd = zstd::encode_all(&plain[..], 1).unwrap();
+        for packed in [plain, gzip.finish().unwrap(), bzip2.finish().unwrap(), xz.finish().unwrap(), zstd] {
+            let begun = &packed[..packed.len() - 9];
+            let mut reader = Decompressor::new(begun.chain(Failing), Limits::default()).unwrap();
+            let told = from_io("x", reader.read_to_end(&mut Vec::new()).unwrap_err());
+            assert!(matches!(&told, Error::Unavailable(text) if text == "no end in time"), "{told:?}");
+        }
+    }
+
+    #[test]
     fn need_of_much_memory_shows_in_the_first_bytes_and_not_later() {
         let packed = |window_log| {
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
