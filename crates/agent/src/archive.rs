@@ -1,10 +1,13 @@
 //! Files of containers as archives (cp, diff, export, commit). Everything that follows a path of the container runs in a
 //! thread of its own, in a mount namespace of its own, with the container's root as its root: nothing that the container
-//! does meanwhile can lead it out. Source: CVE-2018-15664, CVE-2019-14271.
+//! does meanwhile can lead it out. What reads the writable layer itself (diff, commit) goes down in it by descriptors and
+//! follows no link. Source: CVE-2018-15664, CVE-2019-14271.
 
 mod entries;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +27,7 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 use tokio::sync::{mpsc, oneshot};
 
+use self::entries::Found;
 use crate::in_root;
 
 /// Pieces of an archive on their way.
@@ -383,18 +387,28 @@ fn blocking<T: Send + 'static>(
     }
 }
 
-/// What the writable layer holds, in order of paths: path, whether it deletes, its metadata.
-fn walk(upper: &Path, visit: &mut dyn FnMut(&Path, &Path, &std::fs::Metadata) -> io::Result<()>) -> io::Result<()> {
-    let mut waiting = vec![upper.to_owned()];
-    while let Some(directory) = waiting.pop() {
-        let mut entries: Vec<_> = std::fs::read_dir(&directory)?.collect::<io::Result<_>>()?;
-        entries.sort_by_key(std::fs::DirEntry::file_name);
+/// Opens a directory of the writable layer; `None` where there is none by now, but nothing or a link.
+fn open_directory(upper: &OwnedFd, relative: &Path) -> io::Result<Option<OwnedFd>> {
+    // What overlayfs removes it moves out of the layer first.
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::XDEV];
+    match in_root::open_straight(upper, relative, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Err(error) if Errno::from_io_error(&error).is_some_and(|error| gone.contains(&error)) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// What the writable layer holds, each with its path in it, the names of a directory in order. The container may change it
+/// meanwhile: what is gone since it was listed is left out.
+fn walk(upper: &OwnedFd, visit: &mut dyn FnMut(&Path, &Found) -> io::Result<()>) -> io::Result<()> {
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(relative) = waiting.pop() {
+        let Some(directory) = open_directory(upper, &relative)? else { continue };
         let mut inner = Vec::new();
-        for entry in entries {
-            let path = entry.path();
-            let meta = path.symlink_metadata()?;
-            visit(path.strip_prefix(upper).unwrap_or(&path), &path, &meta)?;
-            if meta.is_dir() {
+        for name in entries::names(&directory)? {
+            let Some(found) = Found::at(&directory, &name)? else { continue };
+            let path = relative.join(&name);
+            visit(&path, &found)?;
+            if found.meta.is_dir() {
                 inner.push(path);
             }
         }
@@ -408,29 +422,34 @@ fn is_whiteout(meta: &std::fs::Metadata) -> bool {
 }
 
 /// Whether a directory hides what lies below it. Source: kernel, overlayfs, `trusted.overlay.opaque`.
-fn is_opaque(path: &Path) -> bool {
+fn is_opaque(found: &Found) -> io::Result<bool> {
+    let Some(directory) = found.directory()? else { return Ok(false) };
     let mut value = [0u8; 4];
-    rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| n == 1 && value[0] == b'y')
+    let length = rustix::fs::fgetxattr(&directory, "trusted.overlay.opaque", &mut value);
+    Ok(length.is_ok_and(|n| n == 1 && value[0] == b'y'))
 }
 
 /// Places that the runtime made as mount points, and directories that changed only for them: not the user's changes.
-fn own_places(upper: &Path) -> io::Result<BTreeSet<PathBuf>> {
+fn own_places(upper: &OwnedFd) -> io::Result<BTreeSet<PathBuf>> {
     let mut own = BTreeSet::new();
-    walk(upper, &mut |relative, path, meta| {
-        let bare = if meta.is_dir() {
-            std::fs::read_dir(path)?.next().is_none()
-        } else {
-            meta.len() == 0 && !is_whiteout(meta)
+    walk(upper, &mut |relative, found| {
+        if !RUNTIME_PLACES.iter().any(|place| relative == Path::new(place)) {
+            return Ok(());
+        }
+        let bare = match found.meta.is_dir() {
+            true => found.names()?.is_empty(),
+            false => found.meta.len() == 0 && !is_whiteout(&found.meta),
         };
-        if bare && RUNTIME_PLACES.iter().any(|place| relative == Path::new(place)) {
+        if bare {
             own.insert(relative.to_owned());
         }
         Ok(())
     })?;
     for parent in ["dev", "etc", "sbin"] {
-        let entries: Vec<_> = std::fs::read_dir(upper.join(parent)).into_iter().flatten().flatten().collect();
-        let all_own = entries.iter().all(|e| own.contains(&Path::new(parent).join(e.file_name())));
-        if !entries.is_empty() && all_own {
+        let Some(directory) = open_directory(upper, Path::new(parent))? else { continue };
+        let names = entries::names(&directory)?;
+        let all_own = names.iter().all(|name| own.contains(&Path::new(parent).join(name)));
+        if !names.is_empty() && all_own {
             own.insert(parent.into());
         }
     }
@@ -441,14 +460,19 @@ fn own_places(upper: &Path) -> io::Result<BTreeSet<PathBuf>> {
 pub async fn changes(view: View) -> Result<Vec<FileChange>> {
     blocking(move || {
         let mut list: Vec<FileChange> = Vec::new();
-        let snapshot = &view.snapshot;
-        let own = own_places(&snapshot.upper)?;
-        walk(&snapshot.upper, &mut |relative, _, meta| {
+        let upper = in_root::directory(&view.snapshot.upper)?;
+        let lower: Vec<_> = view.snapshot.lower.iter().filter_map(|layer| in_root::directory(layer).ok()).collect();
+        let own = own_places(&upper)?;
+        walk(&upper, &mut |relative, found| {
             if own.contains(relative) {
                 return Ok(());
             }
-            let below = |layer: &PathBuf| layer.join(relative).symlink_metadata().is_ok_and(|m| !is_whiteout(&m));
-            let kind = match (is_whiteout(meta), snapshot.lower.iter().any(below)) {
+            // Whether a file is in the image must not be asked of what a link of the image leads to: that is the machine's.
+            let below = |layer: &OwnedFd| {
+                let there = in_root::open_straight(layer, relative, OFlags::PATH | OFlags::NOFOLLOW);
+                there.and_then(|there| File::from(there).metadata()).is_ok_and(|meta| !is_whiteout(&meta))
+            };
+            let kind = match (is_whiteout(&found.meta), lower.iter().any(below)) {
                 (true, _) => FileChangeKind::Deleted,
                 (false, true) => FileChangeKind::Modified,
                 (false, false) => FileChangeKind::Added,
@@ -461,6 +485,30 @@ pub async fn changes(view: View) -> Result<Vec<FileChange>> {
     .await
 }
 
+/// An empty entry whose name says all.
+fn mark<W: Write>(archive: &mut tar::Builder<W>, name: &Path) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o600);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    archive.append_data(&mut header, name, io::empty())
+}
+
+fn append_change<W: Write>(archive: &mut tar::Builder<W>, relative: &Path, found: &Found) -> io::Result<()> {
+    if is_whiteout(&found.meta) {
+        let mut name = OsString::from(".wh.");
+        name.push(relative.file_name().unwrap_or_default());
+        return mark(archive, &relative.with_file_name(name));
+    }
+    entries::append_one(archive, found, relative.as_os_str().as_bytes())?;
+    if found.meta.is_dir() && is_opaque(found)? {
+        mark(archive, &relative.join(".wh..wh..opq"))?;
+    }
+    Ok(())
+}
+
 /// Packs the changes as an OCI layer. Source: OCI image specification, layer.md, whiteouts.
 pub async fn layer(view: View) -> Result<ByteStream> {
     let (pieces, stream) = Pieces::new();
@@ -468,42 +516,11 @@ pub async fn layer(view: View) -> Result<ByteStream> {
         .name("container-layer".into())
         .spawn(move || {
             pack(pieces, |archive| {
-                let own = own_places(&view.snapshot.upper)?;
-                walk(&view.snapshot.upper, &mut |relative, path, meta| {
-                    if own.contains(relative) {
-                        return Ok(());
-                    }
-                    let parent = relative.parent().unwrap_or(Path::new(""));
-                    let name = relative.file_name().unwrap_or_default().to_string_lossy();
-                    let empty = |archive: &mut tar::Builder<&mut Pieces>, name: &str| {
-                        let mut header = tar::Header::new_gnu();
-                        header.set_size(0);
-                        header.set_mode(0o600);
-                        header.set_uid(0);
-                        header.set_gid(0);
-                        header.set_mtime(0);
-                        archive.append_data(&mut header, parent.join(name), io::empty())
-                    };
-                    if is_whiteout(meta) {
-                        return empty(archive, &format!(".wh.{name}"));
-                    }
-                    if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) {
-                        return Ok(());
-                    }
-                    if meta.is_dir() {
-                        archive.append_dir(relative, path)?;
-                        if is_opaque(path) {
-                            let mut header = tar::Header::new_gnu();
-                            header.set_size(0);
-                            header.set_mode(0o600);
-                            header.set_uid(0);
-                            header.set_gid(0);
-                            header.set_mtime(0);
-                            archive.append_data(&mut header, relative.join(".wh..wh..opq"), io::empty())?;
-                        }
-                        return Ok(());
-                    }
-                    entries::append_one(archive, path, relative.as_os_str().as_bytes(), meta)
+                let upper = in_root::directory(&view.snapshot.upper)?;
+                let own = own_places(&upper)?;
+                walk(&upper, &mut |relative, found| match own.contains(relative) {
+                    true => Ok(()),
+                    false => append_change(archive, relative, found),
                 })
             });
         })

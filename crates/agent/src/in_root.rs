@@ -16,9 +16,20 @@ const TRIES: usize = 64;
 
 /// Opens a path with `root` as its root directory. Magic links and mounts beyond are not followed out.
 pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    resolve(root, path, flags, mode, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Opens a path below `root` that no link leads along; empty is `root` itself.
+///
+/// Errors: ELOOP where there is a link on the way, or at the end unless the flags ask for links themselves.
+pub fn open_straight(root: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    resolve(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+}
+
+fn resolve(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode, how: ResolveFlags) -> io::Result<OwnedFd> {
     for _ in 0..TRIES {
-        match fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, mode, resolve) {
+        match fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, mode, how) {
             Err(rustix::io::Errno::AGAIN) => {}
             result => return Ok(result?),
         }
@@ -93,7 +104,8 @@ fn gid(raw: u32) -> fs::Gid {
     fs::Gid::from_raw(raw)
 }
 
-fn is_dot(name: &CStr) -> bool {
+/// Whether a name in a directory is the directory's own, or its parent's.
+pub fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
@@ -174,6 +186,26 @@ mod tests {
         for name in ["etc/absolute", "etc/relative", "../secret"] {
             assert!(open(&root, Path::new(name), OFlags::RDONLY, Mode::empty()).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_straight_path_has_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("root/real")).unwrap();
+        std::fs::write(dir.path().join("root/real/file"), "").unwrap();
+        symlink("real", dir.path().join("root/link")).unwrap();
+        symlink("file", dir.path().join("root/real/last")).unwrap();
+        let root = directory(&dir.path().join("root")).unwrap();
+        let opens = |path: &str, flags| open_straight(&root, Path::new(path), flags).is_ok();
+        for path in ["", "real", "real/file"] {
+            assert!(opens(path, OFlags::RDONLY), "{path}");
+        }
+        for path in ["link", "link/file", "real/last", "../root", "/"] {
+            assert!(!opens(path, OFlags::RDONLY), "{path}");
+        }
+        // A link itself, but none on the way to it.
+        assert!(opens("real/last", OFlags::PATH | OFlags::NOFOLLOW));
+        assert!(!opens("link/last", OFlags::PATH | OFlags::NOFOLLOW));
     }
 
     #[test]

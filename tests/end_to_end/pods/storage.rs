@@ -89,6 +89,7 @@ fn volumes_and_variables_show_what_they_stand_for() -> Result<()> {
         ("echo $SET_size $pass $COLOR $PASS [$MAYBE] $NAME $CPU", "big hush blue hush [] show 2"),
         ("echo $ADDRESS", address.as_str()),
         ("cat /file; touch /directory/x 2>&1 || true", "from the host\ntouch: /directory/x: Read-only file system"),
+        ("touch /settings/x 2>&1 || true", "touch: /settings/x: Read-only file system"),
         ("cat /settings/color /one/color /picked/deep/colour", "blueblueblue"),
         ("stat -Lc %a /picked/deep/colour /keys/pass", "440\n400"),
         ("ls /none | wc -l", "0"),

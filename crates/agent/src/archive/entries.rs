@@ -2,29 +2,30 @@
 //! with a slash or with `./`, as Docker's clients expect it of `/` and of what ends in `/.`: they put another name in the place of
 //! that beginning.
 
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
+
+use crate::in_root;
 
 /// Appends a file or a whole tree; sockets are left out, as tar(1) does.
 pub(super) fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
     let mut waiting = vec![(path.to_owned(), name.to_owned())];
     while let Some((path, name)) = waiting.pop() {
-        let Some(meta) = there(path.symlink_metadata())? else { continue };
-        if meta.is_dir() {
-            let Some(entries) = there(std::fs::read_dir(&path))? else { continue };
-            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
-            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
-            waiting.extend(entries.into_iter().map(|e| (e.path(), name.join(e.file_name()))));
+        let Some(found) = Found::at(CWD, &path)? else { continue };
+        if found.meta.is_dir() {
+            let inner = found.names()?.into_iter().rev();
+            waiting.extend(inner.map(|inner| (path.join(&inner), name.join(&inner))));
         }
-        append_one(archive, &path, name.as_os_str().as_bytes(), &meta)?;
+        append_one(archive, &found, name.as_os_str().as_bytes())?;
     }
     Ok(())
 }
@@ -33,29 +34,18 @@ pub(super) fn append<W: Write>(archive: &mut tar::Builder<W>, path: &Path, name:
 pub(super) fn append_below<W: Write>(archive: &mut tar::Builder<W>, root: &Path, base: &[u8]) -> io::Result<()> {
     let mut waiting = vec![root.to_owned()];
     while let Some(path) = waiting.pop() {
-        let Some(meta) = there(path.symlink_metadata())? else { continue };
+        let Some(found) = Found::at(CWD, &path)? else { continue };
         let mut name = base.to_vec();
         name.extend_from_slice(path.strip_prefix(root).unwrap_or(&path).as_os_str().as_bytes());
-        if meta.is_dir() {
-            let Some(entries) = there(std::fs::read_dir(&path))? else { continue };
-            let mut entries: Vec<_> = entries.collect::<io::Result<_>>()?;
-            entries.sort_by_key(|e| std::cmp::Reverse(e.file_name()));
-            waiting.extend(entries.into_iter().map(|e| e.path()));
+        if found.meta.is_dir() {
+            waiting.extend(found.names()?.into_iter().rev().map(|inner| path.join(inner)));
             if name != base {
                 name.push(b'/');
             }
         }
-        append_one(archive, &path, &name, &meta)?;
+        append_one(archive, &found, &name)?;
     }
     Ok(())
-}
-
-/// What was found, or nothing where it is gone since it was listed: a running container may do that.
-fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
-    match found {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        found => found.map(Some),
-    }
 }
 
 /// This process' open files, by number.
@@ -72,60 +62,92 @@ pub(super) fn descriptors() -> io::Result<&'static OwnedFd> {
     Ok(DESCRIPTORS.get_or_init(|| opened))
 }
 
-/// Opens a file to read it, if it is one still. Whatever else took its place is only looked at: a pipe would wait for ever for who
-/// writes into it, and to open a device is to use it.
-fn open_file(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = match rustix::fs::open(path, flags, Mode::empty()) {
-        // Gone, or below a link by now.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-        found => found?,
-    };
-    if !FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_file() {
-        return Ok(None);
-    }
-    // By its number, the very file that was looked at. Where a program holds a lease on it, this waits until that is broken, for at
-    // most the kernel's `lease-break-time`. `Source:` proc_pid_fd(5), fcntl(2)
-    let number = found.as_raw_fd().to_string();
-    let file = rustix::fs::openat(descriptors()?, number, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(Some(file.into()))
+/// What has a name, and is held from then on: whatever takes that name later is something else. Held, it is only looked at. A pipe
+/// that is opened would wait for ever for who writes into it, and to open a device is to use it.
+#[derive(Debug)]
+pub(super) struct Found {
+    held: File,
+    /// What it is like.
+    pub(super) meta: Metadata,
 }
 
-/// Appends what a path is, without what lies below it. A file is as long as it is when it is opened: what is written to it later is
+impl Found {
+    /// Finds what has a name in a directory, links too; `None` where it is gone since it was listed: a running container may do
+    /// that.
+    pub(super) fn at(directory: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Self>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let held = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            held => File::from(held?),
+        };
+        let meta = held.metadata()?;
+        Ok(Some(Self { held, meta }))
+    }
+
+    /// Opens a directory to read it; `None` where it was removed.
+    pub(super) fn directory(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.held, ".", flags, Mode::empty()) {
+            Err(Errno::NOENT) => Ok(None),
+            opened => Ok(Some(opened?)),
+        }
+    }
+
+    /// The names in a directory, in order; none where it was removed.
+    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+        self.directory()?.map_or_else(|| Ok(Vec::new()), |directory| names(&directory))
+    }
+
+    /// Opens a file to read it: by its number, the very one that was looked at. Where a program holds a lease on it, this waits until
+    /// that is broken, for at most the kernel's `lease-break-time`. `Source:` proc_pid_fd(5), fcntl(2)
+    fn file(&self) -> io::Result<File> {
+        let number = self.held.as_raw_fd().to_string();
+        Ok(rustix::fs::openat(descriptors()?, number, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
+    }
+
+    /// Where a link leads.
+    fn link(&self) -> io::Result<CString> {
+        Ok(rustix::fs::readlinkat(&self.held, "", Vec::new())?)
+    }
+}
+
+/// The names in a directory, in order; none where it was removed since it was opened.
+pub(super) fn names(directory: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    let entries = match Dir::read_from(directory) {
+        Err(Errno::NOENT) => return Ok(names),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = match entry {
+            Err(Errno::NOENT) => break,
+            entry => entry?,
+        };
+        if !in_root::is_dot(entry.file_name()) {
+            names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Appends what was found, without what lies below it. A file is as long as it is when it is opened: what is written to it later is
 /// left out, and what is cut off is made up for by zeros. Holes are read as zeros too.
-pub(super) fn append_one<W: Write>(
-    archive: &mut tar::Builder<W>,
-    path: &Path,
-    name: &[u8],
-    meta: &Metadata,
-) -> io::Result<()> {
-    let kind = meta.file_type();
+pub(super) fn append_one<W: Write>(archive: &mut tar::Builder<W>, found: &Found, name: &[u8]) -> io::Result<()> {
+    let kind = found.meta.file_type();
     if kind.is_socket() {
         return Ok(());
     }
-    let file = match meta.is_file() {
-        false => None,
-        true => match open_file(path)? {
-            Some(file) => Some(file),
-            None => return Ok(()),
-        },
-    };
-    // What was opened may be another file than what was looked at.
+    let file = if kind.is_file() { Some(found.file()?) } else { None };
+    // It may have been written to since it was looked at.
     let opened = file.as_ref().map(File::metadata).transpose()?;
-    let meta = opened.as_ref().unwrap_or(meta);
+    let meta = opened.as_ref().unwrap_or(&found.meta);
     let mut header = tar::Header::new_gnu();
     header.set_metadata(meta);
     header.set_size(if file.is_some() { meta.len() } else { 0 });
     if kind.is_symlink() {
-        let target = match path.read_link() {
-            Ok(target) => target,
-            // Gone, or no link any more.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let target = target.as_os_str().as_bytes();
+        let target = found.link()?;
+        let target = target.to_bytes();
         let room = header.as_old().linkname.len();
         if target.len() > room {
             append_long(archive, tar::EntryType::GNULongLink, target)?;
@@ -231,17 +253,27 @@ mod tests {
             let (file, device) = (closed.join("file"), closed.join("device"));
             std::fs::write(&file, "text").unwrap();
             let zero = rustix::fs::makedev(1, 5);
-            rustix::fs::mknodat(rustix::fs::CWD, &device, FileType::CharacterDevice, Mode::RUSR, zero).unwrap();
+            let kind = rustix::fs::FileType::CharacterDevice;
+            rustix::fs::mknodat(CWD, &device, kind, Mode::RUSR, zero).unwrap();
+            let found = Found::at(CWD, &file).unwrap().unwrap();
+            std::fs::rename(&device, &file).unwrap();
             // Here whoever opens a device is told so.
-            assert_eq!(File::open(&device).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-            let meta = file.symlink_metadata().unwrap();
+            assert_eq!(File::open(&file).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
             let mut builder = tar::Builder::new(Vec::new());
-            append_one(&mut builder, &device, b"device", &meta).unwrap();
-            append_one(&mut builder, &file, b"file", &meta).unwrap();
+            append_one(&mut builder, &found, b"file").unwrap();
+            append_one(&mut builder, &Found::at(CWD, &file).unwrap().unwrap(), b"device").unwrap();
             let packed = builder.into_inner().unwrap();
             let mut archive = tar::Archive::new(packed.as_slice());
-            let found: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
-            assert_eq!(found, [Path::new("file")]);
+            let found: Vec<_> = archive
+                .entries()
+                .unwrap()
+                .map(|entry| {
+                    let (mut entry, mut text) = (entry.unwrap(), String::new());
+                    entry.read_to_string(&mut text).unwrap();
+                    (entry.header().entry_type(), text)
+                })
+                .collect();
+            assert_eq!(found, [(tar::EntryType::Regular, "text".to_owned()), (tar::EntryType::Char, String::new())]);
         });
     }
 
@@ -260,8 +292,6 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         append_below(&mut builder, root, b"./").unwrap();
         append_below(&mut builder, &root.join("none"), b"./").unwrap();
-        // A file that became a pipe since it was looked at.
-        append_one(&mut builder, &pipe, b"./swapped", &root.join("file").symlink_metadata().unwrap()).unwrap();
         let packed = builder.into_inner().unwrap();
         let mut archive = tar::Archive::new(packed.as_slice());
         let found: Vec<_> = archive

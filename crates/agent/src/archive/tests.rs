@@ -113,6 +113,59 @@ async fn swapping_links_never_leads_a_copy_out_of_the_container() {
     assert_eq!(std::fs::read_to_string(world.path().join("canary")).unwrap(), "host");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swapping_links_never_leads_a_layer_or_a_list_of_changes_out_of_the_container() {
+    let world = world();
+    // A runtime's place too: those are looked at before.
+    let swapped = ["root/d", "root/etc"].map(|name| world.path().join(name));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, outside) = (stop.clone(), world.path().to_owned());
+    let attacker = std::thread::spawn(move || {
+        while !flag.load(Ordering::Relaxed) {
+            for directory in &swapped {
+                let _ = std::fs::create_dir(directory);
+                let _ = std::fs::write(directory.join("own"), "mine");
+                let _ = std::fs::remove_dir_all(directory);
+                let _ = symlink(&outside, directory);
+                let _ = std::fs::remove_file(directory);
+            }
+        }
+    });
+    for _ in 0..200 {
+        // What goes meanwhile is no failure.
+        let packed = bytes(layer(view(world.path())).await.unwrap()).await;
+        assert!(!packed.windows(4).any(|w| w == b"host"), "the host's file was read");
+        let packed = names(&packed);
+        let listed = changes(view(world.path())).await.unwrap();
+        let listed = listed.iter().map(|change| change.path.display().to_string());
+        for name in packed.into_iter().chain(listed) {
+            assert!(!name.contains("canary") && !name.contains("lower"), "{name} is the host's");
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    attacker.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_list_of_changes_tells_nothing_of_what_the_machine_has() {
+    let world = world();
+    // The image has a link where the container put a directory in its place.
+    symlink(world.path(), world.path().join("lower/link")).unwrap();
+    std::fs::create_dir(world.path().join("root/link")).unwrap();
+    for name in ["canary", "other"] {
+        std::fs::write(world.path().join("root/link").join(name), "").unwrap();
+    }
+    let list = changes(view(world.path())).await.unwrap();
+    let told: Vec<_> = list.iter().map(|c| (c.path.display().to_string(), c.kind)).collect();
+    let expected = [
+        ("/d".to_owned(), FileChangeKind::Added),
+        ("/link".to_owned(), FileChangeKind::Modified),
+        ("/link/canary".to_owned(), FileChangeKind::Added),
+        ("/link/other".to_owned(), FileChangeKind::Added),
+    ];
+    assert_eq!(told, expected);
+}
+
 #[tokio::test]
 async fn a_volume_is_seen_in_its_place_and_only_in_the_job() {
     if !is_root() {

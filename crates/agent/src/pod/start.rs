@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, Container, Pod, PodSpec, SeccompProfile, Secret, SecurityContext,
+    Capabilities, ConfigMap, Container, Pod, PodSpec, SeccompProfile, Secret, SecurityContext, Volume, VolumeMount,
 };
 use kube::Api;
 use runtime::{ContainerConfig, LogConfig};
@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use super::environment::{self, Material};
 use super::sandbox::Sandbox;
 use super::status::qos_class;
-use super::{pause, pull};
+use super::{pause, pull, volumes};
 use crate::container::start::LOG_FILE;
 use crate::context::Context;
 use crate::error::{Error, chain};
@@ -361,9 +361,15 @@ async fn mounts(
             format!("/{}", wanted.mount_path)
         };
         list.retain(|m| m.target != target);
-        list.push(bind(source, &target, wanted.read_only == Some(true), propagation));
+        list.push(bind(source, &target, only_reads(spec, wanted), propagation));
     }
     Ok(list)
+}
+
+/// Whether a container only reads a volume: where it asks for that, and what the machine writes.
+fn only_reads(spec: &PodSpec, wanted: &VolumeMount) -> bool {
+    let ours = |volume: &Volume| volume.name == wanted.name && volumes::is_of_files(volume);
+    wanted.read_only == Some(true) || spec.volumes.iter().flatten().any(ours)
 }
 
 #[cfg(test)]
@@ -390,5 +396,19 @@ mod tests {
         assert_eq!(run_id("u", "c", 1), run_id("u", "c", 1));
         assert_ne!(run_id("u", "c", 1), run_id("u", "c", 2));
         assert_eq!(run_id("u", "c", 1).len(), 64);
+    }
+
+    #[test]
+    fn what_the_machine_writes_no_container_does_whatever_it_asks_for() {
+        let volumes = json!([{"name": "map", "configMap": {"name": "m"}}, {"name": "empty", "emptyDir": {}}]);
+        let spec: PodSpec = serde_json::from_value(json!({"containers": [], "volumes": volumes})).unwrap();
+        let check = |name: &str, read_only: Option<bool>, expected: bool| {
+            let wanted = VolumeMount { name: name.to_owned(), read_only, ..VolumeMount::default() };
+            assert_eq!(only_reads(&spec, &wanted), expected, "{name} {read_only:?}");
+        };
+        check("map", None, true);
+        check("map", Some(false), true);
+        check("empty", None, false);
+        check("empty", Some(true), true);
     }
 }

@@ -3,16 +3,19 @@
 //! Source: Kubernetes, "Local ephemeral storage", "Ephemeral storage consumption management".
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodSpec;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use tokio::sync::mpsc;
 
 use super::driver::{Handle, Input};
 use crate::context::Context;
+use crate::in_root;
 use crate::quantity;
 
 /// Least time between two measurements. Source: kubelet's `monitoringInterval` of the eviction manager.
@@ -173,29 +176,51 @@ pub fn sizes(list: &[PathBuf]) -> u64 {
     list.iter().fold(0, |sum, path| sum.saturating_add(size(path)))
 }
 
-/// Disk space below a path. Links are not followed, other file systems not entered. Units: bytes.
+/// Disk space below a path. Links are not followed, other file systems not entered, whatever is changed meanwhile.
+/// Units: bytes.
 fn size(path: &Path) -> u64 {
-    let Ok(root) = path.symlink_metadata() else { return 0 };
-    let mut total = root.blocks().saturating_mul(512);
-    let mut waiting = if root.is_dir() { vec![path.to_owned()] } else { Vec::new() };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(path, flags, Mode::empty()) else { return 0 };
+    let Ok(whole) = rustix::fs::fstat(&root) else { return 0 };
+    let mut total = space(&whole);
+    let mut waiting = if is_directory(&whole) { vec![PathBuf::new()] } else { Vec::new() };
     let mut seen = 0;
-    while let Some(directory) = waiting.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+    while let Some(relative) = waiting.pop() {
+        let directory = match in_root::open_straight(&root, &relative, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(directory) => directory,
+            // Deeper than a path can say: nobody needs that but to hide files from this.
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => return u64::MAX,
+            // Gone, or a link by now.
+            Err(_) => continue,
+        };
+        for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if in_root::is_dot(name) {
+                continue;
+            }
             seen += 1;
             if seen > ENTRIES_MAX {
                 return u64::MAX;
             }
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.dev() != root.dev() {
+            let Ok(stat) = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if stat.st_dev != whole.st_dev {
                 continue;
             }
-            total = total.saturating_add(meta.blocks().saturating_mul(512));
-            if meta.is_dir() {
-                waiting.push(entry.path());
+            total = total.saturating_add(space(&stat));
+            if is_directory(&stat) {
+                waiting.push(relative.join(OsStr::from_bytes(name.to_bytes())));
             }
         }
     }
     total
+}
+
+fn space(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode).is_dir()
 }
 
 #[cfg(test)]
@@ -238,5 +263,41 @@ mod tests {
         std::os::unix::fs::symlink("../out", dir.path().join("in/link")).unwrap();
         let found = size(&dir.path().join("in"));
         assert!((100_000..300_000).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn nothing_is_too_deep_to_be_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "d".repeat(200);
+        let mut current = in_root::directory(dir.path()).unwrap();
+        for _ in 0..25 {
+            rustix::fs::mkdirat(&current, &name, Mode::RWXU).unwrap();
+            current = in_root::open_straight(&current, Path::new(&name), OFlags::PATH | OFlags::DIRECTORY).unwrap();
+        }
+        assert_eq!(size(dir.path()), u64::MAX);
+    }
+
+    #[test]
+    fn swapping_links_never_leads_a_measurement_out_of_its_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        std::fs::create_dir_all(tree.join("in")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("large"), vec![1; 4 << 20]).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let swapped = tree.join("in");
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = std::fs::remove_dir(&swapped);
+                    let _ = std::os::unix::fs::symlink(&outside, &swapped);
+                    let _ = std::fs::remove_file(&swapped);
+                    let _ = std::fs::create_dir(&swapped);
+                }
+            });
+            let largest = (0..2000).map(|_| size(&tree)).max();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(largest < Some(4 << 20), "{largest:?}");
+        });
     }
 }

@@ -129,6 +129,15 @@ pub fn references(volume: &Volume) -> (Vec<String>, Vec<String>) {
     (maps, secrets)
 }
 
+/// Whether the machine itself writes what a volume holds, again and again. No container may write to it, whatever it asks for: by a
+/// link there it would lead the machine elsewhere. Source: CVE-2017-1002102.
+pub fn is_of_files(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
 /// Whether a volume holds a token, which must be renewed.
 pub fn has_token(volume: &Volume) -> bool {
     volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.service_account_token.is_some())
@@ -322,7 +331,9 @@ async fn token(context: &Context, pod: &Pod, audience: Option<&str>, seconds: i6
 /// Replaces the files of a volume at once: a new directory, then the link `..data` is turned to it.
 fn write_atomically(path: &Path, files: &Files, fs_group: Option<i64>) -> Result<()> {
     let link = path.join(DATA_LINK);
-    let current = std::fs::read_link(&link).ok().map(|target| path.join(target));
+    // Ours is a name in the same directory. Anything else is not followed, and not removed.
+    let named = std::fs::read_link(&link).ok().filter(|target| target.file_name() == Some(target.as_os_str()));
+    let current = named.map(|target| path.join(target));
     if current.as_ref().is_some_and(|c| is_same(c, files)) {
         return Ok(());
     }
@@ -386,6 +397,33 @@ mod tests {
             insert(&mut files, path, text.as_bytes().to_vec(), 0o600).unwrap();
         }
         files
+    }
+
+    #[test]
+    fn only_volumes_of_files_are_for_the_machine_to_write() {
+        let volume = |kind: &str| -> Volume { serde_json::from_value(json!({"name": "v", kind: {}})).unwrap() };
+        for kind in ["configMap", "secret", "downwardAPI", "projected"] {
+            assert!(is_of_files(&volume(kind)), "{kind}");
+        }
+        assert!(!is_of_files(&volume("emptyDir")));
+        let host = json!({"name": "v", "hostPath": {"path": "/"}});
+        assert!(!is_of_files(&serde_json::from_value(host).unwrap()));
+    }
+
+    #[test]
+    fn a_link_to_elsewhere_is_replaced_and_nothing_there_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("volume"), dir.path().join("outside"));
+        for target in [outside.as_path(), Path::new("../outside"), Path::new("..")] {
+            std::fs::create_dir_all(&volume).unwrap();
+            std::fs::create_dir_all(&outside).unwrap();
+            std::fs::write(outside.join("kept"), "").unwrap();
+            symlink(target, volume.join(DATA_LINK)).unwrap();
+            write_atomically(&volume, &files(&[("a", "1")]), None).unwrap();
+            assert!(outside.join("kept").exists(), "{}", target.display());
+            assert_eq!(std::fs::read_to_string(volume.join("a")).unwrap(), "1");
+            std::fs::remove_dir_all(&volume).unwrap();
+        }
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! What builds leave in a store: the images of their steps, their cache mounts, and the directories of those that run.
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 
 use crate::build::work::Work;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::layer::tree;
 use crate::store::{BUILDKIT_KEY, CACHE_MOUNTS, ImageStore};
 use crate::types::RemoveOptions;
 
@@ -127,18 +131,46 @@ impl ImageStore {
     }
 }
 
-/// Bytes of the files below a directory. Links are not followed.
+/// Bytes of the files below a directory. Links are not followed, whatever a step changes meanwhile.
 fn tree_bytes(root: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut open = vec![root.to_owned()];
-    while let Some(dir) = open.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(data) if data.is_dir() => open.push(entry.path()),
-                Ok(data) => bytes += data.len(),
-                Err(_) => {}
-            }
-        }
+    tree::open_root(root).map_or(0, |root| bytes_below(root.as_fd(), 0))
+}
+
+fn bytes_below(dir: BorrowedFd<'_>, depth: usize) -> u64 {
+    let mut bytes = 0_u64;
+    for name in tree::names(dir).unwrap_or_default() {
+        let Ok(stat) = fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let found = if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            u64::try_from(stat.st_size).unwrap_or(0)
+        } else if depth < tree::MAX_DEPTH {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let below = fs::openat(dir, &name, flags, Mode::empty());
+            below.map_or(0, |below| bytes_below(below.as_fd(), depth + 1))
+        } else {
+            0
+        };
+        bytes = bytes.saturating_add(found);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_below_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        std::fs::create_dir_all(tree.join("in/deep")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("large"), vec![1; 100_000]).unwrap();
+        for file in ["file", "in/file", "in/deep/file"] {
+            std::fs::write(tree.join(file), vec![1; 1000]).unwrap();
+        }
+        assert_eq!(tree_bytes(&tree), 3000);
+        std::os::unix::fs::symlink(&outside, tree.join("in/link")).unwrap();
+        assert!((3000..10_000).contains(&tree_bytes(&tree)));
+        assert_eq!(tree_bytes(&dir.path().join("none")), 0);
+    }
 }

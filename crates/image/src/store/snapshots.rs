@@ -2,10 +2,13 @@
 //! Source: the kernel's documentation of overlayfs.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 
@@ -254,11 +257,27 @@ fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Takes off all that is mounted at a place, with what somebody mounted below it on the machine; nothing there is no error. What came
+/// there by a bind mount stays where it came from: it would be taken off there too, as long as each follows the other.
+/// Source: mount_namespaces(7), "Shared subtrees".
 fn unmount(rootfs: &Path) -> Result<()> {
-    match umount2(rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
-        Err(error) => Err(Error::io(format!("cannot unmount {}", rootfs.display()))(error)),
+    loop {
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match make_private(rootfs).and_then(|()| umount2(rootfs, flags)) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(Error::io(format!("cannot unmount {}", rootfs.display()))(error)),
+        }
     }
+}
+
+/// Lets a mount, and those below it, follow no others, nor others them. A link is not followed.
+fn make_private(rootfs: &Path) -> nix::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let place = open(rootfs, flags, nix::sys::stat::Mode::empty())?;
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let none = None::<&str>;
+    mount(none, path.as_str(), none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
 }
 
 fn is_mounted(rootfs: &Path) -> bool {
@@ -346,4 +365,47 @@ fn relative_mount(links: &Path, rootfs: &Path, options: String, flags: MsFlags) 
         .join()
         .map_err(|_| Error::Internal("the thread that mounts panicked".to_owned()))?
         .map_err(Error::io(doing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On mounts that are shared, as systemd makes those of a machine. Only root may mount.
+    #[test]
+    fn what_is_mounted_below_a_snapshot_stays_where_it_came_from() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let disk = std::fs::canonicalize(directory.path()).unwrap();
+        let run = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            let put = |place: &Path| mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            put(&disk);
+            mount(none, &disk, none, MsFlags::MS_SHARED, none).unwrap();
+            let (original, rootfs) = (disk.join("original"), disk.join("rootfs"));
+            std::fs::create_dir_all(original.join("nested")).unwrap();
+            std::fs::create_dir(&rootfs).unwrap();
+            put(&original.join("nested"));
+            std::fs::write(original.join("nested/data"), "kept").unwrap();
+            // One over another.
+            for _ in 0..2 {
+                put(&rootfs);
+                std::fs::create_dir(rootfs.join("in")).unwrap();
+                let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+                mount(Some(&original), &rootfs.join("in"), none, bind, none).unwrap();
+                assert!(rootfs.join("in/nested/data").exists());
+            }
+            for _ in 0..2 {
+                unmount(&rootfs).unwrap();
+                assert!(rootfs.is_dir() && !rootfs.join("in").exists());
+            }
+            assert_eq!(std::fs::read_to_string(original.join("nested/data")).unwrap(), "kept");
+            unmount(&disk.join("none")).unwrap();
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
 }
