@@ -65,7 +65,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let both_ways = propagation.contains("shared");
             Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        let access = access(mount, runtime::can_seal_mounts_throughout())?;
+        let access = at_most(&place, access(mount, runtime::can_seal_mounts_throughout())?).await;
         mounts.points.push(MountPoint { target: mount.target.clone(), place, access });
     }
     Ok(mounts)
@@ -92,6 +92,16 @@ fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
         }
         (true, false, _) | (false, false, false) => Ok(Access::ReadOnly),
         (false, _, true) => Ok(Access::ReadOnlyThroughout),
+    }
+}
+
+/// The access to a place that the OCI runtime can give: nothing is mounted below what is no directory, and crun 1.8 fails when it
+/// is told to look there.
+async fn at_most(place: &Place, access: Access) -> Access {
+    let Place::Bind { source, .. } = place else { return access };
+    match (access, tokio::fs::metadata(source).await) {
+        (Access::ReadOnlyThroughout, Ok(found)) if !found.is_dir() => Access::ReadOnly,
+        _ => access,
     }
 }
 
@@ -275,5 +285,18 @@ mod tests {
         assert!(divisible(alone).is_err());
         let memory = Place::Tmpfs { size_bytes: 0, mode: TMPFS_MODE, options: Vec::new() };
         assert!(divisible(memory).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_directory_has_nothing_below_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let place = |source: &Path| Place::Bind { source: source.to_owned(), propagation: String::new() };
+        let throughout = Access::ReadOnlyThroughout;
+        assert_eq!(at_most(&place(&file), throughout).await, Access::ReadOnly);
+        assert_eq!(at_most(&place(&file), Access::Writable).await, Access::Writable);
+        assert_eq!(at_most(&place(directory.path()), throughout).await, throughout);
+        assert_eq!(at_most(&place(&directory.path().join("none")), throughout).await, throughout);
     }
 }
