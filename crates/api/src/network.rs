@@ -11,6 +11,9 @@ use crate::network_options::{NetworkOptions, OptionError};
 use crate::share::{self, Range};
 use crate::subnet::AddressPlan;
 
+/// Most addresses of a network that are others': whoever looks for a free one passes them all.
+pub const AUXILIARY_MAX: usize = 256;
+
 /// What the user wants of a network. `metadata.name` is a DNS label; `spec.name` is what Docker shows.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(group = "nuee.dev", version = "v1", kind = "Network", namespaced, status = "NetworkStatus", shortname = "net")]
@@ -87,8 +90,11 @@ impl NetworkSpec {
     /// The addresses that are others', in the order of their names. On a network of which machines share a range, none may be one that a
     /// machine could take for itself.
     ///
-    /// Errors: the text says which is no address, or cannot be kept.
+    /// Errors: the text says which is no address, or cannot be kept, or that they are too many.
     pub fn read_auxiliary(&self, shared: Option<Range>) -> Result<Vec<IpAddr>, String> {
+        if self.auxiliary_addresses.len() > AUXILIARY_MAX {
+            return Err(format!("network {} has more than {AUXILIARY_MAX} auxiliary addresses", self.name));
+        }
         let read = |(name, text): (&String, &String)| {
             let none = || format!("non parsable secondary ip address ({name}:{text}) passed for network {}", self.name);
             let address = text.parse::<IpAddr>().map_err(|_| none())?;
@@ -152,4 +158,19 @@ pub struct NetworkStatus {
     /// Why it failed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auxiliary_addresses_have_a_bound() {
+        let read = |count: usize| {
+            let auxiliary_addresses = (0..count).map(|at| (format!("k{at}"), format!("10.9.{}.9", at % 256))).collect();
+            NetworkSpec { auxiliary_addresses, ..NetworkSpec::default() }.read_auxiliary(None)
+        };
+        assert_eq!(read(AUXILIARY_MAX).map(|all| all.len()), Ok(AUXILIARY_MAX));
+        assert!(read(AUXILIARY_MAX + 1).unwrap_err().ends_with("has more than 256 auxiliary addresses"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Networks: list, inspect, create, remove, connect, disconnect, prune.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -396,7 +396,7 @@ fn check_options(spec: &NetworkSpec) -> Result<()> {
     })?;
     let kept = spec.read_auxiliary(spec.shared(&spec.subnet)).map_err(Error::Invalid)?;
     let pools = [(Cidr::parse(&spec.subnet)?, &spec.gateway), (Cidr::parse(&spec.ipv6_subnet)?, &spec.ipv6_gateway)];
-    let mut taken: Vec<IpAddr> =
+    let mut taken: HashSet<IpAddr> =
         pools.iter().flat_map(|(pool, gateway)| pool.iter().flat_map(|pool| pool.given(gateway))).collect();
     for (address, (name, text)) in kept.into_iter().zip(&spec.auxiliary_addresses) {
         if !pools.iter().any(|(pool, _)| pool.is_some_and(|pool| pool.holds(address))) {
@@ -405,12 +405,11 @@ fn check_options(spec: &NetworkSpec) -> Result<()> {
                 "auxiliary address: ({name}:{text}) must belong to the master pool: {pool}"
             )));
         }
-        if taken.contains(&address) {
+        if !taken.insert(address) {
             return Err(Error::Forbidden(format!(
                 "failed to allocate secondary ip address ({name}:{text}): Address already in use"
             )));
         }
-        taken.push(address);
     }
     Ok(())
 }

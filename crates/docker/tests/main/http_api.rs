@@ -35,6 +35,12 @@ async fn unknown_paths_versions_and_bodies_get_dockers_answers() {
     let made = r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.66.2.0/24","AuxiliaryAddresses":{"r":"10.66.3.2"}}]}}"#;
     let outside = "auxiliary address: (r:10.66.3.2) must belong to the master pool: 10.66.2.0/24";
     check("POST", "/networks/create", made, 403, outside).await;
+    let many: Vec<String> = (0..=api::network::AUXILIARY_MAX).map(|at| format!(r#""k{at}":"10.66.2.9""#)).collect();
+    let many = format!(
+        r#"{{"Name":"n","IPAM":{{"Config":[{{"Subnet":"10.66.2.0/24","AuxiliaryAddresses":{{{}}}}}]}}}}"#,
+        many.join(",")
+    );
+    check("POST", "/networks/create", &many, 400, "has more than 256 auxiliary addresses").await;
     let inhibit = r#"{"Name":"n","Options":{"com.docker.network.bridge.inhibit_ipv4":"true"}}"#;
     check("POST", "/networks/create", inhibit, 501, "is not available").await;
 }

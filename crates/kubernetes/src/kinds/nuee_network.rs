@@ -229,6 +229,19 @@ fn is_empty(value: &Value) -> bool {
     value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
+/// What a new network asks for by names of the user's: whoever makes it hears at once what no machine could make of it. One that is there
+/// was made when more, or other things, were let.
+fn check_meanings(spec: &Value, causes: &mut Vec<Cause>) {
+    // What is of another shape is the schema's to refuse.
+    let Ok(read) = serde_json::from_value::<api::NetworkSpec>(spec.clone()) else { return };
+    if let Err(flaw) = read.read_options() {
+        causes.push(Cause::invalid("spec.options", &spec["options"], &flaw.to_string()));
+    }
+    if let Err(flaw) = read.read_auxiliary(read.shared(&read.subnet)) {
+        causes.push(Cause::invalid("spec.auxiliaryAddresses", &spec["auxiliaryAddresses"], &flaw));
+    }
+}
+
 fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = validate_name(new, old);
     let spec = &new["spec"];
@@ -255,6 +268,9 @@ fn validate_network(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if is_new && subnet.parse::<api::share::Range>().is_ok_and(|range| range.prefix() < SUBNET_PREFIX_MIN) {
         let flaw = format!("is too large: its prefix must have at least {SUBNET_PREFIX_MIN} bits, as in 10.0.0.0/8");
         causes.push(Cause::invalid("spec.subnet", &spec["subnet"], &flaw));
+    }
+    if old.is_none() {
+        check_meanings(spec, &mut causes);
     }
     if let Some(old) = old {
         for field in ["mode", "uplink"] {
@@ -414,6 +430,38 @@ mod tests {
             assert_eq!(causes(absent.clone(), empty.clone()) + causes(empty.clone(), absent.clone()), 0);
             assert_eq!(causes(one.clone(), one.clone()), 0);
             assert_eq!((causes(one.clone(), other), causes(one.clone(), absent), causes(empty, one)), (1, 1, 1));
+        }
+    }
+
+    #[test]
+    fn a_new_network_asks_for_what_can_be_had_and_one_that_is_there_stays() {
+        let fields = |spec: &Value, is_new: bool| -> Vec<String> {
+            let network = json!({"metadata": {"name": "a"}, "spec": spec});
+            let causes = validate_network(&network, Some(&network).filter(|_| !is_new));
+            causes.into_iter().map(|cause| cause.field).collect()
+        };
+        let option = |name: &str, value: &str| json!({"name": "a", "options": {(name): value}});
+        let auxiliary = |count: usize| {
+            let all = (0..count).map(|at| (format!("k{at}"), Value::from(format!("10.9.{}.9", at % 256))));
+            let all: serde_json::Map<String, Value> = all.collect();
+            json!({"name": "a", "driver": "bridge", "auxiliaryAddresses": all})
+        };
+        for fit in [
+            option("com.docker.network.driver.mtu", "1400"),
+            option("mine", "any"),
+            auxiliary(api::network::AUXILIARY_MAX),
+        ] {
+            assert!(fields(&fit, true).is_empty(), "{:?}", fields(&fit, true));
+        }
+        for (unfit, field) in [
+            (option("com.docker.network.driver.mtu", "many"), "spec.options"),
+            (option("com.docker.network.bridge.gateway_mode_ipv4", "routed"), "spec.options"),
+            (option("com.docker.network.bridge.host_binding_ipv4", "127.0.0.1"), "spec.options"),
+            (json!({"name": "a", "auxiliaryAddresses": {"k": "nonsense"}}), "spec.auxiliaryAddresses"),
+            (auxiliary(api::network::AUXILIARY_MAX + 1), "spec.auxiliaryAddresses"),
+        ] {
+            assert_eq!(fields(&unfit, true), [field]);
+            assert!(fields(&unfit, false).is_empty());
         }
     }
 
