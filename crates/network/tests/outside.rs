@@ -92,6 +92,10 @@ fn a_network_says_where_ports_are_published_and_what_interfaces_are_called() {
         assert_refused(Some(&lab.world), MACHINE, bound[0].host_port);
         assert_eq!(ask(Some(&lab.world), MACHINE, bound[1].host_port), format!("inner {WORLD}"));
         assert_eq!(lab.fabric.publish("inner", &inner, ports).await.unwrap(), bound, "what is there already stays");
+        // A guest publishes by its own name, and has a name for each further interface.
+        let second = lab.workload("vm.11", "own").await;
+        let bound = lab.fabric.publish("vm", &second, vec![port(None)]).await.unwrap();
+        assert_eq!(bound[0].host_address, Some(Ipv4Addr::LOCALHOST.into()));
     });
 }
 

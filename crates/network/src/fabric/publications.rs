@@ -16,7 +16,7 @@ impl Inner {
             return self.unpublish(owner).map(|()| Vec::new());
         }
         let mut core = self.core();
-        let ports = addressed(&core, owner, target, ports);
+        let ports = addressed(&core, target, ports);
         let (before, now) = core.ports.publish(owner, target, &ports)?;
         let mut batch = Batch::default();
         before.iter().flat_map(ruleset::of_publication).for_each(|e| batch.delete(e));
@@ -72,9 +72,10 @@ impl Inner {
     }
 }
 
-/// The ports with the address that their network publishes on, where they name none.
-fn addressed(core: &Core, owner: &str, target: Target, ports: &[PortMapping]) -> Vec<PortMapping> {
-    let place = core.addresses.all().find(|place| place.owner == owner && place.address == target.address);
+/// The ports with the address that their network publishes on, where they name none. The target says which network that is: no two of a
+/// fabric share addresses, and a guest's interfaces may be owned by other names than the one that it publishes by.
+fn addressed(core: &Core, target: Target, ports: &[PortMapping]) -> Vec<PortMapping> {
+    let place = core.addresses.all().find(|place| place.address == target.address);
     let network = place.and_then(|place| core.networks.get(&place.network));
     let usual = network.and_then(|network| network.published_on).map(IpAddr::V4);
     ports.iter().map(|port| PortMapping { host_address: port.host_address.or(usual), ..*port }).collect()
