@@ -68,6 +68,16 @@ fn a_network_without_masquerading_is_seen_as_it_is_and_not_reached() {
 }
 
 #[test]
+fn addresses_that_are_routed_to_the_machine_are_for_networks_without_masquerading_alone() {
+    lab::run(|lab| async move {
+        let config = NetworkConfig { id: "seen".into(), beside_routes: true, ..Default::default() };
+        let refused = make(&lab, config.clone()).await;
+        assert!(matches!(&refused, Err(Error::Invalid(text)) if text.contains("is not private")), "{refused:?}");
+        make(&lab, NetworkConfig { unmasqueraded: true, ..config }).await.unwrap();
+    });
+}
+
+#[test]
 fn a_network_says_where_ports_are_published_and_what_interfaces_are_called() {
     lab::run(|lab| async move {
         let published_on = Some(Ipv4Addr::LOCALHOST);

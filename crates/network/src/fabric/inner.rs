@@ -217,8 +217,12 @@ impl Inner {
             return Err(Error::SubnetOverlap { subnet: subnet.to_string(), other });
         }
         if config.beside_routes && config.uplink.is_none() && !config.plain && is_new {
-            check_private(subnet, &self.options.subnet_pools, core.floating.keys())?;
-            self.check_routes(core, subnet)?;
+            // Addresses that are to be seen outside are those that the operator has routed to the machine.
+            if !config.unmasqueraded {
+                check_private(subnet, &self.options.subnet_pools)?;
+                self.check_routes(core, subnet)?;
+            }
+            check_floating(subnet, core.floating.keys())?;
         }
         let kept = old.filter(|o| o.subnet == subnet).map(|o| o.gateway);
         let gateway = config.gateway.or(kept).unwrap_or_else(|| subnet.first_host());
@@ -595,19 +599,19 @@ fn may_be_part(subnet: Subnet, part: Subnet) -> bool {
     subnet.contains(part.address()) && part.prefix() > subnet.prefix()
 }
 
-/// Refuses addresses that are others' on the internet, or that this machine answers for: they would not be reached. What the
-/// operator's pools hold is for networks.
-fn check_private<'a>(
-    subnet: Subnet,
-    pools: &[(Subnet, u8)],
-    mut floating: impl Iterator<Item = &'a Ipv4Addr>,
-) -> Result<()> {
+/// Refuses addresses that are others' on the internet: they would not be reached. What the operator's pools hold is for networks.
+fn check_private(subnet: Subnet, pools: &[(Subnet, u8)]) -> Result<()> {
     let is_inside = |pool: &Subnet| pool.contains(subnet.address()) && pool.contains(subnet.last());
     if !subnet.is_private() && !pools.iter().any(|(pool, _)| is_inside(pool)) {
         let text = "is not private: take one of 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10, or name none \
                     and get a free one";
         return Err(Error::Invalid(format!("subnet {subnet} {text}")));
     }
+    Ok(())
+}
+
+/// Refuses addresses that this machine answers for: those of a network would not be reached.
+fn check_floating<'a>(subnet: Subnet, mut floating: impl Iterator<Item = &'a Ipv4Addr>) -> Result<()> {
     match floating.find(|address| subnet.contains(**address)) {
         Some(address) => {
             Err(Error::SubnetOverlap { subnet: subnet.to_string(), other: format!("floating address {address}") })
@@ -659,7 +663,10 @@ mod tests {
     fn a_subnet_of_tenants_is_private_and_holds_no_floating_address() {
         let floating = [Ipv4Addr::new(192, 168, 7, 9)];
         let pools = [("198.18.0.0/15".parse().unwrap(), 24)];
-        let check = |text: &str| check_private(text.parse().unwrap(), &pools, floating.iter()).is_ok();
+        let check = |text: &str| {
+            let subnet = text.parse().unwrap();
+            check_private(subnet, &pools).and_then(|()| check_floating(subnet, floating.iter())).is_ok()
+        };
         assert!(check("10.89.0.0/24") && check("192.168.6.0/24") && check("198.19.4.0/24"));
         assert!(!check("1.1.1.0/24") && !check("32.0.0.0/3") && !check("192.168.7.0/24"));
     }
