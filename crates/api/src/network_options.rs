@@ -106,13 +106,20 @@ impl NetworkOptions {
         }
         Ok(NetworkOptions {
             bridge: text(BRIDGE_NAME).unwrap_or_default().to_owned(),
-            masquerade: boolean(options, MASQUERADE)?.unwrap_or(true),
+            masquerade: masquerades(options)?,
             talk: boolean(options, TALK)?.unwrap_or(true),
             published_on,
             mtu: text(MTU).map(mtu).transpose()?.flatten(),
             interface_prefix: text(INTERFACE_PREFIX).map(interface_prefix).transpose()?.unwrap_or_default(),
         })
     }
+}
+
+/// Whether what a network sends out bears the machine's address, whatever its other options say.
+///
+/// Errors: the option's value makes no sense.
+pub fn masquerades(options: &BTreeMap<String, String>) -> Result<bool, OptionError> {
+    Ok(boolean(options, MASQUERADE)?.unwrap_or(true))
 }
 
 fn unreadable(option: &'static str, value: &str, why: String) -> OptionError {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::container::{ContainerSpec, DEFAULT_CAPABILITIES};
 use crate::network::NetworkMode;
-use crate::network_options::{BRIDGE_NAME, NetworkOptions};
+use crate::network_options::{BRIDGE_NAME, masquerades};
 use crate::virtual_machine::VirtualMachineSpec;
 
 /// What a request asks of the machine beyond an ordinary container.
@@ -119,8 +119,8 @@ pub fn mount_words(options: &BTreeMap<String, String>) -> impl Iterator<Item = &
 pub fn of_network(mode: NetworkMode, options: &BTreeMap<String, String>) -> Vec<Privilege> {
     let bridged = (mode == NetworkMode::Bridged).then(|| Privilege::Interface("(mode bridged)".into()));
     let named = options.get(BRIDGE_NAME).map(|name| Privilege::Interface(format!("(bridge {name})")));
-    // What cannot be read is refused by whoever makes the network.
-    let seen = NetworkOptions::read(options, false).is_ok_and(|read| !read.masquerade);
+    // What cannot be read is refused by whoever makes the network. Other options do not count: one that cannot be had today may be later.
+    let seen = masquerades(options).is_ok_and(|masquerades| !masquerades);
     let seen = seen.then(|| Privilege::Unconfined("the translation of source addresses".into()));
     bridged.into_iter().chain(named).chain(seen).collect()
 }
@@ -168,6 +168,9 @@ mod tests {
         let seen = |value| of_network(NetworkMode::default(), &options(&[(MASQUERADE, value)]));
         assert_eq!(seen("F"), [Privilege::Unconfined("the translation of source addresses".into())]);
         assert!(seen("true").is_empty());
+        let inhibit = ("com.docker.network.bridge.inhibit_ipv4", "1");
+        let beside = of_network(NetworkMode::default(), &options(&[(MASQUERADE, "F"), inhibit]));
+        assert_eq!(beside, seen("F"), "whatever else it asks for");
     }
 
     #[test]
