@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 pub use follow::run;
-use wanted::config;
+use wanted::{config, may_stay};
 
 use crate::context::{Context, Key};
 use crate::directory::Directory;
@@ -356,10 +356,11 @@ impl Networks {
         let plan = status.plan.clone();
         let none = || Error::Invalid(format!("network {} has no addresses", object.spec.name));
         let network = self.realize(&next, config(&next).ok_or_else(none)??).await?;
-        Ok(Some(self.adopt(client, directory, &object, network, plan).await))
+        Ok(Some(self.adopt(client, directory, &object, network, plan, String::new()).await))
     }
 
-    /// Notes a network that was made, answers there, and tells of it. Whoever calls it holds `making`, and read the object since.
+    /// Notes a network that was made, answers there, and tells of it: `message` says which of its wishes do not hold. Whoever calls it
+    /// holds `making`, and read the object since.
     async fn adopt(
         &self,
         client: &Client,
@@ -367,6 +368,7 @@ impl Networks {
         object: &Network,
         network: network::Network,
         plan: Option<AddressPlan>,
+        message: String,
     ) -> Arc<network::Network> {
         let network = Arc::new(network);
         let is_open = object.spec.is_open() && plan.is_none();
@@ -380,7 +382,7 @@ impl Networks {
         }
         // What all machines share is the first one's to say.
         if !(self.is_member && object.spec.spans()) {
-            self.report(client, object, &NetworkStatus { plan, ..status(&network) }).await;
+            self.report(client, object, &NetworkStatus { plan, message, ..status(&network) }).await;
         }
         network
     }
@@ -413,11 +415,14 @@ impl Networks {
                 match made.await {
                     Ok(network) => {
                         let plan = object.status.as_ref().and_then(|status| status.plan.clone());
-                        Ok(self.adopt(client, directory, object, network, plan).await)
+                        Ok(self.adopt(client, directory, object, network, plan, String::new()).await)
                     }
                     Err(error) => {
-                        let old = object.status.clone().unwrap_or_default();
                         let message = chain(&error);
+                        if let Some(there) = may_stay(object, self.fabric.list().networks, &error) {
+                            return Ok(self.adopt(client, directory, object, there, None, message).await);
+                        }
+                        let old = object.status.clone().unwrap_or_default();
                         // Whether the network is fit for use is the first machine's to say; another's troubles are its workloads' own.
                         if !self.is_member {
                             self.report(client, object, &NetworkStatus { phase: FAILED.into(), message, ..old }).await;

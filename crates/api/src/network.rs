@@ -155,7 +155,7 @@ pub struct NetworkStatus {
     pub bridge: String,
     /// `Ready`, `Pending` or `Failed`.
     pub phase: String,
-    /// Why it failed.
+    /// Why it failed, or which of its wishes do not hold: what an older release made of it stays.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }

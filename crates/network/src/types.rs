@@ -116,7 +116,8 @@ pub struct NetworkConfig {
     /// The network spans machines: this one gives addresses of parts of it alone, by [`crate::Fabric::share_network`].
     #[serde(default)]
     pub shared: bool,
-    /// Refuse a subnet that the machine's own routes lead to: whoever asks for it is not the machine's operator.
+    /// Refuse a subnet that the machine's own routes lead to, or that is public, unless it is seen outside by its own addresses: whoever
+    /// asks for it is not the machine's operator.
     #[serde(default)]
     pub beside_routes: bool,
     /// What workloads are given and told beside the subnet.

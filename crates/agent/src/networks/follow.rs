@@ -173,7 +173,7 @@ impl Networks {
         let Some(wanted) = self.news(&object) else { return Ok(None) };
         let network = self.realize(&object, wanted).await?;
         let plan = object.status.as_ref().and_then(|status| status.plan.clone());
-        Ok(Some(self.adopt(client, directory, &object, network, plan).await))
+        Ok(Some(self.adopt(client, directory, &object, network, plan, String::new()).await))
     }
 }
 

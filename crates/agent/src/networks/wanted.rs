@@ -56,6 +56,19 @@ pub(super) fn config(object: &Network) -> Option<Result<NetworkConfig>> {
     })())
 }
 
+/// The network as the fabric has it, where it may stay so although its object asks for what cannot be had: an older release took no
+/// notice of that when it made the network, and whoever has been on it since finds it. Not one that is seen outside, which is the
+/// operator's to let at each start, nor one whose addresses another object says. Pure.
+pub(super) fn may_stay(object: &Network, there: Vec<network::Network>, error: &Error) -> Option<network::Network> {
+    let is_refusal = matches!(
+        error,
+        Error::Invalid(_) | Error::Network(network::Error::Invalid(_) | network::Error::AddressTaken(_))
+    );
+    let has_plan = object.status.as_ref().is_some_and(|status| status.plan.is_some());
+    let uid = object.metadata.uid.as_deref().filter(|_| is_refusal && !has_plan)?;
+    there.into_iter().find(|one| one.id == uid && !one.plain && one.uplink.is_none())
+}
+
 /// The IPv6 part of [`config`].
 fn config6(object: &Network) -> Result<Ipv6Config> {
     let (spec, empty) = (&object.spec, NetworkStatus::default());
@@ -105,6 +118,31 @@ mod tests {
             assert!(read("overlay", option, "127.0.0.1", kept).is_err(), "{option} {kept}");
         }
         assert!(read("bridge", "driver.mtu", "many", "10.90.0.9").is_err());
+    }
+
+    #[test]
+    fn what_an_older_release_made_stays_as_it_is_unless_it_is_seen_outside() {
+        let there = |id: &str, plain: bool, uplink: Option<&str>| -> network::Network {
+            serde_json::from_value(serde_json::json!({
+                "id": id, "bridge": "nuee0", "subnet": "10.90.0.0/24", "gateway": "10.90.0.1", "internal": false, "routed": plain,
+                "plain": plain, "uplink": uplink, "isolated_ports": false, "mtu": 1500,
+            }))
+            .unwrap()
+        };
+        let options = [("com.docker.network.bridge.gateway_mode_ipv4".to_owned(), "routed".to_owned())].into();
+        let mut object = Network::new("a", NetworkSpec { driver: "bridge".into(), options, ..NetworkSpec::default() });
+        object.metadata.uid = Some("u".into());
+        let refusal = config(&object).unwrap().unwrap_err();
+        let usual = || vec![there("v", false, None), there("u", false, None)];
+        assert_eq!(may_stay(&object, usual(), &refusal).map(|network| network.id), Some("u".into()));
+        let of_fabric = Error::Network(network::Error::Invalid("auxiliary address".into()));
+        assert!(may_stay(&object, usual(), &of_fabric).is_some());
+        assert!(may_stay(&object, usual(), &Error::Timeout("the kernel")).is_none(), "it may be had later");
+        for other in [there("v", false, None), there("u", true, None), there("u", false, Some("lan0"))] {
+            assert!(may_stay(&object, vec![other], &refusal).is_none());
+        }
+        object.status = Some(NetworkStatus { plan: Some(AddressPlan::default()), ..NetworkStatus::default() });
+        assert!(may_stay(&object, usual(), &refusal).is_none());
     }
 
     #[test]
