@@ -71,6 +71,8 @@ fn give_back_freed() {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -81,17 +83,34 @@ mod tests {
         assert!(mapped() > 0);
     }
 
-    /// A function far from all others that run here.
-    #[inline(never)]
-    fn answer(number: u64) -> u64 {
-        std::hint::black_box(number).wrapping_mul(21)
+    /// How many pages of these bytes are in this process' map: of the eight bytes that say so for each, the highest bit (`Source:` proc(5),
+    /// `pagemap`).
+    fn mapped_pages(bytes: &[u8], page: usize) -> usize {
+        let (first, count) = (bytes.as_ptr() as usize / page, bytes.len() / page);
+        let mut entries = vec![0_u8; count * 8];
+        let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
+        pages.read_exact_at(&mut entries, (first * 8) as u64).unwrap();
+        entries.as_chunks::<8>().0.iter().filter(|entry| u64::from_ne_bytes(**entry) >> 63 == 1).count()
+    }
+
+    /// Reads a byte of each page. Their sum.
+    fn touch(bytes: &[u8], page: usize) -> usize {
+        std::hint::black_box(bytes).iter().step_by(page).copied().map(usize::from).sum()
     }
 
     #[tokio::test]
-    async fn the_program_goes_on_after_it_was_let_go() {
-        assert_eq!(answer(2), 42);
+    async fn what_was_let_go_is_not_mapped_and_comes_back_as_it_was() {
+        static CONSTANT: [u8; 1 << 20] = [7; 1 << 20];
+        let page = runtime::memory::page_size();
+        let pages = CONSTANT.len() / page;
+        assert_eq!(touch(&CONSTANT, page), 7 * pages);
+        let before = mapped_pages(&CONSTANT, page);
+        assert!(before > pages / 2, "{before} of {pages}");
         let_go().await;
-        assert_eq!(answer(2), 42);
+        // What is beside it, and touched meanwhile, may bring its ends along.
+        let after = mapped_pages(&CONSTANT, page);
+        assert!(after < pages / 2, "{after} of {pages}");
+        assert_eq!(touch(&CONSTANT, page), 7 * pages);
         assert!(used_ms() >= 0);
     }
 }

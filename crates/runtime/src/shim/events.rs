@@ -48,6 +48,18 @@ fn wait_for_end(child: u32) {
     }
 }
 
+/// How long to wait when nothing happens: until something is due, or until the shim may be small. `None`: as long as it takes. Pure.
+fn patience(due: Option<Duration>, small: bool) -> Option<Duration> {
+    due.or((!small).then_some(QUIET))
+}
+
+/// Whether a shim is small after a wait in which nothing happened, or something did, and whether it has to let go of the program for that.
+/// A wait for something that was due says nothing of how long it has been quiet. Pure.
+fn after_wait(quiet: bool, was_due: bool, small: bool) -> (bool, bool) {
+    let lets_go = quiet && !was_due && !small;
+    (lets_go || (quiet && small), lets_go)
+}
+
 /// A call of the OCI runtime that has not ended.
 pub(super) struct Task {
     pub kind: TaskKind,
@@ -158,7 +170,7 @@ impl Shim {
 
     fn wait_and_handle(&mut self, now: Instant) {
         let due = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
-        let timeout = due.or((!self.small).then_some(QUIET));
+        let timeout = patience(due, self.small);
         let mut sources = vec![Source::Signals];
         let mut set = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if self.clients.len() < CLIENTS_MAX {
@@ -197,11 +209,12 @@ impl Shim {
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
         });
         let Ok(count) = poll(&mut set, timeout) else { return };
-        self.small = count == 0 && (self.small || due.is_none());
+        let (small, lets_go) = after_wait(count == 0, due.is_some(), self.small);
+        self.small = small;
+        if lets_go {
+            crate::memory::let_go_of_constants();
+        }
         if count == 0 {
-            if due.is_none() {
-                crate::memory::let_go_of_constants();
-            }
             return;
         }
         let ready: Vec<(Source, PollFlags)> = sources
@@ -548,5 +561,31 @@ impl Shim {
     /// Starts a call of the OCI runtime for a client.
     pub fn begin_task(&mut self, kind: TaskKind, child: u32, client: u64) {
         self.tasks.push(Task { kind, child, deadline: Instant::now() + OCI_TIMEOUT, client });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_lets_go_once_when_it_is_quiet_and_waits_then_for_as_long_as_it_takes() {
+        let soon = Some(Duration::from_millis(5));
+        for (due, small, waits) in
+            [(None, false, Some(QUIET)), (None, true, None), (soon, false, soon), (soon, true, soon)]
+        {
+            assert_eq!(patience(due, small), waits, "{due:?} {small}");
+        }
+        for (quiet, was_due, small, then) in [
+            (true, false, false, (true, true)),
+            (true, false, true, (true, false)),
+            (true, true, false, (false, false)),
+            (true, true, true, (true, false)),
+            (false, false, false, (false, false)),
+            (false, false, true, (false, false)),
+            (false, true, true, (false, false)),
+        ] {
+            assert_eq!(after_wait(quiet, was_due, small), then, "{quiet} {was_due} {small}");
+        }
     }
 }
