@@ -7,7 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
+use hyper_util::rt::TokioIo;
 use prost::Message;
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -56,8 +58,12 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of an id, for which it waits a while.
+    /// The session of an id, for which it waits a while. A build that names none has nobody to ask, and needs nobody when its context comes
+    /// beside it.
     pub async fn get(&self, id: &str) -> Result<Session, Status> {
+        if id.is_empty() {
+            return Ok(Session::nobody());
+        }
         let missing = || Status::new(Code::NotFound, format!("no active session for {id}: context deadline exceeded"));
         let wait = async {
             loop {
@@ -118,6 +124,15 @@ where
 }
 
 impl Session {
+    /// One over which nothing is answered.
+    fn nobody() -> Session {
+        let connector = tower::service_fn(|_: http::Uri| async {
+            Err::<TokioIo<UnixStream>, _>(std::io::Error::other("the build has no session"))
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        Session { client: Grpc::new(channel), methods: Arc::default() }
+    }
+
     /// Whether the client answers a method, named as in `/moby.sshforward.v1.SSH/CheckAgent`.
     pub fn supports(&self, method: &str) -> bool {
         self.methods.contains(&method.to_ascii_lowercase())
@@ -250,5 +265,20 @@ impl<C: hyper::rt::Write + Unpin> hyper::rt::Write for Watched<C> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_build_without_a_session_asks_nobody() {
+        let session = Sessions::default().get("").await.unwrap();
+        assert!(!session.supports("/moby.filesync.v1.FileSync/DiffCopy"));
+        assert_eq!(session.secret("one").await.unwrap(), None);
+        assert_eq!(session.credentials("registry.test").await.unwrap(), None);
+        let asked = session.ask::<BytesMessage, BytesMessage>("/any/Method", BytesMessage::default()).await;
+        assert!(asked.is_err());
     }
 }

@@ -250,6 +250,20 @@ async fn a_client_that_stops_in_the_middle_ends_its_build() {
 }
 
 #[tokio::test]
+async fn a_context_beside_the_build_needs_no_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = ImageStore::open_with(&directory.path().join("images"), StoreOptions::default()).unwrap();
+    let runner = Arc::new(Nothing);
+    let buildkit = BuildKit::new(Options { store: store.clone(), runner, host_network: true });
+    let archive = tar_of(&[("Dockerfile", BUILD.as_bytes()), ("x", b"hello")]);
+    let sent: ByteStream = Box::pin(stream::iter([Ok::<_, std::io::Error>(Bytes::from(archive))]));
+    let exports = vec![("moby".to_owned(), HashMap::from([("name".to_owned(), "sent:1".to_owned())]))];
+    let build = Build { reference: "build".to_owned(), exports, context: Some(sent), ..Build::default() };
+    let built = buildkit.build(build, |_| std::future::ready(())).await.unwrap();
+    assert_eq!(built, Some(store.get("sent:1").unwrap().id.to_string()));
+}
+
+#[tokio::test]
 async fn a_client_that_sends_no_contexts_is_told() {
     Client { methods: Vec::new(), ..client(Vec::new()) }.fails("not supported by the client").await;
 }
