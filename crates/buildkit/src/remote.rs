@@ -1,5 +1,5 @@
 //! Contexts that are no directory of the client: repositories, archives and Dockerfiles at URLs, and those that the client itself
-//! sends, when it is asked over its session or beside its build. All are unpacked within the same bounds.
+//! sends, when it is asked over its session or beside its build. All are unpacked within the same sizes.
 //! Source: BuildKit's session/upload and source/http.
 
 use std::path::Path;

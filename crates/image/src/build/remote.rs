@@ -26,6 +26,11 @@ use crate::web::{PATIENCE, is_url};
 const LOOKED_AT_BYTES: usize = 100;
 /// Longest fetch, from the head of the answer on. A server that goes on with a byte now and then holds a thread all the while.
 const FETCH_MAX: Duration = Duration::from_secs(3600);
+/// How long a client may be silent in the middle of a context that it sends, and how long all of it may take: what makes the context may be
+/// at work, or a person. When the client leaves, that is seen.
+const SENT: Bounds = Bounds { between: Duration::from_secs(3600), longest: Duration::from_secs(24 * 3600) };
+/// The same of a fetch.
+const FETCHED: Bounds = Bounds { between: PATIENCE, longest: FETCH_MAX };
 /// Fetches at once. Each may hold a thread on which images are unpacked, and containers started.
 pub(crate) const FETCHES_MAX: usize = 32;
 /// Largest Dockerfile. Units: bytes.
@@ -73,7 +78,7 @@ pub async fn remote_context(store: &Arc<ImageStore>, url: &str, local_urls: bool
         return Err(refused(url, response.status(), &format!("error downloading remote context {url}: ")));
     }
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
-    let (body, waiting) = bounded(url, response.into_body().into_data_stream(), FETCH_MAX, place);
+    let (body, waiting) = bounded(url, response.into_body().into_data_stream(), FETCHED, place);
     judged(url, &said, body, waiting).await
 }
 
@@ -117,8 +122,8 @@ pub async fn unpack_remote(store: &Arc<ImageStore>, url: &str, local_urls: bool,
     unpacked(store, remote_context(store, url, local_urls).await?, target).await
 }
 
-/// Unpacks a context that a client sends, within the bounds of one that is fetched, into a directory, which is made; says whether it
-/// is a Dockerfile alone, under that name. Errors call it by `name`.
+/// Unpacks a context that a client sends, within the sizes of one that is fetched, into a directory, which is made; says whether it
+/// is a Dockerfile alone, under that name. The client may take its time. Errors call it by `name`.
 ///
 /// Errors: `Invalid` when nothing comes; `Unavailable` when too many come at once; those of the client and of archives.
 pub async fn unpack_sent<E>(
@@ -130,7 +135,7 @@ pub async fn unpack_sent<E>(
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
 {
-    let (body, waiting) = bounded(name, body, FETCH_MAX, place(store, name).await?);
+    let (body, waiting) = bounded(name, body, SENT, place(store, name).await?);
     unpacked(store, judged(name, "", body, waiting).await?, target).await
 }
 
@@ -160,7 +165,7 @@ pub async fn remote_file(store: &Arc<ImageStore>, url: &str, local_urls: bool) -
     if !response.status().is_success() {
         return Err(refused(url, response.status(), ""));
     }
-    Ok(bounded(url, response.into_body().into_data_stream(), FETCH_MAX, place))
+    Ok(bounded(url, response.into_body().into_data_stream(), FETCHED, place))
 }
 
 /// Go writes the kernel's errors in small letters; clients look for them.
@@ -193,12 +198,21 @@ async fn place(store: &ImageStore, url: &str) -> Result<OwnedSemaphorePermit> {
     place.ok_or_else(|| Error::Unavailable(format!("{url}: too many downloads at once")))
 }
 
+/// How long a body may take.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// Until its next piece.
+    between: Duration,
+    /// Until its end.
+    longest: Duration,
+}
+
 /// The body of an answer, which must go on coming, and come to an end, while somebody waits for it. The place is held until
 /// whoever reads it lets go of it.
 fn bounded<E>(
     url: &str,
     body: impl Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
-    longest: Duration,
+    bounds: Bounds,
     place: OwnedSemaphorePermit,
 ) -> (ByteStream, Waiting)
 where
@@ -206,7 +220,7 @@ where
 {
     let gone = CancellationToken::new();
     let waiting = gone.clone().drop_guard();
-    let (url, end) = (url.to_owned(), Instant::now() + longest);
+    let (url, end) = (url.to_owned(), Instant::now() + bounds.longest);
     let stream = futures::stream::unfold(Some((Box::pin(body), place)), move |state| {
         let (url, gone) = (url.clone(), gone.clone());
         async move {
@@ -221,7 +235,7 @@ where
             tokio::select! {
                 biased;
                 () = gone.cancelled() => failed("nobody waits for it"),
-                next = tokio::time::timeout_at(end.min(now + PATIENCE), body.next()) => match next {
+                next = tokio::time::timeout_at(end.min(now + bounds.between), body.next()) => match next {
                     Ok(None) => None,
                     Ok(Some(Ok(piece))) => Some((Ok(piece), Some((body, place)))),
                     Ok(Some(Err(error))) => {
@@ -267,16 +281,16 @@ mod tests {
     use crate::error::from_io;
 
     /// A body that says one piece, and nothing more.
-    fn stuck(longest: Duration, places: &Arc<tokio::sync::Semaphore>) -> (ByteStream, Waiting) {
+    fn stuck(bounds: Bounds, places: &Arc<tokio::sync::Semaphore>) -> (ByteStream, Waiting) {
         let first = futures::stream::once(std::future::ready(Ok::<_, std::io::Error>(Bytes::from_static(b"x"))));
         let place = Arc::clone(places).try_acquire_owned().unwrap();
-        bounded("http://slow.test/", first.chain(futures::stream::pending()), longest, place)
+        bounded("http://slow.test/", first.chain(futures::stream::pending()), bounds, place)
     }
 
     #[tokio::test]
     async fn a_fetch_ends_when_nobody_waits_for_it() {
         let places = Arc::new(tokio::sync::Semaphore::new(1));
-        let (mut stream, waiting) = stuck(FETCH_MAX, &places);
+        let (mut stream, waiting) = stuck(FETCHED, &places);
         assert_eq!(stream.next().await.unwrap().unwrap(), "x");
         assert_eq!(places.available_permits(), 0);
         let reader = tokio::spawn(async move { stream.next().await });
@@ -291,7 +305,7 @@ mod tests {
         let places = Arc::new(tokio::sync::Semaphore::new(1));
         let body = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("the pipe is broken"))]);
         let (mut stream, _waiting) =
-            bounded("http://torn.test/", body, FETCH_MAX, Arc::clone(&places).try_acquire_owned().unwrap());
+            bounded("http://torn.test/", body, FETCHED, Arc::clone(&places).try_acquire_owned().unwrap());
         let told = from_io("cannot read the archive", stream.next().await.unwrap().unwrap_err());
         assert!(matches!(told, Error::Unavailable(text) if text == "the pipe is broken"));
     }
@@ -299,12 +313,26 @@ mod tests {
     #[tokio::test]
     async fn a_fetch_ends_in_time_whatever_comes() {
         let places = Arc::new(tokio::sync::Semaphore::new(1));
-        let (mut stream, _waiting) = stuck(Duration::ZERO, &places);
+        let (mut stream, _waiting) = stuck(Bounds { longest: Duration::ZERO, ..FETCHED }, &places);
         let error = stream.next().await.unwrap().unwrap_err();
         assert_eq!(error.to_string(), "http://slow.test/: no end in time");
         let told = from_io("cannot read the archive", error);
         assert!(matches!(told, Error::Unavailable(text) if text == "http://slow.test/: no end in time"));
         assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_a_context_may_take_longer_than_a_server() {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        for bounds in [FETCHED, SENT] {
+            let (mut stream, _waiting) = stuck(bounds, &places);
+            assert_eq!(stream.next().await.unwrap().unwrap(), "x");
+            let before = Instant::now();
+            let error = stream.next().await.unwrap().unwrap_err();
+            assert_eq!(error.to_string(), "http://slow.test/: no answer in time");
+            assert!(before.elapsed() >= bounds.between);
+        }
+        assert!(SENT.between > FETCHED.between && SENT.between < SENT.longest);
     }
 
     #[test]
