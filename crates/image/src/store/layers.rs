@@ -25,8 +25,13 @@ use crate::store::index::Layer;
 
 /// Layers that need much memory and are unpacked at once: windows of 128 MiB. All others wait for none of them.
 const GREEDY_AT_ONCE: usize = 3;
-/// Turns to unpack such layers; work that begins has them until it ends.
+/// All other layers that are unpacked at once, whoever asks: each has a window of up to 32 MiB, and one of the threads that starts and
+/// mounts need too.
+const MODEST_AT_ONCE: usize = 16;
+/// Turns to unpack layers of the one kind and of the other, in the order in which they are asked for; work that begins has one until it
+/// ends.
 static GREEDY: Semaphore = Semaphore::const_new(GREEDY_AT_ONCE);
+static MODEST: Semaphore = Semaphore::const_new(MODEST_AT_ONCE);
 
 /// A reader that fails once nobody waits any more for what is read.
 struct Awaited<'a, R> {
@@ -89,7 +94,8 @@ impl ImageStore {
             Ok::<_, Error>((file, is_greedy(&start[..filled])))
         })
         .await??;
-        let turn = if greedy { GREEDY.acquire().await.ok() } else { None };
+        let turn = if greedy { GREEDY.acquire().await } else { MODEST.acquire().await };
+        let turn = turn.map_err(|_| Error::Internal("layers are unpacked no more".to_owned()))?;
         let ends = CancellationToken::new();
         let _waiting = ends.clone().drop_guard();
         tokio::task::spawn_blocking(move || {
@@ -288,6 +294,25 @@ mod tests {
         let greedy = stored(&store, &lease, &encoder.finish().unwrap());
         let diff_id = Digest::of(&other);
         let mut unpacked = std::pin::pin!(store.ensure_unpacked(&diff_id, &greedy));
+        tokio::select! {
+            _ = &mut unpacked => panic!("it had no turn"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => drop(busy),
+        }
+        tokio::time::timeout(PATIENCE, unpacked).await.expect("its turn did not come").unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_more_layers_are_unpacked_at_once_than_have_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let lease = store.blobs.lease();
+        let plain = archive(6);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&plain).unwrap();
+        let modest = stored(&store, &lease, &encoder.finish().unwrap());
+        let busy = MODEST.acquire_many(u32::try_from(MODEST_AT_ONCE).unwrap()).await.unwrap();
+        let diff_id = Digest::of(&plain);
+        let mut unpacked = std::pin::pin!(store.ensure_unpacked(&diff_id, &modest));
         tokio::select! {
             _ = &mut unpacked => panic!("it had no turn"),
             () = tokio::time::sleep(Duration::from_millis(50)) => drop(busy),
