@@ -337,4 +337,32 @@ mod tests {
         unpack(&CancellationToken::new()).unwrap();
         assert!(store.unpacked(&blob).is_some());
     }
+
+    #[tokio::test]
+    async fn the_work_on_a_layer_ends_when_nobody_waits_for_it_any_more() {
+        // So many zeros that nobody is through with them within the patience. They take no place on the disk.
+        const ZEROS: u64 = 1 << 39;
+        let dir = tempfile::tempdir().unwrap();
+        let limits = crate::layer::Limits { total_bytes: ZEROS, ..crate::layer::Limits::default() };
+        let store = ImageStore::open_with(
+            &dir.path().join("images"),
+            crate::store::StoreOptions { limits, ..crate::store::StoreOptions::default() },
+        )
+        .unwrap();
+        let path = dir.path().join("zeros");
+        File::create(&path).unwrap().set_len(ZEROS).unwrap();
+        let blob = Descriptor::new(crate::manifest::OCI_LAYER, Digest::of(b"zeros"), ZEROS);
+        let directories = || std::fs::read_dir(store.dir.join("layers")).unwrap().count();
+        let file = Some(File::open(&path).unwrap());
+        let mut unpacked = Box::pin(store.ensure_unpacked_from(&blob.digest, &blob, file));
+        while directories() == 0 {
+            let ended = tokio::time::timeout(Duration::from_millis(10), &mut unpacked).await;
+            assert!(ended.is_err(), "it ended: {:?}", ended.map(|layer| layer.map(drop)));
+        }
+        drop(unpacked);
+        // The work has the lock of its layer until it ends.
+        let lock = store.busy(&blob.digest).lock_owned();
+        drop(tokio::time::timeout(PATIENCE, lock).await.expect("it goes on"));
+        assert_eq!(directories(), 0, "something was left");
+    }
 }
