@@ -99,6 +99,9 @@ pub async fn start(
         mounts::resolve(context, namespace, id, spec),
         secrets::files(context, namespace, &directory, spec),
     );
+    // Nothing is to be written or run that was told to have failed.
+    let go_on = || if given_up.is_cancelled() { Err(Error::Timeout("the start")) } else { Ok(()) };
+    go_on()?;
     let (rootfs, connected, mounts, files) = (prepared?.rootfs, connected?, mounts?, files?);
     let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
@@ -153,8 +156,6 @@ pub async fn start(
         stdin_once: spec.stdin_once,
         log: LogConfig { journal: journal::config(spec, id)?, ..log_config(spec, &directory) },
     };
-    // Nothing is to run that was told to have failed.
-    let go_on = || if given_up.is_cancelled() { Err(Error::Timeout("the start")) } else { Ok(()) };
     go_on()?;
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
     go_on()?;
