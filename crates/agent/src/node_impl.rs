@@ -10,6 +10,7 @@ use node::{
     AttachOptions, ByteStream, Duplex, Error, ExecRequest, FileChange, LogOptions, LogStream, Node, PathStatistics,
     ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::Agent;
 use crate::archive::{self, Part, View};
@@ -109,7 +110,8 @@ impl Agent {
         let object = found.container.as_ref().and_then(|h| h.object());
         if let (None, Some(object)) = (self.context.images.snapshot(&found.id), &object) {
             // Never started: its file system is made now, as Docker does at creation.
-            let made = self.context.images.prepare_marked(&found.id, &object.spec.image_id).await;
+            let never = CancellationToken::new();
+            let made = self.context.images.prepare_marked(&found.id, &object.spec.image_id, &never).await;
             made.map_err(|error| Error::Internal(error.chain()))?;
         }
         let snapshot = self.context.images.snapshot(&found.id);

@@ -89,7 +89,7 @@ pub async fn start(
     // Each is waited for, also when another failed: what one of them mounts must be there when the failed start is cleared.
     let (prepared, connected, mounts, files) = tokio::join!(
         async {
-            context.images.prepare_marked(id, &spec.image_id).await?;
+            context.images.prepare_marked(id, &spec.image_id, given_up).await?;
             Ok::<_, Error>(match spec.auto_remove {
                 true => context.images.mount_scratch(id, &spec.image_id).await?,
                 false => context.images.mount(id, &spec.image_id).await?,
