@@ -461,7 +461,8 @@ pub async fn changes(view: View) -> Result<Vec<FileChange>> {
     blocking(move || {
         let mut list: Vec<FileChange> = Vec::new();
         let upper = in_root::directory(&view.snapshot.upper)?;
-        let lower: Vec<_> = view.snapshot.lower.iter().filter_map(|layer| in_root::directory(layer).ok()).collect();
+        let lower = view.snapshot.marks.iter().chain(&view.snapshot.lower);
+        let lower: Vec<_> = lower.filter_map(|layer| in_root::directory(layer).ok()).collect();
         let own = own_places(&upper)?;
         walk(&upper, &mut |relative, found| {
             if own.contains(relative) {

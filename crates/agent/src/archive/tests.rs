@@ -13,6 +13,7 @@ fn view(directory: &Path) -> View {
         image_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
         rootfs: directory.join("root"),
         lower: vec![directory.join("lower")],
+        marks: None,
         upper: directory.join("root"),
         work: directory.join("work"),
     };
