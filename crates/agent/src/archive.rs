@@ -56,6 +56,8 @@ pub struct View {
     pub snapshot: Snapshot,
     /// What is mounted, by target.
     pub volumes: BTreeMap<String, Part>,
+    /// Whether nothing may be written to the snapshot itself.
+    pub read_only_root: bool,
 }
 
 /// Something of the machine's that the container sees.
@@ -98,7 +100,13 @@ fn enter(view: &View) -> io::Result<()> {
     // SAFETY of the thread: it ends after its job and is nobody else's; a mount namespace of its own implies its own root.
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let root = in_root::directory(&view.snapshot.rootfs)?;
+    let mut root = in_root::directory(&view.snapshot.rootfs)?;
+    if view.read_only_root {
+        // One more mount of it, whose flags are nobody else's.
+        let own = clone_mount(&root)?;
+        attach(&own, &root)?;
+        root = own;
+    }
     let mut for_reading = Vec::new();
     for (target, part) in &view.volumes {
         let read_only = part.read_only;
@@ -113,17 +121,18 @@ fn enter(view: &View) -> io::Result<()> {
             opened => opened,
         };
         let Ok(place) = place else { continue };
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = match open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH) {
+        let tree = match clone_mount(&part) {
             // An image that is taken off at this moment, since the container has ended, or what may not be mounted again.
             Err(Errno::INVAL) => continue,
             tree => tree?,
         };
-        let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
+        attach(&tree, &place)?;
         if read_only {
             for_reading.push(tree);
         }
+    }
+    if view.read_only_root {
+        for_reading.push(root);
     }
     // After the last: the place of another may have to be made within.
     for_reading.iter().try_for_each(seal)?;
@@ -131,6 +140,17 @@ fn enter(view: &View) -> io::Result<()> {
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// A mount of what is open, with all that is mounted below it, that is in no place yet.
+fn clone_mount(of: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(of.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+fn attach(mount: &OwnedFd, place: &OwnedFd) -> rustix::io::Result<()> {
+    let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount.as_fd(), "", place.as_fd(), "", both)
 }
 
 /// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing, or no
@@ -304,6 +324,7 @@ impl Read for Source {
 /// Unpacks an archive under a directory.
 pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<()> {
     let (sender, receiver) = mpsc::channel(PIECES);
+    let read_only_root = view.read_only_root;
     let job = inside(view, move || {
         let target = absolute(&path);
         let meta = target.metadata().map_err(|e| not_found(&path, &e))?;
@@ -313,7 +334,9 @@ pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<
         // Here all links are followed, so that none leads past what the container's specification says.
         let mounted = rustix::fs::statvfs(&target).map_err(|e| not_found(&path, &e.into()))?;
         if mounted.f_flag.contains(StatVfsMountFlags::RDONLY) {
-            return Err(Error::Forbidden("mounted volume is marked read-only".to_owned()));
+            let is_root = Path::new("/").metadata().is_ok_and(|root| root.dev() == meta.dev());
+            let what = if read_only_root && is_root { "container rootfs" } else { "mounted volume" };
+            return Err(Error::Forbidden(format!("{what} is marked read-only")));
         }
         let mut archive = tar::Archive::new(Source { receiver, rest: Bytes::new() });
         archive.set_preserve_permissions(true);

@@ -116,6 +116,7 @@ impl Agent {
         }
         let snapshot = self.context.images.snapshot(&found.id);
         let snapshot = snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system", found.id)))?;
+        let read_only_root = object.as_ref().is_some_and(|object| object.spec.security.read_only_root);
         let volumes = object.map(|object| {
             let namespace = object.metadata.namespace.clone().unwrap_or_default();
             let place = |(number, mount): (usize, &api::container::Mount)| {
@@ -132,7 +133,7 @@ impl Agent {
             };
             object.spec.mounts.iter().enumerate().filter_map(place).collect()
         });
-        Ok(View { snapshot, volumes: volumes.unwrap_or_default() })
+        Ok(View { snapshot, volumes: volumes.unwrap_or_default(), read_only_root })
     }
 
     async fn mounted(&self, workload: &Workload) -> Result<View> {

@@ -17,7 +17,7 @@ fn view(directory: &Path) -> View {
         upper: directory.join("root"),
         work: directory.join("work"),
     };
-    View { snapshot, volumes: BTreeMap::new() }
+    View { snapshot, volumes: BTreeMap::new(), read_only_root: false }
 }
 
 fn world() -> tempfile::TempDir {
@@ -237,6 +237,37 @@ async fn nothing_is_copied_into_what_is_mounted_for_reading() {
     }
     // The machine's own mount of it stays as it was.
     std::fs::write(world.path().join("sealed/file"), "").unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_copied_into_a_root_that_is_for_reading() {
+    if !is_root() {
+        return;
+    }
+    let world = world();
+    let volume = world.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    // What a container may write leads to what it may not.
+    symlink("/", volume.join("link")).unwrap();
+    let seen = || {
+        let part = Part { source: volume.clone(), sub_path: String::new(), read_only: false };
+        View { volumes: [("/v".to_owned(), part)].into(), read_only_root: true, ..view(world.path()) }
+    };
+    for target in ["/d", "/v/link/d"] {
+        let refused = write(seen(), target.into(), archive_of("file", "x")).await.unwrap_err();
+        assert!(
+            matches!(&refused, Error::Forbidden(text) if text == "container rootfs is marked read-only"),
+            "{refused}"
+        );
+    }
+    assert!(!world.path().join("root/d/file").exists());
+    // Its place was made, and it can be written.
+    write(seen(), "/v".into(), archive_of("file", "x")).await.unwrap();
+    assert!(volume.join("file").exists() && !world.path().join("root/v/file").exists());
+    let (_, stream) = read(seen(), "/d".into()).await.unwrap();
+    assert_eq!(names(&bytes(stream).await), ["d"]);
+    // The machine's own mount of it stays as it was.
+    std::fs::write(world.path().join("root/d/file"), "").unwrap();
 }
 
 #[tokio::test]
