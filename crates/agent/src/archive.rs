@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::entries::Found;
 use crate::in_root;
+use crate::launch::Access;
 
 /// Pieces of an archive on their way.
 const PIECES: usize = 16;
@@ -67,8 +68,8 @@ pub struct Part {
     pub source: PathBuf,
     /// The path in it that is seen; empty for all of it.
     pub sub_path: String,
-    /// Whether nothing may be written to it.
-    pub read_only: bool,
+    /// Whether it can be written.
+    pub access: Access,
 }
 
 /// Runs a job in a thread that sees the container's root as its own.
@@ -109,7 +110,7 @@ fn enter(view: &View) -> io::Result<()> {
     }
     let mut for_reading = Vec::new();
     for (target, part) in &view.volumes {
-        let read_only = part.read_only;
+        let access = part.access;
         // What is not there, no container sees: it does not start.
         let Some(part) = open_part(part)? else { continue };
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
@@ -127,7 +128,11 @@ fn enter(view: &View) -> io::Result<()> {
             tree => tree?,
         };
         attach(&tree, &place)?;
-        if read_only {
+        if access == Access::ReadOnlyThroughout {
+            // Before anything else of the container's is put within.
+            runtime::seal_mounts_below(tree.as_fd())?;
+        }
+        if access != Access::Writable {
             for_reading.push(tree);
         }
     }
@@ -167,7 +172,7 @@ fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
     Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
 }
 
-/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is, as in the container.
+/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is.
 fn seal(mount: &OwnedFd) -> io::Result<()> {
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;
     // In a container, whose root may run this, what came with these flags never loses them.

@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::Agent;
 use crate::archive::{self, Part, View};
 use crate::container::Handle;
-use crate::container::mounts::volume_directory;
+use crate::container::mounts::{access, volume_directory};
 use crate::container::start::LOG_FILE;
 use crate::context::{Context, Key};
 use crate::error::chain;
 use crate::guest::console;
+use crate::launch::Access;
 use crate::pod::Handle as PodHandle;
 
 /// How long a container that exists may take to reach the agent.
@@ -128,8 +129,9 @@ impl Agent {
                     _ => return None,
                 };
                 let is_seen = mount.kind != "volume" || source.is_dir();
-                let read_only = mount.is_for_reading();
-                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), read_only }))
+                // What makes no sense here starts no container.
+                let access = access(mount, runtime::can_seal_mounts_throughout()).unwrap_or(Access::ReadOnly);
+                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), access }))
             };
             object.spec.mounts.iter().enumerate().filter_map(place).collect()
         });

@@ -75,7 +75,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
 /// that and nobody asks for less. Pure. `Source:` moby, `WithMounts`.
 ///
 /// Errors: the kernel cannot, and nothing else will do; the wish contradicts itself.
-fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
+pub fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
     match mount.kind.as_str() {
         "image" => return Ok(Access::ReadOnly),
         _ if !mount.read_only => return Ok(Access::Writable),
