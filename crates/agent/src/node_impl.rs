@@ -130,7 +130,7 @@ impl Agent {
                 };
                 let is_seen = mount.kind != "volume" || source.is_dir();
                 // What makes no sense here starts no container.
-                let access = access(mount, runtime::can_seal_mounts_throughout()).unwrap_or(Access::ReadOnly);
+                let access = access(mount, runtime::can_seal_mounts_throughout(), true).unwrap_or(Access::ReadOnly);
                 is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), access }))
             };
             object.spec.mounts.iter().enumerate().filter_map(place).collect()
