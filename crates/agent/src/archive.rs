@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::entries::Found;
 use crate::in_root;
+use crate::launch::Access;
 
 /// Pieces of an archive on their way.
 const PIECES: usize = 16;
@@ -56,6 +57,8 @@ pub struct View {
     pub snapshot: Snapshot,
     /// What is mounted, by target.
     pub volumes: BTreeMap<String, Part>,
+    /// Whether nothing may be written to the snapshot itself.
+    pub read_only_root: bool,
 }
 
 /// Something of the machine's that the container sees.
@@ -65,8 +68,8 @@ pub struct Part {
     pub source: PathBuf,
     /// The path in it that is seen; empty for all of it.
     pub sub_path: String,
-    /// Whether nothing may be written to it.
-    pub read_only: bool,
+    /// Whether it can be written.
+    pub access: Access,
 }
 
 /// Runs a job in a thread that sees the container's root as its own.
@@ -98,10 +101,16 @@ fn enter(view: &View) -> io::Result<()> {
     // SAFETY of the thread: it ends after its job and is nobody else's; a mount namespace of its own implies its own root.
     unshare_files()?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let root = in_root::directory(&view.snapshot.rootfs)?;
+    let mut root = in_root::directory(&view.snapshot.rootfs)?;
+    if view.read_only_root {
+        // One more mount of it, whose flags are nobody else's.
+        let own = clone_mount(&root)?;
+        attach(&own, &root)?;
+        root = own;
+    }
     let mut for_reading = Vec::new();
     for (target, part) in &view.volumes {
-        let read_only = part.read_only;
+        let access = part.access;
         // What is not there, no container sees: it does not start.
         let Some(part) = open_part(part)? else { continue };
         let inside = Path::new(target).strip_prefix("/").unwrap_or(Path::new(target));
@@ -113,17 +122,22 @@ fn enter(view: &View) -> io::Result<()> {
             opened => opened,
         };
         let Ok(place) = place else { continue };
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = match open_tree(part.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH) {
+        let tree = match clone_mount(&part) {
             // An image that is taken off at this moment, since the container has ended, or what may not be mounted again.
             Err(Errno::INVAL) => continue,
             tree => tree?,
         };
-        let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(tree.as_fd(), "", place.as_fd(), "", both)?;
-        if read_only {
+        attach(&tree, &place)?;
+        if access == Access::ReadOnlyThroughout {
+            // Before anything else of the container's is put within.
+            runtime::seal_mounts_below(tree.as_fd())?;
+        }
+        if access != Access::Writable {
             for_reading.push(tree);
         }
+    }
+    if view.read_only_root {
+        for_reading.push(root);
     }
     // After the last: the place of another may have to be made within.
     for_reading.iter().try_for_each(seal)?;
@@ -131,6 +145,17 @@ fn enter(view: &View) -> io::Result<()> {
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// A mount of what is open, with all that is mounted below it, that is in no place yet.
+fn clone_mount(of: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(of.as_fd(), "", flags | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+fn attach(mount: &OwnedFd, place: &OwnedFd) -> rustix::io::Result<()> {
+    let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount.as_fd(), "", place.as_fd(), "", both)
 }
 
 /// Opens what a container sees of the machine's: no link in a volume leads out of it. `None` where there is no such thing, or no
@@ -147,7 +172,7 @@ fn open_part(part: &Part) -> io::Result<Option<OwnedFd>> {
     Ok(in_root::open(&whole, Path::new(&part.sub_path), OFlags::PATH, Mode::empty()).ok())
 }
 
-/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is, as in the container.
+/// Lets nobody write through a mount of this thread's. What is mounted below it stays as it is.
 fn seal(mount: &OwnedFd) -> io::Result<()> {
     let mut flags = MountFlags::BIND | MountFlags::RDONLY;
     // In a container, whose root may run this, what came with these flags never loses them.
@@ -304,6 +329,7 @@ impl Read for Source {
 /// Unpacks an archive under a directory.
 pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<()> {
     let (sender, receiver) = mpsc::channel(PIECES);
+    let read_only_root = view.read_only_root;
     let job = inside(view, move || {
         let target = absolute(&path);
         let meta = target.metadata().map_err(|e| not_found(&path, &e))?;
@@ -313,7 +339,9 @@ pub async fn write(view: View, path: String, mut content: ByteStream) -> Result<
         // Here all links are followed, so that none leads past what the container's specification says.
         let mounted = rustix::fs::statvfs(&target).map_err(|e| not_found(&path, &e.into()))?;
         if mounted.f_flag.contains(StatVfsMountFlags::RDONLY) {
-            return Err(Error::Forbidden("mounted volume is marked read-only".to_owned()));
+            let is_root = Path::new("/").metadata().is_ok_and(|root| root.dev() == meta.dev());
+            let what = if read_only_root && is_root { "container rootfs" } else { "mounted volume" };
+            return Err(Error::Forbidden(format!("{what} is marked read-only")));
         }
         let mut archive = tar::Archive::new(Source { receiver, rest: Bytes::new() });
         archive.set_preserve_permissions(true);
@@ -461,7 +489,8 @@ pub async fn changes(view: View) -> Result<Vec<FileChange>> {
     blocking(move || {
         let mut list: Vec<FileChange> = Vec::new();
         let upper = in_root::directory(&view.snapshot.upper)?;
-        let lower: Vec<_> = view.snapshot.lower.iter().filter_map(|layer| in_root::directory(layer).ok()).collect();
+        let lower = view.snapshot.marks.iter().chain(&view.snapshot.lower);
+        let lower: Vec<_> = lower.filter_map(|layer| in_root::directory(layer).ok()).collect();
         let own = own_places(&upper)?;
         walk(&upper, &mut |relative, found| {
             if own.contains(relative) {

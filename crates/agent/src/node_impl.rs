@@ -10,15 +10,17 @@ use node::{
     AttachOptions, ByteStream, Duplex, Error, ExecRequest, FileChange, LogOptions, LogStream, Node, PathStatistics,
     ProcessTable, Result, Session, Statistics, TerminalSize, Workload,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::Agent;
 use crate::archive::{self, Part, View};
 use crate::container::Handle;
-use crate::container::mounts::volume_directory;
+use crate::container::mounts::{access, volume_directory};
 use crate::container::start::LOG_FILE;
 use crate::context::{Context, Key};
 use crate::error::chain;
 use crate::guest::console;
+use crate::launch::Access;
 use crate::pod::Handle as PodHandle;
 
 /// How long a container that exists may take to reach the agent.
@@ -109,11 +111,13 @@ impl Agent {
         let object = found.container.as_ref().and_then(|h| h.object());
         if let (None, Some(object)) = (self.context.images.snapshot(&found.id), &object) {
             // Never started: its file system is made now, as Docker does at creation.
-            let made = self.context.images.prepare_marked(&found.id, &object.spec.image_id).await;
+            let never = CancellationToken::new();
+            let made = self.context.images.prepare_marked(&found.id, &object.spec.image_id, &never).await;
             made.map_err(|error| Error::Internal(error.chain()))?;
         }
         let snapshot = self.context.images.snapshot(&found.id);
         let snapshot = snapshot.ok_or_else(|| Error::Conflict(format!("container {} has no file system", found.id)))?;
+        let read_only_root = object.as_ref().is_some_and(|object| object.spec.security.read_only_root);
         let volumes = object.map(|object| {
             let namespace = object.metadata.namespace.clone().unwrap_or_default();
             let place = |(number, mount): (usize, &api::container::Mount)| {
@@ -125,12 +129,13 @@ impl Agent {
                     _ => return None,
                 };
                 let is_seen = mount.kind != "volume" || source.is_dir();
-                let read_only = mount.is_for_reading();
-                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), read_only }))
+                // What makes no sense here starts no container.
+                let access = access(mount, runtime::can_seal_mounts_throughout(), true).unwrap_or(Access::ReadOnly);
+                is_seen.then(|| (mount.target.clone(), Part { source, sub_path: mount.sub_path.clone(), access }))
             };
             object.spec.mounts.iter().enumerate().filter_map(place).collect()
         });
-        Ok(View { snapshot, volumes: volumes.unwrap_or_default() })
+        Ok(View { snapshot, volumes: volumes.unwrap_or_default(), read_only_root })
     }
 
     async fn mounted(&self, workload: &Workload) -> Result<View> {

@@ -178,6 +178,8 @@ pub struct Snapshot {
     pub rootfs: PathBuf,
     /// Unpacked layers, highest first.
     pub lower: Vec<PathBuf>,
+    /// A layer over them that is not the image's.
+    pub marks: Option<PathBuf>,
     /// What the container writes.
     pub upper: PathBuf,
     /// Scratch space of overlayfs.

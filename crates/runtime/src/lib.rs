@@ -47,3 +47,10 @@ pub fn can_seal_mounts_throughout() -> bool {
     static KNOWN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *KNOWN.get_or_init(sys::can_change_mounts)
 }
+
+/// Lets nobody write through what is mounted below a mount of the caller's namespace; the mount itself stays as it is.
+///
+/// Errors: the kernel cannot, see [`can_seal_mounts_throughout`].
+pub fn seal_mounts_below(mount: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+    sys::make_mounts_below_read_only(mount)
+}

@@ -3,6 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use crate::{Error, OciRuntimeChoice, Result};
 
 /// Where programs of the system are.
 const PROGRAM_DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// How long it may take to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest message of the OCI runtime that is passed on.
 const MESSAGE_MAX_BYTES: u64 = 16 << 10;
 
@@ -23,6 +26,24 @@ pub(crate) enum OciKind {
     Crun,
     /// runc, which enters the groups itself.
     Runc,
+}
+
+impl OciKind {
+    /// The version from which on it knows options of mounts that hold for all below them. `Source:` moby's documentation of
+    /// `bind-recursive`.
+    fn recursive_options_since(self) -> (u32, u32) {
+        match self {
+            OciKind::Crun => (1, 4),
+            OciKind::Runc => (1, 1),
+        }
+    }
+}
+
+/// Major and minor number of the version in what `--version` prints. Pure.
+fn version(printed: &str) -> Option<(u32, u32)> {
+    let version = printed.lines().next()?.split_whitespace().nth(2)?;
+    let mut numbers = version.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// An OCI runtime and where it keeps its state.
@@ -72,6 +93,15 @@ impl OciRuntime {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         sys::enter_before_exec(&mut command, &entry).map_err(Error::io("prepare", &self.program))?;
         Ok(command)
+    }
+
+    /// Whether it knows options of mounts that hold for all below them (`rro`): one that does not says nothing, and takes the plain ones.
+    /// `None` when it does not tell its version.
+    pub async fn knows_recursive_options(&self) -> Option<bool> {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.arg("--version").env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(VERSION_TIMEOUT, command.output()).await.ok()?.ok()?;
+        Some(version(&String::from_utf8_lossy(&output.stdout))? >= self.kind.recursive_options_since())
     }
 
     /// The v2 control group in which its process must be born; `None` when there is none, or when it enters by itself.
@@ -138,6 +168,25 @@ pub(crate) fn start_failure(message: &str, program: &str) -> (i32, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recursive_options_are_known_since_a_version() {
+        use OciKind::{Crun, Runc};
+        for (kind, printed, expected) in [
+            (Crun, "crun version 0.17\ncommit: 0e9229ae", Some(false)),
+            (Crun, "crun version 1.3", Some(false)),
+            (Crun, "crun version 1.4", Some(true)),
+            (Crun, "crun version 1.14.4\ncommit: 1", Some(true)),
+            (Runc, "runc version 1.0.0~rc93+ds1\ncommit: 1.0.0~rc93+ds1-5+deb11u3", Some(false)),
+            (Runc, "runc version 1.1.4+ds1", Some(true)),
+            (Runc, "runc version 2.0.0", Some(true)),
+            (Crun, "crun version UNKNOWN", None),
+            (Crun, "", None),
+        ] {
+            let known = version(printed).map(|version| version >= kind.recursive_options_since());
+            assert_eq!(known, expected, "{printed}");
+        }
+    }
 
     #[test]
     fn failures_are_told_as_docker_tells_them() {

@@ -47,6 +47,8 @@ struct Shared {
     hierarchies: Hierarchies,
     filters: Filters,
     forker: Forker,
+    /// Whether the OCI runtime knows them, once it was asked.
+    recursive_options: tokio::sync::OnceCell<bool>,
 }
 
 impl Runtime {
@@ -61,12 +63,20 @@ impl Runtime {
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
         let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone(), &oci);
-        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters, forker }) })
+        let recursive_options = tokio::sync::OnceCell::new();
+        Ok(Self { shared: Arc::new(Shared { options, oci, hierarchies, filters, forker, recursive_options }) })
     }
 
     /// The OCI runtime in use, for people.
     pub fn oci_runtime(&self) -> &Path {
         &self.shared.oci.program
+    }
+
+    /// Whether the OCI runtime is known to make mounts for reading alone with all that is mounted below them, where the kernel can: see
+    /// [`crate::can_seal_mounts_throughout`].
+    pub async fn seals_mounts_throughout(&self) -> bool {
+        let ask = || async { self.shared.oci.knows_recursive_options().await.ok_or(()) };
+        self.shared.recursive_options.get_or_try_init(ask).await.copied().unwrap_or(false)
     }
 
     fn directory(&self, id: &str) -> Result<ShimDir> {

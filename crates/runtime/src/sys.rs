@@ -369,8 +369,20 @@ pub(crate) fn make_mount_read_only(mount: BorrowedFd) -> io::Result<()> {
     change_mount(mount, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, 0)
 }
 
+/// Lets nobody write through what is mounted below a mount, which stays as it is itself.
+pub(crate) fn make_mounts_below_read_only(mount: BorrowedFd) -> io::Result<()> {
+    // In a user's namespace, one that came so cannot be made writable again.
+    let came_so = rustix::fs::fstatvfs(mount)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    change_mounts(mount, libc::MOUNT_ATTR_RDONLY, 0, libc::AT_RECURSIVE)?;
+    if came_so { Ok(()) } else { change_mount(mount, 0, libc::MOUNT_ATTR_RDONLY) }
+}
+
 /// Sets some attributes of a mount (`MOUNT_ATTR_*`) and clears others.
 pub(crate) fn change_mount(mount: BorrowedFd, set: u64, clear: u64) -> io::Result<()> {
+    change_mounts(mount, set, clear, 0)
+}
+
+fn change_mounts(mount: BorrowedFd, set: u64, clear: u64, flags: libc::c_int) -> io::Result<()> {
     let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
     // SAFETY: an empty path with the flag that allows it, and attributes that live for the call.
     let result = unsafe {
@@ -378,7 +390,7 @@ pub(crate) fn change_mount(mount: BorrowedFd, set: u64, clear: u64) -> io::Resul
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             &raw const attributes,
             size_of::<MountAttributes>(),
         )

@@ -13,10 +13,11 @@ fn view(directory: &Path) -> View {
         image_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
         rootfs: directory.join("root"),
         lower: vec![directory.join("lower")],
+        marks: None,
         upper: directory.join("root"),
         work: directory.join("work"),
     };
-    View { snapshot, volumes: BTreeMap::new() }
+    View { snapshot, volumes: BTreeMap::new(), read_only_root: false }
 }
 
 fn world() -> tempfile::TempDir {
@@ -175,7 +176,7 @@ async fn a_volume_is_seen_in_its_place_and_only_in_the_job() {
     let volume = world.path().join("volume");
     std::fs::create_dir(&volume).unwrap();
     let with = |sub_path: &str| {
-        let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), read_only: false };
+        let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), access: Access::Writable };
         View { volumes: [("/v".to_owned(), part)].into(), ..view(world.path()) }
     };
     write(with(""), "/v".into(), archive_of("in", "x")).await.unwrap();
@@ -204,13 +205,14 @@ async fn nothing_is_copied_into_what_is_mounted_for_reading() {
         return;
     }
     let world = world();
-    let part = |name: &str, read_only| {
+    let part = |name: &str, access| {
         let source = world.path().join(name);
         std::fs::create_dir_all(&source).unwrap();
-        Part { source, sub_path: String::new(), read_only }
+        Part { source, sub_path: String::new(), access }
     };
     let seen = || {
-        let parts = [("/v", part("sealed", true)), ("/v/in", part("open", false)), ("/w", part("other", false))];
+        let (sealed, open) = (part("sealed", Access::ReadOnly), part("open", Access::Writable));
+        let parts = [("/v", sealed), ("/v/in", open), ("/w", part("other", Access::Writable))];
         let volumes = parts.map(|(target, part)| (target.to_owned(), part)).into();
         View { volumes, ..view(world.path()) }
     };
@@ -238,6 +240,76 @@ async fn nothing_is_copied_into_what_is_mounted_for_reading() {
     std::fs::write(world.path().join("sealed/file"), "").unwrap();
 }
 
+#[test]
+fn nothing_is_copied_below_what_is_for_reading_throughout() {
+    if !is_root() || !runtime::can_seal_mounts_throughout() {
+        return;
+    }
+    let world = world();
+    let volume = world.path().join("volume");
+    let below = volume.join("below");
+    std::fs::create_dir_all(&below).unwrap();
+    std::fs::create_dir(world.path().join("within")).unwrap();
+    symlink("/v/below", world.path().join("root/link")).unwrap();
+    let part = |name: &str, access| Part { source: world.path().join(name), sub_path: String::new(), access };
+    let seen = |access| {
+        let parts = [("/v", part("volume", access)), ("/v/within", part("within", Access::Writable))];
+        View { volumes: parts.map(|(target, part)| (target.to_owned(), part)).into(), ..view(world.path()) }
+    };
+    let try_all = || {
+        unshare_files().unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        // It goes with the thread.
+        nix::mount::mount(Some("tmpfs"), &below, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+        let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let copy = |access, target: &str, name: &str| {
+            executor.block_on(write(seen(access), target.to_owned(), archive_of(name, "x")))
+        };
+        for (target, name) in [("/link", "file"), ("/v/below", "file"), ("/", "v/below/file"), ("/v", "file")] {
+            let refused = copy(Access::ReadOnlyThroughout, target, name).unwrap_err();
+            assert!(matches!(refused, Error::Forbidden(_)), "{target}: {refused}");
+        }
+        assert!(!below.join("file").exists() && !volume.join("file").exists());
+        // What the container has within it on its own is as it says, and so is the machine's.
+        copy(Access::ReadOnlyThroughout, "/v/within", "file").unwrap();
+        assert!(world.path().join("within/file").exists());
+        copy(Access::ReadOnly, "/link", "file").unwrap();
+        assert!(below.join("file").exists());
+    };
+    std::thread::scope(|scope| scope.spawn(try_all).join().unwrap());
+}
+
+#[tokio::test]
+async fn nothing_is_copied_into_a_root_that_is_for_reading() {
+    if !is_root() {
+        return;
+    }
+    let world = world();
+    let volume = world.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    // What a container may write leads to what it may not.
+    symlink("/", volume.join("link")).unwrap();
+    let seen = || {
+        let part = Part { source: volume.clone(), sub_path: String::new(), access: Access::Writable };
+        View { volumes: [("/v".to_owned(), part)].into(), read_only_root: true, ..view(world.path()) }
+    };
+    for target in ["/d", "/v/link/d"] {
+        let refused = write(seen(), target.into(), archive_of("file", "x")).await.unwrap_err();
+        assert!(
+            matches!(&refused, Error::Forbidden(text) if text == "container rootfs is marked read-only"),
+            "{refused}"
+        );
+    }
+    assert!(!world.path().join("root/d/file").exists());
+    // Its place was made, and it can be written.
+    write(seen(), "/v".into(), archive_of("file", "x")).await.unwrap();
+    assert!(volume.join("file").exists() && !world.path().join("root/v/file").exists());
+    let (_, stream) = read(seen(), "/d".into()).await.unwrap();
+    assert_eq!(names(&bytes(stream).await), ["d"]);
+    // The machine's own mount of it stays as it was.
+    std::fs::write(world.path().join("root/d/file"), "").unwrap();
+}
+
 #[tokio::test]
 async fn a_copy_tells_nothing_of_what_the_machine_has() {
     if !is_root() {
@@ -248,7 +320,7 @@ async fn a_copy_tells_nothing_of_what_the_machine_has() {
     std::fs::create_dir(&volume).unwrap();
     symlink("/etc", volume.join("link")).unwrap();
     for (number, sub_path) in ["link", "../lower", "missing", "/etc"].into_iter().enumerate() {
-        let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), read_only: false };
+        let part = Part { source: volume.clone(), sub_path: sub_path.to_owned(), access: Access::Writable };
         let place = format!("/place{number}");
         let view = View { volumes: [(place.clone(), part)].into(), ..view(world.path()) };
         assert!(matches!(statistics(view, place.clone()).await, Err(Error::NotFound(_))), "{sub_path}");

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::handle::Handle;
 use super::late::Late;
-use super::places::{self, Taken};
+use super::places::Taken;
 use super::start;
 use super::step::{self, Action, Event, Machine, STOP_TIMEOUT_DEFAULT, Wish};
 use super::{health, spec};
@@ -159,7 +159,9 @@ impl Driver {
         }
         self.stop_helpers();
         // One of the same name that came meanwhile was told to this driver alone.
-        if let Some(next) = places::leave(&self.context.containers, &self.handle, &self.object) {
+        let (context, id, late) = (self.context.clone(), self.id.clone(), std::mem::take(&mut self.late));
+        let clear = move || async move { clear_late(&context, &id, true).await };
+        if let Some(next) = runs::leave(&self.context.containers, &self.handle, &self.object, late, clear).await {
             spawn(self.context, next, None);
         }
     }
@@ -240,9 +242,6 @@ impl Driver {
                     Action::Remove => {
                         start::leave_network(&self.context, &self.id).await;
                         start::remove(&self.context, &self.id).await;
-                        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
-                        let clear = move || async move { clear_late(&context, &key, &handle, true).await };
-                        std::mem::take(&mut self.late).leave(clear);
                         next = Some(Event::Removed);
                     }
                     action => self.simple(action).await,

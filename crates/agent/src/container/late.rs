@@ -44,16 +44,11 @@ impl Late {
         }
     }
 
-    /// Clears what is late once more, and more of it. Nobody waits for that.
-    pub fn leave<C>(self, clear: impl FnOnce() -> C + Send + 'static)
-    where
-        C: Future<Output = ()> + Send + 'static,
-    {
+    /// Waits until what is late has ended and was cleared, however long that takes, and clears it once more, and more of it.
+    pub async fn ended<C: Future<Output = ()>>(self, clear: impl FnOnce() -> C) {
         if let Some(before) = self.0 {
-            tokio::spawn(async move {
-                let _ = before.await;
-                clear().await;
-            });
+            let _ = before.await;
+            clear().await;
         }
     }
 }
@@ -96,12 +91,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_late_is_cleared_though_its_owner_has_left() {
-        let (mut late, (open, opened)) = (Late::default(), oneshot::channel::<()>());
+    async fn who_leaves_waits_for_what_is_late() {
+        let (mut late, told) = (Late::default(), Mutex::new(Vec::new()));
+        let (open, opened) = oneshot::channel::<()>();
         assert!(late.within(SHORT, |_| opened, || async {}).await.is_none());
-        let (clear, cleared) = oneshot::channel();
-        late.leave(move || async move { clear.send(()).unwrap() });
+        let mut ended = Box::pin(late.ended(|| async { told.lock().push("cleared") }));
+        assert!(tokio::time::timeout(SHORT, &mut ended).await.is_err());
+        assert!(told.lock().is_empty());
         open.send(()).unwrap();
-        tokio::time::timeout(LONG, cleared).await.unwrap().unwrap();
+        tokio::time::timeout(LONG, ended).await.unwrap();
+        Late::default().ended(|| async { told.lock().push("what was not late") }).await;
+        assert_eq!(*told.lock(), ["cleared"]);
     }
 }

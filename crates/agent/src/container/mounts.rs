@@ -38,6 +38,10 @@ pub fn volume_directory(namespace: &str, name: &str) -> String {
 /// Resolves the mounts of a spec; makes what is missing.
 pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &ContainerSpec) -> Result<Mounts> {
     let mut mounts = Mounts::default();
+    let kernel_can = runtime::can_seal_mounts_throughout();
+    // It is asked for those alone that want nothing less: for others, one that does not know it does what it can.
+    let is_forced = spec.mounts.iter().any(|mount| mount.read_only_throughout);
+    let runtime_can = !is_forced || context.runtime.seals_mounts_throughout().await;
     for (number, mount) in spec.mounts.iter().enumerate() {
         if !Path::new(&mount.target).is_absolute() {
             return Err(Error::Invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
@@ -65,7 +69,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let both_ways = propagation.contains("shared");
             Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        let access = at_most(&place, access(mount, runtime::can_seal_mounts_throughout())?).await;
+        let access = at_most(&place, access(mount, kernel_can, runtime_can)?).await;
         mounts.points.push(MountPoint { target: mount.target.clone(), place, access });
     }
     Ok(mounts)
@@ -74,8 +78,8 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
 /// Whether a mount can be written. What is for reading alone is so with all that is mounted below it, where the kernel can do
 /// that and nobody asks for less. Pure. `Source:` moby, `WithMounts`.
 ///
-/// Errors: the kernel cannot, and nothing else will do; the wish contradicts itself.
-fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
+/// Errors: the kernel or the OCI runtime cannot, and nothing else will do; the wish contradicts itself.
+pub fn access(mount: &Mount, kernel_can: bool, runtime_can: bool) -> Result<Access> {
     match mount.kind.as_str() {
         "image" => return Ok(Access::ReadOnly),
         _ if !mount.read_only => return Ok(Access::Writable),
@@ -88,6 +92,10 @@ fn access(mount: &Mount, kernel_can: bool) -> Result<Access> {
         }
         (false, true, false) => {
             let text = "rro is not supported: the kernel cannot make mounts recursively read-only";
+            Err(Error::Invalid(text.to_owned()))
+        }
+        (false, true, true) if !runtime_can => {
+            let text = "rro is not supported: the OCI runtime cannot make mounts recursively read-only";
             Err(Error::Invalid(text.to_owned()))
         }
         (true, false, _) | (false, false, false) => Ok(Access::ReadOnly),
@@ -257,17 +265,20 @@ mod tests {
             read_only_throughout: throughout,
             ..Mount::default()
         };
-        assert_eq!(access(&mount(false, false), true).unwrap(), Access::ReadOnlyThroughout);
-        assert_eq!(access(&mount(false, false), false).unwrap(), Access::ReadOnly, "an old kernel");
-        assert_eq!(access(&mount(true, false), true).unwrap(), Access::ReadOnly);
-        assert_eq!(access(&mount(false, true), true).unwrap(), Access::ReadOnlyThroughout);
-        let refused = access(&mount(false, true), false).unwrap_err().to_string();
-        assert!(refused.contains("recursively read-only"), "{refused}");
-        assert!(access(&mount(true, true), true).unwrap_err().to_string().contains("conflict"));
+        assert_eq!(access(&mount(false, false), true, true).unwrap(), Access::ReadOnlyThroughout);
+        assert_eq!(access(&mount(false, false), false, true).unwrap(), Access::ReadOnly, "an old kernel");
+        assert_eq!(access(&mount(true, false), true, true).unwrap(), Access::ReadOnly);
+        assert_eq!(access(&mount(false, true), true, true).unwrap(), Access::ReadOnlyThroughout);
+        let refused = access(&mount(false, true), false, true).unwrap_err().to_string();
+        assert!(refused.contains("the kernel cannot make mounts recursively read-only"), "{refused}");
+        let refused = access(&mount(false, true), true, false).unwrap_err().to_string();
+        assert!(refused.contains("the OCI runtime cannot make mounts recursively read-only"), "{refused}");
+        assert_eq!(access(&mount(false, false), true, false).unwrap(), Access::ReadOnlyThroughout);
+        assert!(access(&mount(true, true), true, true).unwrap_err().to_string().contains("conflict"));
         let writable = Mount { read_only: false, ..mount(false, true) };
-        assert_eq!(access(&writable, false).unwrap(), Access::Writable);
+        assert_eq!(access(&writable, false, true).unwrap(), Access::Writable);
         let image = Mount { kind: "image".into(), ..Mount::default() };
-        assert_eq!(access(&image, true).unwrap(), Access::ReadOnly);
+        assert_eq!(access(&image, true, true).unwrap(), Access::ReadOnly);
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub async fn start(
     // Each is waited for, also when another failed: what one of them mounts must be there when the failed start is cleared.
     let (prepared, connected, mounts, files) = tokio::join!(
         async {
-            context.images.prepare_marked(id, &spec.image_id).await?;
+            context.images.prepare_marked(id, &spec.image_id, given_up).await?;
             Ok::<_, Error>(match spec.auto_remove {
                 true => context.images.mount_scratch(id, &spec.image_id).await?,
                 false => context.images.mount(id, &spec.image_id).await?,
@@ -99,6 +99,9 @@ pub async fn start(
         mounts::resolve(context, namespace, id, spec),
         secrets::files(context, namespace, &directory, spec),
     );
+    // Nothing is to be written or run that was told to have failed.
+    let go_on = || if given_up.is_cancelled() { Err(Error::Timeout("the start")) } else { Ok(()) };
+    go_on()?;
     let (rootfs, connected, mounts, files) = (prepared?.rootfs, connected?, mounts?, files?);
     let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
@@ -153,8 +156,6 @@ pub async fn start(
         stdin_once: spec.stdin_once,
         log: LogConfig { journal: journal::config(spec, id)?, ..log_config(spec, &directory) },
     };
-    // Nothing is to run that was told to have failed.
-    let go_on = || if given_up.is_cancelled() { Err(Error::Timeout("the start")) } else { Ok(()) };
     go_on()?;
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
     go_on()?;

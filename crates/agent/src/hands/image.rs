@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Error, ImageConfig, ImageStore, ListFilter, PullOptions, Reference, Result, Snapshot};
+use tokio_util::sync::CancellationToken;
 
 /// In the names of snapshots of further images: what stands between the container and the number.
 const BESIDE: &str = "-image-";
@@ -108,11 +109,14 @@ impl Images {
     }
 
     /// Makes the root file system of a container of Docker's, with what it sees over its image; that of one that has one stays.
-    pub async fn prepare_marked(&self, container_id: &str, image: &str) -> Result<()> {
+    /// An image that comes slowly is waited for until the work is given up.
+    pub async fn prepare_marked(&self, container_id: &str, image: &str, given_up: &CancellationToken) -> Result<()> {
         if self.store.snapshot(container_id).is_some() {
             return Ok(());
         }
-        self.bring_missing(image).await;
+        // Nothing is made yet that would have to be cleared, and others wait for their turn.
+        let brought = given_up.run_until_cancelled(self.bring_missing(image)).await;
+        brought.ok_or_else(|| Error::Unavailable(format!("image {image} did not come in time")))?;
         self.store.prepare_marked(container_id, image, &self.containers_dir.join(container_id)).await.map(drop)
     }
 
@@ -203,5 +207,56 @@ impl Images {
             (names, i64::try_from(image.size_bytes).unwrap_or(i64::MAX))
         };
         all.into_iter().map(entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    /// What fits between the two ends of a stream. Units: bytes.
+    const BETWEEN: usize = 16;
+
+    /// Has one image, whose archive comes as its other end is written.
+    struct Slow(Mutex<Option<DuplexStream>>);
+
+    #[async_trait::async_trait]
+    impl ImageOrigin for Slow {
+        async fn look(&self, name: &str) -> std::result::Result<Option<String>, String> {
+            Ok((name == "slow").then(|| "sha256:other".to_owned()))
+        }
+
+        async fn fetch(&self, _name: &str) -> std::result::Result<Option<ImageArchive>, String> {
+            Ok(self.0.lock().take().map(|archive| -> ImageArchive { Box::pin(archive) }))
+        }
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_an_image_that_does_not_come_leaves_the_turn_to_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(&directory.path().join("images")).unwrap();
+        let (mut written, archive) = tokio::io::duplex(BETWEEN);
+        let origin = Slow(Mutex::new(Some(archive)));
+        let images = Images::new(store, directory.path().join("containers"), Some(Arc::new(origin)));
+        let given_up = CancellationToken::new();
+        // More than fits between: it is being read when all is written.
+        let stuck = async {
+            written.write_all(&[0; 4 * BETWEEN]).await.unwrap();
+            given_up.cancel();
+        };
+        let prepared = images.prepare_marked("c", "slow", &given_up);
+        let both = async { tokio::join!(prepared, stuck) };
+        let (prepared, ()) = tokio::time::timeout(PATIENCE, both).await.expect("it waits for what does not come");
+        assert!(matches!(prepared, Err(Error::Unavailable(_))), "{prepared:?}");
+        tokio::time::timeout(PATIENCE, images.bring("next")).await.expect("the turn was kept");
+        // What reads ends with its other end.
+        drop(written);
     }
 }

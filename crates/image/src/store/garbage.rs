@@ -78,7 +78,7 @@ impl ImageStore {
     fn links_in_snapshots(&self) -> BTreeSet<String> {
         lock(&self.snapshots)
             .values()
-            .flat_map(|snapshot| &snapshot.lower)
+            .flat_map(|snapshot| snapshot.lower.iter().chain(&snapshot.marks))
             .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
             .collect()
     }

@@ -25,8 +25,13 @@ use crate::store::index::Layer;
 
 /// Layers that need much memory and are unpacked at once: windows of 128 MiB. All others wait for none of them.
 const GREEDY_AT_ONCE: usize = 3;
-/// Turns to unpack such layers; work that begins has them until it ends.
+/// All other layers that are unpacked at once, whoever asks: each has a window of up to 32 MiB, and one of the threads that starts and
+/// mounts need too.
+const MODEST_AT_ONCE: usize = 16;
+/// Turns to unpack layers of the one kind and of the other, in the order in which they are asked for; work that begins has one until it
+/// ends.
 static GREEDY: Semaphore = Semaphore::const_new(GREEDY_AT_ONCE);
+static MODEST: Semaphore = Semaphore::const_new(MODEST_AT_ONCE);
 
 /// A reader that fails once nobody waits any more for what is read.
 struct Awaited<'a, R> {
@@ -89,7 +94,8 @@ impl ImageStore {
             Ok::<_, Error>((file, is_greedy(&start[..filled])))
         })
         .await??;
-        let turn = if greedy { GREEDY.acquire().await.ok() } else { None };
+        let turn = if greedy { GREEDY.acquire().await } else { MODEST.acquire().await };
+        let turn = turn.map_err(|_| Error::Internal("layers are unpacked no more".to_owned()))?;
         let ends = CancellationToken::new();
         let _waiting = ends.clone().drop_guard();
         tokio::task::spawn_blocking(move || {
@@ -295,6 +301,25 @@ mod tests {
         tokio::time::timeout(PATIENCE, unpacked).await.expect("its turn did not come").unwrap();
     }
 
+    #[tokio::test]
+    async fn no_more_layers_are_unpacked_at_once_than_have_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let lease = store.blobs.lease();
+        let plain = archive(6);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&plain).unwrap();
+        let modest = stored(&store, &lease, &encoder.finish().unwrap());
+        let busy = MODEST.acquire_many(u32::try_from(MODEST_AT_ONCE).unwrap()).await.unwrap();
+        let diff_id = Digest::of(&plain);
+        let mut unpacked = std::pin::pin!(store.ensure_unpacked(&diff_id, &modest));
+        tokio::select! {
+            _ = &mut unpacked => panic!("it had no turn"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => drop(busy),
+        }
+        tokio::time::timeout(PATIENCE, unpacked).await.expect("its turn did not come").unwrap();
+    }
+
     #[test]
     fn a_layer_that_nobody_waits_for_is_not_unpacked() {
         let dir = tempfile::tempdir().unwrap();
@@ -311,5 +336,33 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join("layers")).unwrap().count(), 0, "something was left");
         unpack(&CancellationToken::new()).unwrap();
         assert!(store.unpacked(&blob).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_work_on_a_layer_ends_when_nobody_waits_for_it_any_more() {
+        // So many zeros that nobody is through with them within the patience. They take no place on the disk.
+        const ZEROS: u64 = 1 << 39;
+        let dir = tempfile::tempdir().unwrap();
+        let limits = crate::layer::Limits { total_bytes: ZEROS, ..crate::layer::Limits::default() };
+        let store = ImageStore::open_with(
+            &dir.path().join("images"),
+            crate::store::StoreOptions { limits, ..crate::store::StoreOptions::default() },
+        )
+        .unwrap();
+        let path = dir.path().join("zeros");
+        File::create(&path).unwrap().set_len(ZEROS).unwrap();
+        let blob = Descriptor::new(crate::manifest::OCI_LAYER, Digest::of(b"zeros"), ZEROS);
+        let directories = || std::fs::read_dir(store.dir.join("layers")).unwrap().count();
+        let file = Some(File::open(&path).unwrap());
+        let mut unpacked = Box::pin(store.ensure_unpacked_from(&blob.digest, &blob, file));
+        while directories() == 0 {
+            let ended = tokio::time::timeout(Duration::from_millis(10), &mut unpacked).await;
+            assert!(ended.is_err(), "it ended: {:?}", ended.map(|layer| layer.map(drop)));
+        }
+        drop(unpacked);
+        // The work has the lock of its layer until it ends.
+        let lock = store.busy(&blob.digest).lock_owned();
+        drop(tokio::time::timeout(PATIENCE, lock).await.expect("it goes on"));
+        assert_eq!(directories(), 0, "something was left");
     }
 }

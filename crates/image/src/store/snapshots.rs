@@ -36,8 +36,11 @@ struct Stored {
     image_id: Digest,
     layers: Vec<Digest>,
     dir: PathBuf,
-    /// Layers, highest first, as paths.
+    /// Layers of the image, highest first, as paths. A daemon of before there were marks mounts all of them by their short names.
     lower: Vec<PathBuf>,
+    /// What the container sees over them.
+    #[serde(default)]
+    marks: Option<PathBuf>,
 }
 
 pub(super) fn read_all(dir: &Path) -> Result<BTreeMap<String, Snapshot>> {
@@ -56,7 +59,11 @@ pub(super) fn read_all(dir: &Path) -> Result<BTreeMap<String, Snapshot>> {
 }
 
 impl Stored {
-    fn snapshot(self, container_id: String) -> Snapshot {
+    fn snapshot(mut self, container_id: String) -> Snapshot {
+        // For a short while they were among the layers.
+        if self.lower.first().is_some_and(|layer| marks::is_one(layer)) {
+            self.marks = Some(self.lower.remove(0));
+        }
         Snapshot {
             container_id,
             image_id: self.image_id,
@@ -64,6 +71,7 @@ impl Stored {
             upper: self.dir.join("upper"),
             work: self.dir.join("work"),
             lower: self.lower,
+            marks: self.marks,
         }
     }
 }
@@ -105,14 +113,13 @@ impl ImageStore {
         }
         lower.reverse();
         let layers = layers.into_iter().map(|layer| layer.diff_id).collect();
-        let mut stored = Stored { image_id, layers, dir: dir.to_owned(), lower };
+        let mut stored = Stored { image_id, layers, dir: dir.to_owned(), lower, marks: None };
         let (store, id) = (self.clone(), container_id.to_owned());
         let keep = move || {
             // Until the snapshot is known, nobody may take its marks away.
             let _held = store.marks.read().unwrap_or_else(PoisonError::into_inner);
             if marked {
-                let marks = marks::layer(&store.dir.join(marks::DIRECTORY), &stored.lower)?;
-                stored.lower.insert(0, marks);
+                stored.marks = Some(marks::layer(&store.dir.join(marks::DIRECTORY), &stored.lower)?);
             }
             store.keep_snapshot(&id, stored)
         };
@@ -165,7 +172,7 @@ impl ImageStore {
         let image_id = Digest::of(b"");
         self.keep_snapshot(
             container_id,
-            Stored { image_id, layers: Vec::new(), dir: dir.to_owned(), lower: Vec::new() },
+            Stored { image_id, layers: Vec::new(), dir: dir.to_owned(), lower: Vec::new(), marks: None },
         )
     }
 
@@ -308,16 +315,11 @@ fn mount_overlay(links: &Path, snapshot: &Snapshot, mode: Mode) -> Result<()> {
             return Err(Error::NotSupported(format!("the path {} has a comma, colon or backslash", path.display())));
         }
     }
-    let mut lower: Vec<String> = snapshot
-        .lower
-        .iter()
-        // A crash of the machine may have taken marks along that were made just before it.
-        .filter(|path| !marks::is_one(path) || path.is_dir())
-        .filter_map(|path| {
-            let name = path.file_name()?.to_string_lossy();
-            Some(if marks::is_one(path) { format!("../{}/{name}", marks::DIRECTORY) } else { name.into_owned() })
-        })
-        .collect();
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    // A crash of the machine may have taken marks along that were made just before it.
+    let over = snapshot.marks.iter().filter(|path| path.is_dir()).filter_map(name);
+    let over = over.map(|name| format!("../{}/{name}", marks::DIRECTORY));
+    let mut lower: Vec<String> = over.chain(snapshot.lower.iter().filter_map(name)).collect();
     // overlayfs wants at least one layer, and two when nothing is writable: an empty one does no harm.
     if lower.is_empty() || (mode == Mode::ReadOnly && lower.len() == 1) {
         lower.push(EMPTY_LAYER.to_owned());
@@ -370,6 +372,37 @@ fn relative_mount(links: &Path, rootfs: &Path, options: String, flags: MsFlags) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is stored, as it was before there were marks.
+    #[derive(Serialize, Deserialize)]
+    struct StoredBefore {
+        image_id: Digest,
+        layers: Vec<Digest>,
+        dir: PathBuf,
+        lower: Vec<PathBuf>,
+    }
+
+    #[test]
+    fn snapshots_are_read_by_a_daemon_of_before_and_from_one() {
+        let [layer, marks] = ["/images/l/abcde", "/images/marks/0123"].map(PathBuf::from);
+        let now = Stored {
+            image_id: Digest::of(b""),
+            layers: vec![Digest::of(b"layer")],
+            dir: "/containers/c".into(),
+            lower: vec![layer.clone()],
+            marks: Some(marks.clone()),
+        };
+        let mut before: StoredBefore = serde_json::from_slice(&serde_json::to_vec(&now).unwrap()).unwrap();
+        assert_eq!(before.lower, [layer.clone()], "all of them have a short name");
+        let read = |stored: &StoredBefore| {
+            let stored: Stored = serde_json::from_slice(&serde_json::to_vec(stored).unwrap()).unwrap();
+            let snapshot = stored.snapshot("c".to_owned());
+            (snapshot.lower, snapshot.marks)
+        };
+        assert_eq!(read(&before), (vec![layer.clone()], None));
+        before.lower.insert(0, marks.clone());
+        assert_eq!(read(&before), (vec![layer], Some(marks)));
+    }
 
     /// On mounts that are shared, as systemd makes those of a machine. Only root may mount.
     #[test]

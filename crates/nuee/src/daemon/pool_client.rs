@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use futures::TryStreamExt;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -24,6 +26,8 @@ use super::join::{CERTIFICATE_PATH, IMAGE_HEADER, IMAGE_ID_HEADER, IMAGE_PATH, J
 
 /// Time for a connection and the head of an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for the next piece of an image: a machine that is stopped keeps its connections.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest answer that is no image. Units: bytes.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 
@@ -89,7 +93,7 @@ fn pinned(fingerprint: &str) -> Result<Arc<rustls::ClientConfig>> {
 async fn send(
     tls: Arc<rustls::ClientConfig>,
     server: &str,
-    request: Request<Full<bytes::Bytes>>,
+    request: Request<Full<Bytes>>,
 ) -> Result<http::Response<Incoming>> {
     let name = crate::api_client::server_name(server)?;
     let work = async {
@@ -105,7 +109,7 @@ async fn send(
     answered.unwrap_or_else(|_| bail!("{server} does not answer within {} s", TIMEOUT.as_secs()))
 }
 
-fn post(server: &str, path: &str, body: &impl serde::Serialize) -> Result<Request<Full<bytes::Bytes>>> {
+fn post(server: &str, path: &str, body: &impl serde::Serialize) -> Result<Request<Full<Bytes>>> {
     let request = Request::post(path).header(header::HOST, server).header(header::CONTENT_TYPE, "application/json");
     Ok(request.body(Full::from(serde_json::to_vec(body)?))?)
 }
@@ -188,7 +192,47 @@ impl agent::ImageOrigin for PoolClient {
         let found = self.image(Method::GET, name).await.map_err(|error| format!("{error:#}"))?;
         Ok(found.map(|response| -> agent::ImageArchive {
             let pieces = response.into_body().into_data_stream().map_err(std::io::Error::other);
-            Box::pin(tokio_util::io::StreamReader::new(pieces))
+            Box::pin(tokio_util::io::StreamReader::new(in_time(pieces.boxed())))
         }))
+    }
+}
+
+type Pieces = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// The same pieces, which end with an error when the next one does not come in time after somebody wanted it.
+fn in_time(pieces: Pieces) -> Pieces {
+    let next = |pieces: Option<Pieces>| async move {
+        let mut pieces = pieces?;
+        match tokio::time::timeout(PIECE_TIMEOUT, pieces.next()).await {
+            Ok(piece) => piece.map(|piece| (piece, Some(pieces))),
+            Err(_) => {
+                let text = format!("nothing more came within {} s", PIECE_TIMEOUT.as_secs());
+                Some((Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text)), None))
+            }
+        }
+    };
+    futures::stream::unfold(Some(pieces), next).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_of_which_nothing_more_comes_ends_with_an_error() {
+        let piece = || Ok(Bytes::from_static(b"piece"));
+        let stuck = in_time(stream::iter([piece()]).chain(stream::pending()).boxed());
+        let all: Vec<_> = stuck.collect().await;
+        assert_eq!(all[0].as_ref().unwrap(), "piece");
+        assert_eq!(all[1].as_ref().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(all.len(), 2);
+        // One that is slow, but not that slow, comes whole.
+        let slow = stream::iter([piece(), piece(), piece()]).then(|piece| async move {
+            tokio::time::sleep(PIECE_TIMEOUT / 2).await;
+            piece
+        });
+        assert!(in_time(slow.boxed()).all(|piece| async move { piece.is_ok() }).await);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::container::ContainerStatus;
+use api::container::{Container, ContainerStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use runtime::ExitRecord;
@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Driver, EXIT_UNKNOWN, Input, now_ns, time};
 use crate::container::handle::Handle;
+use crate::container::late::Late;
+use crate::container::places::{self, Places, Taken};
 use crate::container::start::{self, Running};
 use crate::container::step::Event;
 use crate::container::{complete, health};
-use crate::context::{Context, Key};
+use crate::context::Context;
 use crate::error::{Error, Result, chain};
 
 /// Exit code of a container that was ended without its shim: that of SIGKILL.
@@ -72,8 +74,8 @@ impl Driver {
             };
             stop.run_until_cancelled(start).await.unwrap_or(Err(Error::Timeout("the start")))
         };
-        let (context, key, handle) = (self.context.clone(), self.key.clone(), self.handle.clone());
-        let clear = move || async move { clear_late(&context, &key, &handle, false).await };
+        let (context, id) = (self.context.clone(), self.id.clone());
+        let clear = move || async move { clear_late(&context, &id, false).await };
         self.late.within(START_TIMEOUT, work, clear).await.unwrap_or(Err(Error::Timeout("the start")))
     }
 
@@ -138,15 +140,66 @@ impl Driver {
     }
 }
 
-/// Clears what a start made after it was given up; all of it, when the container is removed. What is another one's of the same name is left.
-pub(super) async fn clear_late(context: &Context, key: &Key, handle: &Arc<Handle>, removed: bool) {
-    let is_others = context.containers.lock().get(key).is_some_and(|there| !Arc::ptr_eq(there, handle));
-    if is_others {
-        return;
-    }
-    tracing::debug!(id = handle.id, "clearing what came of a start that was given up");
-    start::end_run(context, &handle.id).await;
+/// Clears what a start made after it was given up; all of it, when the container is removed.
+pub(super) async fn clear_late(context: &Context, id: &str, removed: bool) {
+    tracing::debug!(id, "clearing what came of a start that was given up");
+    start::end_run(context, id).await;
     if removed {
-        start::remove(context, &handle.id).await;
+        start::remove(context, id).await;
+    }
+}
+
+/// Leaves the place of a container that is gone, for the next one of its name if that has come. First a start that was given up has to
+/// end, and is cleared: what it mounts, writes and removes is found by the name, and would be the next one's.
+pub(super) async fn leave<C: Future<Output = ()>>(
+    places: &Places,
+    handle: &Arc<Handle>,
+    object: &Container,
+    late: Late,
+    clear: impl FnOnce() -> C,
+) -> Option<Taken> {
+    late.ended(clear).await;
+    places::leave(places, handle, object)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::container::ContainerSpec;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(10);
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn container(uid: &str) -> Arc<Container> {
+        let mut object = Container::new("c", ContainerSpec::default());
+        object.metadata.namespace = Some("n".into());
+        object.metadata.uid = Some(uid.into());
+        Arc::new(object)
+    }
+
+    #[tokio::test]
+    async fn the_next_of_a_name_has_its_place_once_a_late_start_is_cleared() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("hosts");
+        let (places, mut late) = (Places::default(), Late::default());
+        let first = places::arrive(&places, "id", container("1"), false).unwrap();
+        let (open, opened) = oneshot::channel::<()>();
+        let late_file = file.clone();
+        let work = |_: CancellationToken| async move {
+            let _ = opened.await;
+            std::fs::write(late_file, "the first one's").unwrap();
+        };
+        assert!(late.within(SHORT, work, || async {}).await.is_none());
+        let clear = || async { std::fs::remove_file(&file).unwrap() };
+        let mut left = Box::pin(leave(&places, &first.handle, &first.object, late, clear));
+        assert!(places::arrive(&places, "id", container("2"), false).is_none());
+        assert!(tokio::time::timeout(SHORT, &mut left).await.is_err(), "the place was left too early");
+        open.send(()).unwrap();
+        let second = tokio::time::timeout(LONG, left).await.unwrap().expect("nobody follows");
+        assert_eq!(second.object.metadata.uid.as_deref(), Some("2"));
+        assert!(!file.exists(), "it was not cleared before");
     }
 }
