@@ -393,7 +393,7 @@ mod tests {
             marks: Some(marks.clone()),
         };
         let mut before: StoredBefore = serde_json::from_slice(&serde_json::to_vec(&now).unwrap()).unwrap();
-        assert_eq!(before.lower, [layer.clone()], "all of them have a short name");
+        assert_eq!(before.lower, std::slice::from_ref(&layer), "all of them have a short name");
         let read = |stored: &StoredBefore| {
             let stored: Stored = serde_json::from_slice(&serde_json::to_vec(stored).unwrap()).unwrap();
             let snapshot = stored.snapshot("c".to_owned());
