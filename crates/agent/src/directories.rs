@@ -1,14 +1,10 @@
 //! Directories and files that go.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
+use image::mounts::detach;
 
 use crate::error::{Error, Result};
 
@@ -51,27 +47,6 @@ pub fn remove_with_mounts(directory: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(directory)
 }
 
-/// Takes off all that is mounted at a place, with what is mounted below; nothing there is no error. It stays wherever else it is
-/// mounted: what came along with a bind mount would be taken off its original too, as long as each follows the other.
-/// `Source:` mount_namespaces(7), "Shared subtrees".
-pub fn detach(point: &Path) -> io::Result<()> {
-    loop {
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        match make_private(point).and_then(|()| umount2(point, flags)) {
-            Ok(()) => {}
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Lets a mount, and those below it, follow no others, nor others them. A link is not followed.
-fn make_private(point: &Path) -> nix::Result<()> {
-    let place = open(point, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-    mount(None::<&str>, path.as_str(), None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-}
-
 /// The mount points in a list of mounts that are a directory or lie below it, in order of their mounting. `Source:` proc(5),
 /// mountinfo.
 fn mounts_below(list: &[u8], directory: &Path) -> Vec<PathBuf> {
@@ -102,6 +77,8 @@ fn unescaped(field: &[u8]) -> PathBuf {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use nix::mount::{MsFlags, mount};
+
     use super::*;
 
     /// Runs a test on a file system whose mounts are shared, as systemd makes those of a machine, in a mount namespace of its own.

@@ -57,7 +57,6 @@ mod subnets;
 mod volumes;
 
 pub use agent::{Agent, AgentOptions};
-pub use directories::detach as detach_mounts;
 pub use error::{Error, Result};
 pub use guest::moving::Peers;
 pub use hands::{ImageArchive, ImageOrigin};

@@ -7,7 +7,6 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{Mode, OFlags};
 
-use crate::directories;
 use crate::error::{Error, Result};
 use crate::in_root;
 
@@ -63,7 +62,7 @@ pub fn pin(volume: &Path, sub: &Path, pin: &Path, options: Options) -> Result<()
 /// removes neither a mount point nor a directory that holds something. The place goes too, since the next one may be a file
 /// where this one was a directory.
 pub fn unpin(pin: &Path) -> io::Result<()> {
-    directories::detach(pin)?;
+    image::mounts::detach(pin)?;
     let removed = match std::fs::remove_dir(pin) {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(pin),
         removed => removed,
@@ -139,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_pin_takes_nothing_off_its_original_when_it_goes() {
-        directories::tests::on_a_shared_disk(|disk| {
+        crate::directories::tests::on_a_shared_disk(|disk| {
             let (none, pins, bind) = (None::<&str>, disk.join("pins"), MsFlags::MS_BIND | MsFlags::MS_REC);
             let (original, pin) = (disk.join("original"), pins.join("0"));
             let kept = || std::fs::read_to_string(original.join("sub/nested/data")).unwrap() == "kept";

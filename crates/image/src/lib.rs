@@ -23,6 +23,7 @@ pub mod fuzzing;
 pub(crate) mod git;
 pub mod layer;
 pub mod manifest;
+pub mod mounts;
 pub mod pattern;
 pub mod reference;
 mod remote;

@@ -2,14 +2,11 @@
 //! Source: the kernel's documentation of overlayfs.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -264,27 +261,8 @@ fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes off all that is mounted at a place, with what somebody mounted below it on the machine; nothing there is no error. What came
-/// there by a bind mount stays where it came from: it would be taken off there too, as long as each follows the other.
-/// Source: mount_namespaces(7), "Shared subtrees".
 fn unmount(rootfs: &Path) -> Result<()> {
-    loop {
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        match make_private(rootfs).and_then(|()| umount2(rootfs, flags)) {
-            Ok(()) => {}
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(error) => return Err(Error::io(format!("cannot unmount {}", rootfs.display()))(error)),
-        }
-    }
-}
-
-/// Lets a mount, and those below it, follow no others, nor others them. A link is not followed.
-fn make_private(rootfs: &Path) -> nix::Result<()> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let place = open(rootfs, flags, nix::sys::stat::Mode::empty())?;
-    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let none = None::<&str>;
-    mount(none, path.as_str(), none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+    crate::mounts::detach(rootfs).map_err(Error::io(format!("cannot unmount {}", rootfs.display())))
 }
 
 fn is_mounted(rootfs: &Path) -> bool {

@@ -57,7 +57,7 @@ fn unmount_below(directory: &Path) -> Result<()> {
         }
         points.sort();
         for point in &points {
-            agent::detach_mounts(point).with_context(|| format!("cannot unmount {}", point.display()))?;
+            image::mounts::detach(point).with_context(|| format!("cannot unmount {}", point.display()))?;
         }
     }
     Ok(())
