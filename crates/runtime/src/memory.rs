@@ -1,20 +1,105 @@
 //! What of the program is mapped. The kernel keeps each page that was touched once in a process' map; a process that waits does
 //! without most of them, and finds them in the page cache at the next touch.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 use nix::unistd::{SysconfVar, sysconf};
+use rustix::fs::{MemfdFlags, SealFlags};
+
+/// What is in a file since [`file_relocated_constants`].
+static FILED: OnceLock<Range<usize>> = OnceLock::new();
+/// A program with more of them than this is left alone. Units: bytes.
+const RELOCATED_MAX: usize = 64 << 20;
 
 /// Takes the text and the constants of the program and its libraries out of this process' map. They stay in the page cache, out of
 /// which the kernel may take them, and come back by themselves.
 pub fn let_go_of_constants() {
-    constant_segments().into_iter().for_each(unmap_pages);
+    constant_segments().into_iter().chain(FILED.get().cloned()).for_each(unmap_pages);
+}
+
+/// Puts the program's relocated constants (tables of functions above all) into a file in memory that nobody can change, and maps
+/// that in their place: by themselves they are each process' own memory, which cannot be let go. Shared with processes that are
+/// forked later. Once in a process; a second call does nothing.
+///
+/// Errors: the program has none, they can be written to, or the kernel refuses the file; all stays as it was.
+#[allow(unsafe_code)]
+pub fn file_relocated_constants() -> io::Result<()> {
+    if FILED.get().is_some() {
+        return Ok(());
+    }
+    let range = relocated_constants();
+    if range.is_empty() || range.len() > RELOCATED_MAX || !is_read_only(&range)? {
+        return Err(io::Error::other("no relocated constants to put into a file"));
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create("relocated", flags)?);
+    // SAFETY: the loader's range, which is mapped for reading alone (looked at above) for as long as the program runs.
+    file.write_all(unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) })?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    // SAFETY: takes the place of exactly these pages, in one step and with the same bytes, which nobody can change from now on:
+    // no reader sees a difference, and nobody could write before.
+    let mapped = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        libc::mmap(range.start as *mut libc::c_void, range.len(), libc::PROT_READ, flags, file.as_raw_fd(), 0)
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // Two that come at once have mapped the same bytes.
+    let _ = FILED.set(range);
+    Ok(())
+}
+
+/// Whether all of a range is mapped, and for reading alone. `Source:` proc_pid_maps(5)
+fn is_read_only(range: &Range<usize>) -> io::Result<bool> {
+    let table = std::fs::read_to_string("/proc/self/maps")?;
+    let mut reached = range.start;
+    for (mapped, permissions) in table.lines().filter_map(mapping) {
+        if mapped.contains(&reached) && permissions.starts_with("r--") {
+            reached = mapped.end;
+        }
+    }
+    Ok(reached >= range.end)
+}
+
+/// Addresses and permissions of a line of `maps`. Pure.
+fn mapping(line: &str) -> Option<(Range<usize>, &str)> {
+    let mut words = line.split(' ');
+    let (start, end) = words.next()?.split_once('-')?;
+    Some((usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?, words.next()?))
 }
 
 /// What the kernel maps at once. Units: bytes.
 pub fn page_size() -> usize {
     let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     size.and_then(|size| usize::try_from(size).ok()).unwrap_or(4096)
+}
+
+/// Where the program has constants that the loader has relocated and then protected. Whole pages, addresses in memory; empty if none.
+#[allow(unsafe_code, clippy::cast_possible_truncation)] // The loader's words are as wide as an address.
+fn relocated_constants() -> Range<usize> {
+    unsafe extern "C" fn find(info: *mut libc::dl_phdr_info, _: libc::size_t, into: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the loader hands in a description that is valid during the call, and `into` is the range below.
+        let (info, into) = unsafe { (&*info, &mut *into.cast::<Range<usize>>()) };
+        if !info.dlpi_phdr.is_null() {
+            // SAFETY: the description says how many headers there are.
+            let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+            for header in headers.iter().filter(|header| header.p_type == libc::PT_GNU_RELRO) {
+                let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
+                *into = whole_pages(start..start.saturating_add(header.p_memsz as usize), page_size());
+            }
+        }
+        // The first is the program; its libraries' are small.
+        1
+    }
+    let mut found = 0..0;
+    // SAFETY: `find` is called during this call only, with a pointer to `found`, which nobody else uses meanwhile.
+    unsafe { libc::dl_iterate_phdr(Some(find), (&raw mut found).cast()) };
+    found
 }
 
 /// Where the program and its libraries have their text and constants: what is loaded without the right to write. What the
@@ -95,6 +180,31 @@ mod tests {
         assert_eq!(whole_pages(4096..12288, 4096), 4096..12288);
         assert_eq!(whole_pages(4097..12287, 4096), 8192..8192);
         assert!(whole_pages(4097..5000, 4096).is_empty());
+    }
+
+    #[test]
+    fn relocated_constants_are_the_same_out_of_a_file() {
+        static RELOCATED: [&(dyn Fn(u64) -> u64 + Sync); 2] = [&|number| number + 1, &|number| number * 2];
+        let sum = || std::hint::black_box(&RELOCATED).iter().map(|function| function(10)).sum::<u64>();
+        assert!(relocated_constants().contains(&(RELOCATED.as_ptr() as usize)));
+        file_relocated_constants().unwrap();
+        assert_eq!(sum(), 31);
+        file_relocated_constants().unwrap();
+        let_go_of_constants();
+        assert_eq!(sum(), 31);
+        let table = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let start = relocated_constants().start;
+        let own = table.lines().find(|line| mapping(line).is_some_and(|(range, _)| range.contains(&start))).unwrap();
+        assert!(own.contains("memfd:relocated") && own.contains(" r--p "), "{own}");
+    }
+
+    #[test]
+    fn what_can_be_written_to_is_not_read_only() {
+        static WRITTEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);
+        let start = &raw const WRITTEN as usize / page_size() * page_size();
+        assert!(!is_read_only(&(start..start + page_size())).unwrap());
+        assert!(!is_read_only(&(0..page_size())).unwrap(), "not mapped");
+        assert!(is_read_only(&relocated_constants()).unwrap());
     }
 
     /// A function far from all others that run here.

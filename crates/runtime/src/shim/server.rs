@@ -118,6 +118,8 @@ pub(super) fn serve() -> ExitCode {
     let _ = nix::unistd::setsid();
     sys::keep_memory_small();
     detached::run_own_program();
+    // Without, each shim keeps some megabytes mapped that are the same in all.
+    let _ = crate::memory::file_relocated_constants();
     // For people: it was executed by a number.
     let _ = rustix::thread::set_name(NAME);
     if let Some(program) = std::env::var_os(DETACHED) {
