@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::apart::Apart;
 use crate::cgroup::Cgroup;
 use crate::oci::OciRuntime;
 
@@ -21,6 +22,9 @@ pub struct RuntimeOptions {
     pub cgroup_root: String,
     /// Which OCI runtime.
     pub oci_runtime: OciRuntimeChoice,
+    /// Mount points below which each container has mounts of its own in one place: its bundle, or its network namespace. What is
+    /// mounted there for others is kept from the OCI runtime, so that a start costs the same however many run.
+    pub crowds: Vec<PathBuf>,
 }
 
 /// Which OCI runtime is used.
@@ -98,4 +102,7 @@ pub(crate) struct ShimConfig {
     pub stdin_once: bool,
     pub log: LogConfig,
     pub cgroup: Cgroup,
+    /// What the OCI runtime need not see.
+    #[serde(default)]
+    pub apart: Vec<Apart>,
 }

@@ -12,6 +12,7 @@
 //! | [`cgroup`] | control groups, v1 and v2 behind one type |
 //! | [`processes`] | process tables of containers |
 
+mod apart;
 pub mod cgroup;
 mod config;
 mod detached;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apart::Apart;
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::detached;
 use crate::sys::{self, Entry};
@@ -78,13 +79,14 @@ impl OciRuntime {
     }
 
     /// A command line up to the sub-command, with standard streams closed and messages going to `log`.
-    pub fn command(&self, log: &Path, cgroup: Option<&Cgroup>) -> Result<Command> {
+    /// The mounts `apart` are out of its sight.
+    pub fn command(&self, log: &Path, cgroup: Option<&Cgroup>, apart: &[Apart]) -> Result<Command> {
         // runc has a way of its own to be safe from its containers.
         let detached = (self.kind == OciKind::Crun).then(|| detached::path_of(&self.program)).flatten();
         let mut command = Command::new(detached.as_ref().unwrap_or(&self.program));
         command.arg0(&self.program);
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
-        let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), ..Entry::default() };
+        let mut entry = Entry { hidden_mount: self.hidden_mount.clone(), apart: apart.to_vec(), ..Entry::default() };
         if self.kind == OciKind::Crun {
             command.arg("--cgroup-manager=disabled");
             entry.thread_files = cgroup.map(Cgroup::thread_files).unwrap_or_default();

@@ -8,6 +8,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
+use crate::apart;
 use crate::cgroup::{Cgroup, Hierarchies, Limits};
 use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
 use crate::directories::make_spread;
@@ -55,11 +56,14 @@ impl Runtime {
     /// Opens the runtime: makes its directories, finds the OCI runtime and the control groups.
     ///
     /// Errors: `NotSupported` when the machine has no OCI runtime or no control groups.
-    pub fn open(options: RuntimeOptions) -> Result<Self> {
+    pub fn open(mut options: RuntimeOptions) -> Result<Self> {
         let hierarchies = Hierarchies::of_this_machine()?;
         let oci = OciRuntime::find(&options.oci_runtime, options.run_dir.join("oci"), &hierarchies)?;
         for directory in [&options.containers_dir, &oci.root] {
             make_spread(directory)?;
+        }
+        if oci.kind != OciKind::Crun || !apart::is_possible(&options.containers_dir) {
+            options.crowds.clear();
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
         let forker = Forker::new(options.shim_program.clone(), options.containers_dir.clone(), &oci);
@@ -163,7 +167,8 @@ impl Runtime {
         } else {
             cgroup.create(&limits.devices)?;
         }
-        let shim = ShimConfig { id, bundle_dir, oci, terminal, open_stdin, stdin_once, log, cgroup };
+        let apart = apart::of(&self.shared.options.crowds, &bundle_dir, &spec);
+        let shim = ShimConfig { id, bundle_dir, oci, terminal, open_stdin, stdin_once, log, cgroup, apart };
         write_json(&directory.config(), &shim, false)?;
         Ok((limits, filter))
     }

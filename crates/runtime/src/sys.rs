@@ -10,6 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::apart::Apart;
+
 /// Sends a signal; whether there was such a process.
 pub(crate) fn kill(pid: u32, signal: i32) -> bool {
     let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
@@ -113,6 +115,8 @@ pub(crate) struct Entry {
     pub thread_files: Vec<PathBuf>,
     /// A mount that it must not see; it gets a mount namespace of its own without it.
     pub hidden_mount: Option<PathBuf>,
+    /// Mounts that it need not see, in the same way. Nothing that it mounts is then mounted on the machine.
+    pub apart: Vec<Apart>,
 }
 
 /// Makes `command`'s child go where `entry` says, without descriptors beyond the standard three.
@@ -123,13 +127,27 @@ pub(crate) fn enter_before_exec(command: &mut Command, entry: &Entry) -> io::Res
         Some(mount) => Some((c_string(mount.parent().unwrap_or(Path::new("/")))?, c_string(mount)?)),
         None => None,
     };
+    let mut apart = Vec::with_capacity(entry.apart.len());
+    for one in &entry.apart {
+        apart.push((c_string(&one.crowd)?, one.kept.as_deref().map(c_string).transpose()?));
+    }
     let before_exec = move || {
         close_on_exec_from(3)?;
         for file in &files {
             write_whole(file, b"0")?;
         }
+        if hidden.is_some() || !apart.is_empty() {
+            unshare_mounts()?;
+        }
+        if !apart.is_empty() {
+            // What is unmounted here must stay mounted on the machine, whoever made its mounts follow each other.
+            change_propagation(c"/", libc::MS_REC | libc::MS_SLAVE)?;
+        }
         if let Some((parent, mount)) = &hidden {
             hide_mount(parent, mount)?;
+        }
+        for (crowd, kept) in &apart {
+            put_apart(crowd, kept.as_deref())?;
         }
         Ok(())
     };
@@ -244,19 +262,49 @@ fn write_whole(file: &CStr, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-fn hide_mount(parent: &CString, mount: &CString) -> io::Result<()> {
-    // SAFETY: valid C strings and null pointers where mount(2) allows them; only this child's mount namespace changes,
-    // because the parent mount no longer propagates.
+fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: a plain number.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn change_propagation(mount: &CStr, flags: libc::c_ulong) -> io::Result<()> {
+    let null = std::ptr::null();
+    // SAFETY: a valid C string, and null pointers where mount(2) allows them.
+    let result = unsafe { libc::mount(null, mount.as_ptr(), null, flags, null.cast()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes a mount off in this child's mount namespace alone: what it is mounted on goes no further.
+fn hide_mount(parent: &CStr, mount: &CStr) -> io::Result<()> {
+    change_propagation(parent, libc::MS_PRIVATE)?;
+    // SAFETY: a valid C string.
+    if unsafe { libc::umount2(mount.as_ptr(), libc::MNT_DETACH) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes a mount off with all that lies on it but for the tree at `kept`. In a mount namespace whose mounts are nobody's peers.
+/// A crowd that is no mount stays as it is.
+fn put_apart(crowd: &CStr, kept: Option<&CStr>) -> io::Result<()> {
+    let none = c"".as_ptr();
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.cast_unsigned();
+    let failed = || Err(io::Error::last_os_error());
+    // SAFETY: valid C strings, which live for the calls, and plain numbers; the descriptor is used here only, and closed when the
+    // child executes its program.
     unsafe {
-        if libc::unshare(libc::CLONE_NEWNS) != 0 {
-            return Err(io::Error::last_os_error());
+        let tree = kept.map(|kept| libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, kept.as_ptr(), flags));
+        if tree.is_some_and(|tree| tree < 0) {
+            return failed();
         }
-        let null = std::ptr::null();
-        if libc::mount(null, parent.as_ptr(), null, libc::MS_PRIVATE, null.cast()) != 0 {
-            return Err(io::Error::last_os_error());
+        if libc::umount2(crowd.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) != 0 {
+            return if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { failed() };
         }
-        if libc::umount2(mount.as_ptr(), libc::MNT_DETACH) != 0 {
-            return Err(io::Error::last_os_error());
+        let (Some(tree), Some(kept)) = (tree, kept) else { return Ok(()) };
+        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
+        if libc::syscall(libc::SYS_move_mount, tree, none, libc::AT_FDCWD, kept.as_ptr(), flags) != 0 {
+            return failed();
         }
     }
     Ok(())

@@ -29,7 +29,8 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
         let fabric = hands::open_fabric(instance, config).await?;
         fabric.destroy_all().await.context("cannot remove the network")
     })?;
-    unmount_below(instance.directory())?;
+    let directory = fs::canonicalize(instance.directory()).context("cannot resolve the data directory")?;
+    unmount_below(&directory)?;
     remove_control_groups(&format!("nuee-{}", instance.id()));
     let group_copy = super::share::DEFAULT_PLACE.into();
     for path in [instance.path("docker.sock"), crate::instance::DEFAULT_SOCKET.into(), group_copy] {
@@ -45,13 +46,7 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
 /// Unmounts all that is mounted below the directory, each with what lies on it.
 fn unmount_below(directory: &Path) -> Result<()> {
     for _ in 0..UNMOUNT_ROUNDS {
-        let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-        let mut points: Vec<PathBuf> = table
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(|path| PathBuf::from(unescape(path)))
-            .filter(|path| path.starts_with(directory) && path != directory)
-            .collect();
+        let mut points = mounts_below(directory)?;
         if points.is_empty() {
             return Ok(());
         }
@@ -61,6 +56,13 @@ fn unmount_below(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where something is mounted below the directory.
+pub(super) fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescape(path)));
+    Ok(points.filter(|path| path.starts_with(directory) && path != directory).collect())
 }
 
 /// Undoes the kernel's octal escapes. `Source:` proc_pid_mountinfo(5).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 
+use super::places;
 use crate::config::Config;
 use crate::instance::Instance;
 
@@ -105,6 +106,7 @@ pub fn open_runtime(instance: &Instance) -> Result<runtime::Runtime> {
         shim_program: own_program()?,
         cgroup_root: format!("/nuee-{}", instance.id()),
         oci_runtime: runtime::OciRuntimeChoice::Auto,
+        crowds: places::crowds(instance),
     };
     runtime::Runtime::open(options)
         .context("the container runtime cannot be opened; `nuee doctor` says what is missing")

@@ -23,6 +23,7 @@ mod machines;
 mod member;
 mod memory;
 mod peer;
+mod places;
 mod pool_client;
 mod ready;
 mod registry_access;
@@ -132,6 +133,7 @@ enum Role {
 
 impl Role {
     async fn open(instance: &Instance, config: &Config) -> Result<Self> {
+        tokio::task::block_in_place(|| places::prepare(instance))?;
         match Membership::read(instance)? {
             Some(membership) => member::Member::open(instance, config, &membership).await.map(Self::Member),
             None => House::open(instance, config).await.map(Self::House),

@@ -126,7 +126,7 @@ impl Launch {
     /// `create` of the main process.
     fn main(config: &ShimConfig, directory: &Path, short: &Path) -> Result<Self> {
         let message_log = Scratch::new(config.oci.kind, directory, "oci.log");
-        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup))?;
+        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup), &config.apart)?;
         command.arg("create").arg("--bundle").arg(&config.bundle_dir);
         let (stdin, once) = (config.open_stdin, config.stdin_once);
         Self::new(config, command, 0, config.terminal, stdin, once, directory, short, message_log)
@@ -142,7 +142,7 @@ impl Launch {
         process_file: &Path,
     ) -> Result<Self> {
         let message_log = Scratch::new(config.oci.kind, directory, &format!("exec-{number}.log"));
-        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup))?;
+        let mut command = config.oci.command(message_log.path(), Some(&config.cgroup), &[])?;
         command.args(["exec", "--detach", "--process"]).arg(process_file);
         if let Some(adjustment) = request.process.pointer("/oomScoreAdj").and_then(serde_json::Value::as_i64) {
             // It leaves that to who calls it.

@@ -73,7 +73,7 @@ impl Shim {
             return self.answer(id, &frame(FrameKind::Ok, b"null"));
         }
         let message_log = Scratch::new(self.config.oci.kind, &self.directory.0, "start.log");
-        let spawned = self.config.oci.command(message_log.path(), None).and_then(|mut command| {
+        let spawned = self.config.oci.command(message_log.path(), None, &[]).and_then(|mut command| {
             command.arg("start").arg(&self.config.id);
             command.spawn().map_err(crate::Error::io("start", &self.config.oci.program))
         });

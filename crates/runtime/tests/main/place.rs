@@ -62,6 +62,7 @@ impl Place {
             shim_program: PathBuf::from(env!("CARGO_BIN_EXE_runtime-test-shim")),
             cgroup_root: cgroup_root.to_owned(),
             oci_runtime,
+            crowds: Vec::new(),
         })
         .unwrap()
     }

@@ -1,0 +1,80 @@
+//! The mounts that a daemon makes for itself: memory for what must not outlive the machine's run, and a mount of their own for
+//! the containers' directories, from which the OCI runtime is kept away but for a container's own.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+
+use super::destroy::mounts_below;
+use crate::instance::Instance;
+
+/// What the mount in memory may hold: sockets, process ids, specifications that the OCI runtime keeps (some 32 KiB for a container).
+const RUN_OPTIONS: &str = "mode=0700,size=256m,nr_inodes=256k";
+/// How deep files of the run directory lie.
+const RUN_DEPTH: usize = 4;
+
+/// Directories with the mounts of single containers, see [`runtime::RuntimeOptions::crowds`].
+pub fn crowds(instance: &Instance) -> Vec<PathBuf> {
+    vec![instance.path("containers"), instance.path("run/netns")]
+}
+
+/// Makes both mounts, where they are not there yet and nothing is in use below them: what an older release has started keeps its
+/// places until it ends. A machine that refuses does without.
+pub fn prepare(instance: &Instance) -> Result<()> {
+    // As the kernel names it in its list.
+    let directory = fs::canonicalize(instance.directory()).context("cannot resolve the data directory")?;
+    let run = directory.join("run");
+    let mounted = mounts_below(&directory)?;
+    if !mounted.iter().any(|point| point.starts_with(&run)) && !is_used(&run, booted_at()?, 0) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        told(&run, mount(Some("nuee"), &run, Some("tmpfs"), flags, Some(RUN_OPTIONS)));
+    }
+    let containers = directory.join("containers");
+    if !mounted.iter().any(|point| point.starts_with(&containers)) {
+        let bind = mount(Some(&containers), &containers, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+        let private = || mount(None::<&str>, &containers, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
+        told(&containers, bind.and_then(|()| private()));
+    }
+    Ok(())
+}
+
+fn told(place: &Path, outcome: nix::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(place = %place.display(), %error, "no mount of its own");
+    }
+}
+
+/// Whether something was written there since the machine started.
+fn is_used(directory: &Path, since: i64, depth: usize) -> bool {
+    let Ok(entries) = fs::read_dir(directory) else { return false };
+    entries.flatten().any(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => depth >= RUN_DEPTH || is_used(&entry.path(), since, depth + 1),
+        Ok(found) => found.ctime() >= since,
+        Err(_) => false,
+    })
+}
+
+/// Seconds since the Unix epoch at which the machine started. `Source:` proc_stat(5), `btime`.
+fn booted_at() -> Result<i64> {
+    let text = fs::read_to_string("/proc/stat").context("cannot read when the machine started")?;
+    let found = text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
+    found.context("/proc/stat does not say when the machine started")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_run_of_the_machine_left_is_not_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("oci/oci/one")).unwrap();
+        assert!(!is_used(directory.path(), 0, 0), "directories alone");
+        fs::write(directory.path().join("oci/oci/one/status"), "{}").unwrap();
+        assert!(is_used(directory.path(), booted_at().unwrap(), 0), "written now");
+        assert!(!is_used(directory.path(), i64::MAX, 0), "written before");
+    }
+}
