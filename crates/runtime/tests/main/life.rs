@@ -205,7 +205,7 @@ async fn daemon_to_be_killed() {
         return;
     };
     let directory = std::path::Path::new(&directory);
-    let runtime = Place::open(directory, &cgroup_root, OciRuntimeChoice::Auto);
+    let runtime = Place::open(directory, &cgroup_root, OciRuntimeChoice::Auto, Vec::new());
     let script = "n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo line $n; sleep 0.01; done; exit 6";
     runtime.create(crate::place::config_in(directory, "one", shell(script))).await.unwrap();
     let _session = runtime.attach("one", node::AttachOptions::default()).await.unwrap();

@@ -1,5 +1,6 @@
 //! Real containers from a busybox root file system, run by the real shim. Needs root and crun or runc.
 
+mod apart;
 mod attacks;
 mod cost;
 mod joining;

@@ -50,26 +50,31 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let name = directory.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
         let cgroup_root = format!("/nuee-test-{name}");
-        let runtime = Self::open(directory.path(), &cgroup_root, oci_runtime);
+        let runtime = Self::open(directory.path(), &cgroup_root, oci_runtime, Vec::new());
         make_rootfs(&directory.path().join("rootfs"));
         Self { directory, runtime, cgroup_root }
     }
 
-    pub fn open(directory: &Path, cgroup_root: &str, oci_runtime: OciRuntimeChoice) -> Runtime {
+    pub fn open(directory: &Path, cgroup_root: &str, oci_runtime: OciRuntimeChoice, crowds: Vec<PathBuf>) -> Runtime {
         Runtime::open(RuntimeOptions {
             containers_dir: directory.join("containers"),
             run_dir: directory.join("run"),
             shim_program: PathBuf::from(env!("CARGO_BIN_EXE_runtime-test-shim")),
             cgroup_root: cgroup_root.to_owned(),
             oci_runtime,
-            crowds: Vec::new(),
+            crowds,
         })
         .unwrap()
     }
 
     /// A second runtime over the same directories: a daemon after its restart.
     pub fn reopened(&self) -> Runtime {
-        Self::open(self.directory.path(), &self.cgroup_root, OciRuntimeChoice::Auto)
+        Self::open(self.directory.path(), &self.cgroup_root, OciRuntimeChoice::Auto, Vec::new())
+    }
+
+    /// What the OCI runtime is kept from, from now on.
+    pub fn set_crowds(&mut self, crowds: Vec<PathBuf>) {
+        self.runtime = Self::open(self.directory.path(), &self.cgroup_root, OciRuntimeChoice::Auto, crowds);
     }
 
     pub fn rootfs(&self) -> PathBuf {
