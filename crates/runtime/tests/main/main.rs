@@ -1,6 +1,7 @@
 //! Real containers from a busybox root file system, run by the real shim. Needs root and crun or runc.
 
 mod attacks;
+mod carried;
 mod cost;
 mod joining;
 mod life;
