@@ -155,6 +155,7 @@ impl PortBook {
         }
         let first = wanted.host_port;
         let last = first.max(wanted.host_port_end);
+        let mut taken_on = None;
         // The second range is empty but for ephemeral ports, which go around the end.
         let (candidates, rest) = if first == 0 { self.ephemeral() } else { (first..=last, 0..0) };
         for port in candidates.chain(rest) {
@@ -169,11 +170,11 @@ impl PortBook {
                     }
                     return Ok((mapping, sockets));
                 }
-                Err(Error::PortTaken { .. }) => {}
+                Err(Error::PortTaken { host, .. }) => taken_on = Some(host),
                 Err(error) => return Err(error),
             }
         }
-        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, None, first) })
+        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, taken_on, first) })
     }
 
     /// All ephemeral ports, from the one after the last given, around the end.

@@ -65,6 +65,9 @@ impl Carrier {
         for (port, socket) in ports.into_iter().zip(sockets) {
             rustix::io::ioctl_fionbio(&socket, true).map_err(|error| format!("a port cannot be carried: {error}"))?;
             if !port.is_datagram {
+                // What went before it, and what it accepts, may still wait for last packets. A listener shares its port with nobody all the same.
+                rustix::net::sockopt::set_socket_reuseaddr(&socket, true)
+                    .map_err(|error| format!("listen: {error}"))?;
                 rustix::net::listen(&socket, BACKLOG).map_err(|error| match error {
                     // Go's words, as dockerd's proxy has them.
                     rustix::io::Errno::ADDRINUSE => "listen: address already in use".to_owned(),
