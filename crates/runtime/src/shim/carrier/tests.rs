@@ -1,3 +1,5 @@
+//! Clients and containers are sockets of the test: both ways, both ends, and the bounds.
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 
