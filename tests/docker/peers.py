@@ -106,7 +106,7 @@ class Dockerd(Peer):
         self.process = subprocess.Popen(
             self.space.command(
                 "dockerd", f"--host={self.environment['DOCKER_HOST']}", f"--data-root={self.directory}/data",
-                f"--exec-root={self.directory}/exec", f"--pidfile={self.directory}/pid", "--userland-proxy=false",
+                f"--exec-root={self.directory}/exec", f"--pidfile={self.directory}/pid",
                 f"--registry-mirror=http://127.0.0.1:{MIRROR_PORT}", f"--cgroup-parent=/{self.directory.name}", *flags),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
         self.wait_ready()

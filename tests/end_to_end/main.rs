@@ -36,6 +36,7 @@ mod migration_uefi;
 mod network_options;
 mod pods;
 mod ports;
+mod published;
 mod readme;
 mod recovery;
 mod registry;

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::subnet::Subnet;
 use crate::types::{
-    AttachRequest, Attachment, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig, PortMapping,
-    ServiceRule, Target,
+    AttachRequest, Attachment, CarriedPort, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig,
+    PortMapping, ServiceRule, Target,
 };
 use inner::Inner;
 
@@ -136,6 +136,13 @@ impl Fabric {
     ) -> Result<Vec<PortMapping>> {
         let (owner, target) = (owner.to_owned(), target.into());
         self.run("published ports", move |inner| inner.publish(&owner, target, &ports)).await
+    }
+
+    /// The sockets of an owner that lead from IPv6 to its IPv4 address ([`Target::carries6`]). Whoever carries has them open from then on; a
+    /// fabric that was opened again has none of those.
+    pub async fn carried(&self, owner: &str) -> Result<Vec<CarriedPort>> {
+        let owner = owner.to_owned();
+        self.run("published ports", move |inner| inner.core().ports.carried(&owner)).await
     }
 
     /// Withdraws the published ports of an owner.

@@ -468,17 +468,33 @@ pub struct Target {
     pub address: Ipv4Addr,
     /// Its IPv6 address.
     pub address6: Option<Ipv6Addr>,
+    /// Whether somebody carries from IPv6 addresses of the machine to its IPv4 address (see [`crate::Fabric::carried`]), where it has no
+    /// IPv6 address and the machine has: the kernel translates no family to the other.
+    pub carries6: bool,
+}
+
+/// A socket that holds a published port on IPv6 and leads to an IPv4 address: somebody must carry what comes to it.
+#[derive(Debug)]
+pub struct CarriedPort {
+    /// Address and port of the machine.
+    pub host: std::net::SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where it leads.
+    pub target: std::net::SocketAddrV4,
+    /// Bound, and not listening.
+    pub socket: std::os::fd::OwnedFd,
 }
 
 impl From<Ipv4Addr> for Target {
     fn from(address: Ipv4Addr) -> Target {
-        Target { address, address6: None }
+        Target { address, address6: None, carries6: false }
     }
 }
 
 impl From<&Attachment> for Target {
     fn from(place: &Attachment) -> Target {
-        Target { address: place.address, address6: place.ipv6.map(|six| six.address) }
+        Target { address: place.address, address6: place.ipv6.map(|six| six.address), carries6: false }
     }
 }
 
@@ -555,6 +571,9 @@ pub struct Publication {
     /// Where they lead by IPv6.
     #[serde(default)]
     pub target6: Option<Ipv6Addr>,
+    /// Whether what comes by IPv6 is carried to the IPv4 address.
+    #[serde(default)]
+    pub carried6: bool,
     /// The ports, with chosen host ports.
     pub ports: Vec<PortMapping>,
 }

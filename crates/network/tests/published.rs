@@ -168,3 +168,36 @@ fn without_rules_no_workload_speaks_until_they_are_back() {
         assert_alive(&mut stream);
     });
 }
+
+#[test]
+fn ports_on_ipv6_without_ipv6_are_given_to_who_carries_and_are_his_over_restarts() {
+    lab::run(|mut lab| async move {
+        let web = lab.workload("web", DEFAULT_NETWORK).await;
+        let other = lab.workload("other", DEFAULT_NETWORK).await;
+        let target = |address| network::Target { address, address6: None, carries6: true };
+        let any = PortMapping { host_address: None, ..mapping(LOCALHOST, 8080, 80) };
+        // Somebody has it on IPv6 alone: nothing is taken on IPv4 either.
+        let theirs = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 8080)).unwrap();
+        let error = lab.fabric.publish("web", target(web.address), vec![any]).await.unwrap_err();
+        assert_eq!(error.to_string(), "Bind for :::8080 failed: port is already allocated");
+        assert!(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)).is_ok());
+        drop(theirs);
+        lab.fabric.publish("web", target(web.address), vec![any]).await.unwrap();
+        let carried = lab.fabric.carried("web").await.unwrap();
+        let [one] = &carried[..] else { panic!("{carried:?}") };
+        assert_eq!(one.host.to_string(), "[::]:8080");
+        assert_eq!(one.target, std::net::SocketAddrV4::new(web.address, 80));
+        // Whoever carries listens, and the fabric is opened again meanwhile.
+        rustix::net::listen(&one.socket, 1).unwrap();
+        lab.restart().await;
+        assert!(lab.fabric.carried("web").await.unwrap().is_empty(), "it is not the fabric's any more");
+        let error = lab.fabric.publish("other", target(other.address), vec![any]).await.unwrap_err();
+        assert!(matches!(error, Error::PortTaken { port: 8080, .. }));
+        // A new start, after whoever carried is gone.
+        drop(carried);
+        lab.fabric.publish("web", target(web.address), vec![any]).await.unwrap();
+        assert_eq!(lab.fabric.carried("web").await.unwrap().len(), 1);
+        lab.fabric.release("web").await.unwrap();
+        assert!(TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 8080)).is_ok());
+    });
+}

@@ -27,6 +27,17 @@ pub struct RuntimeOptions {
     pub crowds: Vec<PathBuf>,
 }
 
+/// A port of the machine whose clients the shim of a container carries to it (see [`Runtime::carry`](crate::Runtime::carry)).
+#[derive(Debug)]
+pub struct PortToCarry {
+    /// Bound, and not listening yet.
+    pub socket: std::os::fd::OwnedFd,
+    /// UDP; TCP otherwise.
+    pub is_datagram: bool,
+    /// Where it leads.
+    pub target: std::net::SocketAddrV4,
+}
+
 /// Which OCI runtime is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum OciRuntimeChoice {

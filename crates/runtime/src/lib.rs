@@ -34,7 +34,7 @@ pub mod spec;
 mod state;
 mod sys;
 
-pub use config::{ContainerConfig, JournalConfig, LogConfig, OciRuntimeChoice, RuntimeOptions};
+pub use config::{ContainerConfig, JournalConfig, LogConfig, OciRuntimeChoice, PortToCarry, RuntimeOptions};
 pub use error::Error;
 pub use processes::names;
 pub use runtime::Runtime;

@@ -44,6 +44,8 @@ frame_kinds! {
     Stdin = 7,
     /// Within a stream: end of standard input.
     StdinEnd = 8,
+    /// Request: carry ports whose sockets come with the header (payload: list of [`CarriedPort`]); an empty list ends all.
+    Carry = 9,
     /// Answer: done (payload depends on the request).
     Ok = 16,
     /// Answer: refused (payload: [`Refusal`]).
@@ -94,6 +96,20 @@ pub(crate) struct Joining {
     /// The container's system calls are filtered, by a program that is in the OCI runtime's state.
     pub filtered: bool,
 }
+
+/// A port in the payload of [`FrameKind::Carry`]; the sockets come in the same order.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct CarriedPort {
+    /// UDP.
+    pub is_datagram: bool,
+    /// Where it leads.
+    pub target: std::net::SocketAddrV4,
+}
+
+/// Ports in one [`FrameKind::Carry`]: what one message may bring of descriptors, with room to spare.
+///
+/// Source: unix(7), SCM_MAX_FD.
+pub(crate) const CARRIED_AT_ONCE: usize = 128;
 
 /// Payload of [`FrameKind::Refused`].
 #[derive(Debug, Serialize, Deserialize)]

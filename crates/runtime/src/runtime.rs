@@ -10,11 +10,11 @@ use tokio::net::unix::pipe;
 
 use crate::apart;
 use crate::cgroup::{Cgroup, Hierarchies, Limits};
-use crate::config::{ContainerConfig, RuntimeOptions, ShimConfig};
+use crate::config::{ContainerConfig, PortToCarry, RuntimeOptions, ShimConfig};
 use crate::directories::make_spread;
 use crate::filters::Filters;
 use crate::oci::{OciKind, OciRuntime};
-use crate::protocol::{AttachRequest, Attached, FrameKind, encode_size};
+use crate::protocol::{AttachRequest, Attached, CarriedPort, FrameKind, encode_size};
 use crate::session::Connection;
 use crate::shim::{Forker, OCI_TIMEOUT, Report};
 use crate::state::{
@@ -216,6 +216,40 @@ impl Runtime {
     /// Errors: `Conflict` when it was started before or has ended.
     pub async fn start(&self, id: &str) -> Result<()> {
         self.request(id, FrameKind::Start, &[]).await.map(drop)
+    }
+
+    /// Has the container's shim carry what comes to these sockets to the container, until it ends or [`Self::stop_carrying`] is called,
+    /// whoever else ends meanwhile.
+    ///
+    /// Errors: `Conflict` when somebody else listens there, or the container has ended.
+    pub async fn carry(&self, id: &str, ports: Vec<PortToCarry>) -> Result<()> {
+        let mut rest = ports.into_iter();
+        loop {
+            let part = rest.by_ref().take(crate::protocol::CARRIED_AT_ONCE);
+            let (ports, sockets): (Vec<_>, Vec<_>) = part
+                .map(|port| (CarriedPort { is_datagram: port.is_datagram, target: port.target }, port.socket))
+                .unzip();
+            if ports.is_empty() {
+                return Ok(());
+            }
+            self.carry_some(id, &ports, &sockets).await?;
+        }
+    }
+
+    /// Has the container's shim carry nothing any more. One that has ended does not.
+    pub async fn stop_carrying(&self, id: &str) -> Result<()> {
+        match self.carry_some(id, &[], &[]).await {
+            Err(Error::Conflict(_) | Error::NotFound(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn carry_some(&self, id: &str, ports: &[CarriedPort], sockets: &[std::os::fd::OwnedFd]) -> Result<()> {
+        match self.connect(id).await?.carry(ports, sockets).await {
+            // It ended in good order between our connection and our question.
+            Err(Error::Shim { .. }) if self.directory(id)?.exit().exists() => Err(not_running(id)),
+            other => other,
+        }
     }
 
     /// Sends a signal to the main process. SIGKILL also reaches a paused container.

@@ -1,19 +1,20 @@
 //! The daemon's end of a connection to a shim: requests with their answers, and live sessions.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use node::{Output, OutputStream, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{FrameKind, HEADER_BYTES, Refusal, decode_header, encode_size, frame};
+use crate::protocol::{CarriedPort, FrameKind, HEADER_BYTES, Refusal, decode_header, encode_size, frame};
 use crate::state::{ExitRecord, ShimDir};
 use crate::{Error, Result};
 
@@ -56,11 +57,17 @@ impl Connection {
 
     /// Sends a request and reads its answer.
     pub async fn request(&mut self, kind: FrameKind, payload: &[u8]) -> Result<Vec<u8>> {
-        let exchange = async {
-            self.stream.write_all(&frame(kind, payload)).await?;
-            read_frame(&mut self.stream).await
-        };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        let bytes = frame(kind, payload);
+        tokio::time::timeout(ANSWER_TIMEOUT, self.stream.write_all(&bytes))
+            .await
+            .map_err(|_| Error::Timeout(format!("the shim of {} did not read", self.id)))?
+            .map_err(|error| self.failed(&error))?;
+        self.answer().await
+    }
+
+    /// Reads the answer to a request.
+    async fn answer(&mut self) -> Result<Vec<u8>> {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, read_frame(&mut self.stream))
             .await
             .map_err(|_| Error::Timeout(format!("the shim of {} did not answer", self.id)))?;
         match answer.map_err(|error| self.failed(&error))? {
@@ -75,6 +82,27 @@ impl Connection {
             }
             _ => Err(Error::Shim { id: self.id.clone(), message: "no answer".to_owned() }),
         }
+    }
+
+    /// Has the shim carry ports, whose sockets go along.
+    pub async fn carry(mut self, ports: &[CarriedPort], sockets: &[OwnedFd]) -> Result<()> {
+        let payload = serde_json::to_vec(ports).map_err(|error| Error::Invalid(error.to_string()))?;
+        let bytes = frame(FrameKind::Carry, &payload);
+        let rights: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let sending = async {
+            let sent = self.stream.async_io(tokio::io::Interest::WRITABLE, || {
+                let control = [ControlMessage::ScmRights(&rights)];
+                let control = if rights.is_empty() { &[][..] } else { &control[..] };
+                let parts = [std::io::IoSlice::new(&bytes)];
+                Ok(sendmsg::<()>(self.stream.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)?)
+            });
+            let sent = sent.await?;
+            self.stream.write_all(&bytes[sent..]).await
+        };
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, sending).await;
+        sent.map_err(|_| Error::Timeout(format!("the shim of {} did not read", self.id)))?
+            .map_err(|error| self.failed(&error))?;
+        self.answer().await.map(drop)
     }
 
     /// Waits for the end of the container; `None` when the shim goes without saying it.

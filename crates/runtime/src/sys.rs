@@ -353,6 +353,38 @@ pub(crate) fn close_all_but(kept: [&OwnedFd; 2]) -> io::Result<[OwnedFd; 2]> {
     }
 }
 
+/// Closes every descriptor but the standard three and those of `kept`, which ascends.
+///
+/// Only in a process that ends without dropping what it had from the one that it was forked from: all other owners of
+/// descriptors own nothing any more.
+pub(crate) fn close_all_except(kept: &[std::os::fd::RawFd]) -> io::Result<()> {
+    let close = |first: libc::c_int, last: libc::c_int| {
+        // SAFETY: plain numbers, whose owners are gone as the caller promises.
+        let failed = first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0;
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let mut first = libc::STDERR_FILENO + 1;
+    for kept in kept {
+        close(first, kept - 1)?;
+        first = first.max(kept + 1);
+    }
+    close(first, libc::c_int::MAX)
+}
+
+/// Has the kernel end this process with its parent, which is `parent`.
+///
+/// Errors: it has gone already.
+pub(crate) fn end_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match std::os::unix::process::parent_id() == parent {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
 /// Closes a descriptor whose owner is never dropped: in a process that ends without doing so.
 pub(crate) fn close_for_good(fd: BorrowedFd) {
     // SAFETY: the caller promises that nobody closes or uses this number any more.

@@ -1,6 +1,6 @@
 //! One start of a container: image, network, mounts, files, process. And the end of a run: everything of it is given back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -159,6 +159,7 @@ pub async fn start(
     go_on()?;
     let pid = context.runtime.create(config).await.map_err(cannot_start)?;
     go_on()?;
+    carry(context, id).await?;
     handle.connect_waiting(context, id).await;
     context.runtime.start(id).await.map_err(cannot_start)?;
     Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })
@@ -399,7 +400,8 @@ pub fn links(endpoint: &NetworkEndpoint) -> Vec<(String, String)> {
     pairs.map(|(other, alias)| (other.to_owned(), alias.to_owned())).collect()
 }
 
-async fn publish(
+/// Publishes the ports of the spec at a place on a network, in place of what was published.
+pub async fn publish(
     context: &Context,
     id: &str,
     place: &NetworkAttachment,
@@ -409,10 +411,8 @@ async fn publish(
         return Ok(Vec::new());
     }
     let address = place.ip.parse().map_err(|_| Error::Invalid(format!("{} is no address", place.ip)))?;
-    let target = network::Target { address, address6: place.ipv6.parse().ok() };
-    // What has no IPv6 address itself is published on those of IPv4 only: the kernel translates no family to the other.
-    let reachable = |port: &&PortMapping| target.address6.is_some() || !port.host_ip.contains(':');
-    let ports = spec.ports.iter().filter(reachable).map(to_fabric).collect::<Result<Vec<_>>>()?;
+    let target = network::Target { address, address6: place.ipv6.parse().ok(), carries6: true };
+    let ports = spec.ports.iter().map(to_fabric).collect::<Result<Vec<_>>>()?;
     let published = context.fabric.publish(id, target, ports).await.map_err(|error| {
         let short: String = id.chars().take(64).collect();
         Error::Invalid(format!(
@@ -420,7 +420,21 @@ async fn publish(
             spec.name
         ))
     })?;
-    Ok(published.into_iter().flat_map(|port| from_fabric(port, target.address6.is_some())).collect())
+    // Of an address of both families, IPv6 is shown where it leads somewhere.
+    let carried: BTreeSet<_> = context.fabric.carried(id).await?.iter().map(|c| (c.host.port(), c.protocol)).collect();
+    let leads = |port: &network::PortMapping| carried.contains(&(port.host_port, port.protocol));
+    Ok(published.into_iter().flat_map(|port| from_fabric(port, target.address6.is_some() || leads(&port))).collect())
+}
+
+/// Has the shim carry what comes by IPv6, if the container has no address of it.
+pub async fn carry(context: &Context, id: &str) -> Result<()> {
+    let ports = context.fabric.carried(id).await?;
+    let ports = ports.into_iter().map(|port| runtime::PortToCarry {
+        socket: port.socket,
+        is_datagram: port.protocol == network::Protocol::Udp,
+        target: port.target,
+    });
+    Ok(context.runtime.carry(id, ports.collect()).await?)
 }
 
 fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {

@@ -387,7 +387,7 @@ fn of_place6(attachment: &Attachment) -> Vec<Element> {
 
 /// The elements of published ports.
 pub(crate) fn of_publication(publication: &Publication) -> Vec<Element> {
-    let target = Target { address: publication.target, address6: publication.target6 };
+    let target = Target { address: publication.target, address6: publication.target6, carries6: false };
     publication.ports.iter().flat_map(|mapping| of_mapping(target, mapping)).collect()
 }
 

@@ -1,9 +1,10 @@
 //! Published host ports. Each is held by a bound socket, as Docker's proxy holds it: the kernel then refuses it to
 //! everybody else, and our own binding shows every conflict. TCP sockets are bound but never listen; UDP sockets never
-//! see a datagram, because it is translated before.
+//! see a datagram, because it is translated before. Those of IPv6 that lead to a container without IPv6 are given on to whoever carries for
+//! it, which is a process that outlives this one: it holds them as well.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_
 use crate::error::{Error, Result};
 use crate::names::check_id;
 use crate::state::files;
-use crate::types::{PortMapping, Protocol, Publication, Target};
+use crate::types::{CarriedPort, PortMapping, Protocol, Publication, Target};
 
 /// Where the fabric takes host ports from when none is wished, as Docker does.
 pub(crate) const EPHEMERAL: RangeInclusive<u16> = 32_768..=60_999;
@@ -32,8 +33,29 @@ pub(crate) struct PortBook {
 
 struct Held {
     publication: Publication,
-    /// Never read: they hold the ports until they are dropped.
-    _sockets: Vec<OwnedFd>,
+    /// They hold the ports until they are dropped.
+    sockets: Vec<Socket>,
+}
+
+/// A socket that holds a port.
+struct Socket {
+    descriptor: OwnedFd,
+    mapping: PortMapping,
+    host: IpAddr,
+}
+
+impl Held {
+    /// The sockets that somebody must carry from.
+    fn carried(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.iter().filter(|socket| self.publication.carried6 && socket.host.is_ipv6())
+    }
+
+    /// Whether all that is to be carried is held here. After a restart it is held by who carries.
+    fn holds_carried(&self) -> bool {
+        let carried = |mapping: &&PortMapping| hosts(mapping, self.publication.carried6).iter().any(IpAddr::is_ipv6);
+        let wanted = self.publication.ports.iter().filter(|mapping| mapping.protocol != Protocol::Sctp).filter(carried);
+        !self.publication.carried6 || self.carried().count() == wanted.count()
+    }
 }
 
 impl PortBook {
@@ -42,15 +64,20 @@ impl PortBook {
         let mut book =
             PortBook { directory: directory.into(), publications: BTreeMap::new(), cursor: *EPHEMERAL.end() };
         for (owner, publication) in files::read_all::<Publication>(directory)? {
-            let sockets = publication.ports.iter().flat_map(|p| match hold(p, publication.target6.is_some()) {
-                Ok(sockets) => sockets,
-                Err(error) => {
-                    tracing::warn!(%owner, %error, "a published port is used by another process of this machine");
-                    Vec::new()
-                }
+            let sockets = publication.ports.iter().flat_map(|p| {
+                let hosts = hosts(p, publication.target6.is_some() || publication.carried6);
+                hosts.into_iter().filter_map(|host| match hold_one(p, host) {
+                    Ok(socket) => socket,
+                    // It is held by who carries.
+                    Err(Error::PortTaken { .. }) if publication.carried6 && host.is_ipv6() => None,
+                    Err(error) => {
+                        tracing::warn!(%owner, %error, "a published port is used by another process of this machine");
+                        None
+                    }
+                })
             });
             let sockets = sockets.collect();
-            book.publications.insert(owner, Held { publication, _sockets: sockets });
+            book.publications.insert(owner, Held { publication, sockets });
         }
         Ok(book)
     }
@@ -66,21 +93,31 @@ impl PortBook {
         if ports.len() > PORTS_MAX {
             return Err(Error::Invalid(format!("more than {PORTS_MAX} published ports")));
         }
+        let carried6 = target.carries6 && target.address6.is_none() && has_ipv6();
+        // As dockerd does: what nothing can lead from is left out, without a word.
+        let leads = |port: &&PortMapping| match port.host_address {
+            Some(IpAddr::V6(_)) if target.carries6 && target.address6.is_none() => {
+                carried6 && port.protocol != Protocol::Sctp
+            }
+            _ => true,
+        };
+        let ports: &[PortMapping] = &ports.iter().filter(leads).copied().collect::<Vec<_>>();
+        let wanted = (target.address, target.address6, carried6);
         let before = self.publications.get(owner).map(|h| h.publication.clone());
-        if let Some(same) = before
-            .as_ref()
-            .filter(|p| (p.target, p.target6) == (target.address, target.address6) && satisfies(&p.ports, ports))
-        {
-            return Ok((None, same.clone()));
+        if let Some(held) = self.publications.get(owner).filter(|held| {
+            let now = &held.publication;
+            (now.target, now.target6, now.carried6) == wanted && satisfies(&now.ports, ports) && held.holds_carried()
+        }) {
+            return Ok((None, held.publication.clone()));
         }
         // The owner's own sockets must not stand in its way; they come back if this fails.
         let held = self.publications.remove(owner);
-        let taken = self.take_all(ports, target.address6.is_some());
+        let taken = self.take_all(ports, target.address6.is_some() || carried6);
         let result = taken.and_then(|(ports, sockets)| {
-            let publication =
-                Publication { owner: owner.to_owned(), target: target.address, target6: target.address6, ports };
+            let (target, target6) = (target.address, target.address6);
+            let publication = Publication { owner: owner.to_owned(), target, target6, carried6, ports };
             files::replace(&self.directory.join(owner), &publication)?;
-            Ok(Held { publication, _sockets: sockets })
+            Ok(Held { publication, sockets })
         });
         match result {
             Ok(new) => {
@@ -97,7 +134,7 @@ impl PortBook {
         }
     }
 
-    fn take_all(&mut self, ports: &[PortMapping], has_ipv6: bool) -> Result<(Vec<PortMapping>, Vec<OwnedFd>)> {
+    fn take_all(&mut self, ports: &[PortMapping], has_ipv6: bool) -> Result<(Vec<PortMapping>, Vec<Socket>)> {
         let (mut chosen, mut sockets) = (Vec::new(), Vec::new());
         for wanted in ports {
             let (mapping, held) = self.take(wanted, &chosen, has_ipv6)?;
@@ -112,12 +149,13 @@ impl PortBook {
         wanted: &PortMapping,
         siblings: &[PortMapping],
         has_ipv6: bool,
-    ) -> Result<(PortMapping, Vec<OwnedFd>)> {
+    ) -> Result<(PortMapping, Vec<Socket>)> {
         if wanted.target_port == 0 {
             return Err(Error::Invalid("invalid port 0".into()));
         }
         let first = wanted.host_port;
         let last = first.max(wanted.host_port_end);
+        let mut taken_on = None;
         // The second range is empty but for ephemeral ports, which go around the end.
         let (candidates, rest) = if first == 0 { self.ephemeral() } else { (first..=last, 0..0) };
         for port in candidates.chain(rest) {
@@ -132,11 +170,11 @@ impl PortBook {
                     }
                     return Ok((mapping, sockets));
                 }
-                Err(Error::PortTaken { .. }) => {}
+                Err(Error::PortTaken { host, .. }) => taken_on = Some(host),
                 Err(error) => return Err(error),
             }
         }
-        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, None, first) })
+        Err(if first == 0 || last > first { Error::PortsExhausted } else { taken(wanted, taken_on, first) })
     }
 
     /// All ephemeral ports, from the one after the last given, around the end.
@@ -157,6 +195,23 @@ impl PortBook {
         }
         files::remove(&self.directory.join(owner))?;
         Ok(self.publications.remove(owner).map(|h| h.publication))
+    }
+
+    /// The sockets of an owner that somebody must carry from.
+    pub(crate) fn carried(&self, owner: &str) -> Result<Vec<CarriedPort>> {
+        let Some(held) = self.publications.get(owner) else { return Ok(Vec::new()) };
+        let given = |socket: &Socket| {
+            let copy = socket.descriptor.try_clone();
+            let copy =
+                copy.map_err(|source| Error::Netlink { action: format!("give the ports of {owner} on"), source });
+            Ok(CarriedPort {
+                host: (socket.host, socket.mapping.host_port).into(),
+                protocol: socket.mapping.protocol,
+                target: SocketAddrV4::new(held.publication.target, socket.mapping.target_port),
+                socket: copy?,
+            })
+        };
+        held.carried().map(given).collect()
     }
 
     /// All publications.
@@ -191,17 +246,27 @@ fn share(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 }
 
 /// Binds the sockets that hold the port. SCTP is not held: many kernels do not have it.
-fn hold(mapping: &PortMapping, has_ipv6: bool) -> Result<Vec<OwnedFd>> {
-    let addresses = match mapping.host_address {
-        Some(address) => vec![address],
-        None if has_ipv6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-        None => vec![Ipv4Addr::UNSPECIFIED.into()],
-    };
-    let held = addresses.into_iter().map(|address| hold_one(mapping, address)).collect::<Result<Vec<_>>>()?;
+fn hold(mapping: &PortMapping, has_ipv6: bool) -> Result<Vec<Socket>> {
+    let held = hosts(mapping, has_ipv6).into_iter().map(|host| hold_one(mapping, host)).collect::<Result<Vec<_>>>()?;
     Ok(held.into_iter().flatten().collect())
 }
 
-fn hold_one(mapping: &PortMapping, host: IpAddr) -> Result<Option<OwnedFd>> {
+/// The addresses that a port is held on.
+fn hosts(mapping: &PortMapping, has_ipv6: bool) -> Vec<IpAddr> {
+    match mapping.host_address {
+        Some(address) => vec![address],
+        None if has_ipv6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        None => vec![Ipv4Addr::UNSPECIFIED.into()],
+    }
+}
+
+/// Whether this machine has IPv6, as dockerd finds out: something can be bound there.
+fn has_ipv6() -> bool {
+    let bound = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP));
+    bound.and_then(|socket| bind(&socket, &SocketAddr::from((Ipv6Addr::LOCALHOST, 0)))).is_ok()
+}
+
+fn hold_one(mapping: &PortMapping, host: IpAddr) -> Result<Option<Socket>> {
     let (kind, protocol) = match mapping.protocol {
         Protocol::Tcp => (SocketType::STREAM, ipproto::TCP),
         Protocol::Udp => (SocketType::DGRAM, ipproto::UDP),
@@ -221,7 +286,7 @@ fn hold_one(mapping: &PortMapping, host: IpAddr) -> Result<Option<OwnedFd>> {
         Ok(socket)
     });
     match bound {
-        Ok(socket) => Ok(Some(socket)),
+        Ok(descriptor) => Ok(Some(Socket { descriptor, mapping: *mapping, host })),
         Err(Errno::ADDRINUSE) => Err(taken(mapping, Some(host), mapping.host_port)),
         Err(Errno::ADDRNOTAVAIL) => {
             Err(Error::Invalid(format!("failed to bind host port for {address}: cannot assign requested address")))

@@ -3,13 +3,16 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
 use super::{QUEUE_MAX_BYTES, SPILL_MAX_BYTES};
-use crate::protocol::{FrameKind, HEADER_BYTES, decode_header, frame};
+use crate::protocol::{CARRIED_AT_ONCE, FrameKind, HEADER_BYTES, decode_header, frame};
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub(super) struct Client {
     pub ends: bool,
     /// Gone: remove.
     pub closed: bool,
+    /// What came beside the bytes of a request.
+    pub descriptors: Vec<OwnedFd>,
     input: Vec<u8>,
     queue: Vec<u8>,
     queue_at: usize,
@@ -51,6 +56,7 @@ impl Client {
             role: Role::New,
             ends: false,
             closed: false,
+            descriptors: Vec::new(),
             input: Vec::new(),
             queue: Vec::new(),
             queue_at: 0,
@@ -137,13 +143,34 @@ impl Client {
 
     /// Reads what there is; frames come out of [`Self::next_frame`]. At its end `closed` is set.
     pub fn read(&mut self, buffer: &mut [u8]) {
-        match self.stream.read(buffer) {
+        let result = match self.role {
+            Role::New => self.receive(buffer),
+            _ => self.stream.read(buffer),
+        };
+        match result {
             Ok(0) => self.closed = true,
             Ok(count) => self.input.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => self.closed = true,
         }
+    }
+
+    /// Reads with the descriptors that come along; more than one request may bring are not taken.
+    fn receive(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut parts = [std::io::IoSliceMut::new(buffer)];
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; CARRIED_AT_ONCE]);
+        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                let owned = descriptors.into_iter().map(crate::sys::own);
+                match self.descriptors.is_empty() {
+                    true => self.descriptors = owned.collect(),
+                    false => owned.for_each(drop),
+                }
+            }
+        }
+        Ok(message.bytes)
     }
 
     /// The next complete frame. Nonsense closes the connection.

@@ -11,6 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
+use super::carrier::Carrier;
 use super::client::{Client, Role};
 use super::create::{Launched, Short};
 use super::process::Process;
@@ -41,7 +42,7 @@ fn look_at_child(pid: u32) -> nix::Result<WaitStatus> {
 }
 
 /// Waits a little for a child that was killed, so that it says nothing more.
-fn wait_for_end(child: u32) {
+pub(super) fn wait_for_end(child: u32) {
     let deadline = Instant::now() + KILL_PATIENCE;
     while look_at_child(child) == Ok(WaitStatus::StillAlive) && Instant::now() < deadline {
         std::thread::sleep(KILL_PAUSE);
@@ -82,6 +83,7 @@ enum Source {
     Output(usize, usize),
     Input(usize),
     Client(usize),
+    Carried,
 }
 
 pub(super) struct Shim {
@@ -95,6 +97,8 @@ pub(super) struct Shim {
     /// The main process first.
     pub processes: Vec<Process>,
     pub clients: Vec<(u64, Client)>,
+    /// Ports that lead to the container's other family.
+    pub carrier: Carrier,
     next_client: u64,
     pub next_exec: u32,
     pub tasks: Vec<Task>,
@@ -124,6 +128,7 @@ impl Shim {
             listener,
             processes: vec![main],
             clients: Vec::new(),
+            carrier: Carrier::default(),
             next_client: 1,
             next_exec: 1,
             tasks: Vec::new(),
@@ -204,6 +209,10 @@ impl Shim {
                 set.push(PollFd::new(client.stream.as_fd(), flags));
             }
         }
+        for socket in self.carrier.awaited() {
+            sources.push(Source::Carried);
+            set.push(PollFd::new(socket, PollFlags::POLLIN));
+        }
         let timeout = timeout.map_or(PollTimeout::NONE, |left| {
             // Rounded up, so that a deadline has passed when poll returns.
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
@@ -249,6 +258,7 @@ impl Shim {
                     process.write_input();
                 }
             }
+            Source::Carried => self.carrier.begin(Instant::now()),
             Source::Client(index) => {
                 if flags.contains(PollFlags::POLLOUT)
                     && let Some((_, client)) = self.clients.get_mut(index)
@@ -347,6 +357,9 @@ impl Shim {
                 Ok(_) => continue,
             };
             let Ok(pid) = u32::try_from(pid.as_raw()) else { continue };
+            if self.carrier.ended(pid, Instant::now()) {
+                continue;
+            }
             if let Some(at) = self.tasks.iter().position(|task| task.child == pid) {
                 let task = self.tasks.remove(at);
                 self.finish_task(task, Some(status));
@@ -372,6 +385,7 @@ impl Shim {
         process.drain_deadline = Some(Instant::now() + DRAIN_TIMEOUT);
         process.streams.input = None;
         if process.number == 0 {
+            self.carrier.close();
             // Whatever is left of it holds the pipes open and must not outlive it. A group that cannot be emptied is
             // stuck in the kernel; the daemon's `delete` reports it.
             let _ = self.config.cgroup.kill_all();
@@ -485,10 +499,11 @@ impl Shim {
             .iter()
             .filter(|(_, client)| client.holds_back())
             .map(|(_, client)| client.last_progress + STALL_TIMEOUT);
-        tasks.chain(drains).chain(stalls).chain(self.linger_deadline).min()
+        tasks.chain(drains).chain(stalls).chain(self.linger_deadline).chain(self.carrier.deadline()).min()
     }
 
     fn handle_deadlines(&mut self, now: Instant) {
+        self.carrier.wake(now);
         while let Some(at) = self.tasks.iter().position(|task| task.deadline <= now) {
             let task = self.tasks.remove(at);
             crate::sys::kill(task.child, libc::SIGKILL);

@@ -7,6 +7,7 @@
 //! *Draining* reads what the container wrote, kills what is left of it and writes the exit status; *Lingering* lets
 //! clients read the rest; then the process ends. The daemon finds the exit status in a file.
 
+mod carrier;
 mod client;
 mod create;
 mod events;

@@ -11,7 +11,9 @@ use super::events::{Shim, TaskKind};
 use super::scratch::Scratch;
 use crate::detached;
 use crate::oci::OciKind;
-use crate::protocol::{AttachRequest, Attached, ExecStart, FrameKind, Refusal, decode_size, frame, json_frame};
+use crate::protocol::{
+    AttachRequest, Attached, CarriedPort, ExecStart, FrameKind, Refusal, decode_size, frame, json_frame,
+};
 use crate::state::now_ns;
 
 /// How long a created container may take to reach the point where it waits.
@@ -51,6 +53,7 @@ impl Shim {
             (Role::New, FrameKind::Attach) => self.attach(index, payload),
             (Role::New, FrameKind::Exec) => self.exec(index, id, payload),
             (Role::New, FrameKind::Wait) => self.wait(index),
+            (Role::New, FrameKind::Carry) => self.carry(index, id, payload),
             // Input that comes after its end, and whatever makes no sense, is dropped.
             _ => {}
         }
@@ -117,6 +120,27 @@ impl Shim {
             self.answer(id, &frame(FrameKind::Ok, b"null"));
         } else {
             self.refuse(id, "container is not running".to_owned());
+        }
+    }
+
+    /// Carries more ports, whose sockets came with the request; without any, none any more.
+    fn carry(&mut self, index: usize, id: u64, payload: &[u8]) {
+        let Some((_, client)) = self.clients.get_mut(index) else { return };
+        let sockets = std::mem::take(&mut client.descriptors);
+        if self.processes.first().is_none_or(|main| main.exit.is_some()) {
+            return self.refuse(id, "container is not running".to_owned());
+        }
+        let done = match serde_json::from_slice::<Vec<CarriedPort>>(payload) {
+            Ok(ports) if ports.is_empty() => {
+                self.carrier.close();
+                Ok(())
+            }
+            Ok(ports) => self.carrier.add(ports, sockets),
+            Err(error) => Err(format!("bad request to carry: {error}")),
+        };
+        match done {
+            Ok(()) => self.answer(id, &frame(FrameKind::Ok, b"null")),
+            Err(message) => self.refuse(id, message),
         }
     }
 

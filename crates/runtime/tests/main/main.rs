@@ -2,6 +2,7 @@
 
 mod apart;
 mod attacks;
+mod carried;
 mod cost;
 mod joining;
 mod life;

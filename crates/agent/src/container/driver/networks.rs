@@ -69,15 +69,54 @@ impl Driver {
                 Err(error) => tracing::warn!(id = self.id, error = %chain(&error), "cannot join a network"),
             }
         }
+        self.publish_again().await;
         self.report().await;
+    }
+
+    /// Publishes ports that were withdrawn with a network on the first one that there is now.
+    async fn publish_again(&mut self) {
+        if !self.status.ports.is_empty() || self.object.spec.ports.is_empty() {
+            return;
+        }
+        let wanted = start::wanted_networks(&self.object.spec);
+        let Some(place) = wanted.iter().find_map(|(name, _)| self.status.networks.get(name)) else { return };
+        let published = start::publish(&self.context, &self.id, place, &self.object.spec).await;
+        let carried = match published {
+            Ok(ports) => start::carry(&self.context, &self.id).await.map(|()| ports),
+            Err(error) => Err(error),
+        };
+        match carried {
+            Ok(ports) => self.status.ports = ports,
+            Err(error) => {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot publish the ports again");
+                self.withdraw_ports().await;
+            }
+        }
+    }
+
+    /// Nothing leads to the container from the machine any more.
+    async fn withdraw_ports(&mut self) {
+        let carried = self.context.runtime.stop_carrying(&self.id).await.map_err(crate::error::Error::from);
+        let published = self.context.fabric.unpublish(&self.id).await.map_err(crate::error::Error::from);
+        for error in [carried, published].into_iter().filter_map(Result::err) {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports");
+        }
+        self.status.ports.clear();
     }
 
     /// Takes the container off a network, whose object may be gone or another by now. What cannot be now is tried again, and is told until
     /// then: the container has its address and access.
     async fn leave_network(&mut self, name: &str) {
         let attachments = self.context.fabric.list().attachments;
-        let place = self.status.networks.get(name);
-        if let Some(network) = place.and_then(|place| start::network_behind(&attachments, &self.id, &place.ip)) {
+        let place = self.status.networks.get(name).cloned();
+        // Before the address is free for others.
+        let target = place.as_ref().and_then(|place| place.ip.parse::<std::net::Ipv4Addr>().ok());
+        let publications = self.context.fabric.list().publications;
+        if publications.iter().any(|one| one.owner == self.id && Some(one.target) == target) {
+            self.withdraw_ports().await;
+        }
+        if let Some(network) = place.as_ref().and_then(|place| start::network_behind(&attachments, &self.id, &place.ip))
+        {
             if let Err(error) = self.context.fabric.detach(&self.id, network).await {
                 tracing::warn!(id = self.id, error = %chain(&error), "cannot leave a network yet");
                 self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
