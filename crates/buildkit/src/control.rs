@@ -8,10 +8,9 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::BuildKit;
 use crate::build::{Ending, Running};
 use crate::export::{Export, export};
-use crate::frontend::{self, Built, Given};
+use crate::frontend::{self, Answer, Built, Given};
 use crate::server::{streaming, unary, unimplemented};
 use crate::wire::control::{
     BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, DiskUsageResponse, Empty, Exporter, InfoResponse,
@@ -19,6 +18,7 @@ use crate::wire::control::{
 };
 use crate::wire::gateway::References;
 use crate::wire::ops::Platform;
+use crate::{BuildKit, linked, source};
 
 /// The BuildKit whose protocol this is.
 const VERSION: &str = "v0.25.1";
@@ -30,7 +30,9 @@ pub async fn answer(buildkit: Arc<BuildKit>, method: &str, request: Request<Body
     match method {
         "Solve" => {
             unary(request, move |call: tonic::Request<SolveRequest>| {
-                solve(buildkit.clone(), call.into_inner(), Given::default())
+                let mut request = call.into_inner();
+                let inputs = std::mem::take(&mut request.frontend_inputs);
+                solve(buildkit.clone(), request, Given { inputs, ..Given::default() })
             })
             .await
         }
@@ -95,20 +97,23 @@ async fn solve(buildkit: Arc<BuildKit>, request: SolveRequest, given: Given) -> 
     tracing::debug!(?request, "solve");
     let running = buildkit.builds.begin(&request.reference, &request.session)?;
     let _ending = Ending { builds: &buildkit.builds, running: running.clone() };
-    if request.definition.as_ref().is_some_and(|definition| !definition.def.is_empty()) {
-        return Err(Status::new(Code::Unimplemented, "graphs of BuildKit's low-level language are not evaluated"));
-    }
+    let definition = request.definition.as_ref().filter(|definition| !definition.def.is_empty());
     for entitlement in &request.entitlements {
         if entitlement != "network.host" || !buildkit.options.host_network {
             return Err(Status::new(Code::PermissionDenied, format!("entitlement {entitlement} is not allowed")));
         }
     }
     warn_of_caches(&running, &request);
-    let built = if request.frontend.is_empty() {
+    let built = if let Some(definition) = definition {
+        Some(Built { image: linked::image(definition)? })
+    } else if request.frontend.is_empty() {
         returned(&running).await?
     } else {
         let attributes = request.frontend_attrs.clone();
-        Some(frontend::solve(&buildkit, &request.session, &request.frontend, attributes, given, &running).await?)
+        match frontend::solve(&buildkit, &request.session, &request.frontend, attributes, given, &running).await? {
+            Answer::Built(built) => Some(built),
+            Answer::Told(_) => None,
+        }
     };
     let mut exports: Vec<Export> =
         request.exporters.into_iter().map(|e| Export { kind: e.kind, attributes: e.attrs }).collect();
@@ -162,7 +167,8 @@ impl BuildKit {
             exporters,
             ..SolveRequest::default()
         };
-        let solving = solve(self.clone(), request, Given { squash: build.squash, context: build.context });
+        let solving =
+            solve(self.clone(), request, Given { squash: build.squash, context: build.context, ..Given::default() });
         let telling = async {
             let Ok(running) = self.builds.get(&build.reference).await else { return };
             let messages = running.messages();
@@ -192,7 +198,7 @@ fn warn_of_caches(running: &Running, request: &SolveRequest) {
 async fn returned(running: &Running) -> Result<Option<Built>, Status> {
     let answer = running.client_return().await?;
     if let Some(error) = answer.error.filter(|error| error.code != 0) {
-        return Err(Status::new(Code::from(error.code), error.message));
+        return Err(source::with_details(&error));
     }
     let references = answer.result.and_then(|result| result.references);
     let name = match references {

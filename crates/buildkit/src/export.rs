@@ -96,7 +96,11 @@ async fn name(
             let found = session.credentials(&name.registry).await?;
             let credentials =
                 found.map(|(username, password)| Credentials { username, password, ..Credentials::default() });
-            let pushed = store.push(name, credentials.as_ref(), &Progress::none()).await.map_err(status)?;
+            let failed = |error| {
+                let status = status(error);
+                Status::new(status.code(), format!("failed to push {name}: {}", status.message()))
+            };
+            let pushed = store.push(name, credentials.as_ref(), &Progress::none()).await.map_err(failed)?;
             running.progress(step, &format!("pushing manifest for {name}@{}", pushed.digest), 0);
             response.insert("containerimage.digest".to_owned(), pushed.digest.to_string());
         }

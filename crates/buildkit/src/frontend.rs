@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use image::build::{BuildEvent, BuildInputs, BuildOptions, ContextSource, Dialect, Scratch, StepBounds};
+use image::build::outline::Place as Lines;
+use image::build::{BuildEvent, BuildInputs, BuildOptions, ContextSource, Dialect, Scratch, StepBounds, StepEvent};
 use image::{ByteStream, Credentials, Digest, Error};
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-use crate::BuildKit;
 use crate::build::Running;
 use crate::ignore::patterns;
 use crate::receive::{Wanted, receive};
 use crate::remote::{Remote, is_remote};
 use crate::session::Session;
+use crate::subrequest::{self, Metadata};
+use crate::wire::ops::Definition;
+use crate::{BuildKit, linked, source};
 
 /// The only frontend.
 pub const DOCKERFILE: &str = "dockerfile.v0";
@@ -34,6 +37,14 @@ pub struct Built {
     pub image: Digest,
 }
 
+/// What the frontend answers.
+pub enum Answer {
+    /// What it built.
+    Built(Built),
+    /// What it was asked in place of a build.
+    Told(Metadata),
+}
+
 /// What a build of the daemon's own is given beside its attributes, which any client may set.
 #[derive(Default)]
 pub struct Given {
@@ -41,6 +52,8 @@ pub struct Given {
     pub squash: bool,
     /// The main context, as an archive or a Dockerfile alone, in place of the session's.
     pub context: Option<ByteStream>,
+    /// Results of other builds, by name.
+    pub inputs: HashMap<String, Definition>,
 }
 
 /// An error of the builder as the protocol has it.
@@ -66,10 +79,14 @@ pub async fn solve(
     attributes: HashMap<String, String>,
     given: Given,
     running: &Arc<Running>,
-) -> Result<Built, Status> {
+) -> Result<Answer, Status> {
     check_frontend(frontend, &attributes)?;
+    let asked = attributes.get("requestid");
+    if let Some(request) = asked.filter(|request| !subrequest::needs_dockerfile(request)) {
+        return subrequest::answer(request, "", &BuildOptions::default()).map(Answer::Told).map_err(status);
+    }
     let session = buildkit.sessions.get(session).await?;
-    let (mut options, locals) = options(&attributes, buildkit.options.host_network)?;
+    let (mut options, locals) = options(&attributes, &given.inputs, buildkit.options.host_network)?;
     let scratch = Scratch::new(&buildkit.options.store).map_err(status)?;
     options.squash = given.squash;
     options.local_urls = buildkit.options.host_network;
@@ -94,6 +111,10 @@ pub async fn solve(
         Main::Here(directory) if !attributes.contains_key("dockerfilekey") => read_dockerfile(directory, name).await?,
         _ => load_dockerfile(&session, &attributes, name, scratch.path(), running).await?,
     };
+    if let Some(request) = asked {
+        let told = subrequest::answer(request, &dockerfile.text, &options);
+        return told.map(Answer::Told).map_err(|error| located(error, name, &dockerfile.text, None));
+    }
     if let Main::Here(directory) = &main {
         let ignore = match &dockerfile.ignore {
             Some(own) => Some(own.clone()),
@@ -109,16 +130,33 @@ pub async fn solve(
         Arc::new(SessionInputs { session: session.clone(), running: running.clone(), locals, main, ignore, remote });
     let (sender, mut events) = mpsc::channel::<BuildEvent>(EVENT_QUEUE);
     let evaluation = format!("{:032x}", rand::random::<u128>());
+    let name = options.dockerfile.clone();
     let forward = async {
+        let mut failed_at = None;
         while let Some(event) = events.recv().await {
-            running.event(&evaluation, event);
+            match event {
+                BuildEvent::Step(StepEvent::FailedAt { lines }) => failed_at = Some(lines),
+                event => running.event(&evaluation, event),
+            }
         }
+        failed_at
     };
     let store = &buildkit.options.store;
     let runner = buildkit.options.runner.clone();
     let build = image::build::build_from(store, &dockerfile.text, inputs, options, runner, sender);
-    let (built, ()) = tokio::join!(build, forward);
-    Ok(Built { image: built.map_err(status)? })
+    let (built, failed_at) = tokio::join!(build, forward);
+    let image = built.map_err(|error| located(error, &name, &dockerfile.text, failed_at))?;
+    Ok(Answer::Built(Built { image }))
+}
+
+/// An error with the lines that it is about: those that are known, or the one that it names.
+fn located(error: Error, name: &str, text: &str, lines: Option<Lines>) -> Status {
+    let status = status(error);
+    let named = || image::build::lines::line_of(status.message()).map(|line| (line, line));
+    match lines.or_else(named) {
+        Some(lines) => source::located(status, name, text, lines),
+        None => status,
+    }
 }
 
 /// Frontends that are images are not run: what they would evaluate, the Dockerfile, is evaluated here.
@@ -128,7 +166,7 @@ fn check_frontend(frontend: &str, attributes: &HashMap<String, String>) -> Resul
     if frontend != DOCKERFILE && !gateway_of_dockerfile {
         return Err(Status::new(Code::Unimplemented, format!("frontend {frontend} is not available")));
     }
-    if let Some(request) = attributes.get("requestid") {
+    if let Some(request) = attributes.get("requestid").filter(|request| !subrequest::is_known(request)) {
         return Err(Status::new(Code::Unimplemented, format!("subrequest {request} is not available")));
     }
     for (key, what) in [("attest:sbom", "SBOM"), ("attest:provenance", "provenance")] {
@@ -238,12 +276,17 @@ enum Main {
 }
 
 /// From attributes to the builder's options. Pure.
-fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(BuildOptions, Locals), Status> {
+fn options(
+    attributes: &HashMap<String, String>,
+    inputs: &HashMap<String, Definition>,
+    host_network: bool,
+) -> Result<(BuildOptions, Locals), Status> {
     let get = |name: &str| attributes.get(name).cloned().unwrap_or_default();
     let mut options = BuildOptions {
         dockerfile: Some(get("filename")).filter(|name| !name.is_empty()).unwrap_or_else(|| "Dockerfile".to_owned()),
         target: get("target"),
-        no_cache: attributes.contains_key("no-cache"),
+        no_cache: attributes.get("no-cache").is_some_and(String::is_empty),
+        no_cache_stages: names(&get("no-cache")),
         pull: get("image-resolve-mode") == "pull",
         platform: get("platform"),
         network: match get("force-network-mode").as_str() {
@@ -284,7 +327,7 @@ fn options(attributes: &HashMap<String, String>, host_network: bool) -> Result<(
             options.labels.insert(name.to_owned(), value.clone());
         } else if let Some(name) = key.strip_prefix("context:") {
             let name = name.to_ascii_lowercase();
-            let source = named_context(&name, value, &mut locals)?;
+            let source = named_context(&name, value, inputs, &mut locals)?;
             options.contexts.insert(name, source);
         }
     }
@@ -296,7 +339,21 @@ fn is_true(value: &str) -> bool {
     ["1", "t", "T", "true", "TRUE", "True"].contains(&value)
 }
 
-fn named_context(name: &str, value: &str, locals: &mut Locals) -> Result<ContextSource, Status> {
+/// What a list names.
+fn names(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn named_context(
+    name: &str,
+    value: &str,
+    inputs: &HashMap<String, Definition>,
+    locals: &mut Locals,
+) -> Result<ContextSource, Status> {
+    if let Some(input) = value.strip_prefix("input:") {
+        let missing = || Status::new(Code::NotFound, format!("no input is named {input}"));
+        return linked::image(inputs.get(input).ok_or_else(missing)?).map(ContextSource::Built);
+    }
     if let Some(image) = value.strip_prefix("docker-image://") {
         return Ok(ContextSource::Image(image.to_owned()));
     }
@@ -420,7 +477,7 @@ mod tests {
     use super::*;
 
     fn from(pairs: &[(&str, &str)]) -> Result<(BuildOptions, Locals), Status> {
-        options(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), false)
+        options(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), &HashMap::new(), false)
     }
 
     #[test]
@@ -462,7 +519,7 @@ mod tests {
             (("force-network-mode", "what"), Code::InvalidArgument),
             (("context", "oci-layout://x"), Code::Unimplemented),
             (("platform", "linux/amd64,linux/arm64"), Code::Unimplemented),
-            (("context:x", "input:x"), Code::Unimplemented),
+            (("context:x", "input:x"), Code::NotFound),
             (("add-hosts", "x"), Code::InvalidArgument),
             (("ulimit", "x"), Code::InvalidArgument),
             (("cgroup-parent", "a\0b"), Code::InvalidArgument),

@@ -8,6 +8,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::build::Running;
+use crate::frontend::{Answer, Given};
 use crate::server::{unary, unimplemented};
 use crate::wire::control::Empty;
 use crate::wire::gateway::{
@@ -15,7 +16,7 @@ use crate::wire::gateway::{
     ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, SolveRequest,
     SolveResponse,
 };
-use crate::{BuildKit, control, frontend};
+use crate::{BuildKit, control, frontend, linked};
 
 /// The header that says which build a call belongs to.
 const BUILD_HEADER: &str = "buildkit-controlapi-buildid";
@@ -92,22 +93,24 @@ fn pong() -> PongResponse {
 async fn solve(buildkit: Arc<BuildKit>, reference: String, request: SolveRequest) -> Result<SolveResponse, Status> {
     tracing::debug!(?request, "gateway solve");
     let running = buildkit.builds.get(&reference).await?;
-    if request.definition.as_ref().is_some_and(|definition| !definition.def.is_empty()) {
-        return Err(Status::new(Code::Unimplemented, "graphs of BuildKit's low-level language are not evaluated"));
-    }
-    if !request.frontend_inputs.is_empty() {
-        return Err(Status::new(Code::Unimplemented, "inputs of a frontend are not supported"));
+    // buildx asks for what it was just given, to have it at hand when the build is looked into.
+    if let Some(definition) = request.definition.filter(|definition| !definition.def.is_empty()) {
+        let built = frontend::Built { image: linked::image(&definition)? };
+        return Ok(SolveResponse { result: Some(result(&buildkit, &running, &built)?) });
     }
     let options = request.frontend_opt;
-    let (session, given) = (&running.session, frontend::Given::default());
-    let built = frontend::solve(&buildkit, session, &request.frontend, options, given, &running).await?;
-    Ok(SolveResponse { result: Some(result(&buildkit, &running, &built)?) })
+    let (session, given) = (&running.session, Given { inputs: request.frontend_inputs, ..Given::default() });
+    let result = match frontend::solve(&buildkit, session, &request.frontend, options, given, &running).await? {
+        Answer::Built(built) => result(&buildkit, &running, &built)?,
+        Answer::Told(metadata) => BuildResult { references: None, metadata },
+    };
+    Ok(SolveResponse { result: Some(result) })
 }
 
 fn result(buildkit: &BuildKit, running: &Running, built: &frontend::Built) -> Result<BuildResult, Status> {
     let config = buildkit.options.store.config(&built.image).map_err(frontend::status)?;
     let config = serde_json::to_vec(&config).map_err(|error| Status::new(Code::Internal, error.to_string()))?;
-    let reference = Reference { id: running.keep(&built.image), definition: None };
+    let reference = Reference { id: running.keep(&built.image), definition: Some(linked::definition(&built.image)) };
     Ok(BuildResult {
         references: Some(References::One(reference)),
         metadata: HashMap::from([("containerimage.config".to_owned(), config)]),

@@ -1,6 +1,7 @@
 //! BuildKit's protocol, as `docker buildx`, Compose 2 and `DOCKER_BUILDKIT=1` speak it: sessions, the control API and the
 //! gateway, over gRPC on connections that the Docker API hands over. The Dockerfile frontend is evaluated by the `image`
-//! crate itself: no frontend image is ever pulled or run, and no graph of BuildKit's low-level language is taken.
+//! crate itself: no frontend image is ever pulled or run, and of graphs of BuildKit's low-level language only those are taken
+//! that stand for a result of ours.
 //! Must never know HTTP routes, containers or kinds.
 //!
 //! | module | what it owns |
@@ -12,6 +13,9 @@
 //! | `control`, `gateway` | the two services |
 //! | `build` | one build: its steps as clients see them, its result |
 //! | `frontend` | from BuildKit's attributes to a build of the `image` crate |
+//! | `subrequest` | what a Dockerfile says of itself: its targets, what they take |
+//! | `source` | errors with the lines of the Dockerfile that they are about |
+//! | `linked` | results that clients give to other builds |
 //! | `export` | where results go |
 //! | `wire` | messages |
 
@@ -21,12 +25,15 @@ mod export;
 mod frontend;
 mod gateway;
 mod ignore;
+mod linked;
 mod receive;
 mod remote;
 mod send;
 mod server;
 mod session;
+mod source;
 mod ssh;
+mod subrequest;
 mod wire;
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Well-known messages. Source: google/protobuf/timestamp.proto, google/rpc/status.proto.
+//! Well-known messages. Source: google/protobuf/timestamp.proto, google/protobuf/any.proto, google/rpc/status.proto.
 
 use prost::Message;
 
@@ -18,4 +18,15 @@ pub struct Status {
     pub code: i32,
     #[prost(string, tag = "2")]
     pub message: String,
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<Any>,
+}
+
+/// `google.protobuf.Any`
+#[derive(Clone, PartialEq, Message)]
+pub struct Any {
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
 }

@@ -15,12 +15,36 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// `Definition`: a graph in BuildKit's low-level language, which is not evaluated here.
+/// `Op`: a node of a graph. Of its kinds only sources are known.
+#[derive(Clone, PartialEq, Message)]
+pub struct Op {
+    #[prost(message, repeated, tag = "1")]
+    pub inputs: Vec<Input>,
+    #[prost(message, optional, tag = "3")]
+    pub source: Option<SourceOp>,
+}
+
+/// `Input`: the result of another node.
+#[derive(Clone, PartialEq, Message)]
+pub struct Input {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(int64, tag = "2")]
+    pub index: i64,
+}
+
+/// `Definition`: a graph in BuildKit's low-level language, of which only those that we gave are taken back.
 #[derive(Clone, PartialEq, Message)]
 pub struct Definition {
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub def: Vec<Vec<u8>>,
+    #[prost(map = "string, message", tag = "2")]
+    pub metadata: HashMap<String, NodeMetadata>,
 }
+
+/// `OpMetadata`, of which nothing is said.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct NodeMetadata {}
 
 /// `SourceOp`
 #[derive(Clone, PartialEq, Message)]

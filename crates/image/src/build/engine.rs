@@ -13,7 +13,7 @@ use crate::build::evaluate;
 use crate::build::flags::Dialect;
 use crate::build::lines::cut;
 use crate::build::plan::{self, Plan};
-use crate::build::report::Reporter;
+use crate::build::report::{Reporter, StepEvent};
 use crate::build::squash::squash;
 use crate::build::stage::build_stage;
 use crate::build::{BuildEvent, BuildInputs, BuildOptions, StepRunner};
@@ -44,6 +44,8 @@ pub(super) struct Build {
     /// Directories of contexts that were fetched, by name.
     contexts: Mutex<BTreeMap<String, Arc<OnceCell<PathBuf>>>>,
     failures: std::sync::Mutex<BTreeMap<usize, Error>>,
+    /// Lines of the instructions that failed, by stage.
+    failed_at: std::sync::Mutex<BTreeMap<usize, (usize, usize)>>,
 }
 
 /// How a stage ended.
@@ -116,7 +118,10 @@ pub(super) async fn run(parts: Parts, dockerfile: &str) -> Result<Digest> {
         }
     }
     tasks.shutdown().await;
-    if let Some(error) = build.first_failure() {
+    if let Some((error, lines)) = build.first_failure() {
+        if let (false, Some(lines)) = (classic, lines) {
+            let _ = events.send(BuildEvent::Step(StepEvent::FailedAt { lines })).await;
+        }
         return Err(error);
     }
     if let Some(text) = warning {
@@ -155,6 +160,7 @@ impl Build {
             reporters,
             contexts: Mutex::default(),
             failures: std::sync::Mutex::default(),
+            failed_at: std::sync::Mutex::default(),
         };
         (build, queues)
     }
@@ -188,8 +194,14 @@ impl Build {
         matches!(self.cells[number].get(), Some(Outcome::Failed))
     }
 
-    fn first_failure(&self) -> Option<Error> {
-        crate::store::blobs::lock(&self.failures).pop_first().map(|(_, error)| error)
+    /// An instruction of a stage, at these lines, failed.
+    pub fn failed_at(&self, stage: usize, lines: (usize, usize)) {
+        crate::store::blobs::lock(&self.failed_at).insert(stage, lines);
+    }
+
+    fn first_failure(&self) -> Option<(Error, Option<(usize, usize)>)> {
+        let (stage, error) = crate::store::blobs::lock(&self.failures).pop_first()?;
+        Some((error, crate::store::blobs::lock(&self.failed_at).get(&stage).copied()))
     }
 
     /// The directory of a context, fetched once. The empty name is the main context.

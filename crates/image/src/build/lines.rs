@@ -13,6 +13,10 @@ pub const MAX_INSTRUCTIONS: usize = 5_000;
 pub struct Line {
     /// Number of its first line, from 1.
     pub number: usize,
+    /// Number of its last line; that of its here-documents, if it has any.
+    pub last: usize,
+    /// The comments between the instruction before and it, without the `#`.
+    pub comment: Vec<String>,
     /// Its text, with continuations joined.
     pub text: String,
     /// Its here-documents.
@@ -44,6 +48,12 @@ pub fn error_at(number: usize, why: impl std::fmt::Display) -> Error {
     Error::Invalid(format!("dockerfile parse error on line {number}: {why}"))
 }
 
+/// The line that an error names.
+pub fn line_of(text: &str) -> Option<usize> {
+    let (_, rest) = text.split_once("dockerfile parse error on line ")?;
+    rest.split_once(':')?.0.parse().ok()
+}
+
 /// Cuts a Dockerfile into logical lines.
 pub fn cut(text: &str) -> Result<Lines> {
     if text.len() > MAX_DOCKERFILE {
@@ -53,12 +63,17 @@ pub fn cut(text: &str) -> Result<Lines> {
     let raw: Vec<&str> = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).collect();
     let escape = directives(&raw)?;
     let mut lines: Vec<Line> = Vec::new();
+    let mut comment: Vec<String> = Vec::new();
     let mut at = 0;
     while at < raw.len() {
         let number = at + 1;
         let first = raw[at].trim_start();
         at += 1;
-        if first.is_empty() || first.starts_with('#') {
+        if first.is_empty() {
+            continue;
+        }
+        if let Some(text) = first.strip_prefix('#') {
+            comment.push(text.trim().to_owned());
             continue;
         }
         let (mut text, mut goes_on) = continuation(first, escape);
@@ -79,7 +94,8 @@ pub fn cut(text: &str) -> Result<Lines> {
             documents.push(HereDocument { name, content, expand });
             at = next;
         }
-        lines.push(Line { number, text: text.trim_end().to_owned(), documents });
+        let comment = std::mem::take(&mut comment);
+        lines.push(Line { number, last: at, comment, text: text.trim_end().to_owned(), documents });
         if lines.len() > MAX_INSTRUCTIONS {
             return Err(error_at(number, format!("more than {MAX_INSTRUCTIONS} instructions")));
         }

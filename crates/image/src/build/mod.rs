@@ -12,6 +12,7 @@ pub mod flags;
 pub mod ignore;
 pub mod lines;
 pub(crate) mod mounts;
+pub mod outline;
 pub mod parse;
 mod plan;
 mod remote;
@@ -68,6 +69,8 @@ pub struct BuildOptions {
     pub squash: bool,
     /// Do not use the cache.
     pub no_cache: bool,
+    /// Names of stages for which the cache is not used.
+    pub no_cache_stages: Vec<String>,
     /// Images whose history counts as cache.
     pub cache_from: Vec<String>,
     /// Pull base images even when they are here.
@@ -97,6 +100,8 @@ pub struct BuildOptions {
 pub enum ContextSource {
     /// An image.
     Image(String),
+    /// An image that another build just made.
+    Built(Digest),
     /// A directory, which [`BuildInputs::context`] gives.
     Local,
 }

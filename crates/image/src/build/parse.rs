@@ -106,6 +106,10 @@ pub enum Instruction {
 pub struct Parsed {
     /// Line of the Dockerfile, from 1.
     pub line: usize,
+    /// Its last line.
+    pub last: usize,
+    /// The comments above it.
+    pub comment: Vec<String>,
     /// As Docker prints it.
     pub original: String,
     /// What it says.
@@ -127,7 +131,7 @@ pub fn parse_line(line: &Line, escape: char, dialect: Dialect) -> Result<Parsed>
     let name = name.to_ascii_uppercase();
     let instruction = instruction(&name, rest, line, escape, dialect).map_err(at)?;
     let original = if rest.is_empty() { name } else { format!("{name} {rest}") };
-    Ok(Parsed { line: line.number, original, instruction })
+    Ok(Parsed { line: line.number, last: line.last, comment: line.comment.clone(), original, instruction })
 }
 
 fn split_name(text: &str) -> (&str, &str) {

@@ -193,9 +193,9 @@ fn add_labels(stage: &mut StagePlan, options: &BuildOptions) {
     let quote = |text: &str| format!("'{}'", text.replace('\'', "'\"'\"'"));
     let pairs: Vec<(String, String)> = options.labels.iter().map(|(k, v)| (quote(k), quote(v))).collect();
     let shown: Vec<String> = options.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let line = stage.steps.last().map_or(1, |step| step.line);
+    let (line, last) = stage.steps.last().map_or((1, 1), |step| (step.line, step.last));
     let original = format!("LABEL {}", shown.join(" "));
-    stage.steps.push(Parsed { line, original, instruction: Instruction::Label(pairs) });
+    stage.steps.push(Parsed { line, last, comment: Vec::new(), original, instruction: Instruction::Label(pairs) });
 }
 
 fn declared(parsed: &[Parsed]) -> BTreeSet<String> {

@@ -38,6 +38,11 @@ pub enum StepEvent {
         /// Why it failed.
         error: Option<String>,
     },
+    /// The build failed at these lines of the Dockerfile, the first and the last of an instruction, from 1.
+    FailedAt {
+        /// Which.
+        lines: (usize, usize),
+    },
     /// Something a user should know.
     Warning {
         /// What.

@@ -7,7 +7,7 @@ use crate::archive::{Step, empty_config};
 use crate::build::engine::{Build, Outcome};
 use crate::build::evaluate::{Action, State, evaluate, nop};
 use crate::build::lines::Line;
-use crate::build::parse::{Instruction, Parsed, parse_line};
+use crate::build::parse::{CopySpec, Instruction, Parsed, parse_line};
 use crate::build::plan::{Base, StagePlan, at, stage_named};
 use crate::build::report::{Reporter, StepEvent};
 use crate::build::work::{Work, container_id, pack_to_file};
@@ -49,7 +49,8 @@ pub(super) async fn build_stage(build: &Arc<Build>, number: usize, report: Repor
     let visible = |step: &&Parsed| {
         matches!(step.instruction, Instruction::Run(_) | Instruction::Copy(_) | Instruction::WorkingDirectory(_))
     };
-    let count = 1 + plan.steps.iter().filter(visible).count();
+    let from = usize::from(matches!(plan.base, Base::Image(_)));
+    let count = from + plan.steps.iter().filter(visible).count();
     let mut stage = Stage {
         build,
         plan,
@@ -71,6 +72,7 @@ pub(super) async fn build_stage(build: &Arc<Build>, number: usize, report: Repor
         if let Err(error) = done {
             if let Some(error) = &error {
                 stage.end_step(false, Some(error)).await;
+                build.failed_at(number, (step.line, step.last));
             }
             return Err(error);
         }
@@ -124,6 +126,17 @@ impl Stage<'_> {
                 Outcome::Image(image) => self.image = image,
                 Outcome::Failed => return Err(None),
             },
+            Base::Image(name) if self.local_context(name) => {
+                // Its files are the base, without any configuration.
+                self.config = empty_config(platform);
+                self.state = State::default();
+                self.begin_step(&format!("FROM {name}")).await;
+                let everything = vec!["/".to_owned()];
+                let from = Some(name.clone());
+                let destination = "/".to_owned();
+                self.copy(CopySpec { sources: everything, destination, from, ..CopySpec::default() }).await?;
+                return Ok(());
+            }
             Base::Image(name) => {
                 self.begin_step(&format!("FROM {}", shown_image(name))).await;
                 let image = self.external_image(name, platform).await.map_err(|error| at(from.line, error));
@@ -161,7 +174,7 @@ impl Stage<'_> {
         }
         self.tells_ids = false;
         for text in triggers {
-            let line = Line { number: 1, text, documents: Vec::new() };
+            let line = Line { number: 1, last: 1, comment: Vec::new(), text, documents: Vec::new() };
             let step = parse_line(&line, self.build.plan.globals.escape, self.report.dialect).map_err(Some)?;
             self.step(&step).await?;
         }
@@ -169,18 +182,24 @@ impl Stage<'_> {
         Ok(())
     }
 
+    fn local_context(&self, name: &str) -> bool {
+        self.build.options.contexts.get(&name.to_ascii_lowercase()) == Some(&ContextSource::Local)
+    }
+
     /// An image of the store or of a registry, or of a named context that stands for one.
     async fn external_image(&self, name: &str, platform: &str) -> Result<Option<Digest>> {
         let name = match self.build.options.contexts.get(&name.to_ascii_lowercase()) {
             Some(ContextSource::Image(image)) => image,
+            Some(ContextSource::Built(id)) => return Ok(Some(id.clone())),
             Some(ContextSource::Local) => {
-                return Err(Error::NotSupported(format!("the local context {name:?} cannot be the base of a stage")));
+                return Err(Error::NotSupported(format!("the local context {name:?} is no image")));
             }
             None => name,
         };
         let store = &self.build.store;
         if !self.build.options.pull
             && let Ok(id) = store.resolve(name)
+            && (self.classic() || self.is_for(&id, platform)?)
         {
             return Ok(Some(id));
         }
@@ -203,6 +222,20 @@ impl Stage<'_> {
         let pull = async move { store.pull(&reference, &options, &progress).await };
         let (pulled, ()) = tokio::join!(pull, forward);
         Ok(Some(pulled?.id))
+    }
+
+    /// Whether an image is for a platform that was asked for.
+    fn is_for(&self, id: &Digest, platform: &str) -> Result<bool> {
+        let config = self.build.store.config(id)?;
+        let mut wanted = crate::archive::parse_platform(platform);
+        // Other names of the same. Source: containerd, platforms.Normalize.
+        match wanted.architecture.as_str() {
+            "x86_64" | "x86-64" => "amd64".clone_into(&mut wanted.architecture),
+            "aarch64" => "arm64".clone_into(&mut wanted.architecture),
+            _ => {}
+        }
+        let told = !platform.is_empty() && !config.architecture.is_empty();
+        Ok(!told || (config.architecture == wanted.architecture && config.os == wanted.os))
     }
 
     /// The image of a stage (by name or number), of a named context, of the store, or of a registry.
@@ -278,9 +311,15 @@ impl Stage<'_> {
         (format!("{modern} # buildkit"), format!("{}{}", crate::store::BUILDKIT_KEY, key.hex()))
     }
 
+    /// Whether this stage is one of those that are to be built anew.
+    fn no_cache(&self) -> bool {
+        let name = self.plan.name.as_deref().unwrap_or_default();
+        self.build.options.no_cache_stages.iter().any(|stage| stage.eq_ignore_ascii_case(name))
+    }
+
     /// Takes the result of a step from the cache. Once a step was not there, none after it is looked for.
     pub async fn take_cached(&mut self, created_by: &str, key: &str) -> Result<bool> {
-        if self.build.options.no_cache || self.cache_missed {
+        if self.build.options.no_cache || self.cache_missed || self.no_cache() {
             return Ok(false);
         }
         let parent = self.image.clone();
