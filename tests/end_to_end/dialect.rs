@@ -413,7 +413,7 @@ fn images_and_parts_of_volumes_are_mounted_and_lead_nowhere_else() -> Result<()>
         );
         nuee.docker(&["restart", "-t", "0", "both"])?.success()?;
     }
-    let directory = nuee.data().join("containers").display().to_string();
+    let directory = format!("{}/", nuee.data().join("containers").display());
     nuee.docker(&["rm", "-f", "both"])?.success()?;
     let left = nuee.run("grep", &["-c", &directory, "/proc/self/mounts"])?;
     assert_eq!(left.text(), "0");

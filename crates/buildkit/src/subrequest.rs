@@ -146,13 +146,24 @@ fn outline_text(outline: &Outline) -> String {
 }
 
 /// Rows below titles, in columns; nothing when there are no rows.
+/// Most letters to which a cell is filled up; a longer one pushes its neighbours aside.
+const CELL_MAX: usize = 60;
+
 fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return String::new();
     }
     let titles: Vec<String> = titles.iter().map(|title| (*title).to_owned()).collect();
     let lines = || std::iter::once(&titles).chain(rows);
-    let width = |column: usize| lines().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0) + 3;
+    let width = |column: usize| {
+        lines()
+            .filter_map(|row| row.get(column))
+            .map(String::len)
+            .filter(|length| *length <= CELL_MAX)
+            .max()
+            .unwrap_or(0)
+            + 3
+    };
     let widths: Vec<usize> = (0..titles.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));

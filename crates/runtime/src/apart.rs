@@ -3,11 +3,13 @@
 //!
 //! `Source:` mount_namespaces(7), open_tree(2), move_mount(2)
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use oci_spec::runtime::Spec;
-use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
+
+use crate::sys::{self, Entry};
 
 /// A mount below which those of single containers lie, and what a container needs of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,10 +20,15 @@ pub(crate) struct Apart {
     pub kept: Option<PathBuf>,
 }
 
-/// Whether trees of mounts can be taken along one by one here: kernels since 5.2, and no filter of system calls against it.
-pub(crate) fn is_possible(directory: &Path) -> bool {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(rustix::fs::CWD, directory, flags).is_ok()
+/// Whether a child can put mounts apart here and still run `program`: kernels since 5.2, where nothing forbids one of the calls. It
+/// is tried with each crowd as a whole.
+pub(crate) fn is_possible(crowds: &[PathBuf], program: &Path) -> bool {
+    let whole = |crowd: &PathBuf| Apart { crowd: crowd.clone(), kept: Some(crowd.clone()) };
+    let apart = crowds.iter().filter(|crowd| crowd.exists()).map(whole).collect();
+    let mut trial = Command::new(program);
+    trial.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let entered = sys::enter_before_exec(&mut trial, &Entry { apart, ..Entry::default() });
+    entered.and_then(|()| trial.status()).is_ok_and(|status| status.success())
 }
 
 /// What a container can do without: of each crowd all but its own bundle, and its own network namespace. Of none, when it must
@@ -65,7 +72,7 @@ fn sources(spec: &Spec) -> impl Iterator<Item = &Path> {
 /// Whether what is taken off could be seen through a path: it lies there, or holds it.
 fn sees(source: &Path, apart: &[Apart]) -> bool {
     let is_kept = |path: &Path| apart.iter().any(|one| one.kept.as_deref().is_some_and(|kept| path.starts_with(kept)));
-    if is_kept(source) {
+    if is_kept(source) && !source.components().any(|part| part == Component::ParentDir) {
         return false;
     }
     // One that does not resolve is mounted by nobody.

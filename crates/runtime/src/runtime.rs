@@ -32,6 +32,8 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 const SHIM_GRACE: Duration = Duration::from_secs(2);
 /// Pause between looks at a shim that is about to end.
 const SHIM_PAUSE: Duration = Duration::from_millis(20);
+/// Largest specification of a container.
+const SPEC_MAX_BYTES: u64 = 1 << 20;
 /// Longest id.
 const ID_MAX_BYTES: usize = 128;
 
@@ -62,7 +64,7 @@ impl Runtime {
         for directory in [&options.containers_dir, &oci.root] {
             make_spread(directory)?;
         }
-        if oci.kind != OciKind::Crun || !apart::is_possible(&options.containers_dir) {
+        if oci.kind != OciKind::Crun || !apart::is_possible(&options.crowds, &oci.program) {
             options.crowds.clear();
         }
         let filters = Filters::open(options.run_dir.join("seccomp"), &oci)?;
@@ -159,7 +161,13 @@ impl Runtime {
         }
         std::fs::create_dir_all(&directory.0).map_err(Error::io("create", &directory.0))?;
         std::fs::create_dir_all(&bundle_dir).map_err(Error::io("create", &bundle_dir))?;
-        write_json(&bundle_dir.join("config.json"), &spec, false)?;
+        let written = bundle_dir.join("config.json");
+        write_json(&written, &spec, false)?;
+        // The OCI runtime keeps a copy of each in memory that all share.
+        if std::fs::metadata(&written).is_ok_and(|found| found.len() > SPEC_MAX_BYTES) {
+            let message = format!("its arguments, environment and mounts are more than {SPEC_MAX_BYTES} bytes");
+            return Err(Error::Invalid(message));
+        }
         let oci = self.shared.oci.clone();
         if oci.kind == OciKind::Runc {
             // runc makes the group, enters it and sets the limits.

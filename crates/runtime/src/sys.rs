@@ -299,7 +299,9 @@ fn put_apart(crowd: &CStr, kept: Option<&CStr>) -> io::Result<()> {
             return failed();
         }
         if libc::umount2(crowd.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) != 0 {
-            return if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { failed() };
+            // Nothing is mounted there, or there is nothing.
+            let error = io::Error::last_os_error();
+            return if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) { Ok(()) } else { Err(error) };
         }
         let (Some(tree), Some(kept)) = (tree, kept) else { return Ok(()) };
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;

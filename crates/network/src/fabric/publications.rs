@@ -17,6 +17,7 @@ impl Inner {
         }
         let mut core = self.core();
         let ports = addressed(&core, target, ports);
+        let target = Target { carries6: target.carries6 && may_be_carried(&core, target), ..target };
         let (before, now) = core.ports.publish(owner, target, &ports)?;
         let mut batch = Batch::default();
         before.iter().flat_map(ruleset::of_publication).for_each(|e| batch.delete(e));
@@ -79,6 +80,15 @@ fn addressed(core: &Core, target: Target, ports: &[PortMapping]) -> Vec<PortMapp
     let network = place.and_then(|place| core.networks.get(&place.network));
     let usual = network.and_then(|network| network.published_on).map(IpAddr::V4);
     ports.iter().map(|port| PortMapping { host_address: port.host_address.or(usual), ..*port }).collect()
+}
+
+/// Whether somebody on the machine may speak to a target in clients' place. Rules of its network and of security groups would see the
+/// machine speak, and let it.
+fn may_be_carried(core: &Core, target: Target) -> bool {
+    let place = core.addresses.all().find(|place| place.address == target.address);
+    place.is_none_or(|place| {
+        place.groups.is_empty() && core.networks.get(&place.network).is_none_or(|network| !network.internal)
+    })
 }
 
 /// Forgets the UDP flows to ports that are not published any more.

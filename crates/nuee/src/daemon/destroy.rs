@@ -46,7 +46,8 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
 /// Unmounts all that is mounted below the directory, each with what lies on it.
 fn unmount_below(directory: &Path) -> Result<()> {
     for _ in 0..UNMOUNT_ROUNDS {
-        let mut points = mounts_below(directory)?;
+        let mut points = mounts()?;
+        points.retain(|path| path.starts_with(directory) && path != directory);
         if points.is_empty() {
             return Ok(());
         }
@@ -58,11 +59,12 @@ fn unmount_below(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where something is mounted below the directory.
-pub(super) fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescape(path)));
-    Ok(points.filter(|path| path.starts_with(directory) && path != directory).collect())
+/// Where something is mounted in this process' namespace.
+pub(super) fn mounts() -> Result<Vec<PathBuf>> {
+    // Names need not be text: the kernel escapes a few letters only.
+    let table = fs::read("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let points = String::from_utf8_lossy(&table);
+    Ok(points.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescape(path))).collect())
 }
 
 /// Undoes the kernel's octal escapes. `Source:` proc_pid_mountinfo(5).

@@ -133,7 +133,7 @@ enum Role {
 
 impl Role {
     async fn open(instance: &Instance, config: &Config) -> Result<Self> {
-        tokio::task::block_in_place(|| places::prepare(instance))?;
+        tokio::task::block_in_place(|| places::prepare(instance));
         match Membership::read(instance)? {
             Some(membership) => member::Member::open(instance, config, &membership).await.map(Self::Member),
             None => House::open(instance, config).await.map(Self::House),

@@ -1,5 +1,5 @@
-//! The mounts that a daemon makes for itself: memory for what must not outlive the machine's run, and a mount of their own for
-//! the containers' directories, from which the OCI runtime is kept away but for a container's own.
+//! The mounts that a daemon makes for itself: memory for what the OCI runtime keeps, which must not outlive the machine's run, and a mount
+//! of their own for the containers' directories, from which the OCI runtime is kept away but for a container's own.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 
-use super::destroy::mounts_below;
+use super::destroy::mounts;
 use crate::instance::Instance;
 
-/// What the mount in memory may hold: sockets, process ids, specifications that the OCI runtime keeps (some 32 KiB for a container).
-const RUN_OPTIONS: &str = "mode=0700,size=256m,nr_inodes=256k";
-/// How deep files of the run directory lie.
+/// What the mount in memory may hold: what the OCI runtime keeps of containers that run. Each is bounded (`runtime`,
+/// `SPEC_MAX_BYTES`), and most take 32 KiB.
+const RUN_OPTIONS: &str = "mode=0700,size=1g,nr_inodes=256k";
+/// How deep files of that directory lie.
 const RUN_DEPTH: usize = 4;
 
 /// Directories with the mounts of single containers, see [`runtime::RuntimeOptions::crowds`].
@@ -23,28 +24,38 @@ pub fn crowds(instance: &Instance) -> Vec<PathBuf> {
 
 /// Makes both mounts, where they are not there yet and nothing is in use below them: what an older release has started keeps its
 /// places until it ends. A machine that refuses does without.
-pub fn prepare(instance: &Instance) -> Result<()> {
-    // As the kernel names it in its list.
-    let directory = fs::canonicalize(instance.directory()).context("cannot resolve the data directory")?;
-    let run = directory.join("run");
-    let mounted = mounts_below(&directory)?;
-    if !mounted.iter().any(|point| point.starts_with(&run)) && !is_used(&run, booted_at()?, 0) {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        told(&run, mount(Some("nuee"), &run, Some("tmpfs"), flags, Some(RUN_OPTIONS)));
+pub fn prepare(instance: &Instance) {
+    for (name, prepare) in [("run/oci", prepare_memory as fn(&Path) -> Result<()>), ("containers", prepare_crowd)] {
+        let place = instance.path(name);
+        if let Err(error) = prepare(&place) {
+            tracing::warn!(place = %place.display(), error = format!("{error:#}"), "no mount of its own");
+        }
     }
-    let containers = directory.join("containers");
-    if !mounted.iter().any(|point| point.starts_with(&containers)) {
-        let bind = mount(Some(&containers), &containers, None::<&str>, MsFlags::MS_BIND, None::<&str>);
-        let private = || mount(None::<&str>, &containers, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
-        told(&containers, bind.and_then(|()| private()));
+}
+
+fn prepare_memory(place: &Path) -> Result<()> {
+    fs::create_dir_all(place).context("cannot make it")?;
+    let place = fs::canonicalize(place).context("cannot resolve it")?;
+    if !mounts()?.iter().any(|point| point.starts_with(&place)) && !is_used(&place, booted_at()?, 0) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        mount(Some("nuee"), &place, Some("tmpfs"), flags, Some(RUN_OPTIONS)).context("cannot mount memory there")?;
     }
     Ok(())
 }
 
-fn told(place: &Path, outcome: nix::Result<()>) {
-    if let Err(error) = outcome {
-        tracing::warn!(place = %place.display(), %error, "no mount of its own");
+/// A mount of its own, which follows none: what is mounted below it would be mounted twice. Others follow it: who has copies of
+/// the machine's mounts (a service with a private `/tmp`) must lose those of a container that ends.
+fn prepare_crowd(place: &Path) -> Result<()> {
+    let place = fs::canonicalize(place).context("cannot resolve it")?;
+    let mounts = mounts()?;
+    if !mounts.contains(&place) {
+        if mounts.iter().any(|point| point.starts_with(&place)) {
+            return Ok(());
+        }
+        mount(Some(&place), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("cannot bind it")?;
+        mount(None::<&str>, &place, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>).context("cannot part it")?;
     }
+    mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SHARED, None::<&str>).context("cannot have it followed")
 }
 
 /// Whether something was written there since the machine started.

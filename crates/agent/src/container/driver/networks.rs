@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Driver;
 use crate::container::{start, step};
 use crate::context::Key;
-use crate::error::chain;
+use crate::error::{Result, chain};
 use crate::ports::{self, Held};
 
 /// Pause before the network of a port that is not the container's own yet is tried again.
@@ -41,7 +41,7 @@ impl Driver {
             return;
         }
         let (new, gone) = start::network_changes(&self.object.spec, &self.status.networks);
-        if new.is_empty() && gone.is_empty() {
+        if new.is_empty() && gone.is_empty() && (self.object.spec.ports.is_empty() || self.has_publication()) {
             return;
         }
         let netns = start::netns_path(&self.context, &self.id);
@@ -73,35 +73,51 @@ impl Driver {
         self.report().await;
     }
 
-    /// Publishes ports that were withdrawn with a network on the first one that there is now.
+    /// Whether ports of it are published, whatever is told of them.
+    fn has_publication(&self) -> bool {
+        self.context.fabric.list().publications.iter().any(|one| one.owner == self.id)
+    }
+
+    /// Publishes ports that were withdrawn with a network on the first one that there is now. What cannot be now is tried again.
     async fn publish_again(&mut self) {
-        if !self.status.ports.is_empty() || self.object.spec.ports.is_empty() {
+        let is_published = self.has_publication();
+        if self.object.spec.ports.is_empty() || (is_published && !self.status.ports.is_empty()) {
             return;
         }
         let wanted = start::wanted_networks(&self.object.spec);
-        let Some(place) = wanted.iter().find_map(|(name, _)| self.status.networks.get(name)) else { return };
-        let published = start::publish(&self.context, &self.id, place, &self.object.spec).await;
-        let carried = match published {
-            Ok(ports) => start::carry(&self.context, &self.id).await.map(|()| ports),
-            Err(error) => Err(error),
-        };
-        match carried {
-            Ok(ports) => self.status.ports = ports,
-            Err(error) => {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot publish the ports again");
-                self.withdraw_ports().await;
+        let found = wanted.iter().find_map(|(name, _)| self.status.networks.get(name)).cloned();
+        let Some(place) = found else { return self.status.ports.clear() };
+        // Published and not told, before the daemon was ended: the shim has the sockets, which would be in the way.
+        let mut outcome = if is_published { self.withdraw_ports().await } else { Ok(()) };
+        if outcome.is_ok() {
+            outcome = match start::publish(&self.context, &self.id, &place, &self.object.spec).await {
+                Ok(ports) => {
+                    self.status.ports = ports;
+                    start::carry(&self.context, &self.id).await
+                }
+                Err(error) => Err(error),
+            };
+        }
+        if let Err(error) = outcome {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot publish the ports again yet");
+            self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+            if let Err(error) = self.withdraw_ports().await {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports");
             }
         }
     }
 
     /// Nothing leads to the container from the machine any more.
-    async fn withdraw_ports(&mut self) {
-        let carried = self.context.runtime.stop_carrying(&self.id).await.map_err(crate::error::Error::from);
-        let published = self.context.fabric.unpublish(&self.id).await.map_err(crate::error::Error::from);
-        for error in [carried, published].into_iter().filter_map(Result::err) {
-            tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports");
+    ///
+    /// Errors: its shim still carries; then all stays published.
+    async fn withdraw_ports(&mut self) -> Result<()> {
+        // A shim of an older release does not know the request, and carries nothing.
+        if self.context.fabric.list().publications.iter().any(|one| one.owner == self.id && one.carried6) {
+            self.context.runtime.stop_carrying(&self.id).await?;
         }
+        self.context.fabric.unpublish(&self.id).await?;
         self.status.ports.clear();
+        Ok(())
     }
 
     /// Takes the container off a network, whose object may be gone or another by now. What cannot be now is tried again, and is told until
@@ -113,7 +129,11 @@ impl Driver {
         let target = place.as_ref().and_then(|place| place.ip.parse::<std::net::Ipv4Addr>().ok());
         let publications = self.context.fabric.list().publications;
         if publications.iter().any(|one| one.owner == self.id && Some(one.target) == target) {
-            self.withdraw_ports().await;
+            if let Err(error) = self.withdraw_ports().await {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
+                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                return;
+            }
         }
         if let Some(network) = place.as_ref().and_then(|place| start::network_behind(&attachments, &self.id, &place.ip))
         {
