@@ -201,3 +201,22 @@ fn ports_on_ipv6_without_ipv6_are_given_to_who_carries_and_are_his_over_restarts
         assert!(TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 8080)).is_ok());
     });
 }
+
+#[test]
+fn nothing_is_carried_to_where_rules_would_see_the_machine_speak() {
+    lab::run(|lab| async move {
+        lab.network("inside", true).await;
+        let inside = lab.workload("inside", "inside").await;
+        let target = network::Target { address: inside.address, address6: None, carries6: true };
+        let any = PortMapping { host_address: None, ..mapping(LOCALHOST, 8081, 80) };
+        lab.fabric.publish("inside", target, vec![any]).await.unwrap();
+        assert!(lab.fabric.carried("inside").await.unwrap().is_empty());
+        assert!(TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 8081)).is_ok());
+        // The same on a network that is not internal is carried.
+        let open = lab.workload("open", DEFAULT_NETWORK).await;
+        let target = network::Target { address: open.address, ..target };
+        let any = PortMapping { host_port: 8082, ..any };
+        lab.fabric.publish("open", target, vec![any]).await.unwrap();
+        assert_eq!(lab.fabric.carried("open").await.unwrap().len(), 1);
+    });
+}
