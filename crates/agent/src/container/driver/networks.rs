@@ -128,12 +128,12 @@ impl Driver {
         // Before the address is free for others.
         let target = place.as_ref().and_then(|place| place.ip.parse::<std::net::Ipv4Addr>().ok());
         let publications = self.context.fabric.list().publications;
-        if publications.iter().any(|one| one.owner == self.id && Some(one.target) == target) {
-            if let Err(error) = self.withdraw_ports().await {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
-                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
-                return;
-            }
+        if publications.iter().any(|one| one.owner == self.id && Some(one.target) == target)
+            && let Err(error) = self.withdraw_ports().await
+        {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
+            self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+            return;
         }
         if let Some(network) = place.as_ref().and_then(|place| start::network_behind(&attachments, &self.id, &place.ip))
         {
