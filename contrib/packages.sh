@@ -65,7 +65,8 @@ fetch_buildx() (
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive trixie main" >"$work/sources.list"
     own_apt() {
         apt-get -qq -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State::Lists="$work/lists" \
-            -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root "$@"
+            -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root -o APT::Default-Release= -o Dir::Etc::Preferences=/dev/null \
+            -o Dir::Etc::PreferencesParts=/dev/null "$@"
     }
     own_apt update
     cd "$work/out"
