@@ -8,7 +8,7 @@ use crate::kernel::conntrack::{self, Frontends};
 use crate::nft::elements::Batch;
 use crate::nft::services::Tables;
 use crate::nft::{process, ruleset};
-use crate::types::{PortMapping, Protocol, Publication, ServiceRule, Target};
+use crate::types::{Attachment, Network, PortMapping, Protocol, Publication, ServiceRule, Target};
 
 impl Inner {
     pub(super) fn publish(&self, owner: &str, target: Target, ports: &[PortMapping]) -> Result<Vec<PortMapping>> {
@@ -73,11 +73,16 @@ impl Inner {
     }
 }
 
-/// The ports with the address that their network publishes on, where they name none. The target says which network that is: no two of a
-/// fabric share addresses, and a guest's interfaces may be owned by other names than the one that it publishes by.
-fn addressed(core: &Core, target: Target, ports: &[PortMapping]) -> Vec<PortMapping> {
+/// Whose address a target has, and on which network: no two networks of a fabric share addresses, and a guest's interfaces may be
+/// owned by other names than the one that it publishes by.
+fn behind(core: &Core, target: Target) -> (Option<&Attachment>, Option<&Network>) {
     let place = core.addresses.all().find(|place| place.address == target.address);
-    let network = place.and_then(|place| core.networks.get(&place.network));
+    (place, place.and_then(|place| core.networks.get(&place.network)))
+}
+
+/// The ports with the address that the network of their target publishes on, where they name none.
+fn addressed(core: &Core, target: Target, ports: &[PortMapping]) -> Vec<PortMapping> {
+    let (_, network) = behind(core, target);
     let usual = network.and_then(|network| network.published_on).map(IpAddr::V4);
     ports.iter().map(|port| PortMapping { host_address: port.host_address.or(usual), ..*port }).collect()
 }
@@ -85,10 +90,8 @@ fn addressed(core: &Core, target: Target, ports: &[PortMapping]) -> Vec<PortMapp
 /// Whether somebody on the machine may speak to a target in clients' place. Rules of its network and of security groups would see the
 /// machine speak, and let it.
 fn may_be_carried(core: &Core, target: Target) -> bool {
-    let place = core.addresses.all().find(|place| place.address == target.address);
-    place.is_none_or(|place| {
-        place.groups.is_empty() && core.networks.get(&place.network).is_none_or(|network| !network.internal)
-    })
+    let (place, network) = behind(core, target);
+    place.is_none_or(|place| place.groups.is_empty()) && network.is_none_or(|network| !network.internal)
 }
 
 /// Forgets the UDP flows to ports that are not published any more.

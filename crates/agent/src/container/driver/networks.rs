@@ -41,7 +41,7 @@ impl Driver {
             return;
         }
         let (new, gone) = start::network_changes(&self.object.spec, &self.status.networks);
-        if new.is_empty() && gone.is_empty() && (self.object.spec.ports.is_empty() || self.has_publication()) {
+        if new.is_empty() && gone.is_empty() && (self.object.spec.ports.is_empty() || self.publication().is_some()) {
             return;
         }
         let netns = start::netns_path(&self.context, &self.id);
@@ -73,14 +73,14 @@ impl Driver {
         self.report().await;
     }
 
-    /// Whether ports of it are published, whatever is told of them.
-    fn has_publication(&self) -> bool {
-        self.context.fabric.list().publications.iter().any(|one| one.owner == self.id)
+    /// Its ports as they are published, whatever is told of them.
+    fn publication(&self) -> Option<network::Publication> {
+        self.context.fabric.list().publications.into_iter().find(|one| one.owner == self.id)
     }
 
     /// Publishes ports that were withdrawn with a network on the first one that there is now. What cannot be now is tried again.
     async fn publish_again(&mut self) {
-        let is_published = self.has_publication();
+        let is_published = self.publication().is_some();
         if self.object.spec.ports.is_empty() || (is_published && !self.status.ports.is_empty()) {
             return;
         }
@@ -112,7 +112,7 @@ impl Driver {
     /// Errors: its shim still carries; then all stays published.
     async fn withdraw_ports(&mut self) -> Result<()> {
         // A shim of an older release does not know the request, and carries nothing.
-        if self.context.fabric.list().publications.iter().any(|one| one.owner == self.id && one.carried6) {
+        if self.publication().is_some_and(|one| one.carried6) {
             self.context.runtime.stop_carrying(&self.id).await?;
         }
         self.context.fabric.unpublish(&self.id).await?;
@@ -127,8 +127,7 @@ impl Driver {
         let place = self.status.networks.get(name).cloned();
         // Before the address is free for others.
         let target = place.as_ref().and_then(|place| place.ip.parse::<std::net::Ipv4Addr>().ok());
-        let publications = self.context.fabric.list().publications;
-        if publications.iter().any(|one| one.owner == self.id && Some(one.target) == target)
+        if self.publication().is_some_and(|one| Some(one.target) == target)
             && let Err(error) = self.withdraw_ports().await
         {
             tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
