@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::detached;
 use crate::sys::{self, Entry};
 
 /// A mount below which those of single containers lie, and what a container needs of it.
@@ -21,14 +22,17 @@ pub(crate) struct Apart {
 }
 
 /// Whether a child can put mounts apart here and still run `program`: kernels since 5.2, where nothing forbids one of the calls. It
-/// is tried with each crowd as a whole.
+/// is tried with each crowd as a whole. Without a crowd there is nothing to try.
 pub(crate) fn is_possible(crowds: &[PathBuf], program: &Path) -> bool {
+    if crowds.is_empty() {
+        return false;
+    }
     let whole = |crowd: &PathBuf| Apart { crowd: crowd.clone(), kept: Some(crowd.clone()) };
     let apart = crowds.iter().filter(|crowd| crowd.exists()).map(whole).collect();
     let mut trial = Command::new(program);
     trial.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let entered = sys::enter_before_exec(&mut trial, &Entry { apart, ..Entry::default() });
-    entered.and_then(|()| trial.status()).is_ok_and(|status| status.success())
+    entered.and_then(|()| detached::succeeds_in_time(&mut trial)).unwrap_or(false)
 }
 
 /// What a container can do without: of each crowd all but its own bundle, and its own network namespace. Of none, when it must
@@ -103,6 +107,21 @@ mod tests {
 
     fn bind(source: &str, option: &str) -> serde_json::Value {
         json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind", option]})
+    }
+
+    #[test]
+    fn a_frozen_program_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let crowds = [directory.path().join("no mount")];
+        let script = |text: &str| {
+            let program = directory.path().join("program");
+            std::fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            program
+        };
+        assert!(!is_possible(&crowds, &script("kill -STOP $$")));
+        assert!(is_possible(&crowds, &script("exit 0")), "the control");
+        assert!(!is_possible(&[], Path::new("/bin/true")), "there is nothing to try");
     }
 
     #[test]

@@ -79,7 +79,8 @@ pub(crate) fn detach(program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn succeeds_in_time(trial: &mut Command) -> io::Result<bool> {
+/// Whether it ends well within [`TRIAL_TIMEOUT`], after which it is killed.
+pub(crate) fn succeeds_in_time(trial: &mut Command) -> io::Result<bool> {
     let mut child = trial.spawn()?;
     let deadline = Instant::now() + TRIAL_TIMEOUT;
     loop {
