@@ -6,6 +6,9 @@
 //! not allowed any more at once, and touches nothing else. (Errors that ICMP tells of a flow are of another protocol than the
 //! flow, so they are let through before: they quote one that was allowed when it began.)
 //!
+//! The rules are asked on [`HOOKS`], which are there only while a port is under guard: even a filter without a match costs each
+//! packet of the machine.
+//!
 //! Each combination of groups that a port has is one chain per direction; each group that others name is a set of addresses.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -20,6 +23,18 @@ use crate::types::{Attachment, METADATA_PORT, Remote, SecurityGroup, SecurityRul
 const DHCP_CLIENT_PORT: u16 = 68;
 const DHCP_SERVER_PORT: u16 = 67;
 const DNS_PORT: u16 = 53;
+
+/// Where packets are held against the rules: name of the chain, its type, and its rule.
+pub(crate) const HOOKS: [(&str, &str, &str); 3] = [
+    // Nobody outside of our networks speaks for a member.
+    (
+        "guard_members",
+        "filter hook prerouting priority raw",
+        "ip saddr @members iifname != @bridges iifname != @overlays drop",
+    ),
+    ("secure_input", "filter hook input priority filter", "jump secure"),
+    ("secure_postrouting", "filter hook postrouting priority srcnat - 10", "jump secure"),
+];
 
 /// All nftables objects of all groups that matter on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,12 +106,32 @@ impl Guards {
         add_all(&mut text, "guarded_out", ports().map(|(address, (_, chain))| format!("{address} : jump {chain}")));
         let members: BTreeSet<&Ipv4Addr> = self.sets.values().flatten().collect();
         add_all(&mut text, "members", members.iter().map(|address| address.to_string()));
+        text.push_str(&self.hooks(old));
         let Some(old) = old else { return text };
         for chain in old.chains.keys().filter(|chain| !self.chains.contains_key(*chain)) {
             let _ = writeln!(text, "flush chain inet {TABLE} {chain}\ndelete chain inet {TABLE} {chain}");
         }
         for set in old.sets.keys().filter(|set| !self.sets.contains_key(*set)) {
             let _ = writeln!(text, "delete set inet {TABLE} {set}");
+        }
+        text
+    }
+
+    /// The script by which the hooks come with the first port under guard and go with the last.
+    fn hooks(&self, old: Option<&Guards>) -> String {
+        let wanted = !self.ports.is_empty();
+        let mut text = String::new();
+        if old.is_some_and(|old| old.ports.is_empty() != wanted) {
+            return text;
+        }
+        for (chain, kind, rule) in HOOKS {
+            // First of all it is there, so that what follows succeeds whether or not it was.
+            let _ = writeln!(text, "add chain inet {TABLE} {chain} {{ type {kind}; policy accept; }}");
+            let _ = writeln!(text, "flush chain inet {TABLE} {chain}");
+            let _ = match wanted {
+                true => writeln!(text, "add rule inet {TABLE} {chain} {rule}"),
+                false => writeln!(text, "delete chain inet {TABLE} {chain}"),
+            };
         }
         text
     }
@@ -261,6 +296,27 @@ mod tests {
         let script = none.script(Some(&both));
         let last: Vec<&str> = script.lines().rev().take(1).collect();
         assert!(last[0].starts_with("delete set inet nuee sg-of-"), "{script}");
-        assert!(!script.contains("add "), "{script}");
+        assert!(!script.contains("add element") && !script.contains("add rule"), "{script}");
+    }
+
+    #[test]
+    fn hooks_come_with_the_first_port_under_guard_and_go_with_the_last() {
+        let (two, three) = (attachment(2, &["n/web"]), attachment(3, &["n/web"]));
+        let [none, one, both] = [&[][..], &[&two], &[&two, &three]].map(|ports| Guards::compile(&web(), ports));
+        for (chain, ..) in HOOKS {
+            let adds = |script: &str| script.contains(&format!("add rule inet nuee {chain} "));
+            let deletes = |script: &str| script.contains(&format!("delete chain inet nuee {chain}\n"));
+            for (from, to, expected) in [
+                (Some(&none), &one, (true, false)),
+                (Some(&one), &both, (false, false)),
+                (Some(&both), &one, (false, false)),
+                (Some(&one), &none, (false, true)),
+                (None, &one, (true, false)),
+                (None, &none, (false, true)),
+            ] {
+                let script = to.script(from);
+                assert_eq!((adds(&script), deletes(&script)), expected, "{chain}: {script}");
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::TABLE;
 use super::elements::{Element, Family, Field};
-use super::groups::Guards;
+use super::groups::{Guards, HOOKS};
 use super::services::Tables;
 use crate::subnet6::link_local;
 use crate::types::{Attachment, METADATA_PORT, Network, PortMapping, Publication, Target};
@@ -47,20 +47,23 @@ pub(crate) struct Fixed {
 impl Fixed {
     /// Name of a chain that is there when the installed tables have this very layout.
     pub(crate) fn marker(&self) -> String {
-        let text = format!("{self:?}{INET_CHAINS}{BRIDGE_TABLE}");
+        let text = format!("{self:?}{INET_CHAINS}{BRIDGE_TABLE}{HOOKS:?}");
         format!("layout-{:016x}", crate::names::hash(&text))
     }
 }
 
-// In every chain what most packets meet comes first, and what is cheap to see comes before look-ups: these rules are run
-// for each packet of established connections, too.
+// In every chain what most packets meet comes first, and what is cheap to see comes before look-ups: rules of filters are run
+// for each packet of established connections, too, those of `nat` for the first one alone. What only ports under guard need
+// hangs on hooks that come and go with them ([`super::groups::HOOKS`]).
 const INET_CHAINS: &str = r#"
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		ip daddr 127.0.0.0/8 iifname @bridges drop
+		meta l4proto udp goto guard_udp
+	}
+	chain guard_udp {
 		udp dport { 4789, OVERLAY_PORT } iifname @bridges drop
 		udp dport OVERLAY_PORT ip saddr != @machines drop
-		ip saddr @members iifname != @bridges iifname != @overlays drop
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -76,6 +79,7 @@ const INET_CHAINS: &str = r#"
 		ip daddr . meta l4proto . th dport vmap @services
 		ip daddr vmap @service_addresses
 		fib daddr type local goto local
+		ip daddr @virtual goto refuse
 	}
 	chain local {
 		dnat ip to ip daddr . meta l4proto . th dport map @published
@@ -105,11 +109,6 @@ const INET_CHAINS: &str = r#"
 		oifname @routed accept
 		drop
 	}
-	chain refuse_output {
-		type filter hook output priority filter; policy accept;
-		ct state established,related accept
-		ip daddr @virtual fib daddr type != local goto refuse
-	}
 	chain refuse {
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx port-unreachable
@@ -123,14 +122,6 @@ const INET_CHAINS: &str = r#"
 	chain unknown {
 		ip daddr @guarded drop
 		ip saddr @guarded drop
-	}
-	chain secure_input {
-		type filter hook input priority filter; policy accept;
-		jump secure
-	}
-	chain secure_postrouting {
-		type filter hook postrouting priority srcnat - 10; policy accept;
-		jump secure
 	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
