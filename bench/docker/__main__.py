@@ -33,7 +33,7 @@ SETTLED = 15
 LOOKS, BETWEEN = 14, 5
 PORT = 8080
 # How often each way to a server is measured.
-TURNS = 8
+TURNS = 24
 
 
 def busy_seconds():
@@ -145,7 +145,7 @@ def single(table, engines, work, runs):
 
 
 def requests_per_second(engine, url):
-    text = engine.space.run("wrk", "--threads", "1", "--connections", "16", "--duration", "2s", url).stdout
+    text = engine.space.run("wrk", "--threads", "1", "--connections", "16", "--duration", "1s", url).stdout
     return float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
 
 
