@@ -1,6 +1,7 @@
 //! What an instruction means: from the state of a stage and an instruction to the next state and one action. Pure: no
 //! files, no clock, no store.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use crate::build::expand::{expand, expand_only};
@@ -23,6 +24,10 @@ const PREDEFINED: [&str; 10] = [
     "ALL_PROXY",
     "all_proxy",
 ];
+/// Most that the arguments, variables and labels of a stage may take, and what one instruction makes of its words: each may be made of
+/// others, twice as long every time. Units: bytes.
+const HELD_MAX: usize = 4 << 20;
+
 /// Whether an argument needs no ARG.
 pub fn is_predefined(name: &str) -> bool {
     PREDEFINED.contains(&name)
@@ -106,6 +111,12 @@ impl State {
         in_environment().map(|(_, value)| value.to_owned()).or_else(|| self.args.get(name).cloned().flatten())
     }
 
+    fn check_size(&self) -> Result<()> {
+        let labels = self.config.labels.iter().map(|(name, value)| name.len() + value.len());
+        let variables = self.config.env.iter().map(String::len);
+        check_held(argument_bytes(&self.args) + labels.chain(variables).sum::<usize>())
+    }
+
     fn set_env(&mut self, name: &str, value: &str) {
         let line = format!("{name}={value}");
         let held = |held: &&mut String| held.split('=').next() == Some(name);
@@ -116,13 +127,35 @@ impl State {
     }
 }
 
+fn argument_bytes(args: &BTreeMap<String, Option<String>>) -> usize {
+    args.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len)).sum()
+}
+
+fn check_held(bytes: usize) -> Result<()> {
+    match bytes <= HELD_MAX {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!("arguments, variables and labels take more than {HELD_MAX} bytes"))),
+    }
+}
+
 /// Evaluates one instruction (never FROM, which the engine does).
 ///
 /// Errors: `Invalid`, without the line.
 pub fn evaluate(state: &mut State, instruction: &Instruction, globals: &Globals) -> Result<Action> {
+    let action = apply(state, instruction, globals)?;
+    state.check_size()?;
+    Ok(action)
+}
+
+fn apply(state: &mut State, instruction: &Instruction, globals: &Globals) -> Result<Action> {
     let before = state.clone();
     let lookup = |name: &str| before.value(name);
-    let word = |text: &str| expand(text, globals.escape, &lookup);
+    let made = Cell::new(0);
+    let word = |text: &str| {
+        let word = expand(text, globals.escape, &lookup)?;
+        made.set(made.get() + word.len());
+        check_held(made.get()).map(|()| word)
+    };
     let commit = |comment: String| Ok(Action::Commit { comment });
     match instruction {
         Instruction::From { .. } => Err(Error::Internal("FROM is no step of a stage".to_owned())),
@@ -257,6 +290,7 @@ pub fn global_arg(globals: &mut Globals, args: &[(String, Option<String>)]) -> R
         let default = default.as_deref().map(|text| expand(text, globals.escape, &lookup)).transpose()?;
         let value = globals.build_args.get(name).cloned().flatten().or(default);
         globals.args.insert(name.clone(), value);
+        check_held(argument_bytes(&globals.args))?;
     }
     Ok(())
 }
@@ -414,6 +448,49 @@ mod tests {
             Action::Copy(spec) => format!("{:?} {}", spec.sources, spec.destination),
         };
         run_all(text, &[]).1.into_iter().map(name).collect()
+    }
+
+    #[test]
+    fn what_doubles_is_bounded() {
+        let globals = || Globals { build_args: BTreeMap::new(), args: BTreeMap::new(), escape: '\\' };
+        let doubled = |instruction: &str, times: usize| {
+            let line = |at: usize| format!("{instruction} v{at}=$v{before}$v{before}\n", before = at - 1);
+            format!("{instruction} v0=0123456789abcdef\n{}", (1..=times).map(line).collect::<String>())
+        };
+        let copies = |count| (0..count).map(|at| format!(" c{at}=$v15")).collect::<String>();
+        let outcome = |text: &str| {
+            let parsed = parse(&cut(text).unwrap(), crate::build::flags::Dialect::Classic).unwrap();
+            let mut state = State::default();
+            parsed.iter().try_for_each(|one| evaluate(&mut state, &one.instruction, &globals()).map(drop))
+        };
+        let is_refused = |text: &str| match outcome(text) {
+            Ok(()) => false,
+            Err(error) => error.to_string().contains("take more than 4194304 bytes"),
+        };
+        for instruction in ["ARG", "ENV"] {
+            // 2^4 bytes doubled fifteen times are half a MiB; all that came before is as long again.
+            let begun = doubled(instruction, 15);
+            assert!(!is_refused(&begun), "{instruction}");
+            assert!(is_refused(&format!("{begun}{instruction}{}", copies(16))), "{instruction}, in one line");
+            assert!(
+                is_refused(&format!("{begun}{}", copies(16).replace(" c", &format!("\n{instruction} c")))),
+                "{instruction}"
+            );
+        }
+        assert!(
+            is_refused(&format!("{}\nVOLUME{}", doubled("ENV", 15), " $v15".repeat(16))),
+            "what is held nowhere yet"
+        );
+        let parsed = parse(
+            &cut(&format!("{}ARG{}", doubled("ARG", 15), copies(16))).unwrap(),
+            crate::build::flags::Dialect::Classic,
+        );
+        let mut globals = globals();
+        let refused = parsed.unwrap().iter().try_for_each(|one| match &one.instruction {
+            Instruction::Arg(args) => global_arg(&mut globals, args),
+            other => panic!("{other:?}"),
+        });
+        assert!(refused.unwrap_err().to_string().contains("take more than"));
     }
 
     #[test]
