@@ -18,6 +18,8 @@ const ANNOTATION: &str = "run.oci.seccomp_bpf_data";
 const COMPILED_NAME: &str = "seccomp.bpf";
 /// The kernel takes 4,096 instructions of 8 bytes; a larger file is none.
 const FILTER_MAX_BYTES: u64 = 4_096 * 8;
+/// Most filters that are kept; there are as many as containers have different profiles. One that goes is compiled anew.
+const KEPT_MAX: usize = 256;
 /// Bytes of an instruction.
 const INSTRUCTION_BYTES: usize = 8;
 
@@ -90,6 +92,19 @@ impl Filters {
         if written.is_err() {
             let _ = std::fs::remove_file(&temporary);
         }
+        prune(directory, KEPT_MAX);
+    }
+}
+
+/// Removes the oldest files beyond `kept`: whoever may choose profiles must not fill the disk.
+fn prune(directory: &Path, kept: usize) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let written = |entry: &std::fs::DirEntry| entry.metadata().and_then(|found| found.modified()).ok();
+    let mut found: Vec<_> = entries.flatten().filter_map(|entry| Some((written(&entry)?, entry.path()))).collect();
+    found.sort_unstable();
+    for (_, path) in found.iter().rev().skip(kept) {
+        // One that stays goes with the next.
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -137,6 +152,23 @@ mod tests {
         other.linux_mut().as_mut().unwrap().set_seccomp(Some(profile));
         assert!(filters.look_up(&mut other).is_some());
         assert!(!other.annotations().as_ref().unwrap().contains_key(ANNOTATION));
+    }
+
+    #[test]
+    fn the_oldest_filters_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |seconds| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        for (name, seconds) in [("first", 1), ("third", 3), ("second", 2)] {
+            let file = std::fs::File::create(directory.path().join(name)).unwrap();
+            file.set_modified(at(seconds)).unwrap();
+        }
+        prune(directory.path(), 3);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+        prune(directory.path(), 2);
+        let mut left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|one| one.unwrap().file_name()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["second", "third"]);
     }
 
     #[test]
