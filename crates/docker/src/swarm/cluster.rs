@@ -47,6 +47,8 @@ const TOKEN_MEMBER: &str = "swarm-token";
 const MANAGER_MEMBER: &str = "managerToken";
 /// Port of the API that machines join at, unless the pool's settings say another.
 const API_PORT: u16 = 6443;
+/// Shown where the user chose no pools: the machine takes subnets from a part of it first. `Source:` dockerd's default.
+const ADDRESS_POOL: &str = "10.0.0.0/8";
 /// Size of the subnets of overlay networks. Units: bits.
 const SUBNET_SIZE: u32 = 24;
 /// Port of the data path when none is given. `Source:` RFC 7348.
@@ -160,7 +162,7 @@ impl Swarm {
                 "Spec": self.settings.spec,
                 "TLSInfo": { "TrustRoot": trust_root, "CertIssuerSubject": "", "CertIssuerPublicKey": "" },
                 "RootRotationInProgress": false,
-                "DefaultAddrPool": self.settings.address_pools,
+                "DefaultAddrPool": self.settings.address_pools.as_deref().unwrap_or(&[ADDRESS_POOL.to_owned()]),
                 "SubnetSize": self.settings.subnet_size,
                 "DataPathPort": self.settings.data_path_port,
             }),
