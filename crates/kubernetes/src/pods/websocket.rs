@@ -1,12 +1,16 @@
 //! The WebSocket channel protocols `v5.channel.k8s.io` and `v4.channel.k8s.io`: the first byte of every binary message
 //! names its channel. `Source:` k8s.io/apimachinery `remotecommand`, KEP 4006.
 
+use std::time::Duration;
+
 use apiserver::Status;
 use axum::extract::FromRequestParts;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::session::{Frame, Input, Queues, Wanted, parse_resize};
 use crate::resource::Call;
@@ -23,6 +27,11 @@ const CLOSE: u8 = 255;
 const SESSION_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 /// Largest message that a client may send. Units: bytes.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+/// How long a client may take to answer a ping before it is sent output all the same: some answer only when they look.
+const PONG_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a client that reads is given until it knows its channels. kubectl up to 1.32 reads in one goroutine while another makes them, and
+/// loses what comes before that: output, or the end, of what is done sooner than its other goroutine has the processor.
+const SETTLING: Duration = Duration::from_millis(20);
 /// WebSocket close code: normal.
 const CLOSE_NORMAL: u16 = 1000;
 
@@ -47,6 +56,23 @@ pub(super) async fn serve_session(call: Call, queues: Queues, wanted: Wanted) ->
     Ok(upgrade.on_upgrade(move |socket| carry(socket, queues, wanted)).into_response())
 }
 
+/// What is known of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    Silent,
+    /// It reads what it is sent.
+    Reads,
+    /// It has sent something over a channel, so it has made them.
+    Speaks,
+}
+
+/// Until the client can be trusted to lose nothing of what it is sent.
+async fn until_it_listens(mut client: watch::Receiver<Client>) {
+    // One whose connection has ended loses nothing any more.
+    let _ = timeout(PONG_TIMEOUT, client.wait_for(|client| *client != Client::Silent)).await;
+    let _ = timeout(SETTLING, client.wait_for(|client| *client == Client::Speaks)).await;
+}
+
 async fn carry(socket: WebSocket, queues: Queues, wanted: Wanted) {
     let Queues { input, mut output } = queues;
     let (mut sending, mut receiving) = socket.split();
@@ -56,13 +82,32 @@ async fn carry(socket: WebSocket, queues: Queues, wanted: Wanted) {
             return;
         }
     }
+    if sending.send(Message::Ping(Bytes::new())).await.is_err() {
+        return;
+    }
+    let (seen, client) = watch::channel(Client::Silent);
     let reading = async {
         while let Some(Ok(message)) = receiving.next().await {
             let data = match message {
                 Message::Binary(data) => data,
                 Message::Close(_) => break,
+                Message::Pong(_) => {
+                    seen.send_if_modified(|client| {
+                        *client == Client::Silent && {
+                            *client = Client::Reads;
+                            true
+                        }
+                    });
+                    continue;
+                }
                 _ => continue,
             };
+            seen.send_if_modified(|client| {
+                *client != Client::Speaks && {
+                    *client = Client::Speaks;
+                    true
+                }
+            });
             if let Some(parsed) = parse(data)
                 && input.send(parsed).await.is_err()
             {
@@ -72,6 +117,7 @@ async fn carry(socket: WebSocket, queues: Queues, wanted: Wanted) {
         }
     };
     let writing = async {
+        until_it_listens(client).await;
         while let Some(frame) = output.recv().await {
             let (channel, data, last) = match frame {
                 Frame::Stdout(data) => (STDOUT, data, false),
@@ -114,6 +160,32 @@ fn parse(mut data: Bytes) -> Option<Input> {
 mod tests {
     use super::*;
     use node::TerminalSize;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_waited_for_until_it_listens_and_no_longer() {
+        let waited = |reads_after: Option<u64>, speaks_after: Option<u64>| async move {
+            let (seen, client) = watch::channel(Client::Silent);
+            let told = async {
+                for (after, what) in [(reads_after, Client::Reads), (speaks_after, Client::Speaks)] {
+                    if let Some(after) = after {
+                        tokio::time::sleep(Duration::from_millis(after)).await;
+                        seen.send_replace(what);
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            let begin = tokio::time::Instant::now();
+            tokio::select! {
+                () = told => {}
+                () = until_it_listens(client) => {}
+            }
+            begin.elapsed().as_millis()
+        };
+        assert_eq!(waited(None, None).await, (PONG_TIMEOUT + SETTLING).as_millis());
+        assert_eq!(waited(Some(3), None).await, 3 + SETTLING.as_millis());
+        assert_eq!(waited(Some(3), Some(4)).await, 7);
+        assert_eq!(waited(None, Some(5)).await, 5);
+    }
 
     #[test]
     fn messages_are_read_by_their_channel() {
