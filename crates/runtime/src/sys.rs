@@ -29,12 +29,6 @@ pub(crate) fn kill(pid: u32, signal: i32) -> bool {
     unsafe { libc::kill(pid, signal) == 0 }
 }
 
-/// Takes a descriptor that has just been received from the kernel.
-pub(crate) fn own(raw: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: callers pass what recvmsg(2) has made for this process; nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(raw) }
-}
-
 /// Registers a descriptor with the asynchronous runtime.
 pub(crate) fn watch_readiness(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, which `AsyncFd` does after deregistering.

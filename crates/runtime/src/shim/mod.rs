@@ -10,6 +10,7 @@
 mod carrier;
 mod client;
 mod create;
+mod descriptors;
 mod events;
 mod join;
 mod journal;
