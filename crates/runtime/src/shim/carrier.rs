@@ -5,6 +5,7 @@
 //! costs nothing, and one that somebody does cannot make its shim slow.
 
 mod datagrams;
+mod room;
 mod streams;
 
 use std::net::{SocketAddr, SocketAddrV4};
@@ -15,18 +16,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use self::datagrams::Datagrams;
-use self::streams::Streams;
+use self::streams::{Streams, WAITING_MAX};
 use super::children;
 use crate::protocol::CarriedPort;
 use crate::session::ANSWER_TIMEOUT;
 use crate::sys;
 
-/// Connections at the same time; others wait to be accepted.
+/// Connections at the same time; others wait for a place.
 const CONNECTIONS_MAX: usize = 512;
-/// Clients of UDP ports at the same time; what others send is dropped, as on a full link.
+/// Clients of UDP ports at the same time; what others send for whom nobody gives way is dropped, as on a full link.
 const ASSOCIATIONS_MAX: usize = 1_024;
 /// Descriptors of the process for all else.
-const SPARE_DESCRIPTORS: usize = 16;
+const SPARE_DESCRIPTORS: usize = 16 + WAITING_MAX;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 128;
 /// How long a process that carries nothing stays.
@@ -75,7 +76,9 @@ impl Carrier {
         self.stop()?;
         for (port, socket) in ports.into_iter().zip(sockets) {
             rustix::io::ioctl_fionbio(&socket, true).map_err(|error| format!("a port cannot be carried: {error}"))?;
-            if !port.is_datagram {
+            if port.is_datagram {
+                datagrams::tell_addresses(&socket).map_err(|error| format!("a port cannot be carried: {error}"))?;
+            } else {
                 // What went before it, and what it accepts, may still wait for last packets. A listener shares its port with nobody all the same.
                 rustix::net::sockopt::set_socket_reuseaddr(&socket, true)
                     .map_err(|error| format!("listen: {error}"))?;
@@ -193,8 +196,7 @@ fn carry_all(ports: &[Port], streams: &mut Streams, datagrams: &mut Datagrams) -
     loop {
         let mut set = Vec::new();
         for port in ports {
-            let waits = port.is_datagram || !streams.is_full();
-            set.push(PollFd::new(port.socket.as_fd(), if waits { PollFlags::POLLIN } else { PollFlags::empty() }));
+            set.push(PollFd::new(port.socket.as_fd(), PollFlags::POLLIN));
         }
         streams.await_in(&mut set);
         let first_datagram = set.len();
