@@ -245,16 +245,23 @@ impl Runtime {
     }
 
     /// Has the container's shim carry nothing any more. One that has ended does not.
+    ///
+    /// Errors: `Conflict` while the process that carries is stuck in the kernel: it holds the ports until it ends.
     pub async fn stop_carrying(&self, id: &str) -> Result<()> {
-        match self.carry_some(id, &[], &[]).await {
-            Err(Error::Conflict(_) | Error::NotFound(_)) => Ok(()),
+        let connection = match self.connect(id).await {
+            Err(Error::Conflict(_) | Error::NotFound(_)) => return Ok(()),
+            other => other?,
+        };
+        match connection.carry(&[], &[]).await {
+            // It ended in good order between our connection and our question.
+            Err(Error::Shim { .. } | Error::Conflict(_)) if self.directory(id)?.exit().exists() => Ok(()),
             other => other,
         }
     }
 
     async fn carry_some(&self, id: &str, ports: &[CarriedPort], sockets: &[std::os::fd::OwnedFd]) -> Result<()> {
         match self.connect(id).await?.carry(ports, sockets).await {
-            // It ended in good order between our connection and our question.
+            // As above.
             Err(Error::Shim { .. }) if self.directory(id)?.exit().exists() => Err(not_running(id)),
             other => other,
         }

@@ -19,7 +19,7 @@ use crate::state::{ExitRecord, ShimDir};
 use crate::{Error, Result};
 
 /// How long a shim may take to answer; more than it grants the OCI runtime.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 /// Pieces of output that wait for the consumer.
 const OUTPUT_QUEUE: usize = 16;
 /// Standard input on its way.

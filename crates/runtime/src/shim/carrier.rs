@@ -5,6 +5,7 @@
 //! costs nothing, and one that somebody does cannot make its shim slow.
 
 mod datagrams;
+mod room;
 mod streams;
 
 use std::net::{SocketAddr, SocketAddrV4};
@@ -15,24 +16,33 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use self::datagrams::Datagrams;
-use self::streams::Streams;
+use self::streams::{Streams, WAITING_MAX};
+use super::children;
 use crate::protocol::CarriedPort;
+use crate::session::ANSWER_TIMEOUT;
 use crate::sys;
 
-/// Connections at the same time; others wait to be accepted.
+/// Connections at the same time; others wait for a place.
 const CONNECTIONS_MAX: usize = 512;
-/// Clients of UDP ports at the same time; what others send is dropped, as on a full link.
+/// Clients of UDP ports at the same time; what others send for whom nobody gives way is dropped, as on a full link.
 const ASSOCIATIONS_MAX: usize = 1_024;
 /// Descriptors of the process for all else.
-const SPARE_DESCRIPTORS: usize = 16;
+const SPARE_DESCRIPTORS: usize = 16 + WAITING_MAX;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 128;
 /// How long a process that carries nothing stays.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before the next process after one has ended: one that fails at once must not keep the machine busy.
 const REST: Duration = Duration::from_millis(500);
+/// How long the process that carries may take to end when it is killed: it may have to wait for the processor, or be stuck in the kernel.
+/// The shim does nothing else meanwhile.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+const _: () = assert!(END_PATIENCE.as_secs() * 2 < ANSWER_TIMEOUT.as_secs(), "the daemon hears of one that is stuck");
 /// Ports of one container: each costs a descriptor.
 pub(super) const PORTS_MAX: usize = 8_192;
+/// The score by which the kernel chooses whom to end when there is no memory left, of a process that nothing protects.
+/// `Source:` proc_pid_oom_score_adj(5).
+const UNPROTECTED: i32 = 0;
 /// Nobody: who carries needs no rights, as the sockets are open.
 const NOBODY: u32 = 65_534;
 
@@ -53,6 +63,8 @@ pub(super) struct Carrier {
 
 impl Carrier {
     /// Adds ports; those of TCP are open from here on.
+    ///
+    /// Errors: what dockerd would say of a port; or the process that carries is stuck, and goes on as it is.
     pub fn add(&mut self, ports: Vec<CarriedPort>, sockets: Vec<OwnedFd>) -> Result<(), String> {
         if ports.len() != sockets.len() {
             return Err(format!("{} sockets came for {} ports", sockets.len(), ports.len()));
@@ -61,10 +73,12 @@ impl Carrier {
             return Err(format!("more than {PORTS_MAX} ports are carried"));
         }
         // The process that carries knows those that there were.
-        self.stop();
+        self.stop()?;
         for (port, socket) in ports.into_iter().zip(sockets) {
             rustix::io::ioctl_fionbio(&socket, true).map_err(|error| format!("a port cannot be carried: {error}"))?;
-            if !port.is_datagram {
+            if port.is_datagram {
+                datagrams::tell_addresses(&socket).map_err(|error| format!("a port cannot be carried: {error}"))?;
+            } else {
                 // What went before it, and what it accepts, may still wait for last packets. A listener shares its port with nobody all the same.
                 rustix::net::sockopt::set_socket_reuseaddr(&socket, true)
                     .map_err(|error| format!("listen: {error}"))?;
@@ -111,9 +125,14 @@ impl Carrier {
         }
     }
 
+    /// Whether this child is the one that carries, running or ended.
+    pub fn is_process(&self, pid: u32) -> bool {
+        self.process == Some(pid)
+    }
+
     /// A child has ended; whether it was the one that carries.
     pub fn ended(&mut self, pid: u32, now: Instant) -> bool {
-        let was = self.process == Some(pid);
+        let was = self.is_process(pid);
         if was {
             self.process = None;
             self.rests_until = Some(now + REST);
@@ -122,17 +141,36 @@ impl Carrier {
     }
 
     /// Gives all ports back, with the connections that go through them.
-    pub fn close(&mut self) {
-        self.stop();
+    ///
+    /// Errors: the process that carries is stuck, and the ports are taken until it ends; they stay as they are.
+    pub fn close(&mut self) -> Result<(), String> {
+        self.stop()?;
+        self.ports = Vec::new();
+        Ok(())
+    }
+
+    /// Gives all ports back for good. Those that a process holds which is stuck are free when that ends: it was killed, and can do nothing.
+    pub fn end(&mut self) {
+        // There is nobody to tell: whoever wants such a port next hears that it is taken.
+        let _ = self.stop();
         self.ports = Vec::new();
     }
 
     /// Ends the process that carries, and waits for it: it holds the sockets, too.
-    fn stop(&mut self) {
-        if let Some(pid) = self.process.take() {
-            sys::kill(pid, libc::SIGKILL);
-            super::events::wait_for_end(pid);
+    ///
+    /// Errors: it is stuck. It counts as the one that carries until it ends.
+    fn stop(&mut self) -> Result<(), String> {
+        let Some(pid) = self.process else { return Ok(()) };
+        sys::kill(pid, libc::SIGKILL);
+        if !children::wait_for_end(pid, END_PATIENCE) {
+            return Err(
+                "the process that carries ports was killed and does not end: its ports are still taken".to_owned()
+            );
         }
+        // Here, as long as its number is known: others are not to take it for a process of the container.
+        children::reap(pid);
+        self.process = None;
+        Ok(())
     }
 }
 
@@ -143,6 +181,7 @@ fn carry(ports: Vec<Port>, shim: u32) -> std::io::Result<()> {
     kept.sort_unstable();
     sys::close_all_except(&kept)?;
     let descriptors = raise_descriptors().saturating_sub(ports.len() + SPARE_DESCRIPTORS);
+    give_up_protection()?;
     give_up_rights()?;
     // After the change of identity, which takes it back.
     sys::end_with_parent(shim)?;
@@ -157,8 +196,7 @@ fn carry_all(ports: &[Port], streams: &mut Streams, datagrams: &mut Datagrams) -
     loop {
         let mut set = Vec::new();
         for port in ports {
-            let waits = port.is_datagram || !streams.is_full();
-            set.push(PollFd::new(port.socket.as_fd(), if waits { PollFlags::POLLIN } else { PollFlags::empty() }));
+            set.push(PollFd::new(port.socket.as_fd(), PollFlags::POLLIN));
         }
         streams.await_in(&mut set);
         let first_datagram = set.len();
@@ -214,6 +252,16 @@ fn raise_descriptors() -> usize {
     let wanted = WANTED.min(hard).max(soft);
     let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
     usize::try_from(limit.min(WANTED)).unwrap_or(0)
+}
+
+/// The shim is the last that the kernel ends when memory is short. Who serves strangers is worth no more than others.
+fn give_up_protection() -> std::io::Result<()> {
+    let file = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(file)?;
+    match score.trim().parse::<i32>().is_ok_and(|score| score >= UNPROTECTED) {
+        true => Ok(()),
+        false => std::fs::write(file, UNPROTECTED.to_string()),
+    }
 }
 
 fn give_up_rights() -> std::io::Result<()> {

@@ -3,16 +3,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-
 use super::{QUEUE_MAX_BYTES, SPILL_MAX_BYTES};
-use crate::protocol::{CARRIED_AT_ONCE, FrameKind, HEADER_BYTES, decode_header, frame};
+use crate::protocol::{FrameKind, HEADER_BYTES, decode_header, frame};
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,21 +154,13 @@ impl Client {
         }
     }
 
-    /// Reads with the descriptors that come along; more than one request may bring are not taken.
+    /// Reads with the descriptors that come along: those of one message, as no request brings more.
     fn receive(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut parts = [std::io::IoSliceMut::new(buffer)];
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; CARRIED_AT_ONCE]);
-        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(descriptors) = control {
-                let owned = descriptors.into_iter().map(crate::sys::own);
-                match self.descriptors.is_empty() {
-                    true => self.descriptors = owned.collect(),
-                    false => owned.for_each(drop),
-                }
-            }
+        let (count, descriptors) = super::descriptors::receive(&self.stream, buffer)?;
+        if self.descriptors.is_empty() {
+            self.descriptors = descriptors;
         }
-        Ok(message.bytes)
+        Ok(count)
     }
 
     /// The next complete frame. Nonsense closes the connection.

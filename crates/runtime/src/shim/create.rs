@@ -328,19 +328,9 @@ impl Launched {
 
 /// Receives one descriptor over a socket.
 fn receive_descriptor(stream: &UnixStream) -> std::io::Result<OwnedFd> {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut byte = [0_u8; 256];
-    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control
-            && let Some(raw) = descriptors.first()
-        {
-            return Ok(crate::sys::own(*raw));
-        }
-    }
-    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "no terminal in the message"))
+    let (_, descriptors) = super::descriptors::receive(stream, &mut [0; 256])?;
+    let none = || std::io::Error::new(std::io::ErrorKind::InvalidData, "no terminal in the message");
+    descriptors.into_iter().next().ok_or_else(none)
 }
 
 /// Signals come through a descriptor; none ends us.

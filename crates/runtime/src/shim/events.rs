@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::Pid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::carrier::Carrier;
+use super::children;
 use super::client::{Client, Role};
 use super::create::{Launched, Short};
 use super::process::Process;
@@ -32,22 +32,6 @@ const UNCLAIMED_MAX: usize = EXECS_MAX;
 
 /// How long one that was killed may take to end. It can be stuck in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_millis(100);
-/// Pause between two looks at it.
-const KILL_PAUSE: Duration = Duration::from_millis(1);
-
-/// How a child is, without reaping it. Errors: there is no such child.
-fn look_at_child(pid: u32) -> nix::Result<WaitStatus> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    waitid(Id::Pid(Pid::from_raw(pid.cast_signed())), flags)
-}
-
-/// Waits a little for a child that was killed, so that it says nothing more.
-pub(super) fn wait_for_end(child: u32) {
-    let deadline = Instant::now() + KILL_PATIENCE;
-    while look_at_child(child) == Ok(WaitStatus::StillAlive) && Instant::now() < deadline {
-        std::thread::sleep(KILL_PAUSE);
-    }
-}
 
 /// How long to wait when nothing happens: until something is due, or until the shim may be small. `None`: as long as it takes. Pure.
 fn patience(due: Option<Duration>, small: bool) -> Option<Duration> {
@@ -382,13 +366,17 @@ impl Shim {
             return false;
         };
         process.exit = Some(ExitRecord { code: status, out_of_memory: false, finished_at_ns: now_ns() });
-        process.drain_deadline = Some(Instant::now() + DRAIN_TIMEOUT);
         process.streams.input = None;
-        if process.number == 0 {
-            self.carrier.close();
+        let number = process.number;
+        if number == 0 {
             // Whatever is left of it holds the pipes open and must not outlive it. A group that cannot be emptied is
             // stuck in the kernel; the daemon's `delete` reports it.
             let _ = self.config.cgroup.kill_all();
+            self.carrier.end();
+        }
+        // From here on: what was done for it may have taken time, in which nobody read its output.
+        if let Some(process) = self.processes.iter_mut().find(|process| process.number == number) {
+            process.drain_deadline = Some(Instant::now() + DRAIN_TIMEOUT);
         }
         true
     }
@@ -444,8 +432,9 @@ impl Shim {
     /// Whether this is a child of ours, running or ended, that is no process yet that we know.
     fn is_new_child(&self, pid: u32) -> bool {
         let is_known = self.processes.iter().any(|process| process.pid == pid && process.exit.is_none())
-            || self.tasks.iter().any(|task| task.child == pid);
-        !is_known && (self.has_ended(pid) || look_at_child(pid).is_ok())
+            || self.tasks.iter().any(|task| task.child == pid)
+            || self.carrier.is_process(pid);
+        !is_known && (self.has_ended(pid) || children::look(pid).is_ok())
     }
 
     fn exec_started(&mut self, launched: Launched, pid: u32, size: (u16, u16), client: u64) {
@@ -507,7 +496,7 @@ impl Shim {
         while let Some(at) = self.tasks.iter().position(|task| task.deadline <= now) {
             let task = self.tasks.remove(at);
             crate::sys::kill(task.child, libc::SIGKILL);
-            wait_for_end(task.child);
+            children::wait_for_end(task.child, KILL_PATIENCE);
             self.finish_task(task, None);
         }
         for (_, client) in &mut self.clients {

@@ -8,8 +8,10 @@
 //! clients read the rest; then the process ends. The daemon finds the exit status in a file.
 
 mod carrier;
+mod children;
 mod client;
 mod create;
+mod descriptors;
 mod events;
 mod join;
 mod journal;

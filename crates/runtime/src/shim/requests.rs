@@ -127,14 +127,12 @@ impl Shim {
     fn carry(&mut self, index: usize, id: u64, payload: &[u8]) {
         let Some((_, client)) = self.clients.get_mut(index) else { return };
         let sockets = std::mem::take(&mut client.descriptors);
-        if self.processes.first().is_none_or(|main| main.exit.is_some()) {
-            return self.refuse(id, "container is not running".to_owned());
-        }
+        let ended = self.processes.first().is_none_or(|main| main.exit.is_some());
         let done = match serde_json::from_slice::<Vec<CarriedPort>>(payload) {
-            Ok(ports) if ports.is_empty() => {
-                self.carrier.close();
-                Ok(())
-            }
+            // All were given back at its end.
+            Ok(ports) if ports.is_empty() && ended => Ok(()),
+            Ok(ports) if ports.is_empty() => self.carrier.close(),
+            Ok(_) if ended => Err("container is not running".to_owned()),
             Ok(ports) => self.carrier.add(ports, sockets),
             Err(error) => Err(format!("bad request to carry: {error}")),
         };

@@ -2,17 +2,14 @@
 //! program of this size pays at each start (mapping, relocating, hundreds of page faults), and the shims share its pages.
 //! It ends with the daemon, whose end of the socket closes then; its shims stay. Single-threaded, so that a fork is safe.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, send, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, socketpair};
 
 use crate::detached;
 use crate::oci::{OciKind, OciRuntime};
@@ -147,18 +144,9 @@ pub(super) fn serve() -> ExitCode {
 fn receive() -> Option<(PathBuf, OwnedFd)> {
     loop {
         let mut bytes = [0; PATH_MAX_BYTES];
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let received = recvmsg::<()>(libc::STDIN_FILENO, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC);
-        let (length, output) = match received {
-            Ok(message) => {
-                let output = message.cmsgs().ok()?.find_map(|control| match control {
-                    ControlMessageOwned::ScmRights(descriptors) => descriptors.first().map(|raw| sys::own(*raw)),
-                    _ => None,
-                });
-                (message.bytes, output)
-            }
-            Err(nix::errno::Errno::EINTR) => continue,
+        let (length, output) = match super::descriptors::receive(std::io::stdin(), &mut bytes) {
+            Ok((length, descriptors)) => (length, descriptors.into_iter().next()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(_) => return None,
         };
         if length == 0 {

@@ -1,13 +1,16 @@
 //! Connections: bytes both ways, each way ending by itself; what one side does not take, the other waits with.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use rustix::net::SocketType;
 use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger};
+
+use super::room::{Held, Holder, Room, last_of_most};
 
 /// Read at once, and thereby the most that waits to be taken, each way.
 const PIECE_BYTES: usize = 32 << 10;
@@ -16,16 +19,34 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// Connections accepted at once, so that those that there are get their turn.
 const ACCEPTED_AT_ONCE: usize = 32;
 
+/// How long one must have been silent to give its place to a newcomer when there is none left.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Clients that wait for a place. They are accepted, so that nobody who is to wait long keeps away those behind it, who are not.
+pub(super) const WAITING_MAX: usize = 128;
+
 /// All connections.
 pub(super) struct Streams {
     all: Vec<Connection>,
+    waiting: VecDeque<Newcomer>,
+    /// Since when nobody has looked whether there is a place for those who wait.
+    looked: Option<Instant>,
     most: usize,
     /// Shared by all: an idle connection has no buffer.
     piece: Vec<u8>,
 }
 
+/// A client without a place.
+struct Newcomer {
+    client: TcpStream,
+    holder: Holder,
+    target: SocketAddrV4,
+}
+
 /// A client and the container.
 struct Connection {
+    holder: Holder,
+    /// When something last went through it.
+    heard: Instant,
     client: TcpStream,
     container: TcpStream,
     /// Until when the container must have accepted; `None`: it has.
@@ -47,20 +68,21 @@ struct Way {
 
 impl Streams {
     pub fn new(most: usize) -> Self {
-        Self { all: Vec::new(), most, piece: vec![0; PIECE_BYTES] }
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.all.len() >= self.most
+        let (all, waiting) = (Vec::new(), VecDeque::new());
+        // Who waits waits for the end of another.
+        Self { all, waiting, looked: None, most: most.max(1), piece: vec![0; PIECE_BYTES] }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.waiting.is_empty()
     }
 
-    /// When the first container must have accepted.
+    /// When the first container must have accepted, or there may be a place for one who waits.
     pub fn deadline(&self) -> Option<Instant> {
-        self.all.iter().filter_map(|one| one.connects_until).min()
+        let accepts = self.all.iter().filter_map(|one| one.connects_until).min();
+        let silent = self.all.iter().map(|one| one.heard + SILENCE);
+        let silent = silent.filter(|at| !self.waiting.is_empty() && self.looked.is_none_or(|looked| *at > looked));
+        accepts.into_iter().chain(silent.min()).min()
     }
 
     /// A place of the poll set for each socket of which something is wished: one of which nothing is would still report a hang-up, over
@@ -75,7 +97,7 @@ impl Streams {
         }
     }
 
-    /// What is ready, in the places of [`Self::await_in`]. Connections that are over go.
+    /// What is ready, in the places of [`Self::await_in`]. Connections that are over go, and others come in their places.
     pub fn handle(&mut self, ready: &[PollFlags], now: Instant) {
         let mut ready = ready.iter();
         let piece = &mut self.piece;
@@ -92,38 +114,65 @@ impl Streams {
                 }
             }
         });
+        self.seat(now);
     }
 
-    /// Takes the clients that wait.
+    /// Gives places to those who wait, in their order, as far as there are any for them.
+    fn seat(&mut self, now: Instant) {
+        self.looked = Some(now);
+        while !self.waiting.is_empty() {
+            let at = if self.all.len() < self.most { Some(0) } else { self.make_room(now) };
+            let Some(newcomer) = at.and_then(|at| self.waiting.remove(at)) else { return };
+            match super::dial(newcomer.target, SocketType::STREAM) {
+                Ok(container) => self.all.push(Connection::new(newcomer, container.into(), now)),
+                Err(_) => reset(&newcomer.client),
+            }
+        }
+    }
+
+    /// Ends a connection for one who waits; which one that is.
+    fn make_room(&mut self, now: Instant) -> Option<usize> {
+        let held = self.all.iter().map(|one| Held { holder: one.holder, heard: one.heard });
+        let room = Room::of(held, SILENCE, now);
+        let found = self.waiting.iter().enumerate().find_map(|(at, one)| Some((at, room.place_for(one.holder)?)));
+        let (at, place) = found?;
+        self.all.swap_remove(place).reset();
+        Some(at)
+    }
+
+    /// Takes the clients that have come. Too many who wait are too many of one holder, who is told.
     pub fn accept(&mut self, listener: &OwnedFd, target: SocketAddrV4, now: Instant) {
         for _ in 0..ACCEPTED_AT_ONCE {
-            if self.is_full() {
-                return;
-            }
             let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-            let client = match rustix::net::accept_with(listener, flags) {
-                Ok(client) => TcpStream::from(client),
+            let (client, from) = match rustix::net::acceptfrom_with(listener, flags) {
+                Ok((client, from)) => (TcpStream::from(client), from.and_then(|from| SocketAddr::try_from(from).ok())),
                 // It went before its turn.
                 Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
                 Err(_) => return,
             };
-            match super::dial(target, SocketType::STREAM) {
-                Ok(container) => self.all.push(Connection::new(client, container.into(), now)),
-                Err(_) => reset(&client),
+            let Some(from) = from else { continue };
+            self.waiting.push_back(Newcomer { client, holder: Holder::of(from.ip()), target });
+            self.seat(now);
+            if self.waiting.len() > WAITING_MAX
+                && let Some(at) = last_of_most(self.waiting.iter().map(|one| one.holder))
+                && let Some(newcomer) = self.waiting.remove(at)
+            {
+                reset(&newcomer.client);
             }
         }
     }
 }
 
 impl Connection {
-    fn new(client: TcpStream, container: TcpStream, now: Instant) -> Self {
+    fn new(newcomer: Newcomer, container: TcpStream, now: Instant) -> Self {
+        let Newcomer { client, holder, .. } = newcomer;
         for socket in [&client, &container] {
             // A peer that vanished would otherwise hold its place for ever; small answers should not wait. Neither is worth refusing for.
             let _ = set_socket_keepalive(socket, true);
             let _ = socket.set_nodelay(true);
         }
         let connects_until = Some(now + CONNECT_PATIENCE);
-        Self { client, container, connects_until, there: Way::default(), back: Way::default() }
+        Self { holder, heard: now, client, container, connects_until, there: Way::default(), back: Way::default() }
     }
 
     /// What to wait for: client, container.
@@ -154,6 +203,7 @@ impl Connection {
         if client.is_empty() && container.is_empty() {
             return Ok(false);
         }
+        self.heard = now;
         // An error shows at the next read or write; nobody may ever read or write again, though.
         for (flags, socket) in [(client, &self.client), (container, &self.container)] {
             if flags.contains(PollFlags::POLLERR)
