@@ -8,7 +8,8 @@ use crate::with_images;
 const PAGE: &str = "hello from a cloud\n";
 /// Listens on an IPv6 port until its input ends, and says so when it does.
 const HOLD: &str = "import socket, sys\ns = socket.socket(socket.AF_INET6)\ns.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)\n\
-                    s.bind(('::', 8082))\ns.listen()\nprint('listens', flush=True)\nsys.stdin.read()\n";
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+                    s.bind(('::', int(sys.argv[1])))\ns.listen()\nprint('listens', flush=True)\nsys.stdin.read()\n";
 /// Answers one datagram with itself.
 const ANSWER: &str = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(60)\ns.bind(('', 5353))\n\
                       s.sendto(*s.recvfrom(100))\n";
@@ -16,6 +17,30 @@ const ANSWER: &str = "import socket\ns = socket.socket(socket.AF_INET, socket.SO
 const ASK: &str = "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.settimeout(0.5)\n\
                    for _ in range(60):\n  try:\n    s.sendto(b'ping', ('::1', 5353))\n    print(s.recv(100).decode())\n    break\n  \
                    except OSError: pass\n";
+
+/// A process that has an IPv6 port of the machine.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn of(nuee: &Nuee, port: &str) -> Result<Self> {
+        let mut command = nuee.space().command("python3");
+        command.args(["-c", HOLD, port]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut line = String::new();
+        if let Some(output) = child.stdout.take() {
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+        }
+        let holder = Self(child);
+        assert_eq!(line, "listens\n");
+        Ok(holder)
+    }
+
+    fn end(mut self) -> Result<()> {
+        drop(self.0.stdin.take());
+        self.0.wait()?;
+        Ok(())
+    }
+}
 
 fn run(nuee: &Nuee, name: &str, more: &[&str]) -> Result<()> {
     nuee.docker(&[&["run", "-d", "--name", name], more].concat())?.success().map(drop)
@@ -57,26 +82,26 @@ fn a_port_answers_on_both_families_through_the_daemons_death_and_goes_with_its_c
     // Off its network nothing leads to it, nor to who gets its address; back on it all does.
     nuee.docker(&["network", "disconnect", "bridge", "web"])?.success()?;
     nuee.eventually("the port is gone", || Ok(refused(&nuee, six).is_ok()))?;
+    // Whoever else has the port meanwhile keeps it for as long as he wants it.
+    let holder = Holder::of(&nuee, "8080")?;
     nuee.docker(&["network", "connect", "bridge", "web"])?.success()?;
+    nuee.eventually("it is on its network", || Ok(!address(&nuee, "web")?.is_empty()))?;
+    assert_eq!(ports(&nuee, "web")?, "");
+    refused(&nuee, four)?;
+    holder.end()?;
     nuee.eventually("the port is back", || Ok(nuee.fetch(six).is_ok_and(|page| page == PAGE)))?;
+    assert_eq!(nuee.fetch(four)?, PAGE);
+    nuee.eventually("it is told", || Ok(ports(&nuee, "web")? == "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n"))?;
 
     // Whoever else holds the port on IPv6 has it; the start is undone on IPv4 as well.
     nuee.docker(&["rm", "-f", "web"])?.success()?;
     refused(&nuee, six)?;
-    let mut holder = nuee.space().command("python3");
-    holder.args(["-c", HOLD]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut holder = holder.spawn()?;
-    let mut line = String::new();
-    if let Some(output) = holder.stdout.take() {
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
-    }
-    assert_eq!(line, "listens\n");
+    let holder = Holder::of(&nuee, "8082")?;
     nuee.docker(&["run", "-d", "--name", "late", "-p", "8082:80", "web:test"])?
         .failure(125, "Bind for :::8082 failed: port is already allocated")?;
     run(&nuee, "early", &["-p", "0.0.0.0:8082:80", "web:test"])?;
     assert_eq!(nuee.fetch("http://127.0.0.1:8082/")?, PAGE);
-    drop(holder.stdin.take());
-    holder.wait()?;
+    holder.end()?;
     nuee.finish()
 }
 
