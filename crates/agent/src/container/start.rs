@@ -24,6 +24,7 @@ use super::shared_memory;
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
+use crate::excerpt;
 use crate::files::{self, Resolver};
 use crate::hands;
 use crate::launch::{MountPoint, Namespace};
@@ -32,6 +33,8 @@ use crate::security;
 
 /// Name of the log file in a container's directory.
 pub const LOG_FILE: &str = "container.log";
+/// Most of another container's host name that is read. Source: `HOST_NAME_MAX` is 64. Units: bytes.
+const HOSTNAME_FILE_BYTES: u64 = 256;
 /// Where the machine's resolver settings are.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Docker's words around what the OCI runtime says.
@@ -105,7 +108,7 @@ pub async fn start(
     let (rootfs, connected, mounts, files) = (prepared?.rootfs, connected?, mounts?, files?);
     let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
-        Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
+        Some(directory) => shared_hostname(directory.join("hostname")).await,
         None => hostname(spec, id),
     };
     let linked = links::resolve(context, namespace, spec)?;
@@ -199,6 +202,13 @@ fn cannot_start(error: runtime::Error) -> Error {
 pub fn shared_files(context: &Context, network_mode: &str) -> Option<PathBuf> {
     let directory = context.container_dir(network_mode.strip_prefix("container:")?);
     ETC_FILES.iter().all(|(name, _)| directory.join(name).is_file()).then_some(directory)
+}
+
+/// The name in a file that the other container can write to, too.
+async fn shared_hostname(file: PathBuf) -> String {
+    let read = tokio::task::spawn_blocking(move || excerpt::beginning(&file, HOSTNAME_FILE_BYTES)).await;
+    let bytes = read.ok().and_then(std::io::Result::ok).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned()
 }
 
 fn hostname(spec: &ContainerSpec, id: &str) -> String {
