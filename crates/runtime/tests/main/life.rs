@@ -93,6 +93,22 @@ fn kill_shim(place: &Place, id: &str) {
     }
 }
 
+#[tokio::test]
+async fn a_frozen_server_of_shims_is_replaced_and_never_goes_on() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let server = parent(shim_pid(&place, "one"));
+    let process = nix::unistd::Pid::from_raw(server.cast_signed());
+    nix::sys::signal::kill(process, nix::sys::signal::SIGSTOP).unwrap();
+    place.start("two", run(&["/bin/sleep", "1000"])).await;
+    assert_ne!(parent(shim_pid(&place, "two")), server);
+    let line = std::fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
+    assert!(line.is_empty(), "it has ended: one that is let go would fork a second shim");
+    place.start("three", run(&["/bin/sleep", "1000"])).await;
+    assert_eq!(parent(shim_pid(&place, "three")), parent(shim_pid(&place, "two")));
+    place.close().await;
+}
+
 fn parent(pid: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
@@ -194,7 +210,11 @@ async fn files_that_lost_their_content_are_as_none() {
     let found = second.list().await.unwrap();
     assert_eq!(found.len(), 4, "{found:?}");
     for state in found {
-        assert_eq!((state.status, state.exit.map(|exit| exit.code)), (ContainerStatus::Stopped, Some(137)), "{state:?}");
+        assert_eq!(
+            (state.status, state.exit.map(|exit| exit.code)),
+            (ContainerStatus::Stopped, Some(137)),
+            "{state:?}"
+        );
         assert_eq!(second.wait(&state.id).await.unwrap().code, 137);
         second.delete(&state.id).await.unwrap();
     }
