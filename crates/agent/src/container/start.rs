@@ -9,7 +9,6 @@ use std::sync::Arc;
 use api::container::{Container, ContainerSpec, NetworkAttachment, NetworkEndpoint, PortMapping};
 use api::names::DEFAULT_NETWORK;
 use network::AttachRequest;
-use oci_spec::runtime::LinuxDevice;
 use runtime::{ContainerConfig, LogConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -126,14 +125,15 @@ pub async fn start(
         points.extend(program.mounts);
         init_command = program.command;
     }
-    let (user, wanted) = (spec.user.clone(), spec.clone());
-    let (root, user, devices) = tokio::task::spawn_blocking(move || {
+    let user = spec.user.clone();
+    let (root, user) = tokio::task::spawn_blocking(move || {
         mounts::copy_up(&rootfs, &copies)?;
         let user = hands::find_user(&rootfs, &user)?;
-        Ok::<_, Error>((rootfs, user, devices(&wanted)?))
+        Ok::<_, Error>((rootfs, user))
     })
     .await
     .map_err(|error| Error::Invalid(error.to_string()))??;
+    let (devices, device_rates) = spec::named_devices(spec).await?;
     let findings = Findings {
         rootfs: root,
         user,
@@ -146,7 +146,7 @@ pub async fn start(
         hostname,
         init_command,
         link_environment: linked.environment,
-        device_rates: spec.resources.device_rates.iter().map(spec::device_rate).collect::<Result<_>>()?,
+        device_rates,
     };
     let launch = spec::launch(spec, findings, context.container_pids_limit)?;
     let config = ContainerConfig {
@@ -166,22 +166,6 @@ pub async fn start(
     handle.connect_waiting(context, id).await;
     context.runtime.start(id).await.map_err(cannot_start)?;
     Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })
-}
-
-/// The devices that the spec names; all of the machine for a container that may do everything.
-fn devices(spec: &ContainerSpec) -> Result<Vec<(LinuxDevice, String)>> {
-    let named = spec.security.devices.iter().map(|d| spec::devices(d)).collect::<Result<Vec<_>>>()?;
-    let mut devices: Vec<_> = named.into_iter().flatten().collect();
-    if spec.security.privileged {
-        for path in spec::machine_devices(Path::new("/dev")) {
-            let taken = devices.iter().any(|(device, _)| *device.path() == path);
-            // One that vanishes meanwhile is no reason not to start.
-            if !taken && let Ok(found) = spec::device(&path.to_string_lossy()) {
-                devices.push(found);
-            }
-        }
-    }
-    Ok(devices)
 }
 
 fn cannot_start(error: runtime::Error) -> Error {
