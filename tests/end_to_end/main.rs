@@ -8,6 +8,7 @@ mod command_line;
 mod compose;
 mod consolidation;
 mod container_details;
+mod dead_file_system;
 mod dialect;
 mod disk;
 mod docker;

@@ -51,6 +51,9 @@ pub enum Error {
     /// It cannot be now, and may be later without anybody asking again.
     #[error("{0}")]
     NotYet(String),
+    /// What lies on the machine does not answer.
+    #[error(transparent)]
+    NoAnswer(#[from] node::patience::NoAnswer),
     /// A part took too long.
     #[error("{0} timed out")]
     Timeout(&'static str),

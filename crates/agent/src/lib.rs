@@ -28,6 +28,7 @@ mod directory;
 mod disk;
 mod error;
 mod events;
+mod excerpt;
 mod files;
 mod floating;
 mod garbage;

@@ -221,7 +221,7 @@ impl Node for Agent {
     async fn processes(&self, workload: &Workload, arguments: &str) -> Result<ProcessTable> {
         let found = self.find_running(workload).await?;
         let pids = self.context.runtime.pids(&found.id).await?;
-        crate::processes::table(&pids, arguments).await
+        crate::processes::table(&found.id, pids, arguments).await
     }
 
     async fn path_statistics(&self, workload: &Workload, path: &str) -> Result<PathStatistics> {

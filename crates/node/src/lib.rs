@@ -2,8 +2,9 @@
 //! implements it in-process; a proxy to another machine's agent implements it in a cluster. Everything that is *state*
 //! goes through objects instead. Must never know a vendor's wire format.
 //!
-//! [`remote`] carries the same contract over a connection to another machine.
+//! [`remote`] carries the same contract over a connection to another machine. [`patience`] gives up what the machine itself does not answer.
 
+pub mod patience;
 pub mod remote;
 
 use std::collections::BTreeMap;

@@ -32,7 +32,7 @@ pub(crate) fn is_possible(crowds: &[PathBuf], program: &Path) -> bool {
     let mut trial = Command::new(program);
     trial.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let entered = sys::enter_before_exec(&mut trial, &Entry { apart, ..Entry::default() });
-    entered.and_then(|()| detached::succeeds_in_time(&mut trial)).unwrap_or(false)
+    entered.and_then(|()| detached::succeeds_in_time(trial)).unwrap_or(false)
 }
 
 /// What a container can do without: of each crowd all but its own bundle, and its own network namespace. Of none, when it must

@@ -13,10 +13,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Command, Stdio};
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
@@ -28,6 +30,10 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 const SECOND_TIME: (&str, &str) = ("NUEE_OWN_MOUNT", "1");
 /// Longest time that a program may take to say its version.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after it was killed it is collected, if it ends.
+const TRIAL_END: Duration = Duration::from_millis(100);
+/// Exit code of a trial that could not be executed. Source: POSIX, command not found.
+const TRIAL_FAILED: i32 = 127;
 /// Pause between two looks at it.
 const TRIAL_PAUSE: Duration = Duration::from_millis(1);
 /// By which crun is told that what it runs from is a copy or a mount made for it.
@@ -64,14 +70,14 @@ struct Detached {
 /// That of this process and of those that it forks.
 static DETACHED: OnceLock<Detached> = OnceLock::new();
 
-/// Mounts `program` once more, for this process and those that it forks from now on.
+/// Mounts `program` once more, for this process and those that it forks from now on. Only for a process with a single thread.
 ///
 /// Errors: it cannot be mounted so (kernels before 5.12), or does not run from there.
 pub(crate) fn detach(program: &Path) -> io::Result<()> {
     let detached = mount(program)?;
     let mut trial = Command::new(path(&detached.mount));
     trial.arg("--version").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if !succeeds_in_time(&mut trial)? {
+    if !succeeds_alone_in_time(&mut trial)? {
         return Err(io::Error::other("the program does not run from a mount of its own"));
     }
     // Whoever comes second finds one that is as good.
@@ -79,10 +85,20 @@ pub(crate) fn detach(program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether it ends well within [`TRIAL_TIMEOUT`], after which it is killed.
-pub(crate) fn succeeds_in_time(trial: &mut Command) -> io::Result<bool> {
-    let mut child = trial.spawn()?;
+/// Whether it ends well within [`TRIAL_TIMEOUT`], after which it is killed. It has a thread of its own: a program on a dead file system
+/// keeps whoever starts it and whoever waits for its end.
+pub(crate) fn succeeds_in_time(mut trial: Command) -> io::Result<bool> {
     let deadline = Instant::now() + TRIAL_TIMEOUT;
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new().name("trial".into()).spawn(move || {
+        let outcome = trial.spawn().and_then(|child| ends_well(child, deadline));
+        // After the deadline nobody listens.
+        let _ = tell.send(outcome);
+    })?;
+    told.recv_timeout(TRIAL_TIMEOUT).unwrap_or(Ok(false))
+}
+
+fn ends_well(mut child: Child, deadline: Instant) -> io::Result<bool> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status.success());
@@ -91,6 +107,32 @@ pub(crate) fn succeeds_in_time(trial: &mut Command) -> io::Result<bool> {
             child.kill()?;
             child.wait()?;
             return Ok(false);
+        }
+        std::thread::sleep(TRIAL_PAUSE);
+    }
+}
+
+/// The same in a process with a single thread, which keeps it so: it forks, and waits neither for the start nor for the end.
+fn succeeds_alone_in_time(trial: &mut Command) -> io::Result<bool> {
+    let Some(pid) = sys::fork()? else {
+        // Returns only when it fails.
+        let _ = trial.exec();
+        sys::end_at_once(TRIAL_FAILED);
+    };
+    let child = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    let mut deadline = Instant::now() + TRIAL_TIMEOUT;
+    let mut is_killed = false;
+    loop {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive => {}
+            status => return Ok(!is_killed && status == WaitStatus::Exited(child, 0)),
+        }
+        if Instant::now() >= deadline {
+            if is_killed {
+                return Ok(false);
+            }
+            sys::kill(pid, libc::SIGKILL);
+            (is_killed, deadline) = (true, Instant::now() + TRIAL_END);
         }
         std::thread::sleep(TRIAL_PAUSE);
     }
@@ -157,6 +199,56 @@ mod tests {
     fn make_writable(path: &Path) -> io::Result<()> {
         let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         sys::change_mount(opened.as_fd(), 0, libc::MOUNT_ATTR_RDONLY)
+    }
+
+    /// A file system of which nobody ever answers a question: who asks waits until it is dropped.
+    struct Dead {
+        _server: std::fs::File,
+        place: tempfile::TempDir,
+    }
+
+    impl Dead {
+        fn mount() -> Self {
+            let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+            let place = tempfile::tempdir().unwrap();
+            let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+            let (name, flags) = (Some("dead"), nix::mount::MsFlags::empty());
+            nix::mount::mount(name, place.path(), Some("fuse"), flags, Some(options.as_str())).unwrap();
+            Self { _server: server, place }
+        }
+    }
+
+    impl Drop for Dead {
+        fn drop(&mut self) {
+            // Forked children have the server's descriptor, too: by force all of them are let go.
+            for flags in [nix::mount::MntFlags::MNT_FORCE, nix::mount::MntFlags::MNT_DETACH] {
+                let _ = nix::mount::umount2(self.place.path(), flags);
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_on_a_dead_file_system_is_not_waited_for() {
+        // In a process of its own: children that hang before they execute anything hold what other tests have open.
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        alone.args(["--ignored", "--exact", "detached::tests::trials_on_a_dead_file_system"]);
+        assert!(alone.status().unwrap().success());
+    }
+
+    #[test]
+    #[ignore = "run by the test before it"]
+    fn trials_on_a_dead_file_system() {
+        let dead = Dead::mount();
+        let program = dead.place.path().join("program");
+        assert!(!succeeds_alone_in_time(&mut Command::new(&program)).unwrap());
+        assert!(!succeeds_in_time(Command::new(&program)).unwrap());
+        drop(dead);
+        for (program, expected) in [("/bin/true", true), ("/bin/false", false)] {
+            assert_eq!(succeeds_in_time(Command::new(program)).unwrap(), expected);
+            assert_eq!(succeeds_alone_in_time(&mut Command::new(program)).unwrap(), expected);
+        }
+        assert!(succeeds_in_time(Command::new("/none")).is_err());
+        assert!(!succeeds_alone_in_time(&mut Command::new("/none")).unwrap());
     }
 
     #[test]

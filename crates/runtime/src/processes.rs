@@ -1,6 +1,7 @@
 //! What `/proc` says about processes: identity, names, tables, network counters.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use node::{NetworkStatistics, ProcessTable};
@@ -12,7 +13,7 @@ pub(crate) use crate::sys::kill;
 /// Ticks per second of `/proc/<pid>/stat`.
 const TICKS_PER_SECOND: u64 = 100;
 /// Longest command line that is shown.
-const COMMAND_MAX_BYTES: usize = 4_096;
+const COMMAND_MAX_BYTES: u64 = 4_096;
 
 /// When a process was started, in ticks since boot: with the number, it identifies a process over the reuse of numbers.
 /// `None` when there is none, or only its zombie.
@@ -97,8 +98,11 @@ fn uptime_s() -> Option<u64> {
 }
 
 fn command(pid: u32) -> String {
-    let mut bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    bytes.truncate(COMMAND_MAX_BYTES);
+    let mut bytes = Vec::new();
+    if let Ok(file) = std::fs::File::open(format!("/proc/{pid}/cmdline")) {
+        // The process itself says where its command line ends (prctl(2), `PR_SET_MM_MAP`), as far as it has memory.
+        let _ = file.take(COMMAND_MAX_BYTES).read_to_end(&mut bytes);
+    }
     let text = String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " ");
     if !text.is_empty() {
         return text;

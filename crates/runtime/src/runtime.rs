@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
 use crate::apart;
-use crate::cgroup::{Cgroup, Hierarchies, Limits};
+use crate::cgroup::{Cgroup, Hierarchies, Limits, SETTLE_TIMEOUT as KILL_TIMEOUT};
 use crate::config::{ContainerConfig, PortToCarry, RuntimeOptions, ShimConfig};
 use crate::directories::make_spread;
 use crate::filters::Filters;
@@ -18,7 +18,8 @@ use crate::protocol::{AttachRequest, Attached, CarriedPort, FrameKind, encode_si
 use crate::session::Connection;
 use crate::shim::{Forker, OCI_TIMEOUT, Report};
 use crate::state::{
-    ContainerState, ContainerStatus, EXIT_CODE_LOST, ExitRecord, ShimDir, ShimState, now_ns, read_json, write_json,
+    ContainerState, ContainerStatus, EXIT_CODE_LOST, ExitRecord, ShimDir, ShimState, now_ns, read_json, read_written,
+    write_json,
 };
 use crate::{Error, Result, exec, logs, processes, spec};
 
@@ -28,6 +29,10 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(OCI_TIMEOUT.as_secs() + 5);
 const REPORT_MAX_BYTES: u64 = 64 << 10;
 /// How long a container may take to end after SIGKILL before its shim is given up.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a list waits in all for the ends of containers that lost their shims; they are many when a file system died below them.
+const LIST_PATIENCE: Duration = KILL_TIMEOUT;
+/// And how long for each at least.
+const KILL_LEAST: Duration = Duration::from_millis(100);
 /// How long the end of a container waits for clients that have not read all of its output. Source: moby `handleContainerExit`.
 const SHIM_GRACE: Duration = Duration::from_secs(2);
 /// Pause between looks at a shim that is about to end.
@@ -320,7 +325,7 @@ impl Runtime {
     pub async fn wait_record(&self, id: &str) -> Result<ExitRecord> {
         let directory = self.directory(id)?;
         loop {
-            if let Some(exit) = read_json(&directory.exit())? {
+            if let Some(exit) = read_written(&directory.exit())? {
                 return Ok(exit);
             }
             if !directory.config().exists() {
@@ -412,7 +417,7 @@ impl Runtime {
         if !directory.config().exists() {
             return Err(Error::NotFound(id.to_owned()));
         }
-        match read_json::<ShimState>(&directory.state())? {
+        match read_written::<ShimState>(&directory.state())? {
             Some(state) if state.started_at_ns != 0 && !directory.exit().exists() => Ok(state),
             _ => Err(not_running(id)),
         }
@@ -445,17 +450,24 @@ impl Runtime {
         blocking(move || runtime.look(&owned)).await?.ok_or_else(|| Error::NotFound(id.to_owned()))
     }
 
-    /// All containers of this machine, from what their shims wrote. What lost its shim is ended here.
+    /// All containers of this machine, from what their shims wrote. What lost its shim is ended here. One that cannot be ended or
+    /// looked at is told as ended all the same: nobody gets anything out of it any more, and whoever ends it or starts it anew hears why.
     pub async fn list(&self) -> Result<Vec<ContainerState>> {
         let runtime = self.clone();
         blocking(move || {
             let directory = &runtime.shared.options.containers_dir;
+            let patience = Instant::now() + LIST_PATIENCE;
             let mut found = Vec::new();
             for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))?.flatten() {
                 let Ok(id) = entry.file_name().into_string() else { continue };
-                if let (true, Some(state)) = (check_id(&id).is_ok(), runtime.look(&id)?) {
-                    found.push(state);
+                if check_id(&id).is_err() {
+                    continue;
                 }
+                let looked = runtime.look_until(&id, patience.max(Instant::now() + KILL_LEAST));
+                found.extend(looked.unwrap_or_else(|error| {
+                    tracing::error!(id, error = %crate::error::chain(&error), "a container is given up for lost");
+                    Some(lost(&id))
+                }));
             }
             Ok(found)
         })
@@ -464,12 +476,17 @@ impl Runtime {
 
     /// What the files and the kernel say about one container; `None` when there is none.
     fn look(&self, id: &str) -> Result<Option<ContainerState>> {
+        self.look_until(id, Instant::now() + KILL_TIMEOUT)
+    }
+
+    /// The same. What is to be killed may take until `deadline` to end.
+    fn look_until(&self, id: &str, deadline: Instant) -> Result<Option<ContainerState>> {
         let directory = self.directory(id)?;
         if !directory.config().exists() {
             return Ok(None);
         }
-        let state: Option<ShimState> = read_json(&directory.state())?;
-        let exit: Option<ExitRecord> = read_json(&directory.exit())?;
+        let state: Option<ShimState> = read_written(&directory.state())?;
+        let exit: Option<ExitRecord> = read_written(&directory.exit())?;
         let mut found = ContainerState {
             id: id.to_owned(),
             status: ContainerStatus::Creating,
@@ -485,16 +502,16 @@ impl Runtime {
         let Some(state) = state else {
             // Cut off in its creation, with its daemon and its shim: nobody is at work on it any more.
             if age(&directory.config()) > REPORT_TIMEOUT {
-                found.exit = Some(self.bury(id, &directory)?);
+                found.exit = Some(self.bury(id, &directory, deadline)?);
                 found.status = ContainerStatus::Stopped;
             }
             return Ok(Some(found));
         };
         if processes::start_ticks(state.shim_pid) != Some(state.shim_start_ticks) {
             // It may have ended in good order between our two looks.
-            let record = match read_json(&directory.exit())? {
+            let record = match read_written(&directory.exit())? {
                 Some(record) => record,
-                None => self.bury(id, &directory)?,
+                None => self.bury(id, &directory, deadline)?,
             };
             found.exit = Some(record);
             found.status = ContainerStatus::Stopped;
@@ -510,9 +527,9 @@ impl Runtime {
     }
 
     /// Ends what has lost its shim: nobody can tell its exit status any more, nor feed or log it.
-    fn bury(&self, id: &str, directory: &ShimDir) -> Result<ExitRecord> {
+    fn bury(&self, id: &str, directory: &ShimDir, deadline: Instant) -> Result<ExitRecord> {
         let cgroup = self.cgroup(id);
-        cgroup.kill_all()?;
+        cgroup.kill_all_until(deadline)?;
         let out_of_memory = cgroup.out_of_memory_kills() > 0;
         let record = ExitRecord { code: EXIT_CODE_LOST, out_of_memory, finished_at_ns: now_ns() };
         write_json(&directory.exit(), &record, true)?;
@@ -574,6 +591,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 fn age(path: &Path) -> Duration {
     let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
     modified.ok().and_then(|time| time.elapsed().ok()).unwrap_or_default()
+}
+
+/// One of which nothing more is known, or that does not end.
+fn lost(id: &str) -> ContainerState {
+    ContainerState {
+        id: id.to_owned(),
+        status: ContainerStatus::Stopped,
+        pid: 0,
+        exit: Some(ExitRecord { code: EXIT_CODE_LOST, out_of_memory: false, finished_at_ns: now_ns() }),
+        created_at_ns: 0,
+        started_at_ns: 0,
+    }
 }
 
 fn not_running(id: &str) -> Error {

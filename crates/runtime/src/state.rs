@@ -109,6 +109,18 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&text).map(Some).map_err(|source| Error::Json { path: path.to_path_buf(), source })
 }
 
+/// Reads what a shim wrote. A file that does not hold it is as one that is not there: who was without power before it had reached the
+/// disk finds it empty.
+pub(crate) fn read_written<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match read_json(path) {
+        Err(Error::Json { path, source }) => {
+            tracing::warn!(path = %path.display(), error = %source, "a shim's file cannot be read");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
 /// Writes a JSON file so that a reader sees the old or the new one; durable before it returns when `durable`.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<()> {
     use std::io::Write;

@@ -9,6 +9,7 @@ use api::names::DOCKER_NAMESPACE;
 use api::privilege::{BIND_WORDS, mount_words};
 use api::volume::Volume;
 use kube::Api;
+use node::patience;
 
 use crate::context::{Context, is_path_safe};
 use crate::error::{Error, Result};
@@ -53,7 +54,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
                 options: mount.tmpfs_options.clone(),
             },
             "volume" => volume(context, namespace, mount, &mut mounts).await?,
-            "bind" => bind(mount)?,
+            "bind" => bind(mount).await?,
             "image" => {
                 let source = context.images.mount_beside(id, number, &mount.source).await?;
                 Place::Bind { source, propagation: String::new() }
@@ -69,7 +70,7 @@ pub async fn resolve(context: &Context, namespace: &str, id: &str, spec: &Contai
             let both_ways = propagation.contains("shared");
             Place::Bind { source: part(context, id, number, whole, mount, both_ways).await?, propagation }
         };
-        let access = at_most(&place, access(mount, kernel_can, runtime_can)?).await;
+        let access = at_most(&place, access(mount, kernel_can, runtime_can)?).await?;
         mounts.points.push(MountPoint { target: mount.target.clone(), place, access });
     }
     Ok(mounts)
@@ -105,12 +106,16 @@ pub fn access(mount: &Mount, kernel_can: bool, runtime_can: bool) -> Result<Acce
 
 /// The access to a place that the OCI runtime can give: nothing is mounted below what is no directory, and crun 1.8 fails when it
 /// is told to look there.
-async fn at_most(place: &Place, access: Access) -> Access {
-    let Place::Bind { source, .. } = place else { return access };
-    match (access, tokio::fs::metadata(source).await) {
-        (Access::ReadOnlyThroughout, Ok(found)) if !found.is_dir() => Access::ReadOnly,
-        _ => access,
+///
+/// Errors: the place does not answer.
+async fn at_most(place: &Place, access: Access) -> Result<Access> {
+    let Place::Bind { source, .. } = place else { return Ok(access) };
+    if access != Access::ReadOnlyThroughout {
+        return Ok(access);
     }
+    let (about, source) = (source.display().to_string(), source.clone());
+    let found = patience::ask(about, move || std::fs::metadata(source)).await?;
+    Ok(if found.is_ok_and(|found| !found.is_dir()) { Access::ReadOnly } else { access })
 }
 
 /// The directory of which a part is wanted, and how its mounts spread.
@@ -158,15 +163,15 @@ pub async fn release(context: &Context, id: &str) {
     }
 }
 
-fn bind(mount: &Mount) -> Result<Place> {
+async fn bind(mount: &Mount) -> Result<Place> {
     let source = PathBuf::from(&mount.source);
     if !source.is_absolute() {
         return Err(Error::Invalid(format!("invalid mount path: '{}' must be absolute", mount.source)));
     }
-    if !source.exists() {
-        // What `docker run -v` does; clients that want an error ask before.
-        std::fs::create_dir_all(&source).map_err(Error::io("create", &source))?;
-    }
+    let (about, path) = (source.display().to_string(), source.clone());
+    // What `docker run -v` does; clients that want an error ask before.
+    let make = move || if path.exists() { Ok(()) } else { std::fs::create_dir_all(&path) };
+    patience::ask(about, make).await?.map_err(Error::io("create", &source))?;
     let propagation = mount.propagation.clone();
     Ok(if mount.not_recursive { Place::BindAlone { source, propagation } } else { Place::Bind { source, propagation } })
 }
@@ -181,6 +186,11 @@ async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut 
         return Err(Error::Invalid(message));
     }
     if let Some(place) = by_options(&object) {
+        if let Place::Bind { source, .. } = &place {
+            // Only whether it answers: what comes after looks at it without a limit.
+            let (about, source) = (source.display().to_string(), source.clone());
+            patience::ask(about, move || source.exists()).await?;
+        }
         return Ok(place);
     }
     let path = make_volume(context, namespace, &mount.source)?;
@@ -305,9 +315,9 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let place = |source: &Path| Place::Bind { source: source.to_owned(), propagation: String::new() };
         let throughout = Access::ReadOnlyThroughout;
-        assert_eq!(at_most(&place(&file), throughout).await, Access::ReadOnly);
-        assert_eq!(at_most(&place(&file), Access::Writable).await, Access::Writable);
-        assert_eq!(at_most(&place(directory.path()), throughout).await, throughout);
-        assert_eq!(at_most(&place(&directory.path().join("none")), throughout).await, throughout);
+        assert_eq!(at_most(&place(&file), throughout).await.unwrap(), Access::ReadOnly);
+        assert_eq!(at_most(&place(&file), Access::Writable).await.unwrap(), Access::Writable);
+        assert_eq!(at_most(&place(directory.path()), throughout).await.unwrap(), throughout);
+        assert_eq!(at_most(&place(&directory.path().join("none")), throughout).await.unwrap(), throughout);
     }
 }

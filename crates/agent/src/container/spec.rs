@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use api::container::ContainerSpec;
+use node::patience;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use crate::error::{Error, Result};
@@ -156,10 +157,49 @@ pub fn signal(text: &str) -> Option<i32> {
     format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
 }
 
+/// Devices, and bounds on the rates of some.
+type Devices = (Vec<(LinuxDevice, String)>, Vec<DeviceRate>);
+
+/// The devices that a spec names; all of the machine for a container that may do everything.
+///
+/// Errors: one is not there, or does not answer.
+pub async fn named_devices(spec: &ContainerSpec) -> Result<Devices> {
+    let rates = spec.resources.device_rates.iter().map(|rate| rate.path.as_str());
+    let mut about: Vec<&str> = spec.security.devices.iter().map(String::as_str).chain(rates).collect();
+    if spec.security.privileged {
+        about.push("/dev");
+    }
+    if about.is_empty() {
+        return Ok(Devices::default());
+    }
+    let (about, wanted) = (about.join(", "), spec.clone());
+    let look = move || {
+        let devices = find_devices(&wanted)?;
+        Ok::<_, Error>((devices, wanted.resources.device_rates.iter().map(device_rate).collect::<Result<_>>()?))
+    };
+    patience::ask(about, look).await?
+}
+
+/// Blocking, for as long as the file systems like that the spec names.
+fn find_devices(spec: &ContainerSpec) -> Result<Vec<(LinuxDevice, String)>> {
+    let named = spec.security.devices.iter().map(|text| devices(text)).collect::<Result<Vec<_>>>()?;
+    let mut devices: Vec<_> = named.into_iter().flatten().collect();
+    if spec.security.privileged {
+        for path in machine_devices(Path::new("/dev")) {
+            let taken = devices.iter().any(|(device, _)| *device.path() == path);
+            // One that vanishes meanwhile is no reason not to start.
+            if !taken && let Ok(found) = device(&path.to_string_lossy()) {
+                devices.push(found);
+            }
+        }
+    }
+    Ok(devices)
+}
+
 /// A bound on the rate of a block device of the machine.
 ///
 /// Errors: there is no such device.
-pub fn device_rate(wanted: &api::container::DeviceRate) -> Result<DeviceRate> {
+fn device_rate(wanted: &api::container::DeviceRate) -> Result<DeviceRate> {
     let kind = match wanted.kind.as_str() {
         "readBytes" => RateKind::ReadBytes,
         "writeBytes" => RateKind::WriteBytes,
@@ -196,7 +236,7 @@ fn devices_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Device nodes below a directory, but for those that each container has of its own.
-pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
+fn machine_devices(directory: &Path) -> Vec<PathBuf> {
     /// Terminals, memory and queues belong to a container; a console is given to it.
     const OWN: [&str; 8] = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "tty", "core"];
     let mut found = devices_below(directory);
@@ -211,7 +251,7 @@ pub fn machine_devices(directory: &Path) -> Vec<PathBuf> {
 /// The devices that `host[:container[:permissions]]` means: one, or all below a directory.
 ///
 /// Errors: none is there.
-pub fn devices(text: &str) -> Result<Vec<(LinuxDevice, String)>> {
+fn devices(text: &str) -> Result<Vec<(LinuxDevice, String)>> {
     let (host, inner, access) = device_parts(text);
     if !Path::new(host).is_dir() {
         return device(text).map(|one| vec![one]);

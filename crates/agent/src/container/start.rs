@@ -9,7 +9,6 @@ use std::sync::Arc;
 use api::container::{Container, ContainerSpec, NetworkAttachment, NetworkEndpoint, PortMapping};
 use api::names::DEFAULT_NETWORK;
 use network::AttachRequest;
-use oci_spec::runtime::LinuxDevice;
 use runtime::{ContainerConfig, LogConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +23,7 @@ use super::shared_memory;
 use super::spec::{self, Findings};
 use crate::context::{Context, Key};
 use crate::error::{Error, Result};
+use crate::excerpt;
 use crate::files::{self, Resolver};
 use crate::hands;
 use crate::launch::{MountPoint, Namespace};
@@ -32,6 +32,8 @@ use crate::security;
 
 /// Name of the log file in a container's directory.
 pub const LOG_FILE: &str = "container.log";
+/// Most of another container's host name that is read. Source: `HOST_NAME_MAX` is 64. Units: bytes.
+const HOSTNAME_FILE_BYTES: u64 = 256;
 /// Where the machine's resolver settings are.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Docker's words around what the OCI runtime says.
@@ -105,7 +107,7 @@ pub async fn start(
     let (rootfs, connected, mounts, files) = (prepared?.rootfs, connected?, mounts?, files?);
     let shared = shared_files(context, &spec.network_mode);
     let hostname = match &shared {
-        Some(directory) => std::fs::read_to_string(directory.join("hostname")).unwrap_or_default().trim().to_owned(),
+        Some(directory) => shared_hostname(directory.join("hostname")).await,
         None => hostname(spec, id),
     };
     let linked = links::resolve(context, namespace, spec)?;
@@ -123,14 +125,15 @@ pub async fn start(
         points.extend(program.mounts);
         init_command = program.command;
     }
-    let (user, wanted) = (spec.user.clone(), spec.clone());
-    let (root, user, devices) = tokio::task::spawn_blocking(move || {
+    let user = spec.user.clone();
+    let (root, user) = tokio::task::spawn_blocking(move || {
         mounts::copy_up(&rootfs, &copies)?;
         let user = hands::find_user(&rootfs, &user)?;
-        Ok::<_, Error>((rootfs, user, devices(&wanted)?))
+        Ok::<_, Error>((rootfs, user))
     })
     .await
     .map_err(|error| Error::Invalid(error.to_string()))??;
+    let (devices, device_rates) = spec::named_devices(spec).await?;
     let findings = Findings {
         rootfs: root,
         user,
@@ -143,7 +146,7 @@ pub async fn start(
         hostname,
         init_command,
         link_environment: linked.environment,
-        device_rates: spec.resources.device_rates.iter().map(spec::device_rate).collect::<Result<_>>()?,
+        device_rates,
     };
     let launch = spec::launch(spec, findings, context.container_pids_limit)?;
     let config = ContainerConfig {
@@ -165,22 +168,6 @@ pub async fn start(
     Ok(Running { pid, networks: connected.networks, ports: connected.ports, volume_paths })
 }
 
-/// The devices that the spec names; all of the machine for a container that may do everything.
-fn devices(spec: &ContainerSpec) -> Result<Vec<(LinuxDevice, String)>> {
-    let named = spec.security.devices.iter().map(|d| spec::devices(d)).collect::<Result<Vec<_>>>()?;
-    let mut devices: Vec<_> = named.into_iter().flatten().collect();
-    if spec.security.privileged {
-        for path in spec::machine_devices(Path::new("/dev")) {
-            let taken = devices.iter().any(|(device, _)| *device.path() == path);
-            // One that vanishes meanwhile is no reason not to start.
-            if !taken && let Ok(found) = spec::device(&path.to_string_lossy()) {
-                devices.push(found);
-            }
-        }
-    }
-    Ok(devices)
-}
-
 fn cannot_start(error: runtime::Error) -> Error {
     match error {
         runtime::Error::CannotStart { code, message } => {
@@ -199,6 +186,13 @@ fn cannot_start(error: runtime::Error) -> Error {
 pub fn shared_files(context: &Context, network_mode: &str) -> Option<PathBuf> {
     let directory = context.container_dir(network_mode.strip_prefix("container:")?);
     ETC_FILES.iter().all(|(name, _)| directory.join(name).is_file()).then_some(directory)
+}
+
+/// The name in a file that the other container can write to, too.
+async fn shared_hostname(file: PathBuf) -> String {
+    let read = tokio::task::spawn_blocking(move || excerpt::beginning(&file, HOSTNAME_FILE_BYTES)).await;
+    let bytes = read.ok().and_then(std::io::Result::ok).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().trim().to_owned()
 }
 
 fn hostname(spec: &ContainerSpec, id: &str) -> String {

@@ -35,7 +35,7 @@ const EVICTED: &str = "Evicted";
 /// Exit code of a run that ended while nobody looked. Source: kubelet `ContainerStatusUnknown`.
 const EXIT_UNKNOWN: i32 = 137;
 /// Most of a container's last words that is kept. Units: bytes. Source: kubelet `MaxContainerTerminationMessageLength`.
-const LAST_WORDS: usize = 4_096;
+const LAST_WORDS_BYTES: u64 = 4_096;
 /// First and longest pause after a pull failed. Source: kubelet `imageBackOff`.
 const PULL_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// How long a failed pull is shown as such.
@@ -52,8 +52,8 @@ pub enum Input {
     Prepared(Result<(Sandbox, BTreeMap<String, PathBuf>), String>),
     /// A start ended.
     Started { index: usize, id: String, result: Result<Started, Failure> },
-    /// A container ended.
-    Exited { index: usize, id: String, exit: ExitRecord },
+    /// A container ended, with these last words.
+    Exited { index: usize, id: String, exit: ExitRecord, words: String },
     /// A probe has something to say; `passed` is set when the verdict is due.
     Probe { index: usize, id: String, kind: probe::Kind, passed: Option<bool>, text: String },
     /// The postStart hook ended.
@@ -463,6 +463,10 @@ impl Driver {
     fn watch_run(&mut self, index: usize) {
         let target = self.target(index);
         let (context, sender, id) = (self.context.clone(), self.sender.clone(), target.id.clone());
+        let file = start::termination_file(&context, &id);
+        let log = context.container_dir(&id).join(crate::container::start::LOG_FILE);
+        let policy = self.containers[index].termination_message_policy.as_deref();
+        let log = (policy == Some("FallbackToLogsOnError")).then_some(log);
         self.helpers[index].push(tokio::spawn(async move {
             let exit = context.runtime.wait_record(&id).await.unwrap_or_else(|error| {
                 tracing::warn!(id, %error, "lost sight of the container");
@@ -470,7 +474,10 @@ impl Driver {
                 ExitRecord { code: EXIT_UNKNOWN, out_of_memory: false, finished_at_ns }
             });
             clear_run(&context, &id).await;
-            let _ = sender.send(Input::Exited { index, id, exit }).await;
+            let log = log.filter(|_| exit.code != 0);
+            let words = tokio::task::spawn_blocking(move || outcome::last_words(&file, log.as_deref())).await;
+            let words = words.unwrap_or_default();
+            let _ = sender.send(Input::Exited { index, id, exit, words }).await;
         }));
         self.set_running(index, true);
         let container = &self.containers[index];
@@ -504,7 +511,9 @@ impl Driver {
         match input {
             Input::Prepared(result) => self.prepared(result),
             Input::Started { index, id, result } => self.started(index, id, result),
-            Input::Exited { index, id, exit } if id == self.records[index].container_id => self.exited(index, exit),
+            Input::Exited { index, id, exit, words } if id == self.records[index].container_id => {
+                self.exited(index, exit, words);
+            }
             Input::Probe { index, id, kind, passed, text } if id == self.records[index].container_id => {
                 self.probed(index, kind, passed, &text);
             }

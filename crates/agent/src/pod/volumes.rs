@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::Api;
 use nix::mount::{MsFlags, mount};
+use node::patience;
 use serde_json::{Value, json};
 
 use super::environment::{self, Material};
@@ -41,7 +42,8 @@ pub async fn ensure(context: &Context, pod: &Pod, directory: &Path, volume: &Vol
     let path = directory.join("volumes").join(&volume.name);
     let fs_group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group);
     if let Some(host) = &volume.host_path {
-        return host_path(&host.path, host.type_.as_deref().unwrap_or_default());
+        let (path, kind) = (host.path.clone(), host.type_.clone().unwrap_or_default());
+        return patience::ask(host.path.as_str(), move || host_path(&path, &kind)).await?;
     }
     std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
     if let Some(empty) = &volume.empty_dir {
@@ -93,6 +95,7 @@ fn memory(path: &Path, size: Option<i64>) -> Result<()> {
         .map_err(|e| Error::io("mount", path)(e.into()))
 }
 
+/// Blocking, for as long as the file system likes.
 fn host_path(path: &str, kind: &str) -> Result<PathBuf> {
     let path = PathBuf::from(path);
     if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {

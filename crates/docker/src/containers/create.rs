@@ -121,7 +121,12 @@ async fn check_sources(docker: &Docker, request: &CreateRequest) -> Result<()> {
         let member = |name: &str| mount.get(name).and_then(serde_json::Value::as_str).unwrap_or("");
         let makes_it =
             mount.pointer("/BindOptions/CreateMountpoint").and_then(serde_json::Value::as_bool) == Some(true);
-        if member("Type") == "bind" && !makes_it && tokio::fs::symlink_metadata(member("Source")).await.is_err() {
+        if member("Type") != "bind" || makes_it {
+            continue;
+        }
+        let source = member("Source").to_owned();
+        let found = node::patience::ask(source.clone(), move || std::fs::symlink_metadata(&source)).await;
+        if found.map_err(node::Error::from)?.is_err() {
             return Err(Error::Invalid(format!(
                 "invalid mount config for type \"bind\": bind source path does not exist: {}",
                 member("Source")

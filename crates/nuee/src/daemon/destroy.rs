@@ -17,17 +17,22 @@ const UNMOUNT_ROUNDS: usize = 8;
 pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
     let held = instance.lock()?;
     let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    threads.block_on(async {
+    let stuck = threads.block_on(async {
+        let mut stuck = Vec::new();
         let runtime = hands::open_runtime(instance)?;
         for container in runtime.list().await.context("cannot list the containers")? {
-            runtime.delete(&container.id).await.with_context(|| format!("cannot remove container {}", container.id))?;
+            // One that does not end keeps nothing else.
+            if let Err(error) = runtime.delete(&container.id).await {
+                stuck.push(format!("{} ({error})", container.id));
+            }
         }
         for guest in fs::read_dir(instance.path("run/guests")).into_iter().flatten().flatten() {
             hypervisor::qemu::driver::kill(&guest.path()).await.context("cannot end a guest")?;
             fs::remove_dir_all(guest.path()).with_context(|| format!("cannot remove {}", guest.path().display()))?;
         }
         let fabric = hands::open_fabric(instance, config).await?;
-        fabric.destroy_all().await.context("cannot remove the network")
+        fabric.destroy_all().await.context("cannot remove the network")?;
+        anyhow::Ok(stuck)
     })?;
     let directory = fs::canonicalize(instance.directory()).context("cannot resolve the data directory")?;
     unmount_below(&directory)?;
@@ -40,6 +45,7 @@ pub fn destroy_workloads(instance: &Instance, config: &Config) -> Result<()> {
         }
     }
     drop(held);
+    anyhow::ensure!(stuck.is_empty(), "cannot remove all of the containers {}", stuck.join(", "));
     Ok(())
 }
 

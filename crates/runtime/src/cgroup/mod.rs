@@ -17,7 +17,7 @@ pub use limits::Limits;
 use crate::{Error, Result};
 
 /// How long freezing or emptying a group may take before it counts as stuck.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks at a group that is settling.
 const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 /// Name of the v2 mount of a hybrid machine among the v1 ones.
@@ -264,8 +264,12 @@ impl Cgroup {
     ///
     /// Errors: `Timeout` when something cannot be killed (stuck in the kernel).
     pub fn kill_all(&self) -> Result<()> {
+        self.kill_all_until(Instant::now() + SETTLE_TIMEOUT)
+    }
+
+    /// The same, with this much patience.
+    pub(crate) fn kill_all_until(&self, deadline: Instant) -> Result<()> {
         let Some(directory) = self.any_directory() else { return Ok(()) };
-        let deadline = Instant::now() + SETTLE_TIMEOUT;
         let mut rounds = 0_u32;
         while !self.pids().is_empty() {
             if let Hierarchies::V2(_) = self.hierarchies {

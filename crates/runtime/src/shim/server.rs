@@ -8,8 +8,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, socketpair};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::detached;
 use crate::oci::{OciKind, OciRuntime};
@@ -27,6 +31,10 @@ const COMMAND_LINE_BYTES: usize = 512;
 /// Longest path of a shim's directory. Source: PATH_MAX.
 const PATH_MAX_BYTES: usize = 4096;
 
+/// How long the server may take for a fork, the first time with its start. It takes milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server that was killed may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stack of the thread that waits for the server to end.
 const WAIT_STACK_BYTES: usize = 64 << 10;
 
@@ -38,8 +46,16 @@ pub(crate) struct Forker {
     owner: PathBuf,
     /// A program that its shims run from a mount of its own.
     detached: Option<PathBuf>,
+    server: Mutex<Option<Server>>,
+}
+
+/// The server as the daemon has it.
+#[derive(Debug)]
+struct Server {
     /// Our end of the socket.
-    server: Mutex<Option<OwnedFd>>,
+    socket: OwnedFd,
+    /// Its process; kernels before 5.3 have no such descriptors.
+    process: Option<OwnedFd>,
 }
 
 impl Forker {
@@ -55,24 +71,48 @@ impl Forker {
     }
 
     fn try_fork(&self, directory: &Path) -> std::io::Result<(u32, OwnedFd)> {
-        let (output, input) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = server.as_ref()
-            && let Ok(pid) = ask(running, directory, &input)
-        {
-            return Ok((pid, output));
+        let (mut output, mut input) = pipe()?;
+        if let Some(running) = server.take() {
+            let error = match ask(&running.socket, directory, &input) {
+                Ok(pid) => {
+                    *server = Some(running);
+                    return Ok((pid, output));
+                }
+                Err(error) => error,
+            };
+            // It was killed, or hangs. A hung one that goes on would fork a second shim for the same directory.
+            if !running.kill() {
+                *server = Some(running);
+                return Err(error);
+            }
+            drop((running, input));
+            // Whoever has the other end is the shim that was asked for: then it is not known how it is.
+            if !is_let_go(&output) {
+                return Err(error);
+            }
+            (output, input) = pipe()?;
         }
-        // None yet, or it was killed: nothing of the request has happened.
-        *server = None;
         let fresh = self.start()?;
-        let pid = ask(&fresh, directory, &input)?;
-        *server = Some(fresh);
-        Ok((pid, output))
+        match ask(&fresh.socket, directory, &input) {
+            Ok(pid) => {
+                *server = Some(fresh);
+                Ok((pid, output))
+            }
+            Err(error) => {
+                fresh.kill();
+                Err(error)
+            }
+        }
     }
 
     /// Starts the server. It ends when our end of the socket is closed.
-    fn start(&self) -> std::io::Result<OwnedFd> {
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fn start(&self) -> std::io::Result<Server> {
+        let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, direction, Some(ANSWER_TIMEOUT))?;
+        }
         let mut child = Command::new(&self.program)
             .arg("shim")
             .arg(SERVE)
@@ -85,12 +125,31 @@ impl Forker {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
+        // Before somebody collects it: until then the number is its own.
+        let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let process = number.and_then(|number| pidfd_open(number, PidfdFlags::empty()).ok());
         // Collects it when it ends.
         std::thread::Builder::new().name("shim-server".into()).stack_size(WAIT_STACK_BYTES).spawn(move || {
             let _ = child.wait();
         })?;
-        Ok(ours)
+        Ok(Server { socket, process })
     }
+}
+
+impl Server {
+    /// Ends it, whatever it is at. False where that cannot be.
+    fn kill(&self) -> bool {
+        let Some(process) = &self.process else { return false };
+        // One that has ended is fine.
+        matches!(pidfd_send_signal(process, Signal::KILL), Ok(()) | Err(rustix::io::Errno::SRCH))
+    }
+}
+
+/// Whether nobody has the other end of a pipe any more, after a moment for who was killed to end.
+fn is_let_go(output: &OwnedFd) -> bool {
+    let patience = Timespec::try_from(END_TIMEOUT).ok();
+    let mut ends = [PollFd::new(output, PollFlags::empty())];
+    poll(&mut ends, patience.as_ref()).is_ok() && ends[0].revents().contains(PollFlags::HUP)
 }
 
 /// One request: a directory, and where its shim reports.

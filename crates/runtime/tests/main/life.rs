@@ -71,10 +71,42 @@ async fn shims_outlive_the_process_that_forked_them() {
     place.close().await;
 }
 
+/// A file of a container's shim.
+fn shim_file(place: &Place, id: &str, name: &str) -> std::path::PathBuf {
+    place.directory.path().join(format!("containers/{id}/shim/{name}"))
+}
+
 fn shim_pid(place: &Place, id: &str) -> u32 {
-    let path = place.directory.path().join(format!("containers/{id}/shim/state.json"));
+    let path = shim_file(place, id, "state.json");
     let state: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     u32::try_from(state["shim_pid"].as_u64().unwrap()).unwrap()
+}
+
+fn kill_shim(place: &Place, id: &str) {
+    let shim = shim_pid(place, id);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.cast_signed()), nix::sys::signal::SIGKILL).unwrap();
+    let begin = Instant::now();
+    // Gone, or a zombie, which has no command line.
+    while std::fs::read(format!("/proc/{shim}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        assert!(begin.elapsed() < crate::place::PATIENCE, "the shim does not end");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_server_of_shims_is_replaced_and_never_goes_on() {
+    let place = Place::new();
+    place.start("one", run(&["/bin/sleep", "1000"])).await;
+    let server = parent(shim_pid(&place, "one"));
+    let process = nix::unistd::Pid::from_raw(server.cast_signed());
+    nix::sys::signal::kill(process, nix::sys::signal::SIGSTOP).unwrap();
+    place.start("two", run(&["/bin/sleep", "1000"])).await;
+    assert_ne!(parent(shim_pid(&place, "two")), server);
+    let line = std::fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
+    assert!(line.is_empty(), "it has ended: one that is let go would fork a second shim");
+    place.start("three", run(&["/bin/sleep", "1000"])).await;
+    assert_eq!(parent(shim_pid(&place, "three")), parent(shim_pid(&place, "two")));
+    place.close().await;
 }
 
 fn parent(pid: u32) -> u32 {
@@ -124,6 +156,68 @@ async fn what_loses_its_shim_is_ended_and_reported() {
     assert_eq!(place.wait("one").await.code, 137);
     // Gone, or a zombie that the machine's init has not collected yet: that has no command line.
     assert_eq!(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(), b"");
+    place.close().await;
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_ended_keeps_no_other_from_being_found() {
+    let place = Place::new();
+    place.start("fine", run(&["/bin/sleep", "1000"])).await;
+    place.start("stuck", run(&["/bin/sleep", "1000"])).await;
+    kill_shim(&place, "stuck");
+    // In its group there is a process that no signal ends, as one that waits for a dead disk: here, one that is no process.
+    let config = shim_file(&place, "stuck", "shim.json");
+    let original = std::fs::read(&config).unwrap();
+    let mut changed: serde_json::Value = serde_json::from_slice(&original).unwrap();
+    let groups = place.directory.path().join("groups");
+    let group = groups.join(changed["cgroup"]["path"].as_str().unwrap().trim_start_matches('/'));
+    std::fs::create_dir_all(&group).unwrap();
+    std::fs::write(group.join("cgroup.procs"), format!("{}\n", i32::MAX)).unwrap();
+    changed["cgroup"]["hierarchies"] = serde_json::json!({"V2": groups});
+    std::fs::write(&config, changed.to_string()).unwrap();
+    let second = place.reopened();
+    let mut found = second.list().await.unwrap();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!((found[0].id.as_str(), found[0].status), ("fine", ContainerStatus::Running));
+    assert_eq!((found[1].id.as_str(), found[1].status), ("stuck", ContainerStatus::Stopped));
+    assert_eq!(found[1].exit.unwrap().code, 137);
+    assert!(matches!(second.delete("stuck").await, Err(Error::Timeout(_))), "whoever ends it hears why not");
+    std::fs::write(&config, original).unwrap();
+    second.delete("stuck").await.unwrap();
+    assert_eq!(second.list().await.unwrap().len(), 1);
+    place.close().await;
+}
+
+#[tokio::test]
+async fn files_that_lost_their_content_are_as_none() {
+    let place = Place::new();
+    // As after the machine had no power.
+    for (id, lost, content) in [
+        ("state", "state.json", ""),
+        ("cut", "state.json", "{\"shim_pid\":"),
+        ("exit", "exit.json", ""),
+        ("config", "shim.json", ""),
+    ] {
+        place.start(id, run(&["/bin/sleep", "1000"])).await;
+        kill_shim(&place, id);
+        std::fs::write(shim_file(&place, id, lost), content).unwrap();
+        // What was being created is waited for a while.
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(3_600);
+        let config = std::fs::File::options().write(true).open(shim_file(&place, id, "shim.json")).unwrap();
+        config.set_modified(long_ago).unwrap();
+    }
+    let second = place.reopened();
+    let found = second.list().await.unwrap();
+    assert_eq!(found.len(), 4, "{found:?}");
+    for state in found {
+        assert_eq!(
+            (state.status, state.exit.map(|exit| exit.code)),
+            (ContainerStatus::Stopped, Some(137)),
+            "{state:?}"
+        );
+        assert_eq!(second.wait(&state.id).await.unwrap().code, 137);
+        second.delete(&state.id).await.unwrap();
+    }
     place.close().await;
 }
 

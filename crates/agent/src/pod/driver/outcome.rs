@@ -1,17 +1,18 @@
 //! What the outcomes of starts, runs, probes and hooks mean for a pod's records.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use runtime::ExitRecord;
 
-use super::{CONFIG_RETRY, Driver, Input, LAST_WORDS, PULL_BACKOFF};
+use super::{CONFIG_RETRY, Driver, Input, LAST_WORDS_BYTES, PULL_BACKOFF};
 use crate::events::Kind;
+use crate::excerpt;
 use crate::pod::decide::{self, Class, Life, Restart};
 use crate::pod::model::{Ended, Waiting};
 use crate::pod::probe;
-use crate::pod::start::{self, Failure, Started};
+use crate::pod::start::{Failure, Started};
 
 impl Driver {
     pub(super) fn started(&mut self, index: usize, id: String, result: Result<Started, Failure>) {
@@ -93,7 +94,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn exited(&mut self, index: usize, exit: ExitRecord) {
+    pub(super) fn exited(&mut self, index: usize, exit: ExitRecord, words: String) {
         let record = &self.records[index];
         let reason = match (exit.out_of_memory, exit.code) {
             (true, _) => "OOMKilled",
@@ -103,28 +104,12 @@ impl Driver {
         let ended = Ended {
             code: exit.code,
             reason: reason.into(),
-            message: self.last_words(index, exit.code),
+            message: words,
             started_at: record.started_at,
             finished_at: Timestamp::from_nanosecond(exit.finished_at_ns.into()).ok(),
             container_id: record.container_id.clone(),
         };
         self.run_ended(index, ended);
-    }
-
-    /// The file in which a container left its last words, or the end of its log.
-    pub(super) fn last_words(&self, index: usize, code: i32) -> String {
-        let id = &self.records[index].container_id;
-        let read = |path: PathBuf| {
-            let bytes = std::fs::read(path).unwrap_or_default();
-            String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_WORDS)..]).into_owned()
-        };
-        let words = read(start::termination_file(&self.context, id));
-        let from_log = self.containers[index].termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-        if words.is_empty() && from_log && code != 0 {
-            let log = read(self.context.container_dir(id).join(crate::container::start::LOG_FILE));
-            return log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect::<Vec<_>>().join("\n");
-        }
-        words
     }
 
     pub(super) fn run_ended(&mut self, index: usize, ended: Ended) {
@@ -208,5 +193,39 @@ impl Driver {
                 self.stop(index, self.grace(), format!("FailedPostStartHook: container {}", self.records[index].name));
             }
         }
+    }
+}
+
+/// What a container left in the file for its last words; when there is nothing, the end of its log where that is wanted. Blocking:
+/// the container can make the file as large as it likes.
+pub(super) fn last_words(file: &Path, log: Option<&Path>) -> String {
+    let read = |path: &Path| {
+        let bytes = excerpt::end(path, LAST_WORDS_BYTES).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let words = read(file);
+    let Some(log) = log.filter(|_| words.is_empty()) else { return words };
+    read(log).lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_end_of_a_file_that_may_be_larger_than_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, log) = (directory.path().join("words"), directory.path().join("log"));
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F it broke\n").unwrap();
+        let mut file = std::fs::File::create(&path).unwrap();
+        assert_eq!(last_words(&path, None), "");
+        assert_eq!(last_words(&path, Some(&log)), "it broke");
+        file.set_len(1 << 40).unwrap();
+        file.seek(SeekFrom::End(0)).unwrap();
+        file.write_all(b"good bye").unwrap();
+        let words = last_words(&path, Some(&log));
+        assert_eq!((words.len(), words.trim_start_matches('\0')), (4_096, "good bye"));
     }
 }
