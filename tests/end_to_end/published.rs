@@ -18,6 +18,24 @@ const ASK: &str = "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK
                    for _ in range(60):\n  try:\n    s.sendto(b'ping', ('::1', 5353))\n    print(s.recv(100).decode())\n    break\n  \
                    except OSError: pass\n";
 
+/// A port without groups, and a group that lets nobody ask for a page.
+const GUARDED: &str = r#"
+apiVersion: nuee.dev/v1
+kind: Network
+metadata: {name: net}
+spec: {name: net, subnet: 10.97.0.0/24}
+---
+apiVersion: nuee.dev/v1
+kind: SecurityGroup
+metadata: {name: shut}
+spec: {rules: [{protocol: tcp, portRangeMin: 22}]}
+---
+apiVersion: nuee.dev/v1
+kind: Port
+metadata: {name: front}
+spec: {network: net}
+"#;
+
 /// A process that has an IPv6 port of the machine.
 struct Holder(std::process::Child);
 
@@ -139,5 +157,35 @@ fn addresses_ranges_datagrams_and_machines_without_ipv6_are_as_with_dockerd() ->
     run(&nuee, "old", &["-p", "8084:80", "-p", "[::]:8085:80", "web:test"])?;
     assert_eq!(ports(&nuee, "old")?, "80/tcp -> 0.0.0.0:8084\n");
     assert_eq!(nuee.fetch("http://127.0.0.1:8084/")?, PAGE);
+    nuee.finish()
+}
+
+#[test]
+fn nothing_leads_past_security_groups_that_come_to_a_container_that_runs() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.apply(GUARDED)?.success()?;
+    let patch = |groups: &str| {
+        let change = format!("{{\"spec\": {{\"securityGroups\": [{groups}]}}}}");
+        nuee.kubectl(&["patch", "port", "front", "--type=merge", "-p", &change])?.success().map(drop)
+    };
+    let six = "http://[::1]:8080/";
+    run(&nuee, "web", &["--network", "net", "--label", "nuee.dev/port=front", "-p", "8080:80", "web:test"])?;
+    assert_eq!(nuee.fetch(six)?, PAGE);
+    patch("\"shut\"")?;
+    nuee.eventually("nobody carries", || Ok(refused(&nuee, six).is_ok()))?;
+    let four = "80/tcp -> 0.0.0.0:8080\n";
+    nuee.eventually("it is told so", || Ok(ports(&nuee, "web")? == four))?;
+    nuee.kill_daemon()?;
+    nuee.up()?;
+    nuee.docker(&["restart", "-t", "0", "web"])?.success()?;
+    refused(&nuee, six)?;
+    assert_eq!(ports(&nuee, "web")?, four);
+    // Without groups again it is carried from the next start on.
+    patch("")?;
+    nuee.eventually("it is carried from the next start on", || {
+        nuee.docker(&["restart", "-t", "0", "web"])?.success()?;
+        Ok(ports(&nuee, "web")? == format!("{four}80/tcp -> [::]:8080\n"))
+    })?;
+    assert_eq!(nuee.fetch(six)?, PAGE);
     nuee.finish()
 }

@@ -1,9 +1,10 @@
 //! The daemon dies; workloads do not.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -138,8 +139,12 @@ fn a_container_that_is_to_be_removed_is_when_the_daemon_is_killed_in_a_start_tha
 #[test]
 fn a_container_that_is_made_anew_starts_though_the_shim_of_the_one_before_hangs() -> Result<()> {
     let nuee = with_images()?;
-    let run = ["run", "-d", "busybox:test", "sh", "-c", "echo the first; sleep 6000"];
+    let run = ["run", "-d", "-p", "8080:80", "busybox:test", "sh", "-c", "echo the first; sleep 6000"];
     let id = nuee.docker(&run)?.success()?.text().to_owned();
+    let inspect = ["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &id];
+    let address = nuee.docker(&inspect)?.success()?.text().to_owned();
+    let address = nuee.data().join("network/addresses/default").join(address);
+    assert!(address.exists(), "{}", address.display());
     let object = || -> Result<Value> {
         Ok(serde_json::from_str(&nuee.kubectl(&["get", "containers", &id, "-o", "json"])?.success()?.stdout)?)
     };
@@ -168,12 +173,99 @@ fn a_container_that_is_made_anew_starts_though_the_shim_of_the_one_before_hangs(
     let uid = object()?["metadata"]["uid"].clone();
     assert_ne!(uid, first["metadata"]["uid"]);
     nuee.eventually("the second one runs, and the hung shim is gone", || {
+        // What the shim carries leads to the address of the first one.
+        let is_free = !address.exists();
+        ensure!(!is_free || !shims(&nuee, &id).contains(&hung[0]), "the address is free before the shim is gone");
         let found = object()?;
         assert_eq!(found["metadata"]["uid"], uid);
         Ok(found["status"]["state"] == "running" && !shims(&nuee, &id).contains(&hung[0]))
     })?;
     nuee.eventually("it has its own log", || Ok(nuee.docker(&["logs", &id])?.stdout == "the second\n"))?;
     nuee.docker(&["rm", "-f", &id])?.success()?;
+    nuee.finish()
+}
+
+#[test]
+fn a_network_that_a_container_was_to_leave_when_the_daemon_was_killed_is_left_by_the_next() -> Result<()> {
+    let nuee = with_images()?;
+    let id = nuee.docker(&["run", "-d", "-p", "8080:80", "web:test"])?.success()?.text().to_owned();
+    // The shim, which carries, does not say that it has stopped.
+    let hung = shims(&nuee, &id);
+    assert_eq!(hung.len(), 1);
+    let signal = |signal: Signal| kill(Pid::from_raw(hung[0]), signal);
+    signal(Signal::SIGSTOP)?;
+    let mut client = nuee.docker_command(&["network", "disconnect", "bridge", &id]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mode = ["get", "containers", &id, "-o", "jsonpath={.spec.networkMode}"];
+    nuee.eventually("it is to leave", || Ok(nuee.kubectl(&mode)?.success()?.text() == "none"))?;
+    nuee.kill_daemon()?;
+    assert!(!client.wait()?.success());
+    signal(Signal::SIGCONT)?;
+    nuee.up()?;
+    nuee.eventually("it has left", || {
+        let refused = nuee.run("curl", &["-sg", "-m", "20", "http://[::1]:8080/"])?.status == 7;
+        Ok(refused && nuee.docker(&["port", &id])?.success()?.stdout.is_empty())
+    })?;
+    assert_eq!(shims(&nuee, &id), hung);
+    nuee.finish()
+}
+
+/// A service that leads somewhere.
+const LATE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: late}\nspec: {ports: [{port: 80}]}\n---\n\
+    apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+    metadata: {name: late-by-hand, labels: {kubernetes.io/service-name: late}}\naddressType: IPv4\nports: [{port: 80}]\n\
+    endpoints: [{addresses: [10.88.0.2]}]\n";
+/// Stops itself, in place of nft, as long as a file is there.
+const FROZEN_NFT: &str = "#!/bin/sh\n[ -e FILES/freeze ] && kill -STOP $$\nexec NFT \"$@\"\n";
+
+#[test]
+fn a_daemon_whose_nft_freezes_answers_and_goes_on_afterwards() -> Result<()> {
+    let nuee = with_images()?;
+    nuee.nuee(&["down"])?.success()?;
+    let nft = nuee.run("sh", &["-c", "command -v nft"])?.success()?;
+    let (bin, freeze) = (nuee.files().join("bin"), nuee.files().join("freeze"));
+    std::fs::create_dir(&bin)?;
+    let script = FROZEN_NFT.replace("FILES", &nuee.files().display().to_string()).replace("NFT", nft.text());
+    std::fs::write(bin.join("nft"), script)?;
+    std::fs::set_permissions(bin.join("nft"), std::fs::Permissions::from_mode(0o755))?;
+    let mut up = nuee.space().command(env!("CARGO_BIN_EXE_nuee"));
+    up.args(["up", "--detach", "--data-dir"]).arg(nuee.data());
+    up.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH")?));
+    testkit::Output::of(up)?.success()?;
+    let ids = ["8080:80", "8081:80", "8082:80"]
+        .iter()
+        .map(|port| Ok(nuee.docker(&["run", "-d", "-p", port, "web:test"])?.success()?.text().to_owned()));
+    let ids = ids.collect::<Result<Vec<_>>>()?;
+
+    std::fs::write(&freeze, "")?;
+    nuee.apply(LATE)?.success()?;
+    let frozen = || {
+        let all = testkit::processes(&bin.join("nft").display().to_string()).into_iter();
+        let is_stopped =
+            |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "));
+        all.filter(|(pid, _)| is_stopped(*pid)).count()
+    };
+    nuee.eventually("nft is frozen", || Ok(frozen() > 0))?;
+    // Each of them looks at its ports, as often as something changes.
+    for (round, id) in ids.iter().cycle().take(2 * ids.len()).enumerate() {
+        let label = format!("round={round}");
+        nuee.kubectl(&["label", "--overwrite", "--request-timeout=60s", "containers", id, &label])?.success()?;
+    }
+    let socket = nuee.data().join("docker.sock").display().to_string();
+    let ask = ["--silent", "--max-time", "60", "--unix-socket", &socket, "http://docker/containers/json"];
+    assert_eq!(nuee.run("curl", &ask)?.success()?.text().matches("\"Id\"").count(), 3);
+    nuee.eventually("it is given up", || {
+        let log = std::fs::read_to_string(nuee.data().join("nuee.log"))?;
+        Ok(log.contains("nft: it did not end within 30 s, and was killed"))
+    })?;
+    std::fs::remove_file(&freeze)?;
+    let address = ["get", "service", "late", "-o", "jsonpath={.spec.clusterIP}"];
+    let address = nuee.kubectl(&address)?.success()?.text().to_owned();
+    nuee.eventually("what it was about is done", || {
+        Ok(nuee.run("nft", &["list", "ruleset"])?.stdout.contains(&address))
+    })?;
+    assert_eq!(frozen(), 0);
+    nuee.docker(&[&["rm", "-f"][..], &ids.iter().map(String::as_str).collect::<Vec<_>>()].concat())?.success()?;
     nuee.finish()
 }
 

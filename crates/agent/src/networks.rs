@@ -270,11 +270,11 @@ impl Networks {
             return Ok(known.network.clone());
         }
         let found = self.look(client, directory, key, known.as_ref()).await;
-        // What has users stays as it is, whatever troubles those have who are to change it: whoever restarts there finds it.
-        found.or_else(|refusal| {
-            let used = known.filter(|known| self.is_used(&known.network.id));
-            used.map(|known| known.network).ok_or(refusal)
-        })
+        match (found, known) {
+            // What has users stays as it is, whatever troubles those have who are to change it: whoever restarts there finds it.
+            (Err(_), Some(known)) if self.is_used(&known.network.id).await => Ok(known.network),
+            (found, _) => found,
+        }
     }
 
     /// A network that is not there yet, or that a `Subnet` may still change.
@@ -323,8 +323,8 @@ impl Networks {
     }
 
     /// Whether somebody here has an address of a network.
-    fn is_used(&self, id: &str) -> bool {
-        let inventory = self.fabric.list();
+    async fn is_used(&self, id: &str) -> bool {
+        let inventory = self.fabric.list().await.unwrap_or_default();
         inventory.attachments.iter().any(|one| one.network == id)
             || inventory.reservations.iter().any(|one| one.network == id)
     }
@@ -419,7 +419,9 @@ impl Networks {
                     }
                     Err(error) => {
                         let message = chain(&error);
-                        if let Some(there) = may_stay(object, self.fabric.list().networks, &error) {
+                        if let Some(there) =
+                            may_stay(object, self.fabric.list().await.unwrap_or_default().networks, &error)
+                        {
                             return Ok(self.adopt(client, directory, object, there, None, message).await);
                         }
                         let old = object.status.clone().unwrap_or_default();

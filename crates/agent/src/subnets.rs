@@ -121,7 +121,8 @@ pub async fn run(context: Arc<Context>) {
         if subnets.is_empty() && !networks.values().any(has_plan) {
             continue;
         }
-        let (used, eldest) = (Used::of(&context, routes), eldest(subnets));
+        let Ok(used) = Used::of(&context, routes).await else { continue };
+        let eldest = eldest(subnets);
         for (key, subnet) in subnets {
             let eldest = eldest.get(&(&*key.namespace, &*subnet.spec.network)).copied();
             if let Err(error) = settle(&context, key, subnet, eldest, networks, &used).await {
@@ -157,9 +158,9 @@ struct Used {
 }
 
 impl Used {
-    fn of(context: &Context, routes: &Routes) -> Self {
+    async fn of(context: &Context, routes: &Routes) -> Result<Self> {
         let (mut here, mut elsewhere) = (BTreeMap::new(), BTreeMap::new());
-        let inventory = context.fabric.list();
+        let inventory = context.fabric.list().await?;
         let note = |map: &mut BTreeMap<String, BTreeSet<Ipv4Addr>>, network: String, address| {
             map.entry(network).or_default().insert(address);
         };
@@ -170,7 +171,7 @@ impl Used {
             addresses.for_each(|address| note(&mut elsewhere, route.spec.network.clone(), address));
         }
         let networks = inventory.networks.into_iter().map(|network| (network.id.clone(), network)).collect();
-        Self { here, elsewhere, networks }
+        Ok(Self { here, elsewhere, networks })
     }
 
     fn all(&self, network: &str) -> BTreeSet<Ipv4Addr> {

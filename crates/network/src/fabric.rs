@@ -1,6 +1,7 @@
 //! [`Fabric`]: every operation on one machine's network. The work itself is short and blocking (netlink, small files), so
 //! each operation runs on a blocking thread; one lock orders all changes of state and of nftables, while the slower work
-//! on interfaces goes on outside of it.
+//! on interfaces goes on outside of it. Who holds the lock may wait for nft(8), as long as that is let: nothing asks for it on the
+//! caller's own thread.
 
 mod attachments;
 mod floating;
@@ -18,17 +19,25 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use crate::error::{Error, Result};
 use crate::subnet::Subnet;
 use crate::types::{
     AttachRequest, Attachment, CarriedPort, FabricOptions, Inventory, KernelSetting, Network, NetworkConfig,
-    PortMapping, ServiceRule, Target,
+    PortMapping, Publication, ServiceRule, Target,
 };
 use inner::Inner;
+
+/// How many operations have a thread at once; further ones wait for one. Most of them wait for the same lock, and the threads are all
+/// of the process'.
+const OPERATIONS_MAX: usize = 32;
 
 /// The network of one machine. Methods are idempotent, and safe to call at once from many tasks.
 pub struct Fabric {
     inner: Arc<Inner>,
+    /// One for each operation that may have a thread.
+    turns: Arc<Semaphore>,
     /// Ends the watch over our tables when the fabric is dropped.
     _monitor: monitor::Monitor,
 }
@@ -42,7 +51,7 @@ impl Fabric {
             let inner = Arc::new(Inner::open(options)?);
             let monitor = monitor::Monitor::start(&inner)?;
             inner.heal()?;
-            Ok(Arc::new(Fabric { inner, _monitor: monitor }))
+            Ok(Arc::new(Fabric { inner, turns: Arc::new(Semaphore::new(OPERATIONS_MAX)), _monitor: monitor }))
         });
         opened.await.unwrap_or(Err(Error::WorkerLost("opening the network")))
     }
@@ -53,7 +62,13 @@ impl Fabric {
         job: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || job(&inner)).await.unwrap_or(Err(Error::WorkerLost(what)))
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::WorkerLost(what))?;
+        let job = move || {
+            // Ends with the operation, also when nobody waits for that any more.
+            let _turn = turn;
+            job(&inner)
+        };
+        tokio::task::spawn_blocking(job).await.unwrap_or(Err(Error::WorkerLost(what)))
     }
 
     /// Makes a network, or brings back what is missing of it.
@@ -138,11 +153,24 @@ impl Fabric {
         self.run("published ports", move |inner| inner.publish(&owner, target, &ports)).await
     }
 
+    /// The published ports of an owner.
+    pub async fn publication(&self, owner: &str) -> Result<Option<Publication>> {
+        let owner = owner.to_owned();
+        self.run("published ports", move |inner| Ok(inner.core().ports.of(&owner).cloned())).await
+    }
+
     /// The sockets of an owner that lead from IPv6 to its IPv4 address ([`Target::carries6`]). Whoever carries has them open from then on; a
-    /// fabric that was opened again has none of those.
+    /// fabric that was opened again has none of those. None are given since the owner is under security groups: who asked before must ask
+    /// again once it carries, and stop then.
     pub async fn carried(&self, owner: &str) -> Result<Vec<CarriedPort>> {
         let owner = owner.to_owned();
-        self.run("published ports", move |inner| inner.core().ports.carried(&owner)).await
+        self.run("published ports", move |inner| inner.carried(&owner)).await
+    }
+
+    /// Notes that nobody carries for an owner any more: its ports are published on IPv4 alone until they are published anew.
+    pub async fn forget_carried(&self, owner: &str) -> Result<()> {
+        let owner = owner.to_owned();
+        self.run("published ports", move |inner| inner.core().ports.forget_carried(&owner)).await
     }
 
     /// Withdraws the published ports of an owner.
@@ -162,9 +190,9 @@ impl Fabric {
         self.run("a free subnet", |inner| inner.free_subnet(&inner.core())).await
     }
 
-    /// What there is.
-    pub fn list(&self) -> Inventory {
-        self.inner.list()
+    /// What there is, once the change that is on its way is done.
+    pub async fn list(&self) -> Result<Inventory> {
+        self.run("what there is", |inner| Ok(inner.list())).await
     }
 
     /// Frees everything (addresses, ports, namespaces) of owners that are not in the list. Returns who went.

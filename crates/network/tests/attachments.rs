@@ -81,7 +81,7 @@ fn attaching_again_detaching_and_garbage_collection() {
         assert_eq!(second.address, first.address);
         let gone = lab.fabric.collect_garbage(&HashSet::from(["world".to_owned(), "a".to_owned()])).await.unwrap();
         assert_eq!(gone, ["b"]);
-        let left = lab.fabric.list();
+        let left = lab.fabric.list().await.unwrap();
         assert!(left.attachments.is_empty() && left.publications.is_empty());
         assert_eq!(left.namespaces.len(), 2);
         assert_eq!(shell("ip -br link | grep -c nuv || true").trim(), "0");
@@ -157,7 +157,7 @@ fn many_come_and_go_at_once() {
         }
         assert_eq!(interfaces(), "20");
         assert_eq!(shell("nft list set bridge nuee ports | grep -c nuv").trim(), "20");
-        assert_eq!(fabric.list().attachments.len(), 20);
+        assert_eq!(fabric.list().await.unwrap().attachments.len(), 20);
         let gone = fabric.collect_garbage(&HashSet::from(["world".to_owned()])).await.unwrap();
         assert_eq!(gone.len(), 20);
         assert!(!shell("nft list ruleset").contains("nuv0") && !shell("ip -br link").contains("nuv"));

@@ -220,3 +220,40 @@ fn nothing_is_carried_to_where_rules_would_see_the_machine_speak() {
         assert_eq!(lab.fabric.carried("open").await.unwrap().len(), 1);
     });
 }
+
+#[test]
+fn nothing_is_carried_any_more_to_who_comes_under_security_groups() {
+    lab::run(|mut lab| async move {
+        let web = lab.workload("web", DEFAULT_NETWORK).await;
+        let target = network::Target { address: web.address, address6: None, carries6: true };
+        let any = PortMapping { host_address: None, ..mapping(LOCALHOST, 8083, 80) };
+        lab.fabric.publish("web", target, vec![any]).await.unwrap();
+        let carried = lab.fabric.carried("web").await.unwrap();
+        rustix::net::listen(&carried[0].socket, 1).unwrap();
+        drop(carried);
+        lab.fabric.guard("web", vec!["shut".into()]).await.unwrap();
+        assert!(lab.fabric.carried("web").await.unwrap().is_empty());
+        // Until it is told that nobody carries, also over a restart, it may be that somebody does.
+        lab.restart().await;
+        assert!(lab.fabric.carried("web").await.unwrap().is_empty());
+        let publication = async |lab: &lab::Lab| lab.fabric.list().await.unwrap().publications.remove(0);
+        assert!(publication(&lab).await.carried6);
+        lab.fabric.forget_carried("web").await.unwrap();
+        assert!(TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 8083)).is_ok());
+        lab.restart().await;
+        assert_eq!(
+            publication(&lab).await,
+            network::Publication {
+                owner: "web".into(),
+                target: web.address,
+                target6: None,
+                carried6: false,
+                ports: vec![any],
+            }
+        );
+        lab.fabric.guard("web", Vec::new()).await.unwrap();
+        lab.fabric.unpublish("web").await.unwrap();
+        lab.fabric.publish("web", target, vec![any]).await.unwrap();
+        assert_eq!(lab.fabric.carried("web").await.unwrap().len(), 1);
+    });
+}

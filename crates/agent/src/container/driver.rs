@@ -182,6 +182,7 @@ impl Driver {
                 }
                 self.join_names().await;
                 self.watch_run();
+                self.take_up_networks().await;
             }
             found if was_running => {
                 self.machine.phase = step::Phase::Running { since: self.context.now(), paused: false };

@@ -46,6 +46,11 @@ impl Handle {
         self.object.send_replace(object);
     }
 
+    /// Has the driver look once more whether all is as its object says.
+    pub fn look_again(&self) {
+        self.object.send_modify(|_| {});
+    }
+
     /// The newest object.
     pub fn object(&self) -> Option<Arc<Container>> {
         self.object.borrow().clone()

@@ -23,12 +23,12 @@ pub struct Linked {
 /// Looks up where the linked containers are now.
 ///
 /// Errors: one of them does not run.
-pub fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -> Result<Linked> {
+pub async fn resolve(context: &Context, namespace: &str, spec: &ContainerSpec) -> Result<Linked> {
     let mut linked = Linked::default();
     if spec.links.is_empty() {
         return Ok(linked);
     }
-    let attachments = context.fabric.list().attachments;
+    let attachments = context.fabric.list().await?.attachments;
     for link in &spec.links {
         let place = attachments.iter().find(|place| place.owner == link.container);
         let place = place.filter(|place| context.is_neighbour(namespace, &place.owner));

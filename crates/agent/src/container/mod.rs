@@ -92,6 +92,11 @@ pub async fn run(
     .await;
 }
 
+/// Tells the driver of a container that something of it has changed on this machine.
+pub fn look_again(context: &Context, id: &str) {
+    context.containers.lock().values().filter(|handle| handle.id == id).for_each(|handle| handle.look_again());
+}
+
 fn apply(context: &Arc<Context>, object: Container, found: &mut HashMap<String, ContainerState>) {
     if object.spec.node_name.as_deref() != Some(context.node_name.as_str()) {
         return;

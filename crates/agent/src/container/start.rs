@@ -1,6 +1,6 @@
 //! One start of a container: image, network, mounts, files, process. And the end of a run: everything of it is given back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,7 @@ pub async fn start(
         Some(directory) => shared_hostname(directory.join("hostname")).await,
         None => hostname(spec, id),
     };
-    let linked = links::resolve(context, namespace, spec)?;
+    let linked = links::resolve(context, namespace, spec).await?;
     let mut points = match &shared {
         Some(other) => ETC_FILES.map(|(name, target)| mounts::file(&other.join(name), target)).to_vec(),
         None => etc_files(spec, &hostname, &connected, &linked, &directory)?,
@@ -407,28 +407,43 @@ pub async fn publish(
     let address = place.ip.parse().map_err(|_| Error::Invalid(format!("{} is no address", place.ip)))?;
     let target = network::Target { address, address6: place.ipv6.parse().ok(), carries6: true };
     let ports = spec.ports.iter().map(to_fabric).collect::<Result<Vec<_>>>()?;
-    let published = context.fabric.publish(id, target, ports).await.map_err(|error| {
+    context.fabric.publish(id, target, ports).await.map_err(|error| {
         let short: String = id.chars().take(64).collect();
         Error::Invalid(format!(
             "driver failed programming external connectivity on endpoint {} ({short}): {error}",
             spec.name
         ))
     })?;
+    let published = context.fabric.publication(id).await?;
     // Of an address of both families, IPv6 is shown where it leads somewhere.
-    let carried: BTreeSet<_> = context.fabric.carried(id).await?.iter().map(|c| (c.host.port(), c.protocol)).collect();
-    let leads = |port: &network::PortMapping| carried.contains(&(port.host_port, port.protocol));
-    Ok(published.into_iter().flat_map(|port| from_fabric(port, target.address6.is_some() || leads(&port))).collect())
+    Ok(published.as_ref().map(told).unwrap_or_default())
+}
+
+/// What is told of ports that are published. Pure.
+pub fn told(publication: &network::Publication) -> Vec<PortMapping> {
+    let leads = |port: &network::PortMapping| {
+        publication.target6.is_some() || (publication.carried6 && port.protocol != network::Protocol::Sctp)
+    };
+    publication.ports.iter().flat_map(|port| from_fabric(*port, leads(port))).collect()
 }
 
 /// Has the shim carry what comes by IPv6, if the container has no address of it.
 pub async fn carry(context: &Context, id: &str) -> Result<()> {
     let ports = context.fabric.carried(id).await?;
+    if ports.is_empty() {
+        return Ok(());
+    }
     let ports = ports.into_iter().map(|port| runtime::PortToCarry {
         socket: port.socket,
         is_datagram: port.protocol == network::Protocol::Udp,
         target: port.target,
     });
-    Ok(context.runtime.carry(id, ports.collect()).await?)
+    context.runtime.carry(id, ports.collect()).await?;
+    // Security groups that came meanwhile found nobody who carries.
+    match context.fabric.carried(id).await?.is_empty() {
+        true => Ok(context.runtime.stop_carrying(id).await?),
+        false => Ok(()),
+    }
 }
 
 fn to_fabric(port: &PortMapping) -> Result<network::PortMapping> {
@@ -505,10 +520,11 @@ fn etc_files(
 /// collector.
 pub async fn end_run(context: &Context, id: &str) {
     let process = async {
-        let deleted = context.runtime.delete(id).await;
-        if let Err(error) = deleted {
+        if let Err(error) = context.runtime.delete(id).await {
             tracing::warn!(id, error = %crate::error::chain(&error), "cannot clear the process");
         }
+    };
+    let files = async {
         // The file system goes only after its last user.
         if let Err(error) = context.images.unmount(id).await {
             tracing::warn!(id, error = %crate::error::chain(&error), "cannot unmount the root file system");
@@ -518,7 +534,20 @@ pub async fn end_run(context: &Context, id: &str) {
         withdraw_memory(context, id).await;
         mounts::release(context, id).await;
     };
-    tokio::join!(process, leave_network(context, id));
+    // Who carries to its address ends with the process' shim, which may hang: until then the address must not be another's.
+    match context.fabric.publication(id).await.unwrap_or_default().is_some_and(|one| one.carried6) {
+        true => {
+            process.await;
+            tokio::join!(files, leave_network(context, id));
+        }
+        false => {
+            let all = async {
+                process.await;
+                files.await;
+            };
+            tokio::join!(all, leave_network(context, id));
+        }
+    }
 }
 
 /// Takes an owner off all networks.

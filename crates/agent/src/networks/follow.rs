@@ -46,7 +46,8 @@ impl Gone {
         }
         // Whoever read an object before it went may be about to make its network.
         let _making = context.networks.making.lock().await;
-        let left = context.fabric.list().networks.into_iter();
+        let Ok(found) = context.fabric.list().await else { return };
+        let left = found.networks.into_iter();
         let left: Vec<network::Network> = left.filter(|network| self.ids.contains(&network.id)).collect();
         self.ids.clear();
         for network in left {
@@ -94,7 +95,8 @@ pub async fn run(context: Arc<Context>) {
         };
         match event {
             Some(Event::Init) => {
-                gone.begin(context.fabric.list().networks.into_iter().map(|network| network.id));
+                let found = context.fabric.list().await.unwrap_or_default();
+                gone.begin(found.networks.into_iter().map(|network| network.id));
             }
             Some(Event::InitApply(object)) => {
                 gone.suspects.remove(object.metadata.uid.as_deref().unwrap_or_default());

@@ -78,7 +78,8 @@ pub async fn give(context: Arc<Context>) {
             continue;
         }
         open = false;
-        let mut kept = Kept::of(context.fabric.list().reservations, ports);
+        let Ok(found) = context.fabric.list().await else { continue };
+        let mut kept = Kept::of(found.reservations, ports);
         for (key, port) in ports {
             if let Err(error) = settle(&context, key, port, &users, &mut kept).await {
                 tracing::warn!(port = key.name, error = %chain(&error), "cannot settle a port");

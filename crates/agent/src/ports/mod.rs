@@ -9,7 +9,7 @@
 mod give;
 mod users;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use api::Port;
 use api::port::PortAttachment;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use kube::Api;
 use kube::runtime::watcher;
 use network::{AttachRequest, Attachment, Mac};
@@ -144,16 +145,29 @@ pub async fn run(context: Arc<Context>) {
     let config = watcher::Config::default().fields(&format!("status.nodeName={}", context.node_name));
     let mut states = std::pin::pin!(informer::states(api, config));
     let Some(mut known) = states.next().await else { return };
+    let (mut ending, mut ends) = (HashSet::new(), FuturesUnordered::new());
     loop {
         let mut failed = false;
-        let attachments = context.fabric.list().attachments.into_iter();
+        let Ok(found) = context.fabric.list().await else { return };
+        let attachments = found.attachments.into_iter();
         let on: HashMap<String, String> = attachments.filter_map(|one| Some((one.port?, one.owner))).collect();
         for (key, port) in &known {
             let Some(owner) = guarded(port, &on) else { continue };
             let groups = security::ids(&key.namespace, &port.spec.security_groups);
+            // Groups that change meanwhile would let others carry again, and nobody would know which of them has ended.
+            if ending.contains(owner) {
+                continue;
+            }
+            let is_guarded = !groups.is_empty();
             if let Err(error) = context.fabric.guard(owner, groups).await {
                 tracing::warn!(port = key.name, error = %chain(&error), "cannot guard a port");
                 failed = true;
+            }
+            // A shim that hangs holds up no other port.
+            let publication = context.fabric.publication(owner).await.unwrap_or_default();
+            if is_guarded && publication.is_some_and(|one| one.carried6) {
+                ending.insert(owner.clone());
+                ends.push(end_carrying(context.clone(), owner.clone()));
             }
         }
         tokio::select! {
@@ -161,9 +175,28 @@ pub async fn run(context: Arc<Context>) {
                 Some(next) => known = next,
                 None => return,
             },
+            Some(owner) = ends.next() => drop(ending.remove(&owner)),
             () = tokio::time::sleep(LOOK_AGAIN), if failed => {}
         }
     }
+}
+
+/// Has what is carried to an owner end, which is under security groups by now: the machine speaks there in the clients' place, and would
+/// pass them by. Gives the owner; as long as it has not ended, the caller tries again.
+async fn end_carrying(context: Arc<Context>, owner: String) -> String {
+    let ended = async {
+        // Who was about to carry looks again, once it does, whether it still may (`container::start::carry`).
+        context.runtime.stop_carrying(&owner).await?;
+        Ok::<_, Error>(context.fabric.forget_carried(&owner).await?)
+    };
+    match ended.await {
+        Ok(()) => container::look_again(&context, &owner),
+        Err(error) => {
+            tracing::warn!(id = owner, error = %chain(&error), "ports still lead past security groups");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    owner
 }
 
 /// Who is under a port's groups: the workload that it is given to, once it is there. One that is to be on it from its next start on has

@@ -8,7 +8,7 @@ use crate::kernel::conntrack::{self, Frontends};
 use crate::nft::elements::Batch;
 use crate::nft::services::Tables;
 use crate::nft::{process, ruleset};
-use crate::types::{Attachment, Network, PortMapping, Protocol, Publication, ServiceRule, Target};
+use crate::types::{Attachment, CarriedPort, Network, PortMapping, Protocol, Publication, ServiceRule, Target};
 
 impl Inner {
     pub(super) fn publish(&self, owner: &str, target: Target, ports: &[PortMapping]) -> Result<Vec<PortMapping>> {
@@ -39,6 +39,15 @@ impl Inner {
         self.apply(&mut core, &batch)?;
         drop(core);
         forget_datagrams(&gone)
+    }
+
+    pub(super) fn carried(&self, owner: &str) -> Result<Vec<CarriedPort>> {
+        let core = self.core();
+        let target = core.ports.of(owner).map(|one| one.target);
+        match target.filter(|target| may_be_carried(&core, Target::from(*target))) {
+            Some(_) => core.ports.carried(owner),
+            None => Ok(Vec::new()),
+        }
     }
 
     pub(super) fn sync_services(&self, rules: &[ServiceRule]) -> Result<()> {

@@ -214,6 +214,23 @@ impl PortBook {
         held.carried().map(given).collect()
     }
 
+    /// Lets go of an owner's sockets that somebody carried from. Those may listen, so they hold nothing that is to be refused.
+    pub(crate) fn forget_carried(&mut self, owner: &str) -> Result<()> {
+        let Some(held) = self.publications.get_mut(owner).filter(|held| held.publication.carried6) else {
+            return Ok(());
+        };
+        let publication = Publication { carried6: false, ..held.publication.clone() };
+        files::replace(&self.directory.join(owner), &publication)?;
+        held.publication = publication;
+        held.sockets.retain(|socket| socket.host.is_ipv4());
+        Ok(())
+    }
+
+    /// The publication of an owner.
+    pub(crate) fn of(&self, owner: &str) -> Option<&Publication> {
+        self.publications.get(owner).map(|held| &held.publication)
+    }
+
     /// All publications.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Publication> {
         self.publications.values().map(|h| &h.publication)

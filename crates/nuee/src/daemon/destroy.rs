@@ -65,16 +65,21 @@ fn unmount_below(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where something is mounted in this process' namespace.
-pub(super) fn mounts() -> Result<Vec<PathBuf>> {
+/// The mounts of this thread's namespace, as the kernel lists them. `Source:` proc_pid_mountinfo(5).
+pub(super) fn mount_table() -> Result<String> {
     // Names need not be text: the kernel escapes a few letters only.
-    let table = fs::read("/proc/self/mountinfo").context("cannot read the mounts")?;
-    let points = String::from_utf8_lossy(&table);
+    let table = fs::read("/proc/thread-self/mountinfo").context("cannot read the mounts")?;
+    Ok(String::from_utf8_lossy(&table).into_owned())
+}
+
+/// Where something is mounted there.
+pub(super) fn mounts() -> Result<Vec<PathBuf>> {
+    let points = mount_table()?;
     Ok(points.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescape(path))).collect())
 }
 
 /// Undoes the kernel's octal escapes. `Source:` proc_pid_mountinfo(5).
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     ["\\040", "\\011", "\\012", "\\134"]
         .iter()
         .zip([" ", "\t", "\n", "\\"])

@@ -2,17 +2,40 @@
 
 use std::time::Duration;
 
-use api::container::NetworkEndpoint;
+use api::container::{NetworkEndpoint, PortMapping};
 use tokio::time::Instant;
 
 use super::Driver;
 use crate::container::{start, step};
 use crate::context::Key;
-use crate::error::{Result, chain};
+use crate::error::{Error, Result, chain};
 use crate::ports::{self, Held};
 
 /// Pause before the network of a port that is not the container's own yet is tried again.
 const NETWORKS_RETRY: Duration = Duration::from_secs(2);
+
+/// What is to be done about the published ports of a container that runs.
+#[derive(Debug, PartialEq, Eq)]
+enum Ports {
+    /// Nothing: they are as they are told.
+    Told,
+    /// They are to be told so.
+    Untold(Vec<PortMapping>),
+    /// They are to be published, again where they are without anybody having been told.
+    Unpublished,
+}
+
+/// Compares what is published with what is told of it. Pure.
+fn judge(wants_ports: bool, publication: Option<&network::Publication>, told: &[PortMapping]) -> Ports {
+    match publication {
+        _ if !wants_ports => Ports::Told,
+        Some(one) if one.ports.is_empty() == told.is_empty() => match start::told(one) {
+            ports if ports == told => Ports::Told,
+            ports => Ports::Untold(ports),
+        },
+        _ => Ports::Unpublished,
+    }
+}
 
 impl Driver {
     /// After a restart of the daemon the name server must learn the names again.
@@ -41,8 +64,15 @@ impl Driver {
             return;
         }
         let (new, gone) = start::network_changes(&self.object.spec, &self.status.networks);
-        if new.is_empty() && gone.is_empty() && (self.object.spec.ports.is_empty() || self.publication().is_some()) {
-            return;
+        if new.is_empty() && gone.is_empty() {
+            match self.ports().await {
+                Ports::Told => return,
+                Ports::Untold(ports) => {
+                    self.status.ports = ports;
+                    return self.report().await;
+                }
+                Ports::Unpublished => {}
+            }
         }
         let netns = start::netns_path(&self.context, &self.id);
         for name in gone {
@@ -66,43 +96,67 @@ impl Driver {
             .await
             {
                 Ok((place, _)) => drop(self.status.networks.insert(name, place)),
-                Err(error) => tracing::warn!(id = self.id, error = %chain(&error), "cannot join a network"),
+                Err(error) => {
+                    tracing::warn!(id = self.id, error = %chain(&error), "cannot join a network");
+                    if matches!(error, Error::NotYet(_) | Error::Api { .. }) {
+                        self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                    }
+                }
             }
         }
         self.publish_again().await;
         self.report().await;
     }
 
+    /// Takes up again what an earlier daemon did not get to: networks to join and to leave, ports to publish, to carry and to tell of.
+    pub(super) async fn take_up_networks(&mut self) {
+        // Of ports that are carried already, the fabric has no sockets.
+        if let Err(error) = start::carry(&self.context, &self.id).await {
+            tracing::warn!(id = self.id, error = %chain(&error), "cannot have the ports carried");
+            // As good as not published.
+            self.status.ports.clear();
+        }
+        self.networks_retry = Some(Instant::now());
+    }
+
     /// Its ports as they are published, whatever is told of them.
-    fn publication(&self) -> Option<network::Publication> {
-        self.context.fabric.list().publications.into_iter().find(|one| one.owner == self.id)
+    async fn publication(&self) -> Result<Option<network::Publication>> {
+        Ok(self.context.fabric.publication(&self.id).await?)
+    }
+
+    async fn ports(&self) -> Ports {
+        // Without an answer there is no process for long.
+        let publication = self.publication().await.unwrap_or_default();
+        judge(!self.object.spec.ports.is_empty(), publication.as_ref(), &self.status.ports)
     }
 
     /// Publishes ports that were withdrawn with a network on the first one that there is now. What cannot be now is tried again.
     async fn publish_again(&mut self) {
-        let is_published = self.publication().is_some();
-        if self.object.spec.ports.is_empty() || (is_published && !self.status.ports.is_empty()) {
-            return;
+        match self.ports().await {
+            Ports::Told => return,
+            Ports::Untold(ports) => return self.status.ports = ports,
+            Ports::Unpublished => {}
         }
         let wanted = start::wanted_networks(&self.object.spec);
         let found = wanted.iter().find_map(|(name, _)| self.status.networks.get(name)).cloned();
         let Some(place) = found else { return self.status.ports.clear() };
-        // Published and not told, before the daemon was ended: the shim has the sockets, which would be in the way.
-        let mut outcome = if is_published { self.withdraw_ports().await } else { Ok(()) };
-        if outcome.is_ok() {
-            outcome = match start::publish(&self.context, &self.id, &place, &self.object.spec).await {
-                Ok(ports) => {
-                    self.status.ports = ports;
-                    start::carry(&self.context, &self.id).await
+        let published = async {
+            // Published and not told, before the daemon was ended: the shim may have the sockets, which would be in the way.
+            self.withdraw_ports().await?;
+            let ports = start::publish(&self.context, &self.id, &place, &self.object.spec).await?;
+            start::carry(&self.context, &self.id).await?;
+            Ok::<_, Error>(ports)
+        };
+        match published.await {
+            Ok(ports) => self.status.ports = ports,
+            Err(error) => {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot publish the ports again yet");
+                // Until they lead to it they are not told, by which the next try knows.
+                self.status.ports.clear();
+                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                if let Err(error) = self.withdraw_ports().await {
+                    tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports");
                 }
-                Err(error) => Err(error),
-            };
-        }
-        if let Err(error) = outcome {
-            tracing::warn!(id = self.id, error = %chain(&error), "cannot publish the ports again yet");
-            self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
-            if let Err(error) = self.withdraw_ports().await {
-                tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports");
             }
         }
     }
@@ -110,29 +164,29 @@ impl Driver {
     /// Nothing leads to the container from the machine any more.
     ///
     /// Errors: its shim still carries; then all stays published.
-    async fn withdraw_ports(&mut self) -> Result<()> {
+    async fn withdraw_ports(&self) -> Result<()> {
         // A shim of an older release does not know the request, and carries nothing.
-        if self.publication().is_some_and(|one| one.carried6) {
+        if self.publication().await?.is_some_and(|one| one.carried6) {
             self.context.runtime.stop_carrying(&self.id).await?;
         }
-        self.context.fabric.unpublish(&self.id).await?;
-        self.status.ports.clear();
-        Ok(())
+        Ok(self.context.fabric.unpublish(&self.id).await?)
     }
 
     /// Takes the container off a network, whose object may be gone or another by now. What cannot be now is tried again, and is told until
     /// then: the container has its address and access.
     async fn leave_network(&mut self, name: &str) {
-        let attachments = self.context.fabric.list().attachments;
+        let Ok(inventory) = self.context.fabric.list().await else { return };
+        let (attachments, mut publications) = (inventory.attachments, inventory.publications.into_iter());
         let place = self.status.networks.get(name).cloned();
         // Before the address is free for others.
         let target = place.as_ref().and_then(|place| place.ip.parse::<std::net::Ipv4Addr>().ok());
-        if self.publication().is_some_and(|one| Some(one.target) == target)
-            && let Err(error) = self.withdraw_ports().await
-        {
-            tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
-            self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
-            return;
+        if publications.any(|one| one.owner == self.id && Some(one.target) == target) {
+            if let Err(error) = self.withdraw_ports().await {
+                tracing::warn!(id = self.id, error = %chain(&error), "cannot withdraw the ports of a network yet");
+                self.networks_retry = Some(Instant::now() + NETWORKS_RETRY);
+                return;
+            }
+            self.status.ports.clear();
         }
         if let Some(network) = place.as_ref().and_then(|place| start::network_behind(&attachments, &self.id, &place.ip))
         {
@@ -172,5 +226,43 @@ impl Driver {
             Ok(None) | Err(_) => new.clear(),
         }
         (None, new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_published_until_they_are_told_and_told_as_they_are() {
+        let port = |host_port| network::PortMapping {
+            host_address: None,
+            host_port,
+            host_port_end: 0,
+            target_port: 80,
+            protocol: network::Protocol::Tcp,
+        };
+        let published = |ports: Vec<network::PortMapping>, carried6| network::Publication {
+            owner: "web".into(),
+            target: [10, 88, 0, 2].into(),
+            target6: None,
+            carried6,
+            ports,
+        };
+        let (carried, guarded) = (published(vec![port(8080)], true), published(vec![port(8080)], false));
+        let (both, four) = (start::told(&carried), start::told(&guarded));
+        assert_eq!([both.len(), four.len()], [2, 1]);
+        assert_eq!(judge(true, Some(&carried), &both), Ports::Told);
+        assert_eq!(judge(false, None, &[]), Ports::Told);
+        // Withdrawn with a network, or ended before it was told.
+        assert_eq!(judge(true, None, &[]), Ports::Unpublished);
+        assert_eq!(judge(true, None, &both), Ports::Unpublished);
+        assert_eq!(judge(true, Some(&carried), &[]), Ports::Unpublished);
+        // Nobody carries any more; or the daemon was killed before it told of the new number.
+        assert_eq!(judge(true, Some(&guarded), &both), Ports::Untold(four));
+        let anew = published(vec![port(8081)], true);
+        assert_eq!(judge(true, Some(&anew), &both), Ports::Untold(start::told(&anew)));
+        // A machine without IPv6 publishes nothing of what is to be there alone.
+        assert_eq!(judge(true, Some(&published(Vec::new(), false)), &[]), Ports::Told);
     }
 }

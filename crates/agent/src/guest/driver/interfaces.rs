@@ -53,7 +53,7 @@ impl Driver {
 
     /// Why not all is as wished; empty: it is.
     async fn try_adjust_interfaces(&mut self, guest: &Arc<dyn Guest>) -> Result<String> {
-        let record = attach::recorded(&self.context, &self.object, &self.uid)?;
+        let record = attach::recorded(&self.context, &self.object, &self.uid).await?;
         let wishes = interfaces::live(&self.object.spec, &record);
         let present = guest.interfaces().await?;
         let steps = interfaces::plan(&wishes, &record, |nic| present.contains(&nic.slot));
@@ -182,7 +182,7 @@ impl Driver {
 
     /// Whether there was anything to let go of.
     async fn try_let_go(&mut self) -> Result<bool> {
-        let record = attach::recorded(&self.context, &self.object, &self.uid)?;
+        let record = attach::recorded(&self.context, &self.object, &self.uid).await?;
         let is_foreign = |nic: &&Nic| !nic.port.is_empty() && !self.object.spec.names_port(&nic.port);
         let gone: Vec<Nic> = record.iter().filter(is_foreign).cloned().collect();
         if gone.is_empty() {

@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::{ports, security};
 
 /// The record of a machine. One that was made before there were any had one interface, of which its status tells.
-pub fn recorded(context: &Context, object: &VirtualMachine, uid: &str) -> Result<Vec<Nic>> {
+pub async fn recorded(context: &Context, object: &VirtualMachine, uid: &str) -> Result<Vec<Nic>> {
     match load(context, uid)? {
         Some(record) => Ok(record),
-        None => Ok(of_status(object, context.fabric.list().attachments.iter().find(|one| one.owner == uid))),
+        None => Ok(of_status(object, context.fabric.list().await?.attachments.iter().find(|one| one.owner == uid))),
     }
 }
 
@@ -33,7 +33,7 @@ fn of_status(object: &VirtualMachine, attachment: Option<&Attachment>) -> Vec<Ni
 /// Errors: [`Error::NotYet`] when a port is another's, or has no address; [`Error::Invalid`] when a key pair is missing at its first start.
 pub async fn prepare(context: &Context, object: &VirtualMachine, uid: &str) -> Result<Vec<Place>> {
     let key = Key::of(object);
-    let before = recorded(context, object, uid)?;
+    let before = recorded(context, object, uid).await?;
     // One that let go of its only interface while it was off has a record all the same.
     if before.is_empty() && load(context, uid)?.is_none() {
         check_keys(context, object).await?;
@@ -59,7 +59,7 @@ pub async fn rejoin(
     uid: &str,
     present: Option<&[u8]>,
 ) -> Result<Vec<Place>> {
-    let mut record = recorded(context, object, uid)?;
+    let mut record = recorded(context, object, uid).await?;
     let wishes = live(&object.spec, &record);
     for (wish, at) in wishes.iter().zip(pair(&wishes, &record)) {
         if let Some(nic) = at.map(|at| &mut record[at]).filter(|nic| nic.port.is_empty()) {

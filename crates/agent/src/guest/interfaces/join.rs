@@ -121,7 +121,7 @@ async fn network_of(context: &Context, key: &Key, record: Option<&Attachment>) -
     match ensured {
         Ok(network) if network.id == record.network => Ok(network),
         other => {
-            let found = context.fabric.list().networks.into_iter().find(|one| one.id == record.network);
+            let found = context.fabric.list().await?.networks.into_iter().find(|one| one.id == record.network);
             found.map_or(other, |found| Ok(Arc::new(found)))
         }
     }
@@ -132,7 +132,7 @@ async fn network_of(context: &Context, key: &Key, record: Option<&Attachment>) -
 /// Errors: [`Error::NotYet`] when its port is another's, or has no address.
 pub async fn join(context: &Context, key: &Key, uid: &str, mut nic: Nic, joining: Joining) -> Result<Place> {
     let owner = owner(uid, nic.slot);
-    let own = context.fabric.list().attachments.into_iter().find(|one| one.owner == owner);
+    let own = context.fabric.list().await?.attachments.into_iter().find(|one| one.owner == owner);
     let record = own.as_ref().filter(|_| joining == Joining::Again);
     let mut wanted = match record {
         Some(record) => as_it_is(context, key, uid, &nic, record).await,

@@ -170,7 +170,7 @@ pub async fn publish(
 
 /// Takes one interface off its network, and ends what answers it there. With the machine's first one go its published ports.
 pub async fn leave(context: &Context, owner: &str) -> Result<()> {
-    let inventory = context.fabric.list();
+    let inventory = context.fabric.list().await?;
     for one in inventory.attachments.iter().filter(|one| one.owner == owner) {
         if let Some(network) = inventory.networks.iter().find(|network| network.id == one.network) {
             context.guests.dhcp.withdraw(&network.bridge, one.mac);
@@ -183,7 +183,7 @@ pub async fn leave(context: &Context, owner: &str) -> Result<()> {
 
 /// Takes a machine off all of its networks.
 pub async fn leave_all(context: &Context, uid: &str) -> Result<()> {
-    let attachments = context.fabric.list().attachments.into_iter();
+    let attachments = context.fabric.list().await?.attachments.into_iter();
     let further = attachments.map(|one| one.owner).filter(|owner| owner != uid && machine_of(owner) == uid);
     for owner in further.chain([uid.to_owned()]) {
         leave(context, &owner).await?;

@@ -524,7 +524,7 @@ impl Drive {
     /// Errors: one of them does not move, or is just coming or going.
     async fn interfaces(&self, machine: &VirtualMachine, guest: &Arc<dyn Guest>) -> Result<(Vec<Nic>, Vec<Ipv4Addr>)> {
         let uid = machine.uid().unwrap_or_default();
-        let record = nics::recorded(&self.context, machine, &uid)?;
+        let record = nics::recorded(&self.context, machine, &uid).await?;
         let (mut told, mut present) =
             (record.iter().map(|one| one.slot).collect::<Vec<_>>(), guest.interfaces().await?);
         told.sort_unstable();
@@ -535,7 +535,7 @@ impl Drive {
             let text = "a network interface is just coming or going; try again when it is attached, or gone";
             return Err(Error::Invalid(text.into()));
         }
-        let inventory = self.context.fabric.list();
+        let inventory = self.context.fabric.list().await?;
         let mut neighbours = Vec::new();
         for nic in &record {
             let owner = interfaces::owner(&uid, nic.slot);
