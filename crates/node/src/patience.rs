@@ -4,6 +4,7 @@
 //! what has not answered is not asked again meanwhile.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,6 +58,17 @@ pub async fn ask<T: Send + 'static>(
     question: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, NoAnswer> {
     OURS.ask(ANSWER_TIMEOUT, about.into(), question).await
+}
+
+/// Asks about a path, by which it is named, as [`ask`] does.
+///
+/// Errors: as there.
+pub async fn ask_path<T: Send + 'static>(
+    path: impl Into<PathBuf>,
+    question: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T, NoAnswer> {
+    let path = path.into();
+    ask(path.display().to_string(), move || question(&path)).await
 }
 
 impl Questions {

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
-use crate::sys;
+use crate::{children, sys};
 
 /// The link to the program of this process.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -119,23 +119,13 @@ fn succeeds_alone_in_time(trial: &mut Command) -> io::Result<bool> {
         let _ = trial.exec();
         sys::end_at_once(TRIAL_FAILED);
     };
-    let child = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
-    let mut deadline = Instant::now() + TRIAL_TIMEOUT;
-    let mut is_killed = false;
-    loop {
-        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
-            WaitStatus::StillAlive => {}
-            status => return Ok(!is_killed && status == WaitStatus::Exited(child, 0)),
-        }
-        if Instant::now() >= deadline {
-            if is_killed {
-                return Ok(false);
-            }
-            sys::kill(pid, libc::SIGKILL);
-            (is_killed, deadline) = (true, Instant::now() + TRIAL_END);
-        }
-        std::thread::sleep(TRIAL_PAUSE);
+    let ended = children::wait_for_end(pid, TRIAL_TIMEOUT);
+    if !ended {
+        sys::kill(pid, libc::SIGKILL);
+        children::wait_for_end(pid, TRIAL_END);
     }
+    let child = Pid::from_raw(pid.cast_signed());
+    Ok(waitpid(child, Some(WaitPidFlag::WNOHANG))? == WaitStatus::Exited(child, 0) && ended)
 }
 
 fn mount(program: &Path) -> io::Result<Detached> {

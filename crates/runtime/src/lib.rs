@@ -14,6 +14,7 @@
 
 mod apart;
 pub mod cgroup;
+mod children;
 mod config;
 mod detached;
 mod directories;

@@ -28,6 +28,7 @@ mod links;
 mod log_options;
 pub mod mounts;
 pub mod places;
+mod publication;
 mod secrets;
 mod shared_memory;
 pub mod spec;

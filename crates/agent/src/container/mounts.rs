@@ -113,8 +113,7 @@ async fn at_most(place: &Place, access: Access) -> Result<Access> {
     if access != Access::ReadOnlyThroughout {
         return Ok(access);
     }
-    let (about, source) = (source.display().to_string(), source.clone());
-    let found = patience::ask(about, move || std::fs::metadata(source)).await?;
+    let found = patience::ask_path(source, Path::metadata).await?;
     Ok(if found.is_ok_and(|found| !found.is_dir()) { Access::ReadOnly } else { access })
 }
 
@@ -168,10 +167,9 @@ async fn bind(mount: &Mount) -> Result<Place> {
     if !source.is_absolute() {
         return Err(Error::Invalid(format!("invalid mount path: '{}' must be absolute", mount.source)));
     }
-    let (about, path) = (source.display().to_string(), source.clone());
     // What `docker run -v` does; clients that want an error ask before.
-    let make = move || if path.exists() { Ok(()) } else { std::fs::create_dir_all(&path) };
-    patience::ask(about, make).await?.map_err(Error::io("create", &source))?;
+    let make = |path: &Path| if path.exists() { Ok(()) } else { std::fs::create_dir_all(path) };
+    patience::ask_path(&source, make).await?.map_err(Error::io("create", &source))?;
     let propagation = mount.propagation.clone();
     Ok(if mount.not_recursive { Place::BindAlone { source, propagation } } else { Place::Bind { source, propagation } })
 }
@@ -188,8 +186,7 @@ async fn volume(context: &Context, namespace: &str, mount: &Mount, mounts: &mut 
     if let Some(place) = by_options(&object) {
         if let Place::Bind { source, .. } = &place {
             // Only whether it answers: what comes after looks at it without a limit.
-            let (about, source) = (source.display().to_string(), source.clone());
-            patience::ask(about, move || source.exists()).await?;
+            patience::ask_path(source, Path::exists).await?;
         }
         return Ok(place);
     }

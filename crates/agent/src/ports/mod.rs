@@ -163,9 +163,9 @@ pub async fn run(context: Arc<Context>) {
                 tracing::warn!(port = key.name, error = %chain(&error), "cannot guard a port");
                 failed = true;
             }
-            // A shim that hangs holds up no other port.
-            let publication = context.fabric.publication(owner).await.unwrap_or_default();
-            if is_guarded && publication.is_some_and(|one| one.carried6) {
+            if is_guarded && context.fabric.publication(owner).await.unwrap_or_default().is_some_and(|one| one.carried6)
+            {
+                // A shim that hangs holds up no other port.
                 ending.insert(owner.clone());
                 ends.push(end_carrying(context.clone(), owner.clone()));
             }
@@ -185,7 +185,7 @@ pub async fn run(context: Arc<Context>) {
 /// pass them by. Gives the owner; as long as it has not ended, the caller tries again.
 async fn end_carrying(context: Arc<Context>, owner: String) -> String {
     let ended = async {
-        // Who was about to carry looks again, once it does, whether it still may (`container::start::carry`).
+        // Who was about to carry looks again, once it does, whether it still may (`container::publication::carry`).
         context.runtime.stop_carrying(&owner).await?;
         Ok::<_, Error>(context.fabric.forget_carried(&owner).await?)
     };

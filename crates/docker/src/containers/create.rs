@@ -1,5 +1,6 @@
 //! `POST /containers/create`: looks up what the pure translation needs, judges it, and makes the objects.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use api::container::{Container, ContainerSpec};
@@ -124,8 +125,7 @@ async fn check_sources(docker: &Docker, request: &CreateRequest) -> Result<()> {
         if member("Type") != "bind" || makes_it {
             continue;
         }
-        let source = member("Source").to_owned();
-        let found = node::patience::ask(source.clone(), move || std::fs::symlink_metadata(&source)).await;
+        let found = node::patience::ask_path(member("Source"), Path::symlink_metadata).await;
         if found.map_err(node::Error::from)?.is_err() {
             return Err(Error::Invalid(format!(
                 "invalid mount config for type \"bind\": bind source path does not exist: {}",

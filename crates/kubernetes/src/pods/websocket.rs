@@ -57,7 +57,7 @@ pub(super) async fn serve_session(call: Call, queues: Queues, wanted: Wanted) ->
 }
 
 /// What is known of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Client {
     Silent,
     /// It reads what it is sent.
@@ -86,28 +86,19 @@ async fn carry(socket: WebSocket, queues: Queues, wanted: Wanted) {
         return;
     }
     let (seen, client) = watch::channel(Client::Silent);
+    let see = |now: Client| seen.send_if_modified(|known| std::mem::replace(known, now.max(*known)) < now);
     let reading = async {
         while let Some(Ok(message)) = receiving.next().await {
             let data = match message {
                 Message::Binary(data) => data,
                 Message::Close(_) => break,
                 Message::Pong(_) => {
-                    seen.send_if_modified(|client| {
-                        *client == Client::Silent && {
-                            *client = Client::Reads;
-                            true
-                        }
-                    });
+                    see(Client::Reads);
                     continue;
                 }
                 _ => continue,
             };
-            seen.send_if_modified(|client| {
-                *client != Client::Speaks && {
-                    *client = Client::Speaks;
-                    true
-                }
-            });
+            see(Client::Speaks);
             if let Some(parsed) = parse(data)
                 && input.send(parsed).await.is_err()
             {

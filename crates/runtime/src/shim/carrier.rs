@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use self::datagrams::Datagrams;
 use self::streams::{Streams, WAITING_MAX};
-use super::children;
+use crate::children;
 use crate::protocol::CarriedPort;
 use crate::session::ANSWER_TIMEOUT;
 use crate::sys;

@@ -11,7 +11,6 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::carrier::Carrier;
-use super::children;
 use super::client::{Client, Role};
 use super::create::{Launched, Short};
 use super::process::Process;
@@ -20,6 +19,7 @@ use super::{
     CLIENTS_MAX, DRAIN_TIMEOUT, EXECS_MAX, LINGER_TIMEOUT, OCI_TIMEOUT, READ_BYTES, STALL_TIMEOUT,
     STDIN_QUEUE_MAX_BYTES,
 };
+use crate::children;
 use crate::config::ShimConfig;
 use crate::oci::{self, OciKind};
 use crate::protocol::{DATA_MAX_BYTES, FrameKind, Refusal, json_frame};

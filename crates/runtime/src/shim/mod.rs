@@ -8,7 +8,6 @@
 //! clients read the rest; then the process ends. The daemon finds the exit status in a file.
 
 mod carrier;
-mod children;
 mod client;
 mod create;
 mod descriptors;

@@ -6,7 +6,7 @@ use api::container::{NetworkEndpoint, PortMapping};
 use tokio::time::Instant;
 
 use super::Driver;
-use crate::container::{start, step};
+use crate::container::{publication, start, step};
 use crate::context::Key;
 use crate::error::{Error, Result, chain};
 use crate::ports::{self, Held};
@@ -29,7 +29,7 @@ enum Ports {
 fn judge(wants_ports: bool, publication: Option<&network::Publication>, told: &[PortMapping]) -> Ports {
     match publication {
         _ if !wants_ports => Ports::Told,
-        Some(one) if one.ports.is_empty() == told.is_empty() => match start::told(one) {
+        Some(one) if one.ports.is_empty() == told.is_empty() => match publication::told(one) {
             ports if ports == told => Ports::Told,
             ports => Ports::Untold(ports),
         },
@@ -64,15 +64,8 @@ impl Driver {
             return;
         }
         let (new, gone) = start::network_changes(&self.object.spec, &self.status.networks);
-        if new.is_empty() && gone.is_empty() {
-            match self.ports().await {
-                Ports::Told => return,
-                Ports::Untold(ports) => {
-                    self.status.ports = ports;
-                    return self.report().await;
-                }
-                Ports::Unpublished => {}
-            }
+        if new.is_empty() && gone.is_empty() && self.ports().await == Ports::Told {
+            return;
         }
         let netns = start::netns_path(&self.context, &self.id);
         for name in gone {
@@ -111,7 +104,7 @@ impl Driver {
     /// Takes up again what an earlier daemon did not get to: networks to join and to leave, ports to publish, to carry and to tell of.
     pub(super) async fn take_up_networks(&mut self) {
         // Of ports that are carried already, the fabric has no sockets.
-        if let Err(error) = start::carry(&self.context, &self.id).await {
+        if let Err(error) = publication::carry(&self.context, &self.id).await {
             tracing::warn!(id = self.id, error = %chain(&error), "cannot have the ports carried");
             // As good as not published.
             self.status.ports.clear();
@@ -143,8 +136,8 @@ impl Driver {
         let published = async {
             // Published and not told, before the daemon was ended: the shim may have the sockets, which would be in the way.
             self.withdraw_ports().await?;
-            let ports = start::publish(&self.context, &self.id, &place, &self.object.spec).await?;
-            start::carry(&self.context, &self.id).await?;
+            let ports = publication::publish(&self.context, &self.id, &place, &self.object.spec).await?;
+            publication::carry(&self.context, &self.id).await?;
             Ok::<_, Error>(ports)
         };
         match published.await {
@@ -250,7 +243,7 @@ mod tests {
             ports,
         };
         let (carried, guarded) = (published(vec![port(8080)], true), published(vec![port(8080)], false));
-        let (both, four) = (start::told(&carried), start::told(&guarded));
+        let (both, four) = (publication::told(&carried), publication::told(&guarded));
         assert_eq!([both.len(), four.len()], [2, 1]);
         assert_eq!(judge(true, Some(&carried), &both), Ports::Told);
         assert_eq!(judge(false, None, &[]), Ports::Told);
@@ -261,7 +254,7 @@ mod tests {
         // Nobody carries any more; or the daemon was killed before it told of the new number.
         assert_eq!(judge(true, Some(&guarded), &both), Ports::Untold(four));
         let anew = published(vec![port(8081)], true);
-        assert_eq!(judge(true, Some(&anew), &both), Ports::Untold(start::told(&anew)));
+        assert_eq!(judge(true, Some(&anew), &both), Ports::Untold(publication::told(&anew)));
         // A machine without IPv6 publishes nothing of what is to be there alone.
         assert_eq!(judge(true, Some(&published(Vec::new(), false)), &[]), Ports::Told);
     }

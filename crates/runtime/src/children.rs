@@ -1,4 +1,4 @@
-//! Children of the shim, by their numbers: a look at one, the wait for one that was killed, its burial.
+//! Children of this process, by their numbers: a look at one, the wait for one that was killed, its burial.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,13 @@ use nix::unistd::Pid;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// How a child is, without reaping it. Errors: there is no such child.
-pub(super) fn look(pid: u32) -> nix::Result<WaitStatus> {
+pub(crate) fn look(pid: u32) -> nix::Result<WaitStatus> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     waitid(Id::Pid(Pid::from_raw(pid.cast_signed())), flags)
 }
 
 /// Waits for a child that was killed, so that it says and holds nothing more; whether it has ended. It is not reaped.
-pub(super) fn wait_for_end(pid: u32, patience: Duration) -> bool {
+pub(crate) fn wait_for_end(pid: u32, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while look(pid) == Ok(WaitStatus::StillAlive) {
         if Instant::now() >= deadline {
@@ -27,7 +27,7 @@ pub(super) fn wait_for_end(pid: u32, patience: Duration) -> bool {
 }
 
 /// Reaps a child that has ended, before anybody else does.
-pub(super) fn reap(pid: u32) {
+pub(crate) fn reap(pid: u32) {
     // An error means that it is gone already.
     let _ = waitpid(Pid::from_raw(pid.cast_signed()), Some(WaitPidFlag::WNOHANG));
 }
